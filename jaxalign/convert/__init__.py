@@ -1,0 +1,17 @@
+"""Published checkpoints to parameters."""
+
+from jaxalign.convert.checkpoint import open_checkpoint
+from jaxalign.convert.hub import ModelUnavailable, Source, locate
+from jaxalign.convert.model import Model, load
+from jaxalign.convert.neox import load_params, save_checkpoint
+
+__all__ = [
+    "Model",
+    "ModelUnavailable",
+    "Source",
+    "load",
+    "load_params",
+    "locate",
+    "open_checkpoint",
+    "save_checkpoint",
+]

@@ -1,0 +1,116 @@
+"""Published weight files: which tensors a folder holds, checked before one is used."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from jaxalign.errors import InputError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a folder: ``files`` maps a tensor's name to the file that holds it."""
+
+    folder: Path
+    files: dict[str, Path]
+    shapes: dict[str, tuple[int, ...]]
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as it is on disk (the file is memory-mapped, only this tensor is copied).
+
+        Raises:
+            InputError: the file is damaged, or the tensor holds NaN or infinity.
+        """
+        tensor = _with_file(self.files[name], lambda file: file.get_tensor(name))
+        if not np.isfinite(tensor).all():
+            bad = int((~np.isfinite(tensor)).sum())
+            raise InputError(
+                f"{self.files[name]}: tensor {name!r} has {bad} values that are NaN or infinite",
+                "download the checkpoint again; if it is your own, find the step that broke it",
+            )
+        return tensor
+
+    def sha256(self) -> str:
+        """Hash of the weight files, in the order of their names."""
+        digest = hashlib.sha256()
+        for path in sorted(set(self.files.values())):
+            with path.open("rb") as file:
+                while chunk := file.read(1 << 22):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    """List a folder's tensors, from one safetensors file or from the shards of an index.
+
+    Raises:
+        InputError: no safetensors, a damaged or missing file, a tensor in two shards, or an
+            index that says otherwise than its shards.
+    """
+    if (folder / INDEX).is_file():
+        indexed = _read_index(folder / INDEX)
+        paths = sorted({folder / name for name in indexed.values()})
+    elif (folder / SINGLE).is_file():
+        indexed, paths = None, [folder / SINGLE]
+    else:
+        raise _no_safetensors(folder)
+    files: dict[str, Path] = {}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in paths:
+        for name, shape in _with_file(path, _shapes).items():
+            if name in files:
+                raise InputError(
+                    f"tensor {name!r} is both in {files[name].name} and in {path.name}",
+                    "remove the shard that does not belong to this checkpoint",
+                )
+            files[name], shapes[name] = path, shape
+    for name in sorted((indexed or files).keys() ^ files.keys()):
+        where = "its shards" if name in files else INDEX
+        raise InputError(
+            f"{folder}: tensor {name!r} is only in {where}, not on both sides of the index",
+            "download the checkpoint again",
+        )
+    return Checkpoint(folder, files, shapes)
+
+
+def _shapes(file: safe_open) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+
+
+def _with_file(path: Path, use):  # type: ignore[no-untyped-def]
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return use(file)
+    except FileNotFoundError as error:
+        raise InputError(f"weights file {path} is missing", "download it again") from error
+    except (SafetensorError, OSError) as error:
+        raise InputError(
+            f"weights file {path} is damaged or cut short ({error})", "download it again"
+        ) from error
+
+
+def _read_index(path: Path) -> dict[str, str]:
+    try:
+        return dict(json.loads(path.read_text())["weight_map"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a safetensors index ({error})", "download it again") from error
+
+
+def _no_safetensors(folder: Path) -> InputError:
+    if list(folder.glob("pytorch_model*.bin")):
+        return InputError(
+            f"{folder} has only pytorch_model.bin, a pickle, which can run code when it is opened",
+            "convert it on a machine you trust: AutoModelForCausalLM.from_pretrained(folder)"
+            ".save_pretrained(folder, safe_serialization=True)",
+        )
+    return InputError(
+        f"{folder} has neither {SINGLE} nor {INDEX}", "point --model at a checkpoint's folder"
+    )

@@ -1,0 +1,99 @@
+"""A model ready to run: parameters, architecture, tokenizer, and where they came from."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from tokenizers import Tokenizer
+
+from jaxalign.convert.checkpoint import open_checkpoint
+from jaxalign.convert.hub import BUNDLED_NAME, Source, locate
+from jaxalign.convert.neox import load_params
+from jaxalign.errors import InputError
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.params import Params
+
+# Vocabularies are padded up to a multiple of this for tensor parallelism (Pythia-12b: 50277
+# tokens, 50688 rows); a larger gap means that tokenizer and weights do not belong together.
+PADDED_TO = 1024
+
+
+@dataclass(frozen=True)
+class Model:
+    """What ``load`` returns.
+
+    Attributes:
+        params: the weights, in the dtype asked for.
+        config: the architecture.
+        tokenizer: from ``tokenizer.json``.
+        source: the folder, and how it was found.
+        weights_sha256: hash of the weight files.
+    """
+
+    params: Params
+    config: ModelConfig
+    tokenizer: Tokenizer
+    source: Source
+    weights_sha256: str
+
+
+def load(
+    model: str | Source | None = BUNDLED_NAME, revision: str | None = None, dtype: Any = jnp.float32
+) -> Model:
+    """Load a GPT-NeoX checkpoint.
+
+    Args:
+        model: folder, hub repository, "demo", None (the default model or the bundled one in its
+            place), or a ``Source`` already located.
+        revision: of the hub repository.
+        dtype: of the parameters in memory, whatever it is on disk.
+
+    Raises:
+        InputError: anything about it that cannot be used, named.
+
+    Example:
+        >>> jaxalign.load("demo").config.num_layers
+        6
+    """
+    source = model if isinstance(model, Source) else locate(model, revision)
+    config = ModelConfig.from_hf(_read_json(source.folder / "config.json"))
+    tokenizer = _read_tokenizer(source.folder / "tokenizer.json")
+    check_vocabulary(tokenizer, config)
+    checkpoint = open_checkpoint(source.folder)
+    params = load_params(checkpoint, config, dtype)
+    return Model(params, config, tokenizer, source, checkpoint.sha256())
+
+
+def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
+    """Raise ``InputError`` unless tokenizer and model can have the same vocabulary."""
+    known = 1 + max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if not known <= config.vocab_size <= -(-known // PADDED_TO) * PADDED_TO:
+        raise InputError(
+            f"the tokenizer knows {known} tokens, but the model has a vocabulary of "
+            f"{config.vocab_size}",
+            "use the tokenizer.json that was published with these weights",
+        )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing", "point --model at a complete checkpoint") from error
+    except ValueError as error:
+        raise InputError(f"{path} is not JSON ({error})", "download it again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object", "download it again")
+    return content
+
+
+def _read_tokenizer(path: Path) -> Tokenizer:
+    _read_json(path)
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the Rust side raises nothing narrower
+        raise InputError(f"{path} is not a tokenizer ({error})", "download it again") from error

@@ -1,0 +1,158 @@
+"""Word lists of the filler text: what people do, see, feel, eat and say."""
+
+
+def _words(text: str) -> tuple[str, ...]:
+    """Read words or phrases that commas separate."""
+    return tuple(word.strip() for word in " ".join(text.split()).split(","))
+
+
+LEXICON: dict[str, tuple[str, ...]] = {
+    "adjective": _words("""
+        old, new, small, large, quiet, bright, dark, heavy, light, strange, beautiful, broken,
+        simple, expensive, cheap, famous, empty, narrow, wide, green, red, blue, yellow, white,
+        black, brown, gray, wooden, round, dusty, clean, soft, warm, cold, tall, short, thick,
+        thin, pretty"""),
+    "look": _words("""
+        old, quiet, beautiful, empty, famous, crowded, noisy, dark, large, peaceful, modern,
+        clean, busy, lovely, dusty, cold, strange"""),
+    "trait": _words("""
+        kind, brave, clever, lazy, friendly, honest, patient, shy, polite, cheerful, stubborn,
+        wise, young, old, hungry, proud, quiet, funny"""),
+    "sky": _words("""
+        warm, cold, wet, mild, windy, sunny, terrible, wonderful, cloudy"""),
+    "feeling": _words("""
+        happy, sad, tired, angry, proud, nervous, surprised, hungry, calm, worried, excited,
+        lonely, curious, afraid, bored, grateful"""),
+    "time": _words("""
+        In the morning, In the afternoon, In the evening, Late at night, After breakfast, Before
+        dinner, One day, The next day, On Monday, On Tuesday, On Wednesday, On Thursday, On
+        Friday, On Saturday, On Sunday, Last week, Last year, A long time ago, At noon, Early in
+        the spring, One summer, That winter"""),
+    "later": _words("""
+        Later, Soon, After an hour, A few days later, In the end, At last, After that, Then, A
+        little later, Before long, The following week"""),
+    "animal": _words("""
+        fox, dog, cat, bear, rabbit, mouse, wolf, bird, horse, duck, frog, owl, lion, goat, sheep,
+        cow, turtle, squirrel, crow, snake"""),
+    "food": _words("""
+        bread, soup, cheese, rice, fish, chicken, salad, pasta, cake, fruit, potatoes, beans,
+        eggs, honey, pancakes, tomatoes, nuts, mushrooms"""),
+    "drink": _words("""
+        tea, coffee, milk, water, juice, lemonade, hot chocolate"""),
+    "job": _words("""
+        teacher, doctor, farmer, baker, sailor, painter, lawyer, nurse, cook, driver, writer,
+        student, soldier, gardener, singer, engineer, carpenter, librarian, pilot, tailor,
+        shopkeeper, musician, clerk, judge"""),
+    "relative": _words("""
+        mother, father, sister, brother, aunt, uncle, grandmother, grandfather, cousin, neighbor,
+        best friend, son, daughter"""),
+    "scenery": _words("""
+        forest, valley, hill, field, coast, island, desert, road, meadow, cliff, bay, pond, path,
+        square, street, tower, wall, gate, mill, ruin"""),
+    "room": _words("""
+        kitchen, bedroom, attic, cellar, hall, bathroom, study, garage"""),
+    "thing": _words("""
+        table, mirror, candle, carpet, clock, window, door, ladder, bucket, rope, piano, suitcase,
+        wallet, spoon, pot, shelf, stone, coin, boat, wheel, painting, diary, telescope, kite,
+        drawer, bench, bell, sword, radio, bicycle, train, wagon, statue, crown, shirt, glove,
+        pillow"""),
+    "plant": _words("""
+        roses, tulips, beans, carrots, apple trees, herbs, potatoes, sunflowers, grapes, onions,
+        pumpkins, lilies"""),
+    "town": _words("""
+        Ashford, Millbrook, Stonebridge, Oakdale, Riverton, Greenfield, Westport, Northgate,
+        Fairview, Lakewood, Redhill, Silverton, Elmwood, Kingsbury"""),
+    "surname": _words("""
+        Hill, Baker, Wood, Clark, Walker, Green, Stone, Fisher, Cook, Miller, Young, King, Brooks,
+        Carter, Turner, Mason, Hunter, Porter"""),
+    "month": _words("""
+        January, February, March, April, May, June, July, August, September, October, November,
+        December"""),
+    "number": _words("""
+        two, three, four, five, six, seven, eight, nine, ten, twelve, fifteen, twenty, thirty,
+        forty, fifty, a hundred"""),
+    "subject": _words("""
+        history, music, mathematics, geography, art, biology, chemistry, poetry, physics, law,
+        medicine, philosophy"""),
+    "hobby": _words("""
+        reading, swimming, painting, fishing, dancing, singing, running, cooking, hiking, sewing,
+        gardening, writing letters, playing chess, collecting stamps, watching birds, riding a
+        bicycle, baking bread, climbing trees"""),
+    "virtue": _words("""
+        patience, courage, kindness, honesty, hard work, friendship, wisdom"""),
+    "group": _words("""
+        children, visitors, workers, students, farmers, travelers, neighbors"""),
+    "way": _words("""
+        slowly, quickly, quietly, carefully, happily, gently, suddenly, loudly"""),
+}
+
+# What it does, what follows, what people do, what one needs.
+WEATHER: tuple[tuple[str, str, str, str], ...] = (
+    ("it rained", "the streets were wet", "stayed inside", "an umbrella"),
+    ("it snowed", "the roofs were white", "built a snowman", "warm boots"),
+    ("the sun was shining", "the air was warm", "sat in the shade", "a straw hat"),
+    ("the wind was strong", "leaves flew through the air", "closed the windows", "a thick coat"),
+    ("there was a storm", "the lights went out", "lit some candles", "a flashlight"),
+    ("it was foggy", "nobody could see the hills", "drove slowly", "a bright light"),
+    ("it was freezing", "the lake was covered with ice", "made a fire", "gloves and a scarf"),
+    ("it was very hot", "the grass was dry", "drank a lot of water", "a cold drink"),
+)
+
+# What goes wrong, what the person does about it, how it ends; {p} and {s} are pronouns.
+PROBLEMS: tuple[tuple[str, str, str], ...] = (
+    ("{p} had lost {s} keys", "looked under every chair", "found them in {s} own pocket"),
+    ("{p} had missed the train", "waited at the station", "took the next one"),
+    ("{p} had forgotten the way", "asked a kind woman", "turned left at the church"),
+    ("{s} bicycle was broken", "bought a new wheel", "rode home happily"),
+    ("{p} could not sleep", "drank a glass of warm milk", "slept until nine"),
+    ("{p} had no money left", "sold an old painting", "paid for everything"),
+    ("the door was locked", "climbed through the window", "opened it from the inside"),
+    ("{s} dog had run away", "searched the whole park", "found it asleep under a tree"),
+    ("{s} shoes were too small", "went to the shoemaker", "walked without pain"),
+    ("the soup was too salty", "added a potato and some water", "had a very good dinner"),
+    ("{p} had hurt {s} knee", "went to see a doctor", "was able to walk again"),
+    ("{p} could not find {s} glasses", "searched the whole house", "found them on {s} own nose"),
+    ("the lamp did not work", "changed the bulb", "read until midnight"),
+    ("{s} car would not start", "called a mechanic", "arrived one hour late"),
+    ("{p} had broken a window", "told the owner the truth", "was forgiven"),
+    ("the milk had gone bad", "walked to the store", "came back with a fresh bottle"),
+)
+
+SAYINGS: tuple[str, ...] = (
+    "The early bird catches the worm.",
+    "Practice makes perfect.",
+    "Actions speak louder than words.",
+    "Better late than never.",
+    "All that glitters is not gold.",
+    "Many hands make light work.",
+    "Where there is smoke, there is fire.",
+    "A friend in need is a friend indeed.",
+    "You cannot judge a book by its cover.",
+    "Rome was not built in a day.",
+)
+
+RECIPES: dict[str, tuple[str, ...]] = {
+    "a cup of tea": _words("""
+        Boil some water, Put the tea in a cup, Pour the water over it, Wait for four minutes, Add
+        a little sugar"""),
+    "vegetable soup": _words("""
+        Wash the carrots and the potatoes, Cut them into small pieces, Cook them in a large pot,
+        Add salt and pepper, Serve it hot"""),
+    "pancakes": _words("""
+        Mix flour, eggs and milk, Add a little salt, Heat some butter in a pan, Bake the pancakes
+        on both sides, Eat them with honey"""),
+    "a salad": _words("""
+        Wash the tomatoes, Cut the onion, Put everything in a bowl, Add oil and salt, Mix it well"""),
+    "a sandwich": _words("""
+        Cut two slices of bread, Put butter on them, Add cheese and a tomato, Close the sandwich,
+        Cut it in half"""),
+    "a paper boat": _words("""
+        Take a sheet of paper, Fold it in half, Fold the corners down, Turn up the edges, Pull the
+        sides apart"""),
+    "a small garden": _words("""
+        Choose a sunny place, Dig the ground, Put the seeds into the earth, Water them every day,
+        Wait for a few weeks"""),
+    "a fire": _words("""
+        Collect dry wood, Put some paper under it, Light the paper with a match, Add larger pieces
+        of wood, Keep a bucket of water near"""),
+}

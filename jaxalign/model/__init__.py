@@ -1,0 +1,18 @@
+"""GPT-NeoX as a pure function of arrays."""
+
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.decoder import CAPTURES, Output, forward, head_contributions
+from jaxalign.model.params import Params, cast, count, init_params, param_shapes
+
+__all__ = [
+    "CAPTURES",
+    "ModelConfig",
+    "Output",
+    "Params",
+    "cast",
+    "count",
+    "forward",
+    "head_contributions",
+    "init_params",
+    "param_shapes",
+]

@@ -1,0 +1,141 @@
+"""The pieces of a block, each a function of arrays with any number of leading row axes."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.params import MLP, Attention, Norm
+from jaxalign.numerics.dot import dot
+from jaxalign.shapes import Array, Float, Int
+
+
+def layer_norm(x: Float[Array, "*rows D"], norm: Norm, eps: float) -> Float[Array, "*rows D"]:
+    """Layer norm computed in f32 and rounded once to ``x.dtype``, as PyTorch does."""
+    wide = x.astype(jnp.float32)
+    centred = wide - wide.mean(axis=-1, keepdims=True)
+    variance = jnp.square(centred).mean(axis=-1, keepdims=True)
+    unit = centred * lax.rsqrt(variance + eps)
+    scaled = unit * norm.scale.astype(jnp.float32) + norm.bias.astype(jnp.float32)
+    return scaled.astype(x.dtype)
+
+
+def rotate(
+    x: Float[Array, "*rows B S H h"], positions: Int[Array, "B|1 S"], config: ModelConfig
+) -> Float[Array, "*rows B S H h"]:
+    """Turn the first ``rotary_dims`` coordinates by their position's angles.
+
+    Coordinates ``i`` and ``i + rotary_dims / 2`` form a pair with frequency
+    ``base^(−2i / rotary_dims)`` (RoFormer, arXiv 2104.09864, in GPT-NeoX's half layout); angles
+    and products in f32, rounded once.
+    """
+    half = config.rotary_dims // 2
+    frequency = config.rotary_base ** (-jnp.arange(half, dtype=jnp.float32) / max(half, 1))
+    angle = positions[..., None, None].astype(jnp.float32) * frequency
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = (
+        jnp.expand_dims(t, tuple(range(x.ndim - t.ndim))) for t in (cos, sin)
+    )
+    first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
+    a, b = first.astype(jnp.float32), second.astype(jnp.float32)
+    turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
+    return jnp.concatenate([turned.astype(x.dtype), rest], axis=-1)
+
+
+def at_position(
+    x: Float[Array, "*rows B S D"], position: Int[Array, " B"]
+) -> Float[Array, "*rows B 1 D"]:
+    """``x`` at one position of each prompt."""
+    index = jnp.expand_dims(position[:, None, None], tuple(range(x.ndim - 3)))
+    return jnp.take_along_axis(x, index, axis=-2)
+
+
+def _project(
+    x: Float[Array, "*rows A"], w: Float[Array, "A C"], bias: Float[Array, " C"] | None
+) -> Float[Array, "*rows C"]:
+    y = dot(x, w)
+    if bias is not None:
+        y = y + bias.astype(jnp.float32)
+    return y.astype(x.dtype)
+
+
+def attention(
+    x: Float[Array, "*rows B S D"],
+    weights: Attention,
+    config: ModelConfig,
+    query_position: Int[Array, " B"] | None = None,
+) -> tuple[Float[Array, "*rows B Q H h"], Float[Array, "*rows B Q D"]]:
+    """Causal self-attention of normed inputs ``x``.
+
+    Scores and softmax are f32; the probabilities are rounded to the run's dtype.
+
+    Args:
+        x: the attention norm's output.
+        query_position: compute only this position of each prompt (``Q = 1``); all by default.
+
+    Returns:
+        ``z``, what each head read, and the projected output ``concat(z) @ W_O + b``.
+    """
+    S, D, H = x.shape[-2], config.hidden_size, config.num_heads
+    heads = (H, config.head_size)
+    everywhere = jnp.arange(S)[None]
+    if query_position is None:
+        qkv = _project(x, weights.qkv, weights.qkv_bias)
+        q, k, v = (part.reshape(*part.shape[:-1], *heads) for part in jnp.split(qkv, 3, axis=-1))
+        query_positions = everywhere
+    else:
+        bias_q, bias_kv = None, None
+        if weights.qkv_bias is not None:
+            bias_q, bias_kv = weights.qkv_bias[:D], weights.qkv_bias[D:]
+        kv = _project(x, weights.qkv[:, D:], bias_kv)
+        k, v = (part.reshape(*part.shape[:-1], *heads) for part in jnp.split(kv, 2, axis=-1))
+        q = _project(at_position(x, query_position), weights.qkv[:, :D], bias_q)
+        q = q.reshape(*q.shape[:-1], *heads)
+        query_positions = query_position[:, None]
+    q, k = rotate(q, query_positions, config), rotate(k, everywhere, config)
+    scores = jnp.einsum(
+        "...qhe,...khe->...hqk",
+        q,
+        k,
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    ) * (1 / math.sqrt(config.head_size))
+    visible = everywhere[:, None, :] <= query_positions[:, :, None]  # [B|1, Q, S]
+    probabilities = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf), axis=-1)
+    z = jnp.einsum(
+        "...hqk,...khe->...qhe",
+        probabilities.astype(x.dtype),
+        v,
+        precision=lax.Precision.HIGHEST,
+        preferred_element_type=jnp.float32,
+    ).astype(x.dtype)
+    return z, _project(z.reshape(*z.shape[:-2], D), weights.out, weights.out_bias)
+
+
+def activate(x: Float[Array, "*rows F"], name: str) -> Float[Array, "*rows F"]:
+    """The MLP's nonlinearity, by its Hugging Face name, in f32 (rounded by the caller)."""
+    match name:
+        case "gelu" | "gelu_python":
+            return jax.nn.gelu(x, approximate=False)
+        case "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast":
+            return jax.nn.gelu(x, approximate=True)
+        case "quick_gelu":
+            return x * jax.nn.sigmoid(1.702 * x)
+        case "relu":
+            return jax.nn.relu(x)
+        case "silu":
+            return jax.nn.silu(x)
+    raise ValueError(f"activation is {name!r}, which ModelConfig would have refused")
+
+
+def mlp(
+    x: Float[Array, "*rows D"], weights: MLP, config: ModelConfig
+) -> Float[Array, "*rows D"]:
+    """``activation(x W_up + b) W_down + b`` of normed inputs, rounded after each step."""
+    hidden = _project(x, weights.up, weights.up_bias)
+    active = activate(hidden.astype(jnp.float32), config.activation).astype(x.dtype)
+    return _project(active, weights.down, weights.down_bias)

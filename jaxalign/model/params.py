@@ -1,0 +1,139 @@
+"""Parameters: a tree of arrays, layers stacked on a leading ``L`` axis."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxalign.model.config import ModelConfig
+from jaxalign.numerics.scheme import Scheme
+from jaxalign.shapes import Leaf
+
+
+@struct.dataclass
+class Norm:
+    """Layer norm. ``scale``, ``bias``: ``[L, D]`` (the final norm ``[D]``)."""
+
+    scale: Leaf
+    bias: Leaf
+
+
+@struct.dataclass
+class Attention:
+    """Attention projections.
+
+    ``qkv`` ``[L, D, 3·H·h]``: all query heads, then all key heads, then all value heads;
+    ``out`` ``[L, H·h, D]``: rows ``i·h … (i+1)·h`` are ``W_O`` of head ``i``;
+    ``qkv_bias`` ``[L, 3·H·h]`` and ``out_bias`` ``[L, D]``, or None.
+    """
+
+    qkv: Leaf
+    qkv_bias: Leaf | None
+    out: Leaf
+    out_bias: Leaf | None
+
+
+@struct.dataclass
+class MLP:
+    """``up`` ``[L, D, F]``, ``up_bias`` ``[L, F]``, ``down`` ``[L, F, D]``, ``down_bias`` ``[L, D]``."""
+
+    up: Leaf
+    up_bias: Leaf
+    down: Leaf
+    down_bias: Leaf
+
+
+@struct.dataclass
+class Block:
+    """One decoder block, or all of them stacked."""
+
+    attention_norm: Norm
+    attention: Attention
+    mlp_norm: Norm
+    mlp: MLP
+
+
+@struct.dataclass
+class Params:
+    """``embed`` ``[V, D]``, ``blocks`` stacked, ``final_norm``, ``unembed`` ``[V, D]``.
+
+    ``unembed`` is None where the embedding serves as the unembedding.
+    """
+
+    embed: Leaf
+    blocks: Block
+    final_norm: Norm
+    unembed: Leaf | None
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of the weights."""
+        return self.embed.dtype
+
+
+def param_shapes(config: ModelConfig) -> Params:
+    """The shape of every leaf, as a tree of ``jax.ShapeDtypeStruct`` in f32."""
+    L, D, F, V = (
+        config.num_layers,
+        config.hidden_size,
+        config.intermediate_size,
+        config.vocab_size,
+    )
+
+    def leaf(*shape: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, jnp.float32)
+
+    bias = config.attention_bias
+    return Params(
+        embed=leaf(V, D),
+        blocks=Block(
+            attention_norm=Norm(leaf(L, D), leaf(L, D)),
+            attention=Attention(
+                qkv=leaf(L, D, 3 * D),
+                qkv_bias=leaf(L, 3 * D) if bias else None,
+                out=leaf(L, D, D),
+                out_bias=leaf(L, D) if bias else None,
+            ),
+            mlp_norm=Norm(leaf(L, D), leaf(L, D)),
+            mlp=MLP(leaf(L, D, F), leaf(L, F), leaf(L, F, D), leaf(L, D)),
+        ),
+        final_norm=Norm(leaf(D), leaf(D)),
+        unembed=None if config.tied_embeddings else leaf(V, D),
+    )
+
+
+def init_params(key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32) -> Params:
+    """Random parameters for training from scratch.
+
+    Matrices are normal with standard deviation 0.02, those that write to the residual stream
+    smaller by ``sqrt(2 L)`` (Radford et al. 2019, section 2.3); norms start as the identity.
+    """
+    shapes = param_shapes(config)
+    paths, tree = jax.tree_util.tree_flatten_with_path(shapes)
+    keys = jax.random.split(key, len(paths))
+
+    def draw(path: Any, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
+        name = path[-1].name
+        if name == "scale":
+            return jnp.ones(shape, dtype)
+        if name.endswith("bias"):
+            return jnp.zeros(shape, dtype)
+        shrink = math.sqrt(2 * config.num_layers) if name in ("out", "down") else 1.0
+        return (0.02 / shrink * jax.random.normal(key, shape)).astype(dtype)
+
+    leaves = [draw(path, leaf.shape, k) for (path, leaf), k in zip(paths, keys, strict=True)]
+    return jax.tree_util.tree_unflatten(tree, leaves)
+
+
+def cast(params: Params, scheme: Scheme) -> Params:
+    """The parameters in the scheme's dtype (the same arrays where they already are)."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, scheme.compute_dtype), params)
+
+
+def count(params: Params) -> int:
+    """How many numbers the parameters hold."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -1,0 +1,22 @@
+"""What a number is: precision schemes, rounding, the matrix product, exact compilation."""
+
+from jaxalign.numerics.compile import PrecisionError, check_canary, jit
+from jaxalign.numerics.dot import dot
+from jaxalign.numerics.rounding import fake_quantize_int8, round_activation
+from jaxalign.numerics.scheme import BF16, F16, F32, INT8_SIM, SCHEMES, Scheme, scheme_named
+
+__all__ = [
+    "BF16",
+    "F16",
+    "F32",
+    "INT8_SIM",
+    "SCHEMES",
+    "PrecisionError",
+    "Scheme",
+    "check_canary",
+    "dot",
+    "fake_quantize_int8",
+    "jit",
+    "round_activation",
+    "scheme_named",
+]
