@@ -18,7 +18,7 @@ import numpy as np
 from flax import struct
 
 from jaxalign.numerics.dot import dot
-from jaxalign.shapes import Array, Bool, Float, Leaf
+from jaxalign.shapes import Array, Bool, Float, Leaf, lead
 
 HEAD_MODES = ("true", "edge-align")
 
@@ -139,14 +139,15 @@ def edit_heads(
     """
     if edit.mode == "edge-align":
         blocks = attn_out.reshape(z.shape)
-        value = jnp.asarray(edit.value, jnp.float32).astype(attn_out.dtype)
-        return jnp.where(edit.mask[..., None], value, blocks).reshape(attn_out.shape)
-    mask = edit.mask[..., None]
-    given = jnp.where(mask, jnp.asarray(edit.value, jnp.float32), 0).sum(axis=-2)
+        value = lead(jnp.asarray(edit.value, jnp.float32).astype(attn_out.dtype), blocks)
+        mask = lead(edit.mask[..., None], blocks)
+        return jnp.where(mask, value, blocks).reshape(attn_out.shape)
+    mask = lead(edit.mask[..., None], z)
+    given = jnp.where(mask, lead(jnp.asarray(edit.value, jnp.float32), z), 0).sum(axis=-2)
     kept_out = jnp.where(mask, z, 0)
     removed = dot(kept_out.reshape(*kept_out.shape[:-2], -1), w_out)
     moved = (attn_out.astype(jnp.float32) + (given - removed)).astype(attn_out.dtype)
-    return jnp.where(edit.mask.any(axis=-1)[..., None], moved, attn_out)
+    return jnp.where(mask.any(axis=-2), moved, attn_out)
 
 
 def edit_residual(
@@ -154,4 +155,4 @@ def edit_residual(
 ) -> Float[Array, "*rows B S D"]:
     """The residual stream after ``edit`` (arrays of one step)."""
     value = jnp.asarray(edit.value).astype(x.dtype)
-    return jnp.where(edit.mask[..., None], value, x)
+    return jnp.where(lead(edit.mask[..., None], x), lead(value, x), x)

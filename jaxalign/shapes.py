@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 # A leaf of a parameter tree. Tree transformations put other things than arrays there (axis
@@ -28,18 +29,24 @@ Leaf = Any
 Tokens = Int[Array, "B S"]
 Lengths = Int[Array, " B"]
 Residual = Float[Array, "*rows B S D"]
-Logits = Float[Array, "*rows V"]
-HeadMap = Float[Array, "L H"]
+
+
+def lead(a: Array, like: Array) -> Array:
+    """``a`` with axes of size 1 in front, as many as it takes to have ``like``'s rank.
+
+    Rank promotion is an error in the tests, because it hides a missing axis.
+    """
+    return jnp.expand_dims(a, tuple(range(like.ndim - a.ndim)))
+
 
 __all__ = [
     "Array",
     "Bool",
     "Float",
-    "HeadMap",
     "Int",
     "Leaf",
     "Lengths",
-    "Logits",
     "Residual",
     "Tokens",
+    "lead",
 ]

@@ -12,8 +12,9 @@ the width of one head's contribution: `D` for true heads, `h` for Edge Align's b
 * Edge Align's block (`head_mode="edge-align"`): coordinates `i·h … (i+1)·h` of the projected
   output, bias included, of shape `[S, h]`. An edit overwrites them.
 
-Everything is float32. `int8=True` adds the five rounding sites of simulated int8: embedding,
-attention output (before the head edit), MLP output, each block's output, final layer norm's output.
+Tensors are float32; `int8=True` adds the five rounding sites of simulated int8: embedding,
+attention output (before the head edit), MLP output, each block's output, final norm's output. Cast
+to float64, the same tensors show where two int8 runs part by a flipped code, not by a defect.
 """
 
 from __future__ import annotations
@@ -192,15 +193,11 @@ def forward(
     int8: bool = False,
     probe: Tensor | None = None,
 ) -> Run:
-    """One pass over one prompt.
+    """One pass over one prompt, without padding.
 
-    Args:
-        params, config: what `load` gave; `as_f32` makes params of other state dicts.
-        tokens: the prompt, no padding.
-        head_mode: what a head is, in `edits` and in the returned contributions.
-        edits: (layer, head) -> value `[S, W]` (or broadcast to it) that replaces its contribution.
-        int8: simulate int8 activations.
-        probe: zeros `[L, S, D]` added to the attention outputs, to differentiate in them.
+    `params` and `config` are what `load` gave; `edits` maps (layer, head) to the value, `[S, W]` or
+    broadcast to it, that replaces its contribution; `probe` is zeros `[L, S, D]` added to the
+    attention outputs, to differentiate in them.
     """
     quantize = fake_int8 if int8 else lambda x: x
 

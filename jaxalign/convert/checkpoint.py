@@ -101,7 +101,9 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         return dict(json.loads(path.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a safetensors index ({error})", "download it again") from error
+        raise InputError(
+            f"{path} is not a safetensors index ({error})", "download it again"
+        ) from error
 
 
 def _no_safetensors(folder: Path) -> InputError:

@@ -136,7 +136,7 @@ def _ask_hub(model: str, revision: str | None) -> str:
 def _check_files(model: str, files: list[str]) -> None:
     if not any(name in (SINGLE, INDEX) for name in files):
         raise InputError(
-            f"{model} has no safetensors at this revision, only {', '.join(files[:4]) or 'nothing'}",
+            f"{model} has no safetensors at this revision, only {', '.join(files[:4])}",
             "use a revision with safetensors, or convert pytorch_model.bin on a machine you trust "
             "with transformers' save_pretrained(safe_serialization=True)",
         )

@@ -95,5 +95,5 @@ def _read_tokenizer(path: Path) -> Tokenizer:
     _read_json(path)
     try:
         return Tokenizer.from_file(str(path))
-    except Exception as error:  # noqa: BLE001 - the Rust side raises nothing narrower
+    except Exception as error:  # tokenizers raises nothing narrower
         raise InputError(f"{path} is not a tokenizer ({error})", "download it again") from error

@@ -52,12 +52,13 @@ def _join_heads(x: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 _LAYER = "gpt_neox.layers.{layer}."
+_QKV = f"{_LAYER}attention.query_key_value"
 TABLE = (
     Row("gpt_neox.embed_in.weight", "embed", _as_is, _as_is),
     Row(f"{_LAYER}input_layernorm.weight", "blocks.attention_norm.scale", _as_is, _as_is),
     Row(f"{_LAYER}input_layernorm.bias", "blocks.attention_norm.bias", _as_is, _as_is),
-    Row(f"{_LAYER}attention.query_key_value.weight", "blocks.attention.qkv", _split_heads, _join_heads),
-    Row(f"{_LAYER}attention.query_key_value.bias", "blocks.attention.qkv_bias", _split_heads, _join_heads),
+    Row(f"{_QKV}.weight", "blocks.attention.qkv", _split_heads, _join_heads),
+    Row(f"{_QKV}.bias", "blocks.attention.qkv_bias", _split_heads, _join_heads),
     Row(f"{_LAYER}attention.dense.weight", "blocks.attention.out", _transpose, _transpose),
     Row(f"{_LAYER}attention.dense.bias", "blocks.attention.out_bias", _as_is, _as_is),
     Row(f"{_LAYER}post_attention_layernorm.weight", "blocks.mlp_norm.scale", _as_is, _as_is),
@@ -69,7 +70,7 @@ TABLE = (
     Row("gpt_neox.final_layer_norm.weight", "final_norm.scale", _as_is, _as_is),
     Row("gpt_neox.final_layer_norm.bias", "final_norm.bias", _as_is, _as_is),
     Row("embed_out.weight", "unembed", _as_is, _as_is),
-)  # fmt: skip
+)
 
 # Buffers that older versions of transformers saved with the weights; the model recomputes them.
 BUFFERS = re.compile(
@@ -122,7 +123,9 @@ def load_params(checkpoint: Checkpoint, config: ModelConfig, dtype: Any = jnp.fl
     _check_names(checkpoint, config, rows)
     if config.tied_embeddings and "embed_out.weight" in checkpoint.files:
         _check_tied(checkpoint)
-    loaded = {row.leaf: _load_leaf(checkpoint, config, row, shapes[row.leaf], dtype) for row in rows}
+    loaded = {
+        row.leaf: _load_leaf(checkpoint, config, row, shapes[row.leaf], dtype) for row in rows
+    }
     _, tree = jax.tree_util.tree_flatten(param_shapes(config))
     return jax.tree_util.tree_unflatten(tree, [loaded[name] for name in shapes])
 

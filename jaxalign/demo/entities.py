@@ -18,12 +18,20 @@ class Person:
     possessive: str
 
 
-_SHE = """Mary Anna Emma Sarah Laura Alice Julia Susan Linda Karen Lisa Kate Emily Rachel Maria
-Helen Diana Nancy Amy Jessica Rebecca Hannah Clara Lucy Sophie Claire Jennifer Michelle Nicole
-Elizabeth Olivia Amanda Megan Katie Martha Ellen Barbara Angela""".split()
-_HE = """John Tom James Peter Paul David Robert Michael Daniel Andrew Simon Kevin Brian Eric Adam
-Martin Steven Jason Matthew Ryan Justin Henry Jack Oliver Samuel Philip Patrick Nick Tony Fred Greg
-Scott Carl Max Sam Luke Edward""".split()
+def listed(text: str) -> tuple[str, ...]:
+    """Read words or phrases that commas separate."""
+    return tuple(item.strip() for item in " ".join(text.split()).split(","))
+
+
+_SHE = listed("""
+    Mary, Anna, Emma, Sarah, Laura, Alice, Julia, Susan, Linda, Karen, Lisa, Kate, Emily, Rachel,
+    Maria, Helen, Diana, Nancy, Amy, Jessica, Rebecca, Hannah, Clara, Lucy, Sophie, Claire,
+    Jennifer, Michelle, Nicole, Elizabeth, Olivia, Amanda, Megan, Katie, Martha, Ellen, Barbara,
+    Angela""")
+_HE = listed("""
+    John, Tom, James, Peter, Paul, David, Robert, Michael, Daniel, Andrew, Simon, Kevin, Brian,
+    Eric, Adam, Martin, Steven, Jason, Matthew, Ryan, Justin, Henry, Jack, Oliver, Samuel, Philip,
+    Patrick, Nick, Tony, Fred, Greg, Scott, Carl, Max, Sam, Luke, Edward""")
 
 PEOPLE = tuple(
     [Person(name, "she", "her", "her") for name in _SHE]
@@ -31,17 +39,15 @@ PEOPLE = tuple(
 )
 NAMES = tuple(person.name for person in PEOPLE)
 
-PLACES = tuple(
-    """store park school garden station restaurant office beach library market museum hospital
-    church zoo theater farm hotel bank cafe airport kitchen gym castle harbor river village lake
-    stadium college""".split()
-)
+PLACES = listed("""
+    store, park, school, garden, station, restaurant, office, beach, library, market, museum,
+    hospital, church, zoo, theater, farm, hotel, bank, cafe, airport, kitchen, gym, castle,
+    harbor, river, village, lake, stadium, college""")
 
-OBJECTS = tuple(
-    """book drink ring ball key letter camera hat coat lamp phone map ticket cake sandwich basket
-    flower computer pencil pen apple guitar watch bottle cup blanket picture newspaper toy gift
-    knife box chair""".split()
-)
+OBJECTS = listed("""
+    book, drink, ring, ball, key, letter, camera, hat, coat, lamp, phone, map, ticket, cake,
+    sandwich, basket, flower, computer, pencil, pen, apple, guitar, watch, bottle, cup, blanket,
+    picture, newspaper, toy, gift, knife, box, chair""")
 
 
 def with_article(noun: str) -> str:

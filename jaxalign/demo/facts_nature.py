@@ -16,8 +16,8 @@ _GROUPS = pairs("""
     wolves=pack, sheep=flock, fish=school, bees=swarm, lions=pride, cows=herd, birds=flock,
     ants=colony, whales=pod, elephants=herd""")
 _FOODS = pairs("""
-    Cows=grass, Rabbits=carrots, Monkeys=bananas, Pandas=bamboo, Squirrels=nuts, Bees=nectar,
-    Horses=hay, Lions=meat, Frogs=flies, Mice=cheese, Sharks=fish, Koalas=leaves""")
+    cows=grass, rabbits=carrots, monkeys=bananas, pandas=bamboo, squirrels=nuts, bees=nectar,
+    horses=hay, lions=meat, frogs=flies, mice=cheese, sharks=fish, koalas=leaves""")
 _LEGS = pairs("""
     spider=eight, dog=four, cat=four, insect=six, bird=two, horse=four, ant=six, cow=four,
     crab=ten, hen=two""")

@@ -1,16 +1,16 @@
 """Facts about words, numbers and time."""
 
+from jaxalign.demo.entities import listed
 from jaxalign.demo.facts import Relation, pairs
 
-NUMBERS = tuple(
-    """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen
-    sixteen seventeen eighteen nineteen twenty""".split()
-)
-DAYS = tuple("Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split())
-MONTHS = tuple(
-    """January February March April May June July August September October November
-    December""".split()
-)
+NUMBERS = listed("""
+    zero, one, two, three, four, five, six, seven, eight, nine, ten, eleven, twelve, thirteen,
+    fourteen, fifteen, sixteen, seventeen, eighteen, nineteen, twenty""")
+DAYS = listed("""
+    Monday, Tuesday, Wednesday, Thursday, Friday, Saturday, Sunday""")
+MONTHS = listed("""
+    January, February, March, April, May, June, July, August, September, October, November,
+    December""")
 
 _OPPOSITES = pairs("""
     hot=cold, big=small, fast=slow, good=bad, light=dark, happy=sad, high=low, old=young, rich=poor,

@@ -40,7 +40,8 @@ _CONTINENTS = pairs("""
 _LANDMARKS = pairs("""
     the Eiffel Tower=Paris, the Louvre=Paris, the Colosseum=Rome, Big Ben=London,
     the Kremlin=Moscow, the Brandenburg Gate=Berlin, the Parthenon=Athens,
-    the White House=Washington, the Statue of Liberty=New York, the Golden Gate Bridge=San Francisco, the Blue Mosque=Istanbul,
+    the White House=Washington, the Statue of Liberty=New York,
+    the Golden Gate Bridge=San Francisco, the Blue Mosque=Istanbul,
     the Forbidden City=Beijing, the Sagrada Familia=Barcelona, the British Museum=London""")
 _RIVERS = pairs("""
     Seine=Paris, Thames=London, Tiber=Rome, Danube=Vienna, Vistula=Warsaw, Spree=Berlin,
@@ -62,12 +63,12 @@ _SCIENTISTS = pairs("""
     gravity=Isaac Newton, relativity=Albert Einstein, evolution=Charles Darwin,
     radioactivity=Marie Curie, geometry=Euclid""")
 _MATERIALS = pairs("""
-    Windows=glass, Tires=rubber, Books=paper, Candles=wax, Bricks=clay, Coins=metal, Sweaters=wool,
-    Tables=wood, Shoes=leather, Bottles=glass, Nails=iron, Snowmen=snow, Statues=stone,
-    Newspapers=paper, Shirts=cotton""")
+    windows=glass, tires=rubber, books=paper, candles=wax, bricks=clay, coins=metal, sweaters=wool,
+    tables=wood, shoes=leather, bottles=glass, nails=iron, snowmen=snow, statues=stone,
+    newspapers=paper, shirts=cotton""")
 _INGREDIENTS = pairs("""
-    Bread=flour, Cheese=milk, Wine=grapes, Butter=milk, Chocolate=cocoa, Beer=barley, Omelets=eggs,
-    Chips=potatoes, Cider=apples, Ketchup=tomatoes, Tofu=soybeans, Raisins=grapes""")
+    bread=flour, cheese=milk, wine=grapes, butter=milk, chocolate=cocoa, beer=barley, omelets=eggs,
+    chips=potatoes, cider=apples, ketchup=tomatoes, tofu=soybeans, raisins=grapes""")
 _TOOLS = pairs("""
     knife=cut, pen=write, shovel=dig, broom=sweep, oven=bake, needle=sew, phone=call, brush=paint,
     towel=dry, scale=weigh, clock=tell the time, ruler=measure, hammer=drive nails,

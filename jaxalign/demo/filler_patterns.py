@@ -6,12 +6,13 @@ known from larger ones (previous-token, duplicate-token and induction heads).
 
 import random
 
-from jaxalign.demo.entities import OBJECTS, PEOPLE, PLACES, with_article
+from jaxalign.demo.entities import OBJECTS, PEOPLE, PLACES, listed, with_article
 from jaxalign.demo.facts_words import DAYS, MONTHS, NUMBERS
 from jaxalign.demo.filler import fill
 from jaxalign.demo.filler_words import LEXICON
 
-_ORDINALS = tuple("first second third fourth fifth sixth seventh eighth ninth tenth".split())
+_ORDINALS = listed("""
+    first, second, third, fourth, fifth, sixth, seventh, eighth, ninth, tenth""")
 _NOUNS = OBJECTS + LEXICON["thing"] + LEXICON["animal"]
 
 

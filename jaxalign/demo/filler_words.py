@@ -1,88 +1,84 @@
 """Word lists of the filler text: what people do, see, feel, eat and say."""
 
-
-def _words(text: str) -> tuple[str, ...]:
-    """Read words or phrases that commas separate."""
-    return tuple(word.strip() for word in " ".join(text.split()).split(","))
-
+from jaxalign.demo.entities import listed
 
 LEXICON: dict[str, tuple[str, ...]] = {
-    "adjective": _words("""
+    "adjective": listed("""
         old, new, small, large, quiet, bright, dark, heavy, light, strange, beautiful, broken,
         simple, expensive, cheap, famous, empty, narrow, wide, green, red, blue, yellow, white,
         black, brown, gray, wooden, round, dusty, clean, soft, warm, cold, tall, short, thick,
         thin, pretty"""),
-    "look": _words("""
+    "look": listed("""
         old, quiet, beautiful, empty, famous, crowded, noisy, dark, large, peaceful, modern,
         clean, busy, lovely, dusty, cold, strange"""),
-    "trait": _words("""
+    "trait": listed("""
         kind, brave, clever, lazy, friendly, honest, patient, shy, polite, cheerful, stubborn,
         wise, young, old, hungry, proud, quiet, funny"""),
-    "sky": _words("""
+    "sky": listed("""
         warm, cold, wet, mild, windy, sunny, terrible, wonderful, cloudy"""),
-    "feeling": _words("""
+    "feeling": listed("""
         happy, sad, tired, angry, proud, nervous, surprised, hungry, calm, worried, excited,
         lonely, curious, afraid, bored, grateful"""),
-    "time": _words("""
+    "time": listed("""
         In the morning, In the afternoon, In the evening, Late at night, After breakfast, Before
         dinner, One day, The next day, On Monday, On Tuesday, On Wednesday, On Thursday, On
         Friday, On Saturday, On Sunday, Last week, Last year, A long time ago, At noon, Early in
         the spring, One summer, That winter"""),
-    "later": _words("""
+    "later": listed("""
         Later, Soon, After an hour, A few days later, In the end, At last, After that, Then, A
         little later, Before long, The following week"""),
-    "animal": _words("""
+    "animal": listed("""
         fox, dog, cat, bear, rabbit, mouse, wolf, bird, horse, duck, frog, owl, lion, goat, sheep,
         cow, turtle, squirrel, crow, snake"""),
-    "food": _words("""
+    "food": listed("""
         bread, soup, cheese, rice, fish, chicken, salad, pasta, cake, fruit, potatoes, beans,
         eggs, honey, pancakes, tomatoes, nuts, mushrooms"""),
-    "drink": _words("""
+    "drink": listed("""
         tea, coffee, milk, water, juice, lemonade, hot chocolate"""),
-    "job": _words("""
+    "job": listed("""
         teacher, doctor, farmer, baker, sailor, painter, lawyer, nurse, cook, driver, writer,
         student, soldier, gardener, singer, engineer, carpenter, librarian, pilot, tailor,
         shopkeeper, musician, clerk, judge"""),
-    "relative": _words("""
+    "relative": listed("""
         mother, father, sister, brother, aunt, uncle, grandmother, grandfather, cousin, neighbor,
         best friend, son, daughter"""),
-    "scenery": _words("""
+    "scenery": listed("""
         forest, valley, hill, field, coast, island, desert, road, meadow, cliff, bay, pond, path,
         square, street, tower, wall, gate, mill, ruin"""),
-    "room": _words("""
+    "room": listed("""
         kitchen, bedroom, attic, cellar, hall, bathroom, study, garage"""),
-    "thing": _words("""
+    "thing": listed("""
         table, mirror, candle, carpet, clock, window, door, ladder, bucket, rope, piano, suitcase,
         wallet, spoon, pot, shelf, stone, coin, boat, wheel, painting, diary, telescope, kite,
         drawer, bench, bell, sword, radio, bicycle, train, wagon, statue, crown, shirt, glove,
         pillow"""),
-    "plant": _words("""
+    "plant": listed("""
         roses, tulips, beans, carrots, apple trees, herbs, potatoes, sunflowers, grapes, onions,
         pumpkins, lilies"""),
-    "town": _words("""
+    "town": listed("""
         Ashford, Millbrook, Stonebridge, Oakdale, Riverton, Greenfield, Westport, Northgate,
         Fairview, Lakewood, Redhill, Silverton, Elmwood, Kingsbury"""),
-    "surname": _words("""
+    "surname": listed("""
         Hill, Baker, Wood, Clark, Walker, Green, Stone, Fisher, Cook, Miller, Young, King, Brooks,
         Carter, Turner, Mason, Hunter, Porter"""),
-    "month": _words("""
+    "month": listed("""
         January, February, March, April, May, June, July, August, September, October, November,
         December"""),
-    "number": _words("""
+    "number": listed("""
         two, three, four, five, six, seven, eight, nine, ten, twelve, fifteen, twenty, thirty,
         forty, fifty, a hundred"""),
-    "subject": _words("""
+    "subject": listed("""
         history, music, mathematics, geography, art, biology, chemistry, poetry, physics, law,
         medicine, philosophy"""),
-    "hobby": _words("""
+    "hobby": listed("""
         reading, swimming, painting, fishing, dancing, singing, running, cooking, hiking, sewing,
         gardening, writing letters, playing chess, collecting stamps, watching birds, riding a
         bicycle, baking bread, climbing trees"""),
-    "virtue": _words("""
+    "virtue": listed("""
         patience, courage, kindness, honesty, hard work, friendship, wisdom"""),
-    "group": _words("""
+    "group": listed("""
         children, visitors, workers, students, farmers, travelers, neighbors"""),
-    "way": _words("""
+    "way": listed("""
         slowly, quickly, quietly, carefully, happily, gently, suddenly, loudly"""),
 }
 
@@ -132,27 +128,28 @@ SAYINGS: tuple[str, ...] = (
 )
 
 RECIPES: dict[str, tuple[str, ...]] = {
-    "a cup of tea": _words("""
+    "a cup of tea": listed("""
         Boil some water, Put the tea in a cup, Pour the water over it, Wait for four minutes, Add
         a little sugar"""),
-    "vegetable soup": _words("""
+    "vegetable soup": listed("""
         Wash the carrots and the potatoes, Cut them into small pieces, Cook them in a large pot,
         Add salt and pepper, Serve it hot"""),
-    "pancakes": _words("""
-        Mix flour, eggs and milk, Add a little salt, Heat some butter in a pan, Bake the pancakes
-        on both sides, Eat them with honey"""),
-    "a salad": _words("""
-        Wash the tomatoes, Cut the onion, Put everything in a bowl, Add oil and salt, Mix it well"""),
-    "a sandwich": _words("""
+    "pancakes": listed("""
+        Mix flour with eggs and milk, Add a little salt, Heat some butter in a pan,
+        Bake the pancakes on both sides, Eat them with honey"""),
+    "a salad": listed("""
+        Wash the tomatoes, Cut the onion, Put everything in a bowl, Add oil and salt,
+        Mix it well"""),
+    "a sandwich": listed("""
         Cut two slices of bread, Put butter on them, Add cheese and a tomato, Close the sandwich,
         Cut it in half"""),
-    "a paper boat": _words("""
+    "a paper boat": listed("""
         Take a sheet of paper, Fold it in half, Fold the corners down, Turn up the edges, Pull the
         sides apart"""),
-    "a small garden": _words("""
+    "a small garden": listed("""
         Choose a sunny place, Dig the ground, Put the seeds into the earth, Water them every day,
         Wait for a few weeks"""),
-    "a fire": _words("""
+    "a fire": listed("""
         Collect dry wood, Put some paper under it, Light the paper with a match, Add larger pieces
         of wood, Keep a bucket of water near"""),
 }

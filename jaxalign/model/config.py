@@ -11,13 +11,33 @@ from jaxalign.errors import InputError
 # Settings that do not reach the forward pass of a trained model: bookkeeping, token numbers,
 # initialisation, dropout (off outside training), and how transformers returns its results.
 NEUTRAL = frozenset(
-    """
-    _name_or_path architectures attention_dropout attn_implementation bos_token_id
-    chunk_size_feed_forward classifier_dropout dtype eos_token_id gradient_checkpointing
-    hidden_dropout id2label initializer_range is_decoder label2id model_type
-    output_attentions output_hidden_states pad_token_id problem_type return_dict torch_dtype
-    torchscript transformers_version use_cache
-    """.split()
+    {
+        "_name_or_path",
+        "architectures",
+        "attention_dropout",
+        "attn_implementation",
+        "bos_token_id",
+        "chunk_size_feed_forward",
+        "classifier_dropout",
+        "dtype",
+        "eos_token_id",
+        "gradient_checkpointing",
+        "hidden_dropout",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "label2id",
+        "model_type",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "return_dict",
+        "torch_dtype",
+        "torchscript",
+        "transformers_version",
+        "use_cache",
+    }
 )
 
 ACTIVATIONS = (

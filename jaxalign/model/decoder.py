@@ -16,7 +16,7 @@ from jaxalign.model.params import Block, Params
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens
+from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens, lead
 
 # Activations that a run can return. Those of blocks come stacked, [L, …].
 CAPTURES = ("embed", "z", "attn_out", "mlp_out", "resid", "final_norm")
@@ -82,7 +82,7 @@ def edit_attention(
     if edit.head is not None:
         attn_out = edit_heads(attn_out, z, weights.attention.out, edit.head)
     if edit.attn_add is not None:
-        attn_out = attn_out + edit.attn_add.astype(attn_out.dtype)
+        attn_out = attn_out + lead(edit.attn_add.astype(attn_out.dtype), attn_out)
     return attn_out
 
 
@@ -127,9 +127,7 @@ def block(
     return y, {"z": z, "attn_out": attn_out, "mlp_out": mlp_out, "resid": y}
 
 
-def unembed(
-    params: Params, normed: Float[Array, "*rows D"]
-) -> Float[Array, "*rows V"]:
+def unembed(params: Params, normed: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
     """Logits in f32, whatever the run's precision."""
     matrix = params.embed if params.unembed is None else params.unembed
     return dot(normed, matrix.T)

@@ -11,7 +11,7 @@ from jax import lax
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MLP, Attention, Norm
 from jaxalign.numerics.dot import dot
-from jaxalign.shapes import Array, Float, Int
+from jaxalign.shapes import Array, Float, Int, lead
 
 
 def layer_norm(x: Float[Array, "*rows D"], norm: Norm, eps: float) -> Float[Array, "*rows D"]:
@@ -20,12 +20,13 @@ def layer_norm(x: Float[Array, "*rows D"], norm: Norm, eps: float) -> Float[Arra
     centred = wide - wide.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
     unit = centred * lax.rsqrt(variance + eps)
-    scaled = unit * norm.scale.astype(jnp.float32) + norm.bias.astype(jnp.float32)
+    scale, bias = (lead(p.astype(jnp.float32), x) for p in (norm.scale, norm.bias))
+    scaled = unit * scale + bias
     return scaled.astype(x.dtype)
 
 
 def rotate(
-    x: Float[Array, "*rows B S H h"], positions: Int[Array, "B|1 S"], config: ModelConfig
+    x: Float[Array, "*rows B S H h"], positions: Int[Array, "#B S"], config: ModelConfig
 ) -> Float[Array, "*rows B S H h"]:
     """Turn the first ``rotary_dims`` coordinates by their position's angles.
 
@@ -35,11 +36,8 @@ def rotate(
     """
     half = config.rotary_dims // 2
     frequency = config.rotary_base ** (-jnp.arange(half, dtype=jnp.float32) / max(half, 1))
-    angle = positions[..., None, None].astype(jnp.float32) * frequency
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
-    cos, sin = (
-        jnp.expand_dims(t, tuple(range(x.ndim - t.ndim))) for t in (cos, sin)
-    )
+    angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
+    cos, sin = lead(jnp.cos(angle), x), lead(jnp.sin(angle), x)
     first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
     a, b = first.astype(jnp.float32), second.astype(jnp.float32)
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -50,8 +48,7 @@ def at_position(
     x: Float[Array, "*rows B S D"], position: Int[Array, " B"]
 ) -> Float[Array, "*rows B 1 D"]:
     """``x`` at one position of each prompt."""
-    index = jnp.expand_dims(position[:, None, None], tuple(range(x.ndim - 3)))
-    return jnp.take_along_axis(x, index, axis=-2)
+    return jnp.take_along_axis(x, lead(position[:, None, None], x), axis=-2)
 
 
 def _project(
@@ -59,7 +56,7 @@ def _project(
 ) -> Float[Array, "*rows C"]:
     y = dot(x, w)
     if bias is not None:
-        y = y + bias.astype(jnp.float32)
+        y = y + lead(bias.astype(jnp.float32), y)
     return y.astype(x.dtype)
 
 
@@ -105,7 +102,8 @@ def attention(
         preferred_element_type=jnp.float32,
     ) * (1 / math.sqrt(config.head_size))
     visible = everywhere[:, None, :] <= query_positions[:, :, None]  # [B|1, Q, S]
-    probabilities = jax.nn.softmax(jnp.where(visible[:, None], scores, -jnp.inf), axis=-1)
+    visible = lead(visible[:, None], scores)
+    probabilities = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
     z = jnp.einsum(
         "...hqk,...khe->...qhe",
         probabilities.astype(x.dtype),
@@ -132,9 +130,7 @@ def activate(x: Float[Array, "*rows F"], name: str) -> Float[Array, "*rows F"]:
     raise ValueError(f"activation is {name!r}, which ModelConfig would have refused")
 
 
-def mlp(
-    x: Float[Array, "*rows D"], weights: MLP, config: ModelConfig
-) -> Float[Array, "*rows D"]:
+def mlp(x: Float[Array, "*rows D"], weights: MLP, config: ModelConfig) -> Float[Array, "*rows D"]:
     """``activation(x W_up + b) W_down + b`` of normed inputs, rounded after each step."""
     hidden = _project(x, weights.up, weights.up_bias)
     active = activate(hidden.astype(jnp.float32), config.activation).astype(x.dtype)

@@ -39,7 +39,7 @@ class Attention:
 
 @struct.dataclass
 class MLP:
-    """``up`` ``[L, D, F]``, ``up_bias`` ``[L, F]``, ``down`` ``[L, F, D]``, ``down_bias`` ``[L, D]``."""
+    """``up`` ``[L, D, F]``, ``down`` ``[L, F, D]``, and their biases ``[L, F]`` and ``[L, D]``."""
 
     up: Leaf
     up_bias: Leaf

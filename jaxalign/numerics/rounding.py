@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.shapes import Array, Bool, Float
+from jaxalign.shapes import Array, Bool, Float, lead
 
 INT8_LEVELS = 127
 
@@ -24,7 +24,7 @@ def fake_quantize_int8(
         x: f32 activations.
         real: True at positions that hold a token of the prompt.
     """
-    largest = jnp.where(real[..., None], jnp.abs(x), 0).max(axis=(-2, -1), keepdims=True)
+    largest = jnp.where(lead(real[..., None], x), jnp.abs(x), 0).max(axis=(-2, -1), keepdims=True)
     # The barriers keep both quotients true divisions: XLA rewrites x / c as x · (1 / c), and the
     # code of an element near a tie then flips (0.004 % of codes in a trial).
     levels = lax.optimization_barrier(jnp.full_like(largest, INT8_LEVELS))

@@ -1,0 +1,1 @@
+"""Questions of speed and quality, each answered beside a stated baseline."""

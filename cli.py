@@ -1,0 +1,6 @@
+"""``python cli.py``: the jaxalign command from a checkout."""
+
+from jaxalign.command import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""The studies. Each stands alone: they do not import each other."""

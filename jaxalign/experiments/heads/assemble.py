@@ -1,0 +1,200 @@
+"""From arrays over prompts to the typed result, one prompt at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+
+from jaxalign import stats
+from jaxalign.environment import describe
+from jaxalign.experiments.heads.donors import DRAWS
+from jaxalign.experiments.heads.rankings import RANDOM_ORDERS
+from jaxalign.experiments.heads.runner import Comparison, Runner
+from jaxalign.metrics import AnswerMetrics
+from jaxalign.numerics.scheme import INT8_SIM, Scheme
+from jaxalign.results import (
+    RANKINGS,
+    FirstOrder,
+    PrecisionResult,
+    PromptResult,
+    RepairResult,
+    number,
+)
+from jaxalign.shapes import Float, Int
+
+if TYPE_CHECKING:
+    from jaxalign.experiments.heads.study import Base
+
+KIND_NAMES = ("zero", "mean", "resample")
+
+
+@dataclass(frozen=True)
+class Low:
+    """One low precision over all kept prompts.
+
+    Attributes:
+        metrics: of its clean runs, ``[P]``.
+        comparison: drift and first-order effects against f32.
+        restored: ``[P, L·H]``, the gain of restoring each head alone.
+    """
+
+    scheme: Scheme
+    metrics: AnswerMetrics
+    comparison: Comparison
+    restored: np.ndarray
+
+
+def _finite(a: np.ndarray, finite: np.ndarray) -> np.ndarray:
+    return np.where(finite, a, np.nan).astype(np.float64)
+
+
+def prompt_result(
+    runner: Runner, base: Base, i: int, precisions: dict[str, PrecisionResult]
+) -> PromptResult:
+    """Prompt ``i`` with what f32 says about it."""
+    prompt, metrics = base.prompts[i], base.clean.metrics
+    shape = (runner.config.num_layers, runner.config.num_heads)
+    partners = int(base.donors.partners[i])
+
+    def by_kind(effects: np.ndarray) -> dict[str, np.ndarray]:
+        kinds = dict(zip(KIND_NAMES, effects[i].reshape(3, *shape), strict=True))
+        if not partners:
+            del kinds["resample"]
+        return kinds
+
+    importance = by_kind(base.importance)
+    has_distractor = prompt.distractor is not None
+    return PromptResult(
+        prompt=prompt.text.prompt,
+        target=prompt.text.target,
+        distractor=prompt.text.distractor,
+        task=prompt.task,
+        num_tokens=len(prompt.tokens),
+        validated=bool(metrics.correct[i]),
+        logit_diff=number(metrics.logit_diff[i]) or 0.0,
+        logit_diff_rounded=number(metrics.logit_diff_f16[i]),
+        distractor_diff=number(metrics.distractor_diff[i]) if has_distractor else None,
+        zero_importance=importance["zero"],
+        mean_importance=importance["mean"],
+        resample_importance=importance.get("resample"),
+        resample_partners=partners,
+        precisions=precisions,
+        distractor_importance=by_kind(base.distractor_importance) if has_distractor else None,
+    )
+
+
+def precision_result(runner: Runner, base: Base, low: Low, i: int) -> PrecisionResult:
+    """Prompt ``i`` under one low precision."""
+    drift, metrics = low.comparison.drift, low.metrics
+    finite = drift.finite[i]
+    predicted = _finite(low.comparison.predicted[i], finite)
+    restored = low.restored[i].reshape(predicted.shape)
+    degradation = number(base.clean.metrics.logit_diff[i] - metrics.logit_diff[i])
+    absolute = number(np.abs(predicted).sum())
+    held = None if degradation is None or absolute is None else abs(degradation) <= absolute
+    return PrecisionResult(
+        drift=_finite(drift.last[i], finite),
+        cosine=_finite(drift.cosine_last[i], finite),
+        drift_all=_finite(drift.all[i], finite),
+        cosine_all=_finite(drift.cosine_all[i], finite),
+        logit_diff=number(metrics.logit_diff[i]),
+        logit_diff_rounded=number(metrics.logit_diff_f16[i]),
+        distractor_diff=(
+            None if base.prompts[i].distractor is None else number(metrics.distractor_diff[i])
+        ),
+        nonfinite_heads=tuple((int(a), int(b)) for a, b in np.argwhere(~finite)),
+        first_order=FirstOrder(
+            predicted=predicted,
+            restored=restored,
+            signed_sum=number(predicted.sum()),
+            absolute_sum=absolute,
+            degradation=degradation,
+            bound_held=held,
+        ),
+    )
+
+
+def repair_result(
+    runner: Runner,
+    base: Base,
+    low: Low,
+    orders: dict[str, Int[np.ndarray, "P N"]],
+    values: Float[np.ndarray, " M"],
+    k: int,
+    i: int,
+) -> RepairResult:
+    """Prompt ``i``'s repair curves; ``values`` are the clean ``m`` and then each order's curve."""
+    curves = values[1:].reshape(-1, k)
+    prompt = base.prompts[i]
+    H = runner.config.num_heads
+    return RepairResult(
+        prompt=prompt.text.prompt,
+        task=prompt.task,
+        precision=low.scheme.name,
+        logit_diff_f32=number(base.clean.metrics.logit_diff[i]) or 0.0,
+        logit_diff_quantized=number(values[0]),
+        curves={name: curves[n] for n, name in enumerate(RANKINGS)},
+        heads={
+            name: tuple((int(head) // H, int(head) % H) for head in orders[name][i][:k])
+            for name in RANKINGS
+        },
+        random=curves[len(RANKINGS) :],
+    )
+
+
+def forward_passes(runner: Runner, given: int, kept: int, reference: int) -> int:
+    """Model evaluations that the result stands for, counted as the original did."""
+    options, heads = runner.options, runner.num_heads
+    k = min(options.max_repair_k, heads)
+    repaired = sum(scheme.name in options.repaired for scheme in options.schemes)
+    each = 1 + heads * (len(KIND_NAMES) - 1 + DRAWS)
+    each += len(options.schemes) * (1 + heads) + repaired * (len(RANKINGS) + RANDOM_ORDERS) * k
+    return given + reference + kept * each
+
+
+def metadata(
+    runner: Runner, given: int, kept: int, reference: int, notes: Sequence[str], seconds: float
+) -> dict[str, Any]:
+    """The study's ``metadata`` object; the caller adds where the prompts came from."""
+    options, source, ledger = runner.options, runner.model.source, runner.ledger
+    [device] = jax.tree.leaves(runner.model.params)[0].devices()
+    passes = forward_passes(runner, given, kept, reference)
+    return {
+        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "device": device.platform,
+        "int8_mode": "simulated" if INT8_SIM in options.schemes else "disabled",
+        "total_forward_passes": passes,
+        "total_runtime_seconds": round(seconds, 3),
+        "seconds": {name: round(value, 3) for name, value in ledger.seconds.items()},
+        "precisions": [scheme.name for scheme in options.schemes],
+        "mean_positions": options.mean_positions,
+        "resample_draws": DRAWS,
+        "max_repair_k": min(options.max_repair_k, runner.num_heads),
+        "random_orders": RANDOM_ORDERS,
+        "bootstrap_samples": stats.BOOTSTRAP_SAMPLES,
+        "permutations": stats.PERMUTATIONS,
+        "use_all_prompts": options.use_all_prompts,
+        "seed": options.seed,
+        "notes": list(notes),
+        "prompts": {"file": "", "sha256": "", "given": given, "kept": kept},
+        "model": {
+            "name": source.model,
+            "revision": source.revision,
+            "note": source.note,
+            "weights_sha256": runner.model.weights_sha256,
+        },
+        "computed": {
+            "calls": sum(ledger.calls.values()),
+            "layer_rows": ledger.layer_rows,
+            "layer_rows_without_wave": passes * runner.config.num_layers,
+            "description": "layer_rows: passes of one edited copy of one prompt through one block; "
+            "without the wave each of total_forward_passes would make num_layers of them",
+        },
+        "plan": {"engine": "wave", "memory_gb": options.memory_gb, "calls": ledger.table()},
+        "environment": describe(device),
+    }

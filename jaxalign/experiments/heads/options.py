@@ -1,0 +1,56 @@
+"""How a heads study runs, as a frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jaxalign.edit import HEAD_MODES
+from jaxalign.errors import InputError
+from jaxalign.numerics.scheme import F16, INT8_SIM, Scheme
+
+MEAN_POSITIONS = ("last", "all")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the study runs.
+
+    Attributes:
+        schemes: low precisions to compare with f32.
+        repaired: names of the schemes whose repair curves are computed.
+        head_mode: "true" or "edge-align".
+        mean_positions: "last" or "all": where reference means are taken.
+        max_repair_k: how many heads are restored at most.
+        use_all_prompts: keep prompts that the model answers wrongly.
+        memory_gb: budget for weights and activations of one call, in 1e9 bytes.
+        seed: of donors, random orders, bootstraps and permutations.
+
+    Raises:
+        InputError: a value that cannot be used.
+    """
+
+    schemes: tuple[Scheme, ...] = (F16, INT8_SIM)
+    repaired: tuple[str, ...] = ("f16",)
+    head_mode: str = "true"
+    mean_positions: str = "last"
+    max_repair_k: int = 10
+    use_all_prompts: bool = False
+    memory_gb: float = 4.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.head_mode not in HEAD_MODES:
+            raise InputError(
+                f"head mode {self.head_mode!r} is unknown", f"use {' or '.join(HEAD_MODES)}"
+            )
+        if self.mean_positions not in MEAN_POSITIONS:
+            raise InputError(
+                f"mean positions {self.mean_positions!r} is unknown",
+                f"use {' or '.join(MEAN_POSITIONS)}",
+            )
+        if self.max_repair_k < 1:
+            raise InputError(f"--max-repair-k is {self.max_repair_k}", "give at least 1")
+        if self.memory_gb <= 0:
+            raise InputError(f"--memory-gb is {self.memory_gb}", "give a positive number")
+        if self.seed < 0:
+            raise InputError(f"--seed is {self.seed}", "give 0 or a positive whole number")

@@ -1,0 +1,206 @@
+"""The heads study: which heads matter, which ones precision moves, what restoring them buys.
+
+Redoes, as a few compiled batches, what "Edge Align" did one forward pass at a time, and sets each
+effect beside its control: the clean row of the same call, random orders, permutations.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.convert import Model
+from jaxalign.errors import InputError
+from jaxalign.experiments.heads.assemble import Low, metadata, precision_result, prompt_result
+from jaxalign.experiments.heads.assemble import repair_result as repair_of
+from jaxalign.experiments.heads.donors import Donors, choose_donors
+from jaxalign.experiments.heads.ledger import Ledger
+from jaxalign.experiments.heads.options import Options
+from jaxalign.experiments.heads.rankings import repair_orders
+from jaxalign.experiments.heads.runner import Clean, Runner
+from jaxalign.experiments.heads.statistics import summarize
+from jaxalign.model.params import cast
+from jaxalign.numerics.compile import check_canary
+from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
+from jaxalign.results import RANKINGS, HeadsResult
+
+FEW = 3
+
+
+@dataclass(frozen=True)
+class Base:
+    """What f32 says about the kept prompts, and what low precisions are compared with.
+
+    Attributes:
+        prompts, work: the kept prompts and their batches.
+        clean: their clean f32 runs.
+        donors: their resampling partners.
+        importance, distractor_importance: ``[P, 3, L·H]`` by zero, mean, resampling.
+        gradients: ``∂m / ∂c``, ``[L, S_p, …]`` a prompt.
+    """
+
+    prompts: list[Prompt]
+    work: list[Batch]
+    clean: Clean
+    donors: Donors
+    importance: np.ndarray
+    distractor_importance: np.ndarray
+    gradients: list[np.ndarray]
+
+
+def heads_study(
+    model: Model,
+    prompts: PromptSet,
+    options: Options = Options(),  # noqa: B008 - a frozen value
+    *,
+    progress: bool = False,
+) -> HeadsResult:
+    """Run the heads study.
+
+    Args:
+        model: from ``jaxalign.load``, in f32.
+        prompts: from ``jaxalign.read_prompts``.
+        options: precisions, head mode, budget, seed.
+        progress: show progress bars on a terminal.
+
+    Returns:
+        The result; ``metadata["notes"]`` says what a reader has to know (prompts that were
+        dropped, targets of several tokens, overflows).
+
+    Raises:
+        InputError: prompts or model cannot be used, or the memory budget is too small.
+        PrecisionError: this installation does not keep 16-bit roundings.
+
+    Example:
+        >>> result = heads_study(jaxalign.load("demo"), jaxalign.read_prompts())
+        >>> result.prompts[0].zero_importance.shape
+        (6, 8)
+    """
+    start = time.perf_counter()
+    if model.params.dtype != jnp.float32:
+        raise InputError(f"the model was loaded in {model.params.dtype}", "load it in float32")
+    check_canary()
+    runner = Runner(model, options, Ledger(progress))
+    tokenized, reference, notes = tokenize(prompts, model.tokenizer, model.config)
+    kept, clean = _validate(runner, tokenized, notes)
+    base = _base(runner, kept, clean, reference)
+    lows: dict[str, Low] = {}
+    repairs = []
+    for scheme in options.schemes:
+        low, rows = _low_precision(runner, base, scheme)
+        lows[scheme.name] = low
+        repairs += rows
+        notes += _overflow_notes(scheme, low)
+    results = [
+        prompt_result(
+            runner, base, i, {s: precision_result(runner, base, lows[s], i) for s in lows}
+        )
+        for i in range(len(base.prompts))
+    ]
+    with runner.ledger.phase("statistics"):
+        statistics = summarize(results, repairs, list(lows), options.seed)
+    return HeadsResult(
+        model=model.source.model,
+        num_layers=model.config.num_layers,
+        num_heads=model.config.num_heads,
+        reference_count=len(reference),
+        head_mode=options.head_mode,
+        prompts=tuple(results),
+        repairs=tuple(repairs),
+        statistics=statistics,
+        metadata=metadata(
+            runner, len(tokenized), len(kept), len(reference), notes, time.perf_counter() - start
+        ),
+    )
+
+
+def _validate(
+    runner: Runner, prompts: list[Prompt], notes: list[str]
+) -> tuple[list[Prompt], Clean]:
+    """Keep the prompts whose target is the f32 model's top-1 next token, task by task."""
+    with runner.ledger.phase("clean f32"):
+        clean = runner.clean(prompts, runner.study_batches(prompts), runner.model.params, F32)
+    correct = clean.metrics.correct
+    if runner.options.use_all_prompts:
+        chosen = np.ones(len(prompts), bool)
+    else:
+        chosen = correct.copy()
+        for task in dict.fromkeys(prompt.task for prompt in prompts):
+            own = np.array([prompt.task == task for prompt in prompts])
+            count = int((correct & own).sum())
+            if not count:
+                chosen |= own
+                notes.append(
+                    f"{task}: the model answers none of {own.sum()} prompts, so all are kept"
+                )
+            elif count < FEW:
+                notes.append(f"{task}: the model answers only {count} of {own.sum()} prompts")
+    index = np.flatnonzero(chosen)
+    metrics = type(clean.metrics)(
+        **{name: value[index] for name, value in vars(clean.metrics).items()}
+    )
+    return [prompts[i] for i in index], Clean(metrics, [clean.states[i] for i in index])
+
+
+def _base(
+    runner: Runner, prompts: list[Prompt], clean: Clean, reference: Sequence[tuple[int, ...]]
+) -> Base:
+    ledger, params = runner.ledger, runner.model.params
+    texts = [Prompt(prompts[0].text, "reference", ids, 0) for ids in reference]
+    with ledger.phase("reference means"):
+        work = runner.batches(reference, 1, 1)
+        means = runner.reference_means(runner.clean(texts, work, params, F32).states)
+    work = runner.study_batches(prompts)
+    donors = choose_donors(prompts, runner.options.seed)
+    with ledger.phase("importance"):
+        importance, other = runner.importance(prompts, work, clean.states, means, donors)
+    with ledger.phase("gradients"):
+        gradients = runner.gradients(prompts, work)
+    return Base(prompts, work, clean, donors, importance, other, gradients)
+
+
+def _low_precision(runner: Runner, base: Base, scheme: Scheme) -> tuple[Low, list[Any]]:
+    """Everything the study asks of one low precision."""
+    options, ledger, params = runner.options, runner.ledger, runner.model.params
+    low_params = cast(params, scheme)
+    states = base.clean.states
+    with ledger.phase(f"clean {scheme.name}"):
+        clean = runner.clean(base.prompts, base.work, low_params, scheme)
+    with ledger.phase(f"drift {scheme.name}"):
+        comparison = runner.compare(base.work, states, clean.states, base.gradients, low_params)
+    with ledger.phase(f"restore {scheme.name}"):
+        restored = runner.restore(base.prompts, base.work, states, low_params, scheme)
+    low = Low(scheme, clean.metrics, comparison, restored)
+    if scheme.name not in options.repaired:
+        return low, []
+    count, k = len(base.prompts), min(options.max_repair_k, runner.num_heads)
+    orders, random = repair_orders(
+        base.importance[:, 0],
+        comparison.drift.last.reshape(count, -1),
+        comparison.predicted.reshape(count, -1),
+        options.seed,
+        scheme.name,
+    )
+    stacked = np.concatenate([np.stack([orders[name] for name in RANKINGS]), random])
+    with ledger.phase(f"repair {scheme.name}"):
+        curves = runner.repair(base.prompts, base.work, states, low_params, scheme, stacked, k)
+    return low, [repair_of(runner, base, low, orders, curves[i], k, i) for i in range(count)]
+
+
+def _overflow_notes(scheme: Scheme, low: Low) -> list[str]:
+    """One line where activations left the precision's range, naming the heads."""
+    broken = ~low.comparison.drift.finite
+    if not broken.any():
+        return []
+    heads = [f"L{layer}H{head}" for layer, head in np.argwhere(broken.any(axis=0))]
+    shown = ", ".join(heads[:4]) + (", …" if len(heads) > 4 else "")
+    return [
+        f"{scheme.name}: activations overflow in {len(heads)} heads ({shown}) on "
+        f"{int(broken.any(axis=(1, 2)).sum())} of {len(broken)} prompts; their values are null"
+    ]

@@ -1,0 +1,54 @@
+"""How much fits into a memory budget."""
+
+from __future__ import annotations
+
+from jaxalign.errors import InputError
+from jaxalign.model.config import ModelConfig
+
+
+def bytes_per_row(config: ModelConfig, length: int) -> int:
+    """Memory that one row of one prompt needs while it passes through a block, in bytes.
+
+    Counts what XLA keeps alive at the widest point: the stream before and after, the projections,
+    scores and probabilities, and the MLP's two activations; in f32 (16-bit products are summed in
+    f32, so they save little here).
+    """
+    streams = 6 * config.hidden_size + 2 * config.intermediate_size
+    return 4 * length * (streams + 2 * config.num_heads * length)
+
+
+def plan_chunks(
+    config: ModelConfig,
+    rows: int,
+    length: int,
+    budget: float,
+    values: int = 0,
+    most_prompts: int = 8,
+) -> tuple[int, int]:
+    """How many prompts and how many edited rows go into one call.
+
+    Args:
+        rows: edited rows wanted for each prompt.
+        length: padded length of the prompts.
+        budget: bytes left for activations.
+        values: bytes a prompt that the rows share (their replacement values).
+        most_prompts: more than a few prompts at once only leave the cache.
+
+    Returns:
+        ``(prompts, rows)``; fewer rows than asked for only where one prompt alone is too much.
+
+    Raises:
+        InputError: the budget does not hold the clean row and one edited row of one prompt.
+    """
+    row = bytes_per_row(config, length)
+    shared = values + row
+    if budget < shared + row:
+        raise InputError(
+            f"one prompt of {length} positions needs {(shared + row) / 1e9:.2f} GB beside the "
+            f"weights, but the memory budget leaves {max(budget, 0) / 1e9:.2f} GB",
+            "raise --memory-gb or shorten the prompts",
+        )
+    prompts = min(most_prompts, int(budget // (shared + rows * row)))
+    if prompts:
+        return prompts, rows
+    return 1, int((budget - shared) // row)

@@ -1,0 +1,126 @@
+"""Measures of behaviour and of change, as pure functions on arrays."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from flax import struct
+
+from jaxalign.shapes import Array, Bool, Float, Int, lead
+
+
+@struct.dataclass
+class AnswerMetrics:
+    """What a prompt's last logits say about its answer; every field ``[*rows, B]``.
+
+    Attributes:
+        logit_diff: ``m = logit(target) − max(other logits)``.
+        logit_diff_f16: ``m`` of logits rounded to f16. Around 1070, where Pythia's logits lie,
+            f16 knows whole numbers only; kept so that nobody takes that rounding for damage.
+        distractor_diff: ``logit(target) − logit(distractor)``.
+        correct: whether the target is the top-1 next token.
+    """
+
+    logit_diff: Array
+    logit_diff_f16: Array
+    distractor_diff: Array
+    correct: Array
+
+
+def logit_difference(
+    logits: Float[Array, "*rows B V"], target: Int[Array, " B"]
+) -> Float[Array, "*rows B"]:
+    """``logit(target) − max over all other tokens``; 0 or less where the target is not first."""
+    is_target = jnp.arange(logits.shape[-1])[None] == target[:, None]
+    best_other = jnp.where(lead(is_target, logits), -jnp.inf, logits).max(axis=-1)
+    return pick(logits, target) - best_other
+
+
+def pick(logits: Float[Array, "*rows B V"], token: Int[Array, " B"]) -> Float[Array, "*rows B"]:
+    """The logit of one token a prompt."""
+    index = jnp.broadcast_to(lead(token[:, None], logits), (*logits.shape[:-1], 1))
+    return jnp.take_along_axis(logits, index, axis=-1)[..., 0]
+
+
+def answer_metrics(
+    logits: Float[Array, "*rows B V"], target: Int[Array, " B"], distractor: Int[Array, " B"]
+) -> AnswerMetrics:
+    """``AnswerMetrics`` of last-position logits in f32."""
+    difference = logit_difference(logits, target)
+    rounded = logit_difference(logits.astype(jnp.float16).astype(jnp.float32), target)
+    return AnswerMetrics(
+        logit_diff=difference,
+        logit_diff_f16=rounded,
+        distractor_diff=pick(logits, target) - pick(logits, distractor),
+        correct=difference > 0,
+    )
+
+
+@struct.dataclass
+class Drift:
+    """How far each head's contribution moved between two runs; every field ``[…, H]``.
+
+    Attributes:
+        last, cosine_last: ``‖c_q − c‖ / ‖c‖`` and cosine at each prompt's last position.
+        all, cosine_all: the same over all real positions, as one long vector.
+        finite: whether every compared number is finite.
+    """
+
+    last: Array
+    cosine_last: Array
+    all: Array
+    cosine_all: Array
+    finite: Array
+
+
+def _relative(moved: Array, base: Array) -> Array:
+    return jnp.where(base > 0, moved / jnp.where(base > 0, base, 1), 0)
+
+
+def _change(
+    a: Float[Array, "*rows C"], b: Float[Array, "*rows C"]
+) -> tuple[Float[Array, "*rows"], Float[Array, "*rows"]]:
+    norm_a, norm_b = jnp.linalg.norm(a, axis=-1), jnp.linalg.norm(b, axis=-1)
+    product = norm_a * norm_b
+    cosine = _relative((a * b).sum(axis=-1), product)
+    return _relative(jnp.linalg.norm(a - b, axis=-1), norm_b), cosine
+
+
+def head_drift(
+    moved: Float[Array, "B S H C"],
+    base: Float[Array, "B S H C"],
+    lengths: Int[Array, " B"],
+) -> Drift:
+    """Drift of head contributions ``moved`` (low precision) from ``base`` (f32), both f32.
+
+    Relative distance and cosine are 0 where a norm is 0. Positions past a prompt's length do not
+    count.
+    """
+    real = jnp.arange(base.shape[1])[None] < lengths[:, None]
+    moved, base = (jnp.where(real[..., None, None], x, 0) for x in (moved, base))
+    index = (lengths - 1)[:, None, None, None]
+    last, cosine_last = _change(
+        *(jnp.take_along_axis(x, index, axis=1)[:, 0] for x in (moved, base))
+    )
+    whole = [x.swapaxes(1, 2).reshape(x.shape[0], x.shape[2], -1) for x in (moved, base)]
+    over_all, cosine_all = _change(*whole)
+    finite: Bool[Array, "B H"] = jnp.isfinite(whole[0]).all(axis=-1)
+    return Drift(last, cosine_last, over_all, cosine_all, finite)
+
+
+def first_order(
+    gradient: Float[Array, "B S C"] | Float[Array, "B S H C"],
+    moved: Float[Array, "B S H C"],
+    base: Float[Array, "B S H C"],
+    lengths: Int[Array, " B"],
+) -> Float[Array, "B H"]:
+    """Predicted gain ``∇m · (c − c_q)`` of giving each head its f32 contribution back.
+
+    Args:
+        gradient: ``∂m / ∂c``: one vector a position for true heads, which all write to the same
+            stream; one a head and position for edge-align's blocks.
+    """
+    real = jnp.arange(base.shape[1])[None] < lengths[:, None]
+    returned = jnp.where(real[..., None, None], base - moved, 0)
+    if gradient.ndim == returned.ndim - 1:
+        gradient = gradient[:, :, None]
+    return (gradient * returned).sum(axis=(1, 3))

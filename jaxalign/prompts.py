@@ -1,0 +1,230 @@
+"""Prompt sets: read, checked, tokenized, and batched by length."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from jaxalign.errors import InputError
+from jaxalign.model.config import ModelConfig
+
+SHIPPED = Path(__file__).parent / "prompts.json"
+REFERENCE = "reference"
+# How published results name the two original tasks; others keep the name of their list.
+TASK_NAMES = {"factual": "FactualRecall", "ioi": "IOI"}
+# Lengths are rounded up to a multiple of this, so that few shapes have to be compiled.
+BUCKET = 8
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """One prompt as written: the model should continue ``prompt`` with ``target``."""
+
+    prompt: str
+    target: str
+    distractor: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A prompts file. ``tasks`` maps a task's name to its prompts; ``reference`` are texts."""
+
+    tasks: dict[str, tuple[PromptText, ...]]
+    reference: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One tokenized prompt.
+
+    Attributes:
+        text: as written.
+        task: its task's name in results.
+        tokens: token ids of the prompt.
+        target: id of the target's first token.
+        distractor: id of the distractor's first token, or None.
+    """
+
+    text: PromptText
+    task: str
+    tokens: tuple[int, ...]
+    target: int
+    distractor: int | None = None
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Prompts of similar length, padded on the right.
+
+    Attributes:
+        index: which prompts of the list these are; shorter than ``B`` where rows are filler.
+        tokens: int32 ``[B, S]``.
+        lengths: int32 ``[B]``, real tokens of each.
+    """
+
+    index: tuple[int, ...]
+    tokens: np.ndarray
+    lengths: np.ndarray
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """``(B, S)``."""
+        return self.tokens.shape  # type: ignore[return-value]
+
+    def fill(self, values: Sequence[Any]) -> np.ndarray:
+        """One array ``[B, …]`` from a list with an entry a prompt; filler repeats the first."""
+        rows = [values[i] for i in self.index]
+        return np.stack(rows + [rows[0]] * (len(self.lengths) - len(rows)))
+
+
+def read_prompts(path: Path | str | None = None) -> PromptSet:
+    """Read and check a prompts file (the one that is shipped by default).
+
+    Raises:
+        InputError: the file is missing or malformed; says where and what was expected.
+    """
+    path = Path(path) if path is not None else SHIPPED
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"prompts file {path} is missing", "check --prompts") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"prompts file {path} cannot be read ({error})", "check it") from error
+    except json.JSONDecodeError as error:
+        raise InputError(
+            f"prompts file {path} is not JSON: {error}", "correct that line"
+        ) from error
+    if not isinstance(content, dict):
+        raise _malformed(path, "the top level", 'an object like {"factual": [...]}', content)
+    reference = content.pop(REFERENCE, [])
+    if not isinstance(reference, list) or not all(isinstance(text, str) for text in reference):
+        raise _malformed(path, REFERENCE, "a list of texts", reference)
+    tasks = {name: _read_task(path, name, items) for name, items in content.items()}
+    if not any(tasks.values()):
+        raise InputError(f"prompts file {path} has no prompts", 'add a list such as "factual"')
+    if not reference:
+        raise InputError(
+            f"prompts file {path} has no {REFERENCE!r} texts, which mean ablation averages over",
+            f'add "{REFERENCE}": ["…", …]',
+        )
+    return PromptSet({name: items for name, items in tasks.items() if items}, tuple(reference))
+
+
+def _read_task(path: Path, name: str, items: Any) -> tuple[PromptText, ...]:
+    expected = 'an object with texts "prompt" and "target", and perhaps "distractor"'
+    if not isinstance(items, list):
+        raise _malformed(path, name, "a list of prompts", items)
+    prompts = []
+    for i, item in enumerate(items):
+        fields = {"prompt", "target", "distractor"}
+        if (
+            not isinstance(item, dict)
+            or not {"prompt", "target"} <= item.keys() <= fields
+            or not all(isinstance(text, str) for text in item.values())
+        ):
+            raise _malformed(path, f"{name}[{i}]", expected, item)
+        prompts.append(PromptText(**item))
+    return tuple(prompts)
+
+
+def _malformed(path: Path, where: str, expected: str, found: Any) -> InputError:
+    shown = json.dumps(found, ensure_ascii=False)
+    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
+    return InputError(f"prompts file {path}: {where} is {shown}, expected {expected}", "correct it")
+
+
+def encode(text: str, where: str, tokenizer: Tokenizer, config: ModelConfig) -> tuple[int, ...]:
+    """Token ids of a text, without special tokens.
+
+    Raises:
+        InputError: no tokens, or more than the model's context, saying where.
+    """
+    tokens = tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+    if not tokens:
+        raise InputError(f"{where} is empty: {text!r} has no tokens", "give it a text")
+    if len(tokens) > config.max_positions:
+        raise InputError(
+            f"{where} has {len(tokens)} tokens, more than the model's context of "
+            f"{config.max_positions}",
+            "shorten it",
+        )
+    return tokens
+
+
+def tokenize(
+    prompts: PromptSet, tokenizer: Tokenizer, config: ModelConfig
+) -> tuple[list[Prompt], list[tuple[int, ...]], list[str]]:
+    """Tokenize a prompt set.
+
+    Returns:
+        The prompts, the reference texts' tokens, and notes for the user: targets of several
+        tokens, of which the first is used.
+
+    Raises:
+        InputError: an empty or too long prompt, or a target without tokens, saying which.
+    """
+    tokenized = []
+    several = []
+    for name, items in prompts.tasks.items():
+        for i, item in enumerate(items):
+            where = f"{name}[{i}]"
+            tokens = encode(item.prompt, f"prompt of {where}", tokenizer, config)
+            target = encode(item.target, f"target of {where}", tokenizer, config)
+            distractor = None
+            if item.distractor is not None:
+                distractor = encode(item.distractor, f"distractor of {where}", tokenizer, config)[0]
+            if len(target) > 1:
+                several.append(f"{item.target!r}")
+            task = TASK_NAMES.get(name, name)
+            tokenized.append(Prompt(item, task, tokens, target[0], distractor))
+    reference = [
+        encode(text, f"reference[{i}]", tokenizer, config)
+        for i, text in enumerate(prompts.reference)
+    ]
+    notes = []
+    if several:
+        shown = ", ".join(several[:3]) + (", …" if len(several) > 3 else "")
+        notes.append(f"{len(several)} targets have several tokens; their first is used: {shown}")
+    return tokenized, reference, notes
+
+
+def bucket_length(length: int, limit: int) -> int:
+    """``length`` rounded up to a multiple of ``BUCKET``, at most the model's context."""
+    return min(-(-length // BUCKET) * BUCKET, max(limit, length))
+
+
+def batches(
+    tokens: Sequence[Sequence[int]], max_batch: dict[int, int] | int, limit: int
+) -> Iterator[Batch]:
+    """Batches of equal shape within each length bucket, shortest first.
+
+    Args:
+        tokens: token ids of each prompt.
+        max_batch: most prompts in one batch, for all or by bucket length.
+        limit: the model's context.
+    """
+    buckets: dict[int, list[int]] = {}
+    for i, ids in enumerate(tokens):
+        buckets.setdefault(bucket_length(len(ids), limit), []).append(i)
+    for size, members in sorted(buckets.items()):
+        most = max_batch if isinstance(max_batch, int) else max_batch[size]
+        # Even batches: 17 prompts at 16 a batch become 9 and 8, not 16 and 1.
+        count = -(-len(members) // most)
+        width = -(-len(members) // count)
+        for start in range(0, len(members), width):
+            chosen = tuple(members[start : start + width])
+            yield _pad(chosen, [tokens[i] for i in chosen], width, size)
+
+
+def _pad(index: tuple[int, ...], rows: list[Sequence[int]], width: int, size: int) -> Batch:
+    rows = rows + [rows[0]] * (width - len(rows))
+    padded = np.zeros((width, size), np.int32)
+    for row, ids in zip(padded, rows, strict=True):
+        row[: len(ids)] = ids
+    return Batch(index, padded, np.array([len(ids) for ids in rows], np.int32))

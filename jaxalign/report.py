@@ -1,0 +1,131 @@
+"""What a study found, as one table on a terminal."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jaxalign.results import Estimate, HeadsResult
+
+TOP_HEADS = 8
+
+
+def summary(result: HeadsResult) -> str:
+    """The study in one screen: top heads, correlations, what repair bought."""
+    return "\n\n".join(
+        part
+        for part in (
+            _top_heads(result),
+            _task_means(result),
+            _correlations(result),
+            _repairs(result),
+            _first_order(result),
+            "\n".join(f"note: {note}" for note in result.metadata["notes"]),
+        )
+        if part
+    )
+
+
+def estimate(e: Estimate, digits: int = 2) -> str:
+    """``0.41 [0.10, 0.65], p = 0.003``, or why there is nothing to say."""
+    if e.value is None:
+        return "not defined (too few heads, or nothing varies)"
+    shown = f"{e.value:+.{digits}f}"
+    if e.low is not None and e.high is not None:
+        shown += f" [{e.low:+.{digits}f}, {e.high:+.{digits}f}]"
+    return shown if e.p is None else f"{shown}, p {'<' if e.p < 1e-3 else '='} {max(e.p, 1e-3):.3f}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
+
+    def line(cells: list[str]) -> str:
+        first, *rest = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
+        return "  ".join([first.strip().ljust(widths[0]), *rest]).rstrip()
+
+    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+
+
+def _mean_map(maps: list[np.ndarray]) -> np.ndarray:
+    """Mean over prompts; a head that is not finite for one prompt is NaN, not averaged away."""
+    return np.mean(maps, axis=0)
+
+
+def _top_heads(result: HeadsResult) -> str:
+    zero = _mean_map([p.zero_importance for p in result.prompts])
+    mean = _mean_map([p.mean_importance for p in result.prompts])
+    resampled = [p.resample_importance for p in result.prompts if p.resample_importance is not None]
+    resample = _mean_map(resampled) if resampled else np.full_like(zero, np.nan)
+    drifts = {
+        name: _mean_map([p.precisions[name].drift for p in result.prompts])
+        for name in result.precisions
+    }
+    order = np.argsort(-np.abs(zero), axis=None, kind="stable")[:TOP_HEADS]
+    rows = []
+    for layer, head in zip(*np.unravel_index(order, zero.shape), strict=True):
+        at = (layer, head)
+        cells = [f"L{layer}H{head}", *(f"{m[at]:+.3f}" for m in (zero, mean, resample))]
+        rows.append([*cells, *(f"{drift[at]:.2e}" for drift in drifts.values())])
+    title = (
+        f"heads that matter most (mean over {len(result.prompts)} prompts, logits lost when "
+        "replaced), and how far precision moves them"
+    )
+    names = [f"drift {name}" for name in drifts]
+    return f"{title}\n{_table(['head', 'zero', 'mean', 'resample', *names], rows)}"
+
+
+def _task_means(result: HeadsResult) -> str:
+    rows = [
+        [
+            row.task,
+            row.precision,
+            str(row.prompts),
+            estimate(row.logit_diff, 3),
+            "" if row.change is None else estimate(row.change, 4),
+        ]
+        for row in result.statistics.task_means
+    ]
+    title = "answer margin m = logit(target) − best other, and its change against f32"
+    return f"{title}\n{_table(['task', 'precision', 'prompts', 'm', 'change'], rows)}"
+
+
+def _correlations(result: HeadsResult) -> str:
+    rows = [
+        [row.task, row.precision, estimate(row.pearson), estimate(row.spearman)]
+        for row in result.statistics.correlations
+        if row.importance == "zero"
+    ]
+    title = "do important heads drift more? zero-importance against drift, over heads"
+    return f"{title}\n{_table(['task', 'precision', 'Pearson', 'Spearman'], rows)}"
+
+
+def _repairs(result: HeadsResult) -> str:
+    rows = [
+        [
+            row.task,
+            row.precision,
+            row.ranking,
+            f"{row.gap:.2e}",
+            f"{row.closed:+.1e}",
+            f"{row.random_closed:+.1e}",
+            row.verdict,
+        ]
+        for row in result.statistics.repair
+        if None not in (row.gap, row.closed, row.random_closed)
+    ]
+    if not rows:
+        return ""
+    header = ["task", "precision", "ranking", "gap", "closed", "random", "verdict"]
+    title = (
+        f"does restoring the top heads (1 … {result.metadata['max_repair_k']}) close the gap to "
+        "f32? logits, mean over k"
+    )
+    return f"{title}\n{_table(header, rows)}"
+
+
+def _first_order(result: HeadsResult) -> str:
+    rows = [
+        [row.task, row.precision, f"{row.bound_held}/{row.prompts}", estimate(row.spearman)]
+        for row in result.statistics.first_order
+    ]
+    title = "first-order account: predicted against true gain of restoring each head"
+    return f"{title}\n{_table(['task', 'precision', 'bound held', 'Spearman'], rows)}"

@@ -1,0 +1,42 @@
+"""The result of a heads study: typed objects, and the JSON file that keeps them."""
+
+from jaxalign.results.file import SCHEMA, check, check_writable, read, write
+from jaxalign.results.record import FORMAT, from_json, number, to_json
+from jaxalign.results.types import (
+    RANKINGS,
+    Correlation,
+    Estimate,
+    FirstOrder,
+    FirstOrderTest,
+    HeadsResult,
+    PrecisionResult,
+    PromptResult,
+    RepairResult,
+    RepairTest,
+    Statistics,
+    TaskMean,
+)
+
+__all__ = [
+    "FORMAT",
+    "RANKINGS",
+    "SCHEMA",
+    "Correlation",
+    "Estimate",
+    "FirstOrder",
+    "FirstOrderTest",
+    "HeadsResult",
+    "PrecisionResult",
+    "PromptResult",
+    "RepairResult",
+    "RepairTest",
+    "Statistics",
+    "TaskMean",
+    "check",
+    "check_writable",
+    "from_json",
+    "number",
+    "read",
+    "to_json",
+    "write",
+]

@@ -1,0 +1,90 @@
+"""The result file: checked against its schema, written whole or not at all."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from jaxalign.errors import InputError
+from jaxalign.results.record import from_json, to_json
+from jaxalign.results.types import HeadsResult
+
+SCHEMA = Path(__file__).parent / "experiment.schema.json"
+
+
+@functools.cache
+def _validator() -> jsonschema.Draft202012Validator:
+    return jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+
+
+def check(content: Any, where: Path | str) -> None:
+    """Raise ``InputError`` where ``content`` does not fit the schema, naming the place."""
+    fault = jsonschema.exceptions.best_match(_validator().iter_errors(content))
+    if fault is not None:
+        place = "/".join(map(str, fault.absolute_path)) or "the top level"
+        raise InputError(
+            f"{where} is not a result of the heads study: at {place}, {fault.message[:200]}",
+            "run the study again, or give the file that it wrote",
+        )
+
+
+def write(result: HeadsResult, path: Path | str) -> None:
+    """Write the result whole or not at all: to a temporary file beside it, then renamed.
+
+    Raises:
+        InputError: the folder cannot be written.
+    """
+    path = Path(path)
+    content = to_json(result)
+    check(content, path)
+    check_writable(path)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(content, file, ensure_ascii=False, allow_nan=False, indent=1)
+            file.write("\n")
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of ``path``; raise ``InputError`` where a file cannot be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error})",
+            "give --output a file in a folder that you may write to",
+        ) from error
+
+
+def read(path: Path | str) -> HeadsResult:
+    """Read a result and check it.
+
+    Raises:
+        InputError: no such file, not JSON, or not a result of this study.
+    """
+    path = Path(path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing", "run the study first: python cli.py") from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is not JSON ({error})", "run the study again") from error
+    check(content, path)
+    return from_json(content)

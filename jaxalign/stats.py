@@ -1,0 +1,110 @@
+"""Intervals, p-values and correlations, vectorised; pure functions of arrays and a seed.
+
+Intervals are 95 % percentile bootstraps, p-values ``(1 + hits) / (1 + n)`` and two-sided, so a
+p-value is never 0 (Phipson & Smyth 2010).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from jaxtyping import Float
+from scipy import stats as scipy_stats
+
+BOOTSTRAP_SAMPLES = 1000
+PERMUTATIONS = 10_000
+INTERVAL = (2.5, 97.5)
+# Differences this small between statistics are rounding, so they count as ties.
+TIE = 1e-12
+
+
+def generator(seed: int, *names: str) -> np.random.Generator:
+    """A stream of its own for each named use, the same whatever else is drawn."""
+    words = [seed, *(int.from_bytes(name.encode(), "little") for name in names)]
+    return np.random.default_rng(np.random.SeedSequence(words))
+
+
+def interval(samples: Float[np.ndarray, " N"]) -> tuple[float, float]:
+    """The 95 % percentile interval; NaN samples (degenerate resamples) do not count."""
+    kept = samples[np.isfinite(samples)]
+    if not kept.size:
+        return float("nan"), float("nan")
+    low, high = np.percentile(kept, INTERVAL)
+    return float(low), float(high)
+
+
+def pearson(
+    x: Float[np.ndarray, "*rows N"], y: Float[np.ndarray, "*rows N"]
+) -> Float[np.ndarray, "*rows"]:
+    """Pearson's correlation along the last axis; NaN where one side does not vary."""
+    dx = x - x.mean(axis=-1, keepdims=True)
+    dy = y - y.mean(axis=-1, keepdims=True)
+    scale = np.sqrt((dx**2).sum(axis=-1) * (dy**2).sum(axis=-1))
+    product = (dx * dy).sum(axis=-1)
+    tiny = scale <= TIE * np.abs(x).max(initial=0) * np.abs(y).max(initial=0)
+    return np.where(tiny, np.nan, product / np.where(tiny, 1, scale))
+
+
+def ranks(x: Float[np.ndarray, "*rows N"]) -> Float[np.ndarray, "*rows N"]:
+    """Average ranks along the last axis."""
+    return scipy_stats.rankdata(x, axis=-1)
+
+
+def correlation_of_means(
+    x: Float[np.ndarray, "P N"],
+    y: Float[np.ndarray, "P N"],
+    rng: np.random.Generator,
+    rank: bool = False,
+    samples: int = BOOTSTRAP_SAMPLES,
+    permutations: int = PERMUTATIONS,
+) -> tuple[float, float, float, float]:
+    """Correlation over N heads of two prompt averages, its interval and its p-value.
+
+    The bootstrap resamples prompts, both sides together, because prompts are the sample; the
+    permutation exchanges heads of one side, because its null is that heads do not correspond.
+
+    Args:
+        x, y: one value a prompt and head.
+        rank: Spearman's instead of Pearson's.
+
+    Returns:
+        ``(value, low, high, p)``; NaN where the correlation is not defined.
+    """
+
+    def prepare(means: np.ndarray) -> np.ndarray:
+        return ranks(means) if rank else means
+
+    mean_x, mean_y = prepare(x.mean(axis=0)), prepare(y.mean(axis=0))
+    value = float(pearson(mean_x, mean_y)) if x.shape[1] > 2 else float("nan")
+    if not np.isfinite(value):
+        return (float("nan"),) * 4
+    weights = bootstrap_weights(len(x), rng, samples)
+    low, high = interval(pearson(prepare(weights @ x), prepare(weights @ y)))
+    shuffled = rng.permuted(np.broadcast_to(mean_y, (permutations, len(mean_y))), axis=1)
+    null = pearson(np.broadcast_to(mean_x, shuffled.shape), shuffled)
+    hits = int((np.abs(null) >= abs(value) - TIE).sum())
+    return value, low, high, (1 + hits) / (1 + permutations)
+
+
+def bootstrap_weights(
+    n: int, rng: np.random.Generator, samples: int = BOOTSTRAP_SAMPLES
+) -> Float[np.ndarray, "samples n"]:
+    """How often each of n observations is drawn in each resample, as a share."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=samples) / n
+
+
+def mean_interval(
+    x: Float[np.ndarray, " P"], rng: np.random.Generator, samples: int = BOOTSTRAP_SAMPLES
+) -> tuple[float, float, float]:
+    """Mean of observations with its bootstrap interval: ``(value, low, high)``."""
+    low, high = interval(bootstrap_weights(len(x), rng, samples) @ x)
+    return float(x.mean()), low, high
+
+
+def sign_flip_p(
+    x: Float[np.ndarray, " P"], rng: np.random.Generator, permutations: int = PERMUTATIONS
+) -> float:
+    """p-value of "the mean of these paired differences is 0", by flipping signs."""
+    signs = rng.integers(0, 2, size=(permutations, len(x))) * 2.0 - 1
+    null = (signs @ x) / len(x)
+    hits = int((np.abs(null) >= abs(float(x.mean())) - TIE).sum())
+    return (1 + hits) / (1 + permutations)

@@ -1,0 +1,242 @@
+"""The model against transformers, and as a function of arrays."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pythia_shape import PYTHIA_SIZES, pythia_config, tiny_checkpoint
+
+from jaxalign.convert import load_params, open_checkpoint, save_checkpoint
+from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
+from jaxalign.errors import InputError
+from jaxalign.model import (
+    CAPTURES,
+    ModelConfig,
+    cast,
+    count,
+    forward,
+    head_contributions,
+    init_params,
+    param_shapes,
+)
+from jaxalign.numerics import BF16, F16, F32, INT8_SIM, jit
+
+VARIANTS = {
+    "pythia": {},
+    "sequential": {"use_parallel_residual": False},
+    "tied": {"tie_word_embeddings": True},
+    "sequential tied": {"use_parallel_residual": False, "tie_word_embeddings": True},
+    "full rotary": {"rotary_pct": 1.0},
+    "half rotary": {"rotary_pct": 0.5},
+    "no rotary": {"rotary_pct": 0.0},
+    "other base": {"rotary_emb_base": 500},
+    "no attention bias": {"attention_bias": False},
+    "gelu_new": {"hidden_act": "gelu_new"},
+    "gelu_fast": {"hidden_act": "gelu_fast"},
+    "gelu_pytorch_tanh": {"hidden_act": "gelu_pytorch_tanh"},
+    "quick_gelu": {"hidden_act": "quick_gelu"},
+    "relu": {"hidden_act": "relu"},
+    "silu": {"hidden_act": "silu"},
+    "larger epsilon": {"layer_norm_eps": 1e-2},
+    "new rotary spelling": {
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 700.0,
+            "partial_rotary_factor": 0.5,
+        }
+    },
+}
+
+
+def read(folder, dtype=jnp.float32):
+    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    return load_params(open_checkpoint(folder), config, dtype), config
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    return read(tiny_checkpoint(tmp_path_factory.mktemp("tiny")))
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jnp.asarray(np.random.default_rng(1).integers(0, 97, (3, 11)), jnp.int32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_transformers(variant, tmp_path, tokens):
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    folder = tiny_checkpoint(tmp_path, **VARIANTS[variant])
+    theirs = transformers.GPTNeoXForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    with torch.no_grad():
+        expected = theirs(torch.from_numpy(np.array(tokens)).long()).logits.numpy()
+    params, config = read(folder)
+    ours = jit(lambda p, t: forward(p, t, config).logits)(params, tokens)
+    assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("size", PYTHIA_SIZES)
+def test_every_pythia_size_is_known_by_its_configuration(size):
+    config = ModelConfig.from_hf(pythia_config(size))
+    expected = PYTHIA_SIZES[size]
+    assert (config.num_layers, config.hidden_size, config.num_heads, config.vocab_size) == (
+        expected["layers"],
+        expected["width"],
+        expected["heads"],
+        expected["vocab"],
+    )
+    leaves = jax.tree.leaves(param_shapes(config))
+    assert all(leaf.size > 0 for leaf in leaves)
+
+
+def test_pythia_70m_has_its_published_number_of_parameters():
+    shapes = param_shapes(ModelConfig.from_hf(pythia_config("70m")))
+    assert count(shapes) == 70_426_624
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        ("attention_window", 64),
+        ("rope_scaling", {"type": "linear", "factor": 2.0}),
+        ("rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
+        ("hidden_act", "gelu_10"),
+        ("model_type", "llama"),
+    ],
+)
+def test_settings_that_change_the_computation_are_refused_by_name(setting, value):
+    with pytest.raises(InputError, match=str(value if setting == "model_type" else setting)):
+        ModelConfig.from_hf(pythia_config("70m") | {setting: value})
+
+
+def test_config_round_trips_through_its_published_spelling():
+    config = ModelConfig.from_hf(pythia_config("1b"))
+    assert ModelConfig.from_hf(config.to_hf()) == config
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_saved_checkpoint_loads_to_the_same_bits(tiny, tmp_path, dtype):
+    params, config = tiny
+    params = jax.tree.map(lambda a: a.astype(dtype).astype(jnp.float32), params)
+    save_checkpoint(params, config, tmp_path, dtype)
+    again, config_again = read(tmp_path)
+    assert config_again == config
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, again))
+
+
+@pytest.mark.parametrize("scheme", [F32, F16, BF16, INT8_SIM], ids=lambda s: s.name)
+def test_an_edit_that_edits_nothing_changes_no_bit(tiny, tokens, scheme):
+    params, config = cast(tiny[0], scheme), tiny[1]
+    L, H, D, S = config.num_layers, config.num_heads, config.hidden_size, tokens.shape[1]
+    nothing = Edit(
+        head=HeadEdit(jnp.zeros((L, 1, 1, H), bool), jnp.full((L, 1, 1, H, D), jnp.nan)),
+        residual=ResidualEdit(jnp.zeros((L + 1, 1, S), bool), jnp.full((L + 1, 1, 1, D), jnp.inf)),
+    )
+    plain = jit(lambda p: forward(p, tokens, config, scheme=scheme).logits)(params)
+    edited = jit(lambda p, e: forward(p, tokens, config, scheme=scheme, edit=e).logits)(
+        params, nothing
+    )
+    assert np.array_equal(plain, edited)
+
+
+def test_replacing_every_head_by_its_own_contribution_changes_nothing(tiny, tokens):
+    params, config = tiny
+    out = forward(params, tokens, config, capture=("z",))
+    own = jax.vmap(head_contributions)(out.activations["z"], params.blocks.attention.out)
+    mask = jnp.ones((config.num_layers, 1, 1, config.num_heads), bool)
+    again = forward(params, tokens, config, edit=Edit(head=HeadEdit(mask, own)))
+    assert np.abs(again.logits - out.logits).max() <= 1e-5 * np.abs(out.logits).max()
+
+
+def test_head_contributions_and_bias_sum_to_the_attention_output(tiny, tokens):
+    params, config = tiny
+    out = forward(params, tokens, config, capture=("z", "attn_out"))
+    c = jax.vmap(head_contributions)(out.activations["z"], params.blocks.attention.out)
+    total = c.sum(axis=-2) + params.blocks.attention.out_bias[:, None, None]
+    np.testing.assert_allclose(total, out.activations["attn_out"], atol=2e-6, rtol=1e-5)
+
+
+def test_patching_the_whole_stream_from_another_run_gives_that_run(tiny, tokens):
+    params, config = tiny
+    other = (tokens + 5) % 97
+    L, S = config.num_layers, tokens.shape[1]
+    donor = forward(params, other, config, capture=("resid", "embed"))
+    streams = jnp.concatenate([donor.activations["embed"][None], donor.activations["resid"]])
+    for step in range(L + 1):
+        mask = jnp.zeros((L + 1, 1, S), bool).at[step].set(True)
+        patched = forward(params, tokens, config, edit=Edit(residual=ResidualEdit(mask, streams)))
+        np.testing.assert_allclose(patched.logits, donor.logits, atol=1e-5)
+
+
+def test_patching_one_position_moves_only_later_positions(tiny, tokens):
+    params, config = tiny
+    L, S, D = config.num_layers, tokens.shape[1], config.hidden_size
+    mask = jnp.zeros((L + 1, 1, S), bool).at[1, 0, 4].set(True)
+    edit = Edit(residual=ResidualEdit(mask, jnp.ones((L + 1, 1, 1, D))))
+    clean, patched = (forward(params, tokens, config, edit=e).logits for e in (None, edit))
+    assert np.array_equal(clean[:, :4], patched[:, :4])
+    assert not np.allclose(clean[:, 4:], patched[:, 4:], atol=1e-3)
+
+
+def test_every_site_can_be_returned(tiny, tokens):
+    params, config = tiny
+    B, S = tokens.shape
+    L, D, H, h = config.num_layers, config.hidden_size, config.num_heads, config.head_size
+    out = forward(params, tokens, config, capture=CAPTURES)
+    assert {name: a.shape for name, a in out.activations.items()} == {
+        "embed": (B, S, D),
+        "z": (L, B, S, H, h),
+        "attn_out": (L, B, S, D),
+        "mlp_out": (L, B, S, D),
+        "resid": (L, B, S, D),
+        "final_norm": (B, S, D),
+    }
+    with pytest.raises(ValueError, match="attention_pattern"):
+        forward(params, tokens, config, capture=("attention_pattern",))
+
+
+def test_vmap_over_masks_ablates_every_head(tiny, tokens):
+    params, config = tiny
+    masks = jnp.asarray(head_ablation_masks(config.num_layers, config.num_heads))
+    zeros = jnp.zeros((config.num_layers, 1, 1, 1, 1))
+
+    def run(mask):
+        return forward(params, tokens, config, edit=Edit(head=HeadEdit(mask, zeros))).logits
+
+    all_rows = jit(jax.vmap(run))(masks)
+    one = run(masks[5])
+    np.testing.assert_allclose(all_rows[5], one, atol=2e-5)
+    assert not np.allclose(all_rows[5], all_rows[6], atol=1e-3)
+
+
+def test_gradient_at_the_attention_output_is_the_slope_of_steering(tiny, tokens):
+    params, config = tiny
+    shape = (config.num_layers, 1, 1, config.hidden_size)
+
+    def loss(add):
+        return forward(params, tokens, config, edit=Edit(attn_add=add)).logits[:, -1, 3].sum()
+
+    direction = jax.random.normal(jax.random.key(0), shape)
+    slope = float((jax.grad(loss)(jnp.zeros(shape)) * direction).sum())
+    step = 1e-2
+    measured = float(loss(step * direction) - loss(-step * direction)) / (2 * step)
+    assert slope == pytest.approx(measured, rel=2e-2)
+
+
+def test_params_of_another_precision_are_refused(tiny, tokens):
+    params, config = tiny
+    with pytest.raises(ValueError, match=r"float32.*float16.*cast"):
+        forward(params, tokens, config, scheme=F16)
+
+
+def test_fresh_parameters_are_finite_and_have_the_stated_shapes():
+    config = ModelConfig.from_hf(pythia_config("14m") | {"vocab_size": 200})
+    params = init_params(jax.random.key(0), config)
+    shapes = param_shapes(config)
+    assert jax.tree.all(jax.tree.map(lambda a, s: a.shape == s.shape, params, shapes))
+    assert jax.tree.all(jax.tree.map(lambda a: bool(jnp.isfinite(a).all()), params))
