@@ -11,6 +11,7 @@ its rows. ``jax.vmap`` over ``edit.row_axes()`` and ``sweep.sweep`` both read it
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -77,29 +78,29 @@ class Edit:
 
         Step 0 is the embedding, step ``l + 1`` is block ``l``. Masks must be concrete.
         """
-        touched = []
+        touched: list[np.ndarray] = []
         if self.head is not None:
             mask = np.asarray(self.head.mask)
             layers = mask.any(axis=tuple(range(2, mask.ndim)))
             touched.append(np.pad(layers, ((0, 0), (1, 0))))
         if self.residual is not None:
             mask = np.asarray(self.residual.mask)
-            touched.append(mask.any(axis=tuple(range(2, mask.ndim))))
+            touched.append(np.asarray(mask.any(axis=tuple(range(2, mask.ndim)))))
         if not touched:
             raise ValueError("a batch of edits needs a mask: give head or residual masks [M, …]")
         return np.logical_or.reduce(touched)
 
     def row_axes(self) -> Any:
         """``in_axes`` of ``jax.vmap`` over the rows of this batch of edits."""
-        head = None if self.head is None else HeadEdit(0, None, self.head.mode)  # type: ignore[arg-type]
-        residual = None if self.residual is None else ResidualEdit(0, None)  # type: ignore[arg-type]
+        head = None if self.head is None else HeadEdit(0, None, self.head.mode)
+        residual = None if self.residual is None else ResidualEdit(0, None)
         return Edit(head=head, residual=residual, attn_add=None)
 
     def take(self, rows: slice) -> Edit:
         """Some rows of this batch of edits."""
-        head = self.head and self.head.replace(mask=self.head.mask[rows])
-        residual = self.residual and self.residual.replace(mask=self.residual.mask[rows])
-        return self.replace(head=head, residual=residual)
+        head = self.head and replace(self.head, mask=self.head.mask[rows])
+        residual = self.residual and replace(self.residual, mask=self.residual.mask[rows])
+        return replace(self, head=head, residual=residual)
 
     def at_layer(self, layer: int, row_axis: bool = False) -> Edit:
         """The arrays that block ``layer`` needs, without their layer axis.
@@ -110,11 +111,11 @@ class Edit:
         """
         pick = (slice(None), layer) if row_axis else (layer,)
         after = (*pick[:-1], layer + 1)
-        head = self.head and self.head.replace(
-            mask=self.head.mask[pick], value=self.head.value[layer]
+        head = self.head and replace(
+            self.head, mask=self.head.mask[pick], value=self.head.value[layer]
         )
-        residual = self.residual and self.residual.replace(
-            mask=self.residual.mask[after], value=self.residual.value[layer + 1]
+        residual = self.residual and replace(
+            self.residual, mask=self.residual.mask[after], value=self.residual.value[layer + 1]
         )
         add = None if self.attn_add is None else self.attn_add[layer]
         return Edit(head=head, residual=residual, attn_add=add)

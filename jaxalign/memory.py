@@ -44,8 +44,8 @@ def plan_chunks(
     shared = values + row
     if budget < shared + row:
         raise InputError(
-            f"one prompt of {length} positions needs {(shared + row) / 1e9:.2f} GB beside the "
-            f"weights, but the memory budget leaves {max(budget, 0) / 1e9:.2f} GB",
+            f"one prompt of {length} positions needs {(shared + row) / 1e9:.3g} GB beside the "
+            f"weights, but the memory budget leaves {max(budget, 0) / 1e9:.3g} GB",
             "raise --memory-gb or shorten the prompts",
         )
     prompts = min(most_prompts, int(budget // (shared + rows * row)))

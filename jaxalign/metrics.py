@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 from flax import struct
 
-from jaxalign.shapes import Array, Bool, Float, Int, lead
+from jaxalign.shapes import Array, Bool, Float, Int, Leaf, lead
 
 
 @struct.dataclass
@@ -20,10 +20,10 @@ class AnswerMetrics:
         correct: whether the target is the top-1 next token.
     """
 
-    logit_diff: Array
-    logit_diff_f16: Array
-    distractor_diff: Array
-    correct: Array
+    logit_diff: Leaf
+    logit_diff_f16: Leaf
+    distractor_diff: Leaf
+    correct: Leaf
 
 
 def logit_difference(
@@ -65,11 +65,11 @@ class Drift:
         finite: whether every compared number is finite.
     """
 
-    last: Array
-    cosine_last: Array
-    all: Array
-    cosine_all: Array
-    finite: Array
+    last: Leaf
+    cosine_last: Leaf
+    all: Leaf
+    cosine_all: Leaf
+    finite: Leaf
 
 
 def _relative(moved: Array, base: Array) -> Array:

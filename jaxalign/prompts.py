@@ -18,6 +18,8 @@ SHIPPED = Path(__file__).parent / "prompts.json"
 REFERENCE = "reference"
 # How published results name the two original tasks; others keep the name of their list.
 TASK_NAMES = {"factual": "FactualRecall", "ioi": "IOI"}
+# What results call the prompts of all tasks together.
+ALL_TASKS = "all"
 # Lengths are rounded up to a multiple of this, so that few shapes have to be compiled.
 BUCKET = 8
 
@@ -75,7 +77,7 @@ class Batch:
     @property
     def shape(self) -> tuple[int, int]:
         """``(B, S)``."""
-        return self.tokens.shape  # type: ignore[return-value]
+        return self.tokens.shape
 
     def fill(self, values: Sequence[Any]) -> np.ndarray:
         """One array ``[B, …]`` from a list with an entry a prompt; filler repeats the first."""
@@ -96,7 +98,7 @@ def read_prompts(path: Path | str | None = None) -> PromptSet:
         raise InputError(f"prompts file {path} is missing", "check --prompts") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"prompts file {path} cannot be read ({error})", "check it") from error
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, RecursionError) as error:
         raise InputError(
             f"prompts file {path} is not JSON: {error}", "correct that line"
         ) from error
@@ -120,6 +122,11 @@ def _read_task(path: Path, name: str, items: Any) -> tuple[PromptText, ...]:
     expected = 'an object with texts "prompt" and "target", and perhaps "distractor"'
     if not isinstance(items, list):
         raise _malformed(path, name, "a list of prompts", items)
+    if name == ALL_TASKS:
+        raise InputError(
+            f"prompts file {path}: {name!r} is what results call all tasks together",
+            "give that list another name",
+        )
     prompts = []
     for i, item in enumerate(items):
         fields = {"prompt", "target", "distractor"}
@@ -145,7 +152,10 @@ def encode(text: str, where: str, tokenizer: Tokenizer, config: ModelConfig) -> 
     Raises:
         InputError: no tokens, or more than the model's context, saying where.
     """
-    tokens = tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+    try:
+        tokens = tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+    except TypeError as error:  # half of a surrogate pair, which JSON can spell
+        raise InputError(f"{where} is not Unicode text: {text!r}", "correct it") from error
     if not tokens:
         raise InputError(f"{where} is empty: {text!r} has no tokens", "give it a text")
     if len(tokens) > config.max_positions:

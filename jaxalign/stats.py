@@ -75,7 +75,8 @@ def correlation_of_means(
 
     mean_x, mean_y = prepare(x.mean(axis=0)), prepare(y.mean(axis=0))
     value = float(pearson(mean_x, mean_y)) if x.shape[1] > 2 else float("nan")
-    if not np.isfinite(value):
+    # One prompt has no spread to resample, so there is no interval and nothing to report.
+    if not np.isfinite(value) or len(x) < 2:
         return (float("nan"),) * 4
     weights = bootstrap_weights(len(x), rng, samples)
     low, high = interval(pearson(prepare(weights @ x), prepare(weights @ y)))
@@ -95,7 +96,9 @@ def bootstrap_weights(
 def mean_interval(
     x: Float[np.ndarray, " P"], rng: np.random.Generator, samples: int = BOOTSTRAP_SAMPLES
 ) -> tuple[float, float, float]:
-    """Mean of observations with its bootstrap interval: ``(value, low, high)``."""
+    """Mean of observations with its bootstrap interval, NaN for one: ``(value, low, high)``."""
+    if len(x) < 2:
+        return float(x.mean()), float("nan"), float("nan")
     low, high = interval(bootstrap_weights(len(x), rng, samples) @ x)
     return float(x.mean()), low, high
 

@@ -14,7 +14,7 @@ it is the definition, and it compiles faster where all rows begin at the first l
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -145,9 +145,10 @@ def sweep(
         >>> zero = Edit(head=HeadEdit(masks, jnp.zeros((config.num_layers, 1, 1, 1, 1))))
         >>> answer = lambda logits: logit_difference(logits, targets)
         >>> [m] = sweep(params, tokens, lengths, config, [zero], answer, plan=schedule([zero]))
-        >>> importance = m[0] - m[1:]  # [L·H, B]
+        >>> importance = m[:1] - m[1:]  # [L·H, B]
     """
     check_dtype(params, scheme)
+    edits = jax.tree.map(jnp.asarray, list(edits))
     if plan is None:
         return [_plain(params, tokens, lengths, config, edit, readout, scheme) for edit in edits]
     return _wave(params, tokens, lengths, config, edits, readout, plan, scheme)
@@ -167,9 +168,9 @@ def _plain(
     def with_clean(mask: Array) -> Array:
         return jnp.concatenate([jnp.zeros_like(mask[:1]), mask])
 
-    head = edit.head and edit.head.replace(mask=with_clean(edit.head.mask))
-    residual = edit.residual and edit.residual.replace(mask=with_clean(edit.residual.mask))
-    rows = edit.replace(head=head, residual=residual)
+    head = edit.head and replace(edit.head, mask=with_clean(edit.head.mask))
+    residual = edit.residual and replace(edit.residual, mask=with_clean(edit.residual.mask))
+    rows = replace(edit, head=head, residual=residual)
 
     def run(row: Edit) -> Array:
         out = forward(
@@ -212,9 +213,9 @@ def _wave(
         alive = alive + newborn
         x = _wave_block(x, weights, edits, plan, layer, alive, newborn, config, scheme, real, query)
     normed = layer_norm(x, params.final_norm, config.norm_eps)
-    normed = round_activation(normed, "final_norm", scheme, real)
-    final = normed if normed.shape[-2] == 1 < tokens.shape[1] else at_position(normed, lengths - 1)
-    values = _read(params, final[..., 0, :], readout)
+    if scheme.rounds_activations:
+        normed = at_position(round_activation(normed, "final_norm", scheme, real), lengths - 1)
+    values = _read(params, normed[..., 0, :], readout)
     return [jax.tree.map(lambda v, i=rows: v[i], values) for rows in _rows_of(plan, alive)]
 
 
@@ -232,6 +233,8 @@ def _wave_block(
     query: Int[Array, " B"] | None,
 ) -> Float[Array, "R2 B Q D"]:
     """One block for all rows: those alive pass through it, those born here fork inside it."""
+    if query is not None:
+        real = jnp.ones((query.shape[0], 1), bool)
     z, attn_out = read_heads(x, weights, config, scheme, real, query)
     skip = x if query is None else at_position(x, query)
     z, attn_out, skip_all = (_fork(a, newborn) for a in (z, attn_out, skip))
@@ -314,8 +317,10 @@ def _at_query(a: Array, axis: int, query: Array | None) -> Array:
 def _layer_edit(edits: Sequence[Edit], segment: _Segment, layer: int, query: Array | None) -> Edit:
     rows = slice(segment.start, segment.stop)
     edit = edits[segment.group].take(rows).at_layer(layer, row_axis=True)
-    head = edit.head and edit.head.replace(
-        mask=_at_query(edit.head.mask, 1, query), value=_at_query(edit.head.value, 0, query)
+    head = edit.head and replace(
+        edit.head,
+        mask=_at_query(edit.head.mask, 1, query),
+        value=_at_query(edit.head.value, 0, query),
     )
     add = None if edit.attn_add is None else _at_query(edit.attn_add, 0, query)
     return Edit(head=head, attn_add=add)
@@ -328,8 +333,8 @@ def _patch(
     if residual is None:
         return rows
     mask = residual.mask[segment.start : segment.stop, step]
-    at_step = residual.replace(
-        mask=_at_query(mask, 1, query), value=_at_query(residual.value[step], 0, query)
+    at_step = replace(
+        residual, mask=_at_query(mask, 1, query), value=_at_query(residual.value[step], 0, query)
     )
     return edit_residual(rows, at_step)
 

@@ -16,7 +16,7 @@ from jaxtyping import install_import_hook
 _hook = install_import_hook("jaxalign", "beartype.beartype")
 _hook.__enter__()
 
-import jax
+import jax  # noqa: E402 - after the hook
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from jaxalign.errors import InputError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+DTYPES = ("F16", "BF16", "F32")
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,16 @@ class Checkpoint:
         """One tensor as it is on disk (the file is memory-mapped, only this tensor is copied).
 
         Raises:
-            InputError: the file is damaged, or the tensor holds NaN or infinity.
+            InputError: the file is damaged, or the tensor is of another type than f16, bf16 or
+                f32, or holds NaN or infinity.
         """
+        dtype = _with_file(self.files[name], lambda file: file.get_slice(name).get_dtype())
+        if dtype not in DTYPES:
+            raise InputError(
+                f"{self.files[name]}: tensor {name!r} is of type {dtype}, expected one of "
+                f"{', '.join(DTYPES)}",
+                "use a checkpoint whose weights are not quantized or packed",
+            )
         tensor = _with_file(self.files[name], lambda file: file.get_tensor(name))
         if not np.isfinite(tensor).all():
             bad = int((~np.isfinite(tensor)).sum())
@@ -72,13 +81,21 @@ def open_checkpoint(folder: Path) -> Checkpoint:
                     "remove the shard that does not belong to this checkpoint",
                 )
             files[name], shapes[name] = path, shape
-    for name in sorted((indexed or files).keys() ^ files.keys()):
-        where = "its shards" if name in files else INDEX
-        raise InputError(
-            f"{folder}: tensor {name!r} is only in {where}, not on both sides of the index",
-            "download the checkpoint again",
-        )
+    if indexed is not None:
+        _check_index(folder, indexed, files)
     return Checkpoint(folder, files, shapes)
+
+
+def _check_index(folder: Path, indexed: dict[str, str], files: dict[str, Path]) -> None:
+    """Index and shards name the same tensors in the same files."""
+    for name in sorted(indexed.keys() | files.keys()):
+        found = files[name].name if name in files else "no shard"
+        said = indexed.get(name, "no shard")
+        if found != said:
+            raise InputError(
+                f"{folder}: tensor {name!r} is in {found}, but {INDEX} says {said}",
+                "download the checkpoint again",
+            )
 
 
 def _shapes(file: safe_open) -> dict[str, tuple[int, ...]]:
@@ -99,8 +116,11 @@ def _with_file(path: Path, use):  # type: ignore[no-untyped-def]
 
 def _read_index(path: Path) -> dict[str, str]:
     try:
-        return dict(json.loads(path.read_text())["weight_map"])
-    except (ValueError, KeyError, TypeError) as error:
+        indexed = json.loads(path.read_text())["weight_map"]
+        if not isinstance(indexed, dict) or not all(isinstance(v, str) for v in indexed.values()):
+            raise TypeError("its weight_map does not map tensors to files")
+        return indexed
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
             f"{path} is not a safetensors index ({error})", "download it again"
         ) from error

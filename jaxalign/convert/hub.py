@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,7 +41,7 @@ class Source:
 
 
 class ModelUnavailable(InputError):
-    """The hub cannot be reached and the cache does not hold the model."""
+    """The model can be had neither from the hub nor from the cache."""
 
 
 def locate(model: str | None = None, revision: str | None = None) -> Source:
@@ -59,13 +60,19 @@ def locate(model: str | None = None, revision: str | None = None) -> Source:
         try:
             return _from_hub(DEFAULT_MODEL, revision)
         except ModelUnavailable as unavailable:
-            note = f"the bundled demo model runs instead of {DEFAULT_MODEL}: {unavailable.problem}"
+            wanted = f"{DEFAULT_MODEL} at {revision}" if revision else DEFAULT_MODEL
+            note = f"the bundled demo model runs instead of {wanted}: {unavailable.problem}"
             return replace(_bundled(), note=note)
     if model == BUNDLED_NAME:
+        if revision is not None:
+            raise InputError(
+                f"--revision {revision} was given, but the bundled model has only one",
+                "leave --revision out, or name a repository of the hub",
+            )
         return _bundled()
-    if Path(model).expanduser().is_dir():
-        return _from_folder(Path(model).expanduser(), model, revision)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1:
+    if model and os.path.isdir(folder := os.path.expanduser(model)):
+        return _from_folder(Path(folder), model, revision)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or os.path.isfile(model):
         raise InputError(f"--model {model}: there is no such folder", "check the path")
     return _from_hub(model, revision)
 
@@ -85,32 +92,39 @@ def _from_folder(folder: Path, model: str, revision: str | None) -> Source:
 
 def _from_hub(model: str, revision: str | None) -> Source:
     try:
-        commit = _ask_hub(model, revision)
-        folder = huggingface_hub.snapshot_download(model, revision=commit, allow_patterns=WANTED)
+        _ask_hub(model, revision)
+        # By the name that was asked for, not its commit: only then does the cache remember the
+        # name, and find the model by it without a network.
+        folder = Path(
+            huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=WANTED)
+        )
     except hub_errors.HFValidationError as error:
         raise InputError(
             f"--model {model} is neither a folder nor the name of a repository",
             "give a folder, 'demo', or a name like EleutherAI/pythia-70m",
         ) from error
     except hub_errors.GatedRepoError as error:
-        raise InputError(f"{model} asks for consent to its terms", "run: hf auth login") from error
+        raise ModelUnavailable(
+            f"{model} asks for consent to its terms", "give it on its page, then: hf auth login"
+        ) from error
     except hub_errors.RevisionNotFoundError as error:
         raise InputError(
             f"{model} has no revision {revision!r}", "see the repository's list of branches"
         ) from error
     except hub_errors.RepositoryNotFoundError as error:
-        raise InputError(f"the hub has no model {model!r}", "check its name") from error
-    except (OSError, TRANSPORT_ERROR) as error:
+        raise ModelUnavailable(f"the hub has no model {model!r}", "check its name") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, TRANSPORT_ERROR) as error:  # ValueError: an answer in no JSON
         return _from_cache(model, revision, f"{type(error).__name__}: {error}")
-    return Source(Path(folder), model, commit)
+    return Source(folder, model, folder.name)
 
 
-def _ask_hub(model: str, revision: str | None) -> str:
-    """The commit that the hub has for ``revision``, or an error within ``DEADLINE_SECONDS``.
+def _ask_hub(model: str, revision: str | None) -> None:
+    """Ask for ``revision``: an error within ``DEADLINE_SECONDS`` unless the hub can provide it.
 
     A name lookup has no timeout of its own, hence the thread: the deadline holds for all of it.
     """
-    answer: list[str] = []
     failure: list[BaseException] = []
 
     def ask() -> None:
@@ -119,24 +133,23 @@ def _ask_hub(model: str, revision: str | None) -> str:
                 model, revision=revision, timeout=0.8 * DEADLINE_SECONDS
             )
             _check_files(model, [file.rfilename for file in info.siblings or []])
-            answer.append(str(info.sha))
         except BaseException as error:
             failure.append(error)
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(DEADLINE_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {DEADLINE_SECONDS:.0f} s")
     if failure:
         raise failure[0]
-    if not answer:
-        raise TimeoutError(f"no answer within {DEADLINE_SECONDS:.0f} s")
-    return answer[0]
 
 
 def _check_files(model: str, files: list[str]) -> None:
     if not any(name in (SINGLE, INDEX) for name in files):
+        found = f"only {', '.join(files[:4])}" if files else "and no other file"
         raise InputError(
-            f"{model} has no safetensors at this revision, only {', '.join(files[:4])}",
+            f"{model} has no safetensors at this revision, {found}",
             "use a revision with safetensors, or convert pytorch_model.bin on a machine you trust "
             "with transformers' save_pretrained(safe_serialization=True)",
         )
@@ -154,7 +167,7 @@ def _from_cache(model: str, revision: str | None, why: str) -> Source:
             f"{model} is not in the local cache and the hub cannot be reached ({short})",
             "connect once to download it, or use --model FOLDER or --model demo",
         ) from error
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if path.is_file()}
     if not {"config.json", "tokenizer.json"} <= names or not {SINGLE, INDEX} & names:
         raise ModelUnavailable(
             f"the cached snapshot {folder} is incomplete and the hub cannot be reached ({short})",

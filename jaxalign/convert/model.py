@@ -60,7 +60,7 @@ def load(
         6
     """
     source = model if isinstance(model, Source) else locate(model, revision)
-    config = ModelConfig.from_hf(_read_json(source.folder / "config.json"))
+    config = _read_config(source.folder / "config.json")
     tokenizer = _read_tokenizer(source.folder / "tokenizer.json")
     check_vocabulary(tokenizer, config)
     checkpoint = open_checkpoint(source.folder)
@@ -79,12 +79,26 @@ def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
         )
 
 
+def _read_config(path: Path) -> ModelConfig:
+    settings = _read_json(path)
+    try:
+        return ModelConfig.from_hf(settings)
+    except InputError:
+        raise
+    except (ValueError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} has a setting of a wrong type ({error})", "use the config.json as published"
+        ) from error
+
+
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing", "point --model at a complete checkpoint") from error
-    except ValueError as error:
+    except OSError as error:
+        raise InputError(f"{path} cannot be read ({error.strerror})", "check it") from error
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error})", "download it again") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object", "download it again")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from jaxalign.convert.checkpoint import SINGLE, Checkpoint
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, param_shapes
+
+ALIGNMENT = 64  # bytes, as XLA's buffers
 
 Rearrange = Callable[[np.ndarray, ModelConfig], np.ndarray]
 
@@ -112,8 +115,9 @@ def _check_names(checkpoint: Checkpoint, config: ModelConfig, rows: list[Row]) -
 def load_params(checkpoint: Checkpoint, config: ModelConfig, dtype: Any = jnp.float32) -> Params:
     """Published tensors as our parameters in ``dtype``.
 
-    One stacked leaf at a time is filled from the memory-mapped files and handed to the device,
-    so beside the finished parameters there is never more than one leaf in memory.
+    One stacked leaf at a time is filled from the memory-mapped files and handed to the device, so
+    beside the finished parameters there is never more than one leaf in memory; on the CPU, where
+    the leaf itself becomes the parameter, never more than one tensor.
 
     Raises:
         InputError: a tensor is missing, unknown, of a wrong shape, or not finite; named.
@@ -134,7 +138,7 @@ def _load_leaf(
     checkpoint: Checkpoint, config: ModelConfig, row: Row, shape: tuple[int, ...], dtype: Any
 ) -> jax.Array:
     names = _published_names(row, config)
-    stacked = np.empty(shape, dtype)
+    stacked = _aligned(shape, dtype)
     slots = stacked if "{layer}" in row.published else stacked[None]
     for slot, name in zip(slots, names, strict=True):
         # The table's rearrangements are their own check: what `save` would write must have the
@@ -146,13 +150,28 @@ def _load_leaf(
                 f"expected {expected}",
                 "use the config.json that belongs to these weights",
             )
-        slot[...] = row.load(checkpoint.read(name), config)
-    return jnp.asarray(stacked)
+        with np.errstate(over="ignore"):
+            slot[...] = row.load(checkpoint.read(name), config)
+        if not np.isfinite(slot).all():
+            raise InputError(
+                f"{checkpoint.folder}: tensor {name!r} has values outside {jnp.dtype(dtype).name}",
+                "load it in float32",
+            )
+    # Another device copies in the background: the next leaf waits until this one can be freed.
+    return jax.block_until_ready(jax.device_put(stacked))
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised array that the CPU backend takes over as it is; others it would copy."""
+    size = math.prod(shape) * jnp.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
 
 
 def _check_tied(checkpoint: Checkpoint) -> None:
-    pair = [checkpoint.read(name) for name in ("gpt_neox.embed_in.weight", "embed_out.weight")]
-    if not np.array_equal(*pair):
+    embed, unembed = map(checkpoint.read, ("gpt_neox.embed_in.weight", "embed_out.weight"))
+    if not np.array_equal(embed, unembed):
         raise InputError(
             f"{checkpoint.folder}: config.json ties the embeddings, but tensor "
             "'embed_out.weight' differs from 'gpt_neox.embed_in.weight'",

@@ -181,13 +181,7 @@ def _lambada(model: Model, known: dict[str, Any], path: Path | None) -> list[Che
             )
             for kind in kinds
         ]
-    try:
-        texts = [json.loads(line)["text"] for line in _read(path).splitlines() if line.strip()]
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(
-            f"{path} is not a LAMBADA file ({error})", 'expected a JSON object with "text" a line'
-        ) from error
-    pairs = [text.rsplit(" ", 1) for text in texts]
+    pairs = _read_lambada(path)
     encode = functools.partial(model.tokenizer.encode, add_special_tokens=False)
     contexts = [encode(before).ids for before, _ in pairs]
     # The context and the word are tokenized apart, as lm-eval does.
@@ -200,7 +194,7 @@ def _lambada(model: Model, known: dict[str, Any], path: Path | None) -> list[Che
     found = {"accuracy": float(np.mean(right)), "perplexity": float(np.exp(-np.mean(likelihood)))}
     return [
         _compare(
-            f"LAMBADA {kind}, {len(texts)} examples",
+            f"LAMBADA {kind}, {len(pairs)} examples",
             known["source"],
             known[kind],
             known[f"{kind}_tolerance"],
@@ -208,6 +202,27 @@ def _lambada(model: Model, known: dict[str, Any], path: Path | None) -> list[Che
         )
         for kind in kinds
     ]
+
+
+def _read_lambada(path: Path) -> list[tuple[str, str]]:
+    """Each text up to its last space, and the word after it."""
+    pairs = []
+    for number, line in enumerate(_read(path).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            before, word = json.loads(line)["text"].rsplit(" ", 1)
+            if not (before and word):
+                raise ValueError("no word before the last one")
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(
+                f"{path} is not a LAMBADA file: line {number} is {line[:40]!r}",
+                'expected a JSON object with "text" of several words on each line',
+            ) from error
+        pairs.append((before, word))
+    if not pairs:
+        raise InputError(f"{path} is empty", "expected LAMBADA's test set, JSON lines")
+    return pairs
 
 
 def _wikitext(model: Model, known: dict[str, Any], path: Path | None) -> list[Check]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from jaxalign.model.params import Block, Params
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens, lead
+from jaxalign.shapes import Array, Bool, Float, Int, Leaf, Lengths, Tokens, lead
 
 # Activations that a run can return. Those of blocks come stacked, [L, …].
 CAPTURES = ("embed", "z", "attn_out", "mlp_out", "resid", "final_norm")
@@ -33,8 +34,8 @@ class Output:
             (after block and edits) ``[L, B, S, D]``.
     """
 
-    logits: Array
-    activations: dict[str, Array]
+    logits: Leaf
+    activations: dict[str, Leaf]
 
 
 def real_positions(lengths: Lengths, size: int) -> Bool[Array, "B S"]:
@@ -63,10 +64,13 @@ def read_heads(
     weights: Block,
     config: ModelConfig,
     scheme: Scheme,
-    real: Bool[Array, "B S"],
+    real: Bool[Array, "B Q"],
     query_position: Int[Array, " B"] | None = None,
 ) -> tuple[Float[Array, "*rows B Q H h"], Float[Array, "*rows B Q D"]]:
-    """First half of a block: each head's ``z`` and the attention output before edits."""
+    """First half of a block: each head's ``z`` and the attention output before edits.
+
+    ``real`` speaks of the positions that are returned (``Q``): all, or the queried one.
+    """
     normed = layer_norm(x, weights.attention_norm, config.norm_eps)
     z, attn_out = attention(normed, weights.attention, config, query_position)
     return z, round_activation(attn_out, "attn_out", scheme, real)
@@ -174,10 +178,10 @@ def forward(
     real = real_positions(lengths, size)
     start = x = embed(params, tokens, scheme, real)
     if edit.residual is not None:
-        first = edit.residual.replace(mask=edit.residual.mask[0], value=edit.residual.value[0])
+        first = replace(edit.residual, mask=edit.residual.mask[0], value=edit.residual.value[0])
         start = x = edit_residual(x, first)
-        after = edit.residual.replace(mask=edit.residual.mask[1:], value=edit.residual.value[1:])
-        edit = edit.replace(residual=after)
+        after = replace(edit.residual, mask=edit.residual.mask[1:], value=edit.residual.value[1:])
+        edit = replace(edit, residual=after)
 
     def step(x: Array, layer: tuple[Block, Edit]) -> tuple[Array, dict[str, Array]]:
         y, activations = block(x, *layer, config, scheme, real)

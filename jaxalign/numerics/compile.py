@@ -76,6 +76,12 @@ def _rounded_chain(x: jax.Array, w: jax.Array) -> jax.Array:
     return ((x * w + x) * w - x).astype(jnp.float32)
 
 
+@functools.cache
+def require_exact_compilation() -> None:
+    """``check_canary`` once a process; a study calls it before it computes anything."""
+    check_canary()
+
+
 def check_canary(compile_with: Callable[..., Any] | None = None) -> None:
     """Check that compiled code keeps 16-bit roundings and that f32 products are true f32.
 

@@ -45,6 +45,8 @@ def importance_vs_drift(result: HeadsResult) -> Page:
         "changes its output more. Higher: the answer's lead over the best other token shrinks "
         "more when the head is set to zero in f32. Heads at the upper right matter and drift."
     )
+    if any((drift_percent(result, name) == 0).any() for name in result.precisions):
+        reading += " Heads at the left edge do not drift at all."
     page = new_page(result, title, reading, width=_width(len(result.precisions)), body=3.5)
     axes = page.figure.subplots(1, len(result.precisions), sharey=True, squeeze=False)[0]
     height = importance(result)
@@ -68,10 +70,7 @@ def _drift_panel(
     )
     boxed_title(ax, f"{precision_name(precision)} against f32", lines)
     ax.set_xlabel("mean drift (% of the norm of the head's f32 output)")
-    on_log = percent_axis(ax, drift)
-    # A log axis has no place for 0, so such heads stand at the left edge.
-    floor = np.nanmin(drift[drift > 0]) / 1.5 if on_log else 0.0
-    x, y, kept = dots(ax, np.maximum(drift, floor), height)
+    x, y, kept = dots(ax, np.maximum(drift, percent_axis(ax, drift)), height)
     if not kept.size:
         say(ax, "No head is finite in every prompt.")
         return
@@ -87,7 +86,7 @@ def zero_vs_mean_ablation(result: HeadsResult) -> Page:
     reading = (
         "One dot is one attention head, averaged over prompts. On the dashed line both ways of "
         "replacing its output cost the answer the same. Below the line: setting it to zero costs "
-        "more, so part of its effect is a constant that the replacement keeps."
+        "more, which hints that part of its effect is a constant, kept by the replacement."
     )
     page = new_page(result, title, reading, width=_width(2), body=3.35)
     axes = page.figure.subplots(1, 2)
@@ -125,9 +124,9 @@ def first_order(result: HeadsResult) -> Page:
         "One dot is one attention head, averaged over prompts. Across: the gain that the gradient "
         "predicts for giving the head its f32 output back. Up: the gain measured when it is given "
         "back. On the dashed line the prediction is exact. Bound: in how many prompts the whole "
-        "change Δm of the answer's lead stayed within the summed predictions."
+        "change Δm of the answer's lead stayed within the summed sizes of the predictions."
     )
-    page = new_page(result, title, reading, width=_width(len(result.precisions)), body=3.6)
+    page = new_page(result, title, reading, width=_width(len(result.precisions)), body=3.75)
     axes = page.figure.subplots(1, len(result.precisions), squeeze=False)[0]
     for ax, precision in zip(axes, result.precisions, strict=True):
         _gain_panel(page, ax, result, precision)

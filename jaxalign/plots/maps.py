@@ -40,7 +40,7 @@ def head_map(result: HeadsResult) -> Page:
     rows, columns = result.num_layers, result.num_heads
     cell = NUMBERED if rows * columns <= MAX_NUMBERS else PLAIN
     width = max(4.6, panels * max(1.6, columns * cell[0] + 0.3) + 0.5)
-    body = rows * cell[1] + 1.15
+    body = max(rows, 4) * cell[1] + 1.15
     maps = [importance(result), *(drift_percent(result, name) for name in result.precisions)]
     if not all(np.isfinite(values).all() for values in maps):
         reading += " Crossed out: not finite in at least one prompt."
@@ -109,7 +109,7 @@ def _cells(
         bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: significant(v, 1)))
         bar.ax.xaxis.set_minor_formatter(NullFormatter())
     else:
-        bar.locator = MaxNLocator(5)
+        bar.locator = MaxNLocator(4)
         bar.update_ticks()
     bar.ax.minorticks_off()
     bar.ax.tick_params(color=GREY)

@@ -7,7 +7,7 @@ import io
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +15,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.figure import Figure
@@ -75,9 +76,16 @@ def styled() -> Iterator[None]:
 
 @dataclass
 class Page:
-    """A figure between its title and its caption, with head labels still to be placed."""
+    """A figure between its title and its caption, with head labels still to be placed.
+
+    Attributes:
+        figure: the figure, its title, reading aid and caption in place.
+        strip: bottom of the strip for a shared legend, figure fraction.
+        labels: what ``label`` was given.
+    """
 
     figure: Figure
+    strip: float
     labels: list[tuple[Axes, np.ndarray, np.ndarray, list[tuple[int, str]]]] = field(
         default_factory=list
     )
@@ -86,11 +94,30 @@ class Page:
         """Name the points ``(index, text)`` of a scatter once the layout is known."""
         self.labels.append((ax, x, y, names))
 
+    def legend(self, handles: Sequence[Artist]) -> None:
+        """One legend for all panels, in the strip under them."""
+        self.figure.legend(
+            handles=handles,
+            loc="lower center",
+            bbox_to_anchor=(0.5, self.strip),
+            borderaxespad=0.2,
+            ncols=len(handles),
+        )
+
     def settled(self) -> Figure:
         """The figure with its layout fixed and its labels placed."""
-        self.figure.draw_without_rendering()
+        engine = self.figure.get_layout_engine()
+        assert engine is not None
+        # Two passes, since the first changes which ticks need room.
+        for _ in range(2):
+            engine.execute(self.figure)
         # From here on nothing may move, or labels would no longer clear what they were placed for.
         self.figure.set_layout_engine("none")
+        for ax in self.figure.axes:
+            # The solver's last digits depend on memory addresses, and SVG names are made of them.
+            left, bottom, width, height = ax.get_position(original=True).bounds
+            ax.set_position((round(left, 7), round(bottom, 7), round(width, 7), round(height, 7)))
+        self.figure.draw_without_rendering()
         for label in self.labels:
             place_labels(*label)
         return self.figure
@@ -138,7 +165,7 @@ def new_page(
         figure.text(
             *place, "\n".join(lines), size=size, va="top", linespacing=LEADING, in_layout=False
         ).set(**look)
-    return Page(figure)
+    return Page(figure, (MARGIN + heights[2] + 0.05) / height)
 
 
 def sentence_page(result: HeadsResult, title: str, sentence: str) -> Page:
@@ -146,7 +173,7 @@ def sentence_page(result: HeadsResult, title: str, sentence: str) -> Page:
     page = new_page(result, title, "", width=7.2, body=1.2)
     ax = page.figure.subplots()
     ax.set_axis_off()
-    lines = "\n".join(wrapped(sentence, 6.4, 9))
+    lines = "\n".join(wrapped(sentence, 6.4, 9.0))
     ax.text(0.5, 0.5, lines, ha="center", va="center", size=9, transform=ax.transAxes)
     return page
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from jaxalign.plots.page import GREY, INK, MARGIN, Page, counted, new_page, say, sentence_page
+from jaxalign.plots.page import GREY, INK, Page, counted, new_page, say, sentence_page
 from jaxalign.plots.values import (
     ALL,
     find,
@@ -70,12 +71,7 @@ def circuit_repair(result: HeadsResult) -> Page:
                 fontsize=6.5,
             ).set_in_layout(False)
         row[0].set_ylabel("mean m (logits)")
-    page.figure.legend(
-        handles=_shared_legend(),
-        loc="lower center",
-        bbox_to_anchor=(0.5, (MARGIN + 0.2) / page.figure.get_figheight()),
-        ncols=4,
-    )
+    page.legend(_shared_legend())
     return page
 
 
@@ -84,9 +80,11 @@ def _panel(ax: Axes, result: HeadsResult, task: str, precision: str) -> list[Lin
     group = task if len(result.tasks) > 1 else ALL
     curves = [r for r in result.repairs if (r.task, r.precision) == (task, precision)]
     kept = [r for r in curves if _finite(r)]
-    left = f", {len(curves) - len(kept)} not finite left out" if len(kept) < len(curves) else ""
+    count = counted(len(kept), "prompt")
+    if len(kept) < len(curves):
+        count = f"{len(kept)} of {len(curves)} prompts are finite"
     name = f"{group_name(result, group)}, {precision_name(precision)}"
-    ax.set_title(f"{name} ({counted(len(kept), 'prompt')}{left})")
+    ax.set_title(f"{name} ({count})")
     if not kept:
         say(ax, "No prompt has finite curves.")
         return []
@@ -133,12 +131,12 @@ def _verdict(test: RepairTest | None) -> str:
         return "not tested"
     difference = test.difference
     if None in (difference.low, difference.high, difference.p) or test.prompts < 2:
-        return f"{test.verdict} ({counted(test.prompts, 'prompt')}, no interval)"
+        return f"{test.verdict}\n{counted(test.prompts, 'prompt')}, so no interval"
     places = places_for(difference.value, difference.low, difference.high)
     return f"{test.verdict}\n{numbers_text(difference, places)}"
 
 
-def _shared_legend() -> list[Line2D | Patch]:
+def _shared_legend() -> list[Artist]:
     return [
         Line2D([], [], color="black", lw=1.2, label="f32"),
         Line2D([], [], color="black", lw=1, ls=(0, (4, 3)), label="nothing restored"),

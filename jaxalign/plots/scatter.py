@@ -60,16 +60,21 @@ def names_of(indices: Sequence[int], kept: np.ndarray, num_heads: int) -> list[t
     return [(i, f"L{head // num_heads}H{head % num_heads}") for i, head in heads]
 
 
-def percent_axis(ax: Axes, values: np.ndarray, which: str = "x") -> bool:
-    """Plain numbers on an axis of positive values, on a log scale where they spread far."""
-    log = spans_decades(values)
-    if log:
-        ax.set_xscale("log") if which == "x" else ax.set_yscale("log")
-        axis = ax.xaxis if which == "x" else ax.yaxis
-        axis.set_major_locator(log_ticks(values))
-        axis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 1)))
-        axis.set_minor_formatter(NullFormatter())
-    return log
+def percent_axis(ax: Axes, values: np.ndarray, which: str = "x") -> float:
+    """Plain numbers on an axis of values ≥ 0, on a log scale where they spread far.
+
+    Returns:
+        The value at which to draw zeros: a log scale has no place for 0, so they stand a step
+        below the smallest other value; 0 on a linear scale.
+    """
+    if not spans_decades(values):
+        return 0.0
+    ax.set_xscale("log") if which == "x" else ax.set_yscale("log")
+    axis = ax.xaxis if which == "x" else ax.yaxis
+    axis.set_major_locator(log_ticks(values))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 1)))
+    axis.set_minor_formatter(NullFormatter())
+    return float(values[np.isfinite(values) & (values > 0)].min()) / 1.5
 
 
 def log_ticks(values: np.ndarray) -> LogLocator:

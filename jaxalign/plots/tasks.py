@@ -12,7 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from jaxalign.plots.labels import most_important
-from jaxalign.plots.page import GREY, INK, MARGIN, PALE, Page, new_page, say, sentence_page
+from jaxalign.plots.page import GREY, INK, PALE, Page, new_page, say, sentence_page
 from jaxalign.plots.scatter import dots, layer_bar, names_of, percent_axis, square
 from jaxalign.plots.values import (
     complete,
@@ -77,14 +77,12 @@ def task_specificity(result: HeadsResult) -> Page:
     total = len(result.tasks) * (len(result.tasks) - 1) // 2
     if total > len(pairs):
         reading += f" Drawn are the first {len(pairs)} of {total} pairs of tasks."
-    heights = (2.75 * len(pairs), 0.75 + ROW * rows)
+    heights = (2.85 * len(pairs), 0.75 + ROW * rows)
     width = max(7.6, 2.7 * columns + 0.8) if pairs else 7.6
     page = new_page(result, title, reading, width=width, body=sum(heights))
     if pairs:
-        # Room between the halves, which are about different things.
-        page.figure.get_layout_engine().set(hspace=0.06)
-        halves = page.figure.add_gridspec(2, 1, height_ratios=heights)
-        bottom = halves[1]
+        halves = page.figure.add_gridspec(3, 1, height_ratios=(heights[0], 0.12, heights[1]))
+        bottom = halves[2]
         _pair_panels(page, halves[0], result, pairs)
     else:
         bottom = page.figure.add_gridspec(1, 1)[0]
@@ -121,14 +119,16 @@ def _pair_panel(page: Page, ax: Axes, x: np.ndarray, y: np.ndarray, logarithmic:
     num_heads = x.shape[1]
     if logarithmic:
         both = np.stack([x, y])
-        logarithmic = percent_axis(ax, both) and percent_axis(ax, both, "y")
+        floor = percent_axis(ax, both)
+        logarithmic = floor > 0
+        percent_axis(ax, both, "y")
+        x, y = np.maximum(x, floor), np.maximum(y, floor)
     x, y, kept = dots(ax, x, y)
     if not kept.size:
         say(ax, "No head is finite\nin every prompt.")
         return
     if logarithmic:
-        positive = np.concatenate([x[x > 0], y[y > 0]])
-        limits = (positive.min() / 1.4, positive.max() * 1.6)
+        limits = (min(x.min(), y.min()) / 1.4, max(x.max(), y.max()) * 1.6)
         ax.set(xlim=limits, ylim=limits, aspect="equal")
         ax.axline((limits[0],) * 2, (limits[1],) * 2, color=GREY, lw=0.8, ls=(0, (4, 2)), zorder=1)
     else:
@@ -203,13 +203,13 @@ def task_degradation(result: HeadsResult) -> Page:
     title = "How much of each task survives low precision?"
     reading = (
         "Left: the answer's lead m, the logit of the target minus the largest other one, mean "
-        "over prompts with its 95 % interval; above 0 the target is the first choice. Right: the "
-        "change against f32 on the same prompts, on a scale of its own; left of 0, precision "
-        "costs lead."
+        "over prompts with its 95 % interval; a prompt is positive where the target comes first. "
+        "Right: the change against f32 on the same prompts, on a scale of its own; left of 0, "
+        "precision costs lead."
     )
     names = ("f32", *result.precisions)
     kinds = groups(result)
-    body = 0.85 + max(0.6, 0.15 * (len(names) + 0.8) * len(kinds))
+    body = 0.85 + max(0.75, 0.15 * (len(names) + 0.8) * len(kinds))
     page = new_page(
         result, title, reading, width=max(5.2, 1.4 + 2.25 * len(names)), body=body, below=0.22
     )
@@ -228,13 +228,7 @@ def task_degradation(result: HeadsResult) -> Page:
         )
         for n in names
     ]  # fmt: skip
-    height = page.figure.get_figheight()
-    page.figure.legend(
-        handles=handles,
-        loc="lower center",
-        bbox_to_anchor=(0.5, (MARGIN + 0.2) / height),
-        ncols=len(handles),
-    )
+    page.legend(handles)
     return page
 
 
@@ -259,7 +253,7 @@ def _change_panel(ax: Axes, result: HeadsResult, kinds: tuple[str, ...], precisi
     for row, task in enumerate(kinds):
         found = find(result.statistics.task_means, task=task, precision=precision)
         change = found.change if found else None
-        _estimate(ax, change, row, result, precision)
+        _estimate(ax, change, float(row), result, precision)
         text = "no finite prompt"
         if change is not None and change.value is not None:
             text = numbers_text(change, places_for(change.low, change.high, change.value))

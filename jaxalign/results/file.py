@@ -38,12 +38,19 @@ def write(result: HeadsResult, path: Path | str) -> None:
     """Write the result whole or not at all: to a temporary file beside it, then renamed.
 
     Raises:
-        InputError: the folder cannot be written.
+        InputError: the file cannot be written.
     """
     path = Path(path)
     content = to_json(result)
     check(content, path)
     check_writable(path)
+    try:
+        _replace(path, content)
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _replace(path: Path, content: Any) -> None:
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
@@ -51,7 +58,7 @@ def write(result: HeadsResult, path: Path | str) -> None:
             file.write("\n")
         umask = os.umask(0)
         os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
+        os.chmod(temporary, 0o666 & ~umask)  # mkstemp lets nobody else read
         os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -67,10 +74,14 @@ def check_writable(path: Path) -> None:
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written ({error.strerror or error})",
-            "give --output a file in a folder that you may write to",
-        ) from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path} cannot be written ({error.strerror or error})",
+        "give a file in a folder that you may write to and that has room",
+    )
 
 
 def read(path: Path | str) -> HeadsResult:
@@ -84,7 +95,7 @@ def read(path: Path | str) -> HeadsResult:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InputError(f"{path} is missing", "run the study first: python cli.py") from error
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error})", "run the study again") from error
     check(content, path)
     return from_json(content)

@@ -28,7 +28,7 @@ from jaxalign.model.decoder import forward, head_contributions
 from jaxalign.model.params import Params
 from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.shapes import Array, Bool, Float, Int
+from jaxalign.shapes import Array, Bool, Float, Int, Leaf
 from jaxalign.sweep import Readout, schedule, sweep
 
 State = Float[Array, "L B S H h"]
@@ -42,10 +42,10 @@ class Question:
     target again where there is none).
     """
 
-    tokens: Array
-    lengths: Array
-    target: Array
-    distractor: Array
+    tokens: Leaf
+    lengths: Leaf
+    target: Leaf
+    distractor: Leaf
 
     def readout(self) -> Readout:
         """From last-position logits to ``AnswerMetrics``."""
@@ -115,7 +115,7 @@ def importance_run(
         params, question.tokens, question.lengths, config, edits, question.readout(), plan=plan
     )
     effects = [
-        jax.tree.map(lambda m: m[0] - m[1:], (o.logit_diff, o.distractor_diff)) for o in outs
+        jax.tree.map(lambda m: m[:1] - m[1:], (o.logit_diff, o.distractor_diff)) for o in outs
     ]
     draws = jax.tree.map(lambda *draw: jnp.stack(draw).mean(axis=0), *effects[2:])
     return jax.tree.map(lambda *kinds: jnp.stack(kinds), effects[0], effects[1], draws)
@@ -226,7 +226,7 @@ def restore_run(
         plan=schedule([edit]),
         scheme=scheme,
     )
-    return out.logit_diff[1:] - out.logit_diff[0]
+    return out.logit_diff[1:] - out.logit_diff[:1]
 
 
 def wave_layer_rows(config: ModelConfig, groups: int, rows: tuple[int, int]) -> int:

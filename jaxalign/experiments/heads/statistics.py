@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from jaxalign.results import (
 
 ALL = "all"
 SIGNIFICANT = 0.05
+SAME = "no better than random"
+NOTHING = Estimate(None, None, None, None)
 
 
 def summarize(
@@ -34,7 +37,7 @@ def summarize(
     tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
     groups = [*tasks, ALL] if len(tasks) > 1 else [*tasks[:-1], ALL]
 
-    def within(task: str, items: Iterable[PromptResult | RepairResult]) -> list:
+    def within(task: str, items: Iterable[Any]) -> list[Any]:
         return [item for item in items if task in (ALL, item.task)]
 
     pairs = [(task, precision) for task in groups for precision in precisions]
@@ -66,17 +69,29 @@ def _estimate(*values: float) -> Estimate:
     return Estimate(*(number(value) for value in values))
 
 
+def _finite(*maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which prompts and heads can be compared: bool ``[P]`` and ``[N]``.
+
+    A prompt without any finite head overflowed as a whole and drops out; of the others, only heads
+    that are finite for every prompt count, so that an overflow is never averaged away.
+    """
+    finite = np.logical_and.reduce([np.isfinite(a) for a in maps])
+    prompts = finite.any(axis=1)
+    return prompts, finite[prompts].all(axis=0)
+
+
 def _correlate(x: np.ndarray, y: np.ndarray, seed: int, *names: str) -> tuple[Estimate, Estimate]:
-    """Pearson and Spearman over the heads that are finite for every prompt."""
-    kept = np.isfinite(x).all(axis=0) & np.isfinite(y).all(axis=0)
-    return tuple(
-        _estimate(
-            *stats.correlation_of_means(
-                x[:, kept], y[:, kept], stats.generator(seed, *names, kind), rank=kind == "spearman"
-            )
-        )
-        for kind in ("pearson", "spearman")
-    )  # type: ignore[return-value]
+    """Pearson and Spearman over the heads that can be compared."""
+    prompts, heads = _finite(x, y)
+    if not prompts.any():
+        return NOTHING, NOTHING
+    x, y = (a[prompts][:, heads] for a in (x, y))
+
+    def estimate(kind: str) -> Estimate:
+        rng = stats.generator(seed, *names, kind)
+        return _estimate(*stats.correlation_of_means(x, y, rng, rank=kind == "spearman"))
+
+    return estimate("pearson"), estimate("spearman")
 
 
 def _flat(maps: Iterable[np.ndarray], like: int) -> np.ndarray:
@@ -91,14 +106,10 @@ def _correlation(
     heads = prompts[0].zero_importance.size
     importance = _flat((getattr(p, f"{kind}_importance") for p in kept), heads)
     drift = _flat((p.precisions[precision].drift for p in kept), heads)
-    nothing = Estimate(None, None, None, None)
-    pearson, spearman = (nothing, nothing)
-    if kept:
-        pearson, spearman = _correlate(
-            importance, drift, seed, "correlation", task, precision, kind
-        )
-    finite = int((np.isfinite(importance) & np.isfinite(drift)).all(axis=0).sum()) if kept else 0
-    return Correlation(task, precision, kind, len(kept), finite, pearson, spearman)
+    used, finite = _finite(importance, drift)
+    pearson, spearman = _correlate(importance, drift, seed, "correlation", task, precision, kind)
+    counts = int(used.sum()), int(finite.sum()) if used.any() else 0
+    return Correlation(task, precision, kind, *counts, pearson, spearman)
 
 
 def _repair_test(
@@ -116,27 +127,28 @@ def _repair_test(
     by_chance = (gap[:, None, None] - np.abs(high[:, None, None] - random)).mean(axis=(1, 2))
     finite = np.isfinite(closed) & np.isfinite(by_chance)
     if not finite.any():
-        nothing = Estimate(None, None, None, None)
-        return RepairTest(
-            task, precision, ranking, 0, None, None, None, nothing, "no better than random"
-        )
+        return RepairTest(task, precision, ranking, 0, None, None, None, NOTHING, SAME)
     advantage = (closed - by_chance)[finite]
     mean, lowest, highest = stats.mean_interval(advantage, rng)
     p = stats.sign_flip_p(advantage, rng)
-    verdict = "no better than random"
+    verdict = SAME
     if p < SIGNIFICANT and lowest > 0:
         verdict = "beats random"
     elif p < SIGNIFICANT and highest < 0:
         verdict = "worse than random"
-    means = (number(values[finite].mean()) for values in (gap, closed, by_chance))
+    gap_mean, closed_mean, chance_mean = (
+        number(values[finite].mean()) for values in (gap, closed, by_chance)
+    )
     return RepairTest(
         task,
         precision,
         ranking,
         int(finite.sum()),
-        *means,
-        difference=_estimate(mean, lowest, highest, p),
-        verdict=verdict,
+        gap_mean,
+        closed_mean,
+        chance_mean,
+        _estimate(mean, lowest, highest, p),
+        verdict,
     )
 
 
@@ -161,8 +173,7 @@ def _task_mean(prompts: Sequence[PromptResult], task: str, precision: str, seed:
     low = np.array([np.nan if v is None else v for v in values])
     finite = np.isfinite(low)
     if not finite.any():
-        nothing = Estimate(None, None, None, None)
-        return TaskMean(task, precision, 0, nothing, nothing)
+        return TaskMean(task, precision, 0, NOTHING, NOTHING)
     change = (low - high)[finite]
     value, lowest, highest = stats.mean_interval(change, rng)
     paired = _estimate(value, lowest, highest, stats.sign_flip_p(change, rng))
@@ -171,4 +182,5 @@ def _task_mean(prompts: Sequence[PromptResult], task: str, precision: str, seed:
 
 def _mean_estimate(values: np.ndarray, rng: np.random.Generator) -> Estimate:
     """A mean with its interval; no null is tested, so there is no p-value."""
-    return Estimate(*(number(v) for v in stats.mean_interval(values, rng)), p=None)
+    value, low, high = (number(v) for v in stats.mean_interval(values, rng))
+    return Estimate(value, low, high, None)

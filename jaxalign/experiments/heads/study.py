@@ -25,7 +25,7 @@ from jaxalign.experiments.heads.rankings import repair_orders
 from jaxalign.experiments.heads.runner import Clean, Runner
 from jaxalign.experiments.heads.statistics import summarize
 from jaxalign.model.params import cast
-from jaxalign.numerics.compile import check_canary
+from jaxalign.numerics.compile import require_exact_compilation
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
 from jaxalign.results import RANKINGS, HeadsResult
@@ -85,7 +85,7 @@ def heads_study(
     start = time.perf_counter()
     if model.params.dtype != jnp.float32:
         raise InputError(f"the model was loaded in {model.params.dtype}", "load it in float32")
-    check_canary()
+    require_exact_compilation()
     runner = Runner(model, options, Ledger(progress))
     tokenized, reference, notes = tokenize(prompts, model.tokenizer, model.config)
     kept, clean = _validate(runner, tokenized, notes)

@@ -1,0 +1,350 @@
+"""Claims about loading: a checkpoint gives the same parameters however it is stored, or an error
+that names what is wrong with it."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from pythia_shape import tiny_checkpoint
+from safetensors.numpy import load_file, save_file
+from tiny_run import SIZES, TOKENIZER, WEIGHTS, edit_config, edit_weights, refusal, write_model
+
+import jaxalign
+from jaxalign import InputError
+from jaxalign.convert import load_params, open_checkpoint, save_checkpoint
+from jaxalign.model import ModelConfig
+
+INDEX = "model.safetensors.index.json"
+EMBED, UNEMBED = "gpt_neox.embed_in.weight", "embed_out.weight"
+DENSE = "gpt_neox.layers.0.attention.dense.weight"
+
+
+def leaves(params):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(params)]
+
+
+def assert_same(a, b):
+    for x, y in zip(leaves(a), leaves(b), strict=True):
+        np.testing.assert_array_equal(x, y)
+
+
+def open_params(folder, dtype=jnp.float32):
+    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    return load_params(open_checkpoint(folder), config, dtype)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return write_model(tmp_path / "model")
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    return write_model(tmp_path / "sharded", shards=2)
+
+
+# What can be used.
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
+def test_every_float_type_on_disk_becomes_the_same_numbers_in_f32(tmp_path, dtype):
+    kind = np.dtype(getattr(ml_dtypes, dtype, None) or dtype)
+    stored = open_params(tiny_checkpoint(tmp_path / "stored", dtype=dtype))
+    exact = open_params(tiny_checkpoint(tmp_path / "exact", dtype="float32"))
+    for x, y in zip(leaves(stored), leaves(exact), strict=True):
+        assert x.dtype == np.float32
+        np.testing.assert_array_equal(x, y.astype(kind).astype(np.float32))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32])
+def test_parameters_come_in_the_dtype_that_was_asked_for(folder, dtype):
+    model = jaxalign.load(str(folder), dtype=dtype)
+    assert {leaf.dtype for leaf in jax.tree.leaves(model.params)} == {jnp.dtype(dtype)}
+
+
+def test_shards_give_the_same_bits_as_one_file(folder, sharded):
+    assert len(list(sharded.glob("*.safetensors"))) == 2
+    assert_same(open_params(folder), open_params(sharded))
+
+
+def test_saved_checkpoint_loads_as_the_same_bits(folder, tmp_path):
+    model = jaxalign.load(str(folder))
+    save_checkpoint(model.params, model.config, tmp_path / "again")
+    assert_same(model.params, open_params(tmp_path / "again"))
+    ours, theirs = load_file(tmp_path / "again" / WEIGHTS), load_file(folder / WEIGHTS)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in theirs.items():
+        np.testing.assert_array_equal(ours[name], tensor)
+
+
+def test_buffers_of_old_files_are_skipped_even_where_they_are_not_finite(tmp_path):
+    plain = write_model(tmp_path / "plain")
+    old = write_model(tmp_path / "old", buffers=True)
+    assert np.isinf(load_file(old / WEIGHTS)["gpt_neox.layers.0.attention.masked_bias"])
+    assert_same(open_params(plain), open_params(old))
+
+
+def test_tied_model_loads_with_and_without_a_copy_of_the_embedding(tmp_path):
+    alone = write_model(tmp_path / "alone", tie_word_embeddings=True)
+    twice = write_model(tmp_path / "twice", tie_word_embeddings=True)
+    edit_weights(twice, lambda t: t.update({UNEMBED: t[EMBED].copy()}))
+    assert_same(open_params(alone), open_params(twice))
+
+
+def test_hash_is_the_weight_files_own(folder, sharded):
+    digest = hashlib.sha256((folder / WEIGHTS).read_bytes()).hexdigest()
+    assert jaxalign.load(str(folder)).weights_sha256 == digest
+    shards = b"".join(path.read_bytes() for path in sorted(sharded.glob("*.safetensors")))
+    assert jaxalign.load(str(sharded)).weights_sha256 == hashlib.sha256(shards).hexdigest()
+
+
+def test_vocabulary_may_be_padded_but_not_smaller_than_the_tokenizers(tmp_path):
+    """Pythia's weights have rows for 50304 tokens and its tokenizer knows 50277."""
+    data = json.loads(TOKENIZER.read_text())
+    data["model"]["vocab"] |= {f"extra{i}": i for i in range(4096, 4100)}
+    grown = tmp_path / "tokenizer.json"
+    grown.write_text(json.dumps(data))
+    padded = write_model(tmp_path / "padded", tokenizer=grown, vocab_size=4224)
+    assert jaxalign.load(str(padded)).config.vocab_size == 4224
+    small = write_model(tmp_path / "small", tokenizer=grown)
+    with pytest.raises(InputError, match=r"knows 4100 tokens.*vocabulary of 4096"):
+        jaxalign.load(str(small))
+
+
+PEAK = """
+import json, re, sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from jaxalign.convert import load_params, open_checkpoint
+from jaxalign.model import ModelConfig
+
+def memory(kind):
+    return 1024 * int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+folder, dtype = Path(sys.argv[1]), jnp.dtype(sys.argv[2])
+config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+jax.block_until_ready(jnp.zeros(8) + 1)
+before = memory("VmRSS")
+params = jax.block_until_ready(load_params(open_checkpoint(folder), config, dtype))
+print(memory("VmHWM") - before, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
+"""
+
+
+# Not getrusage: a child's ru_maxrss begins at its parent's.
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+@pytest.mark.parametrize(
+    ("stored", "wanted"), [("float16", "float32"), ("float32", "float16"), ("float16", "float16")]
+)
+def test_loading_never_holds_a_second_copy_of_the_model(tmp_path, stored, wanted):
+    sizes = {"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4}
+    big = tiny_checkpoint(tmp_path / "big", dtype=stored, **sizes)
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, str(big), wanted],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+    shutil.rmtree(big)
+    used, size = map(int, done.stdout.split())
+    assert size > 100e6
+    assert used > size
+    assert used < 1.2 * size + 40e6
+
+
+# What cannot be used. Every case goes through the command: one line, exit code 2.
+
+
+def refused(folder, tmp_path, *words):
+    line = refusal("--model", folder, "--output", tmp_path / "out" / "result.json")
+    for word in words:
+        assert re.search(word, line), line
+    return line
+
+
+def test_truncated_file_is_refused_and_named(folder, tmp_path):
+    path = folder / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    refused(folder, tmp_path, str(path), "damaged or cut short", "download it again")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda data: b"",
+        lambda data: b"abcd",
+        lambda data: b"\xff" * 8 + data[8:],
+        lambda data: data[:8] + b"x" * 20 + data[28:],
+        lambda data: struct.pack("<Q", 1 << 20) + data[8:],
+    ],
+    ids=["empty", "four bytes", "huge header", "header not JSON", "wrong header length"],
+)
+def test_corrupted_header_is_refused_and_named(folder, tmp_path, damage):
+    path = folder / WEIGHTS
+    path.write_bytes(damage(path.read_bytes()))
+    refused(folder, tmp_path, str(path), "damaged or cut short", "download it again")
+
+
+def test_wrong_shape_is_refused_and_named(folder, tmp_path):
+    edit_weights(folder, lambda t: t.update({DENSE: t[DENSE][:, :-1].copy()}))
+    refused(folder, tmp_path, DENSE, r"\(32, 31\), expected \(32, 32\)", "config.json that belongs")
+
+
+def test_transposed_matrix_is_refused_by_its_shape(folder, tmp_path):
+    name = "gpt_neox.layers.1.mlp.dense_h_to_4h.weight"
+    edit_weights(folder, lambda t: t.update({name: t[name].T.copy()}))
+    refused(folder, tmp_path, name, r"\(32, 64\), expected \(64, 32\)")
+
+
+def test_config_of_another_size_is_refused_by_a_tensor(folder, tmp_path):
+    edit_config(folder, num_hidden_layers=3)
+    refused(folder, tmp_path, r"gpt_neox\.layers\.2\.", "is missing", "config.json that belongs")
+
+
+def test_missing_tensor_is_refused_and_named(folder, tmp_path):
+    edit_weights(folder, lambda t: t.pop(DENSE))
+    refused(folder, tmp_path, f"{DENSE}' is missing", "download them again")
+
+
+def test_unknown_tensor_is_refused_and_named(folder, tmp_path):
+    edit_weights(folder, lambda t: t.update({"gpt_neox.adapter.weight": t[DENSE].copy()}))
+    refused(folder, tmp_path, "gpt_neox.adapter.weight' is not known", "use a GPT-NeoX checkpoint")
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_and_named(folder, tmp_path, bad):
+    edit_weights(folder, lambda t: t[DENSE].__setitem__((3, 4), bad))
+    refused(folder, tmp_path, DENSE, "1 values that are NaN or infinite", "download the checkpoint")
+
+
+def test_weights_of_whole_numbers_are_refused_and_named(folder, tmp_path):
+    edit_weights(folder, lambda t: t.update({DENSE: t[DENSE].astype(np.int8)}))
+    refused(folder, tmp_path, DENSE, "type I8, expected one of F16, BF16, F32", "quantized")
+
+
+def test_weights_outside_the_wanted_type_are_refused_and_named(tmp_path):
+    folder = write_model(tmp_path, dtype="float32")
+    edit_weights(folder, lambda t: t[DENSE].__setitem__((0, 0), 1e6))
+    assert jaxalign.load(str(folder)).params.dtype == jnp.float32
+    with pytest.raises(InputError, match=f"{DENSE}' has values outside float16. load it in float3"):
+        jaxalign.load(str(folder), dtype=jnp.float16)
+
+
+def test_tied_model_with_another_unembedding_is_refused(folder, tmp_path):
+    edit_config(folder, tie_word_embeddings=True)
+    refused(folder, tmp_path, "ties the embeddings", UNEMBED, EMBED, "tie_word_embeddings to false")
+
+
+def test_missing_shard_is_refused_and_named(sharded, tmp_path):
+    (sharded / "model-00002-of-00002.safetensors").unlink()
+    refused(sharded, tmp_path, "model-00002-of-00002.safetensors is missing", "download it again")
+
+
+def test_tensor_in_two_shards_is_refused_and_named(sharded, tmp_path):
+    first, second = sorted(sharded.glob("*.safetensors"))
+    tensors = load_file(second)
+    save_file(tensors | {EMBED: load_file(first)[EMBED]}, second)
+    refused(sharded, tmp_path, f"{EMBED}' is both in {first.name} and in {second.name}", "remove")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({UNEMBED: None}, f"{UNEMBED}' is in model-00002.*says no shard"),
+        ({"ghost": "model-00001-of-00002.safetensors"}, "'ghost' is in no shard.*says model-00001"),
+        ({EMBED: "model-00002-of-00002.safetensors"}, "is in model-00001.*says model-00002"),
+    ],
+    ids=["tensor left out", "tensor that is nowhere", "tensor elsewhere"],
+)
+def test_index_that_disagrees_with_its_shards_is_refused(sharded, tmp_path, change, words):
+    path = sharded / INDEX
+    index = json.loads(path.read_text())
+    said = index["weight_map"] | change
+    index["weight_map"] = {name: file for name, file in said.items() if file}
+    path.write_text(json.dumps(index))
+    refused(sharded, tmp_path, words, "download the checkpoint again")
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["{", "[]", "{}", '{"weight_map": ["ab"]}', '{"weight_map": {"a": 1}}', "[" * 100_000],
+)
+def test_file_that_is_no_index_is_refused(sharded, tmp_path, content):
+    (sharded / INDEX).write_text(content)
+    refused(sharded, tmp_path, f"{INDEX} is not a safetensors index", "download it again")
+
+
+def test_folder_with_only_a_pickle_says_how_to_convert_it(folder, tmp_path):
+    (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
+    refused(folder, tmp_path, "only pytorch_model.bin, a pickle", "safe_serialization=True")
+
+
+def test_folder_without_weights_is_refused(folder, tmp_path):
+    (folder / WEIGHTS).unlink()
+    refused(folder, tmp_path, f"neither {WEIGHTS} nor {INDEX}", "checkpoint's folder")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"{", "is not JSON"),
+        (b"\xff\xfe\x00", "is not JSON"),
+        (b"[" * 100_000, "is not JSON"),
+        (b"[1]", "is not a JSON object"),
+    ],
+    ids=["cut short", "binary", "too deep", "list"],
+)
+def test_unreadable_config_is_refused_and_named(folder, tmp_path, content, words):
+    (folder / "config.json").write_bytes(content)
+    refused(folder, tmp_path, f"config.json {words}", "download it again")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_missing_file_of_a_checkpoint_is_refused_and_named(folder, tmp_path, name):
+    (folder / name).unlink()
+    refused(folder, tmp_path, f"{name} is missing", "complete checkpoint")
+    (folder / name).mkdir()
+    refused(folder, tmp_path, f"{name} cannot be read")
+
+
+@pytest.mark.parametrize(
+    "bad", [{"hidden_size": "wide"}, {"hidden_size": [1]}, {"rope_scaling": 5}]
+)
+def test_setting_of_a_wrong_type_is_refused(folder, tmp_path, bad):
+    edit_config(folder, **bad)
+    refused(folder, tmp_path, "config.json has a setting of a wrong type", "config.json as publish")
+
+
+def test_unknown_setting_is_refused_and_named(folder, tmp_path):
+    edit_config(folder, qk_norm=True)
+    refused(folder, tmp_path, "settings that are not known: qk_norm", "remove them only if")
+
+
+def test_other_architecture_is_refused_and_named(folder, tmp_path):
+    edit_config(folder, model_type="llama")
+    refused(folder, tmp_path, "'llama' model, expected 'gpt_neox'", "use a GPT-NeoX checkpoint")
+
+
+@pytest.mark.parametrize("content", ["{}", '{"model": {"type": "BPE"}}', "no JSON"])
+def test_file_that_is_no_tokenizer_is_refused(folder, tmp_path, content):
+    (folder / "tokenizer.json").write_text(content)
+    refused(folder, tmp_path, "tokenizer.json is not", "download it again")
+
+
+@pytest.mark.parametrize("size", [SIZES["vocab_size"] - 1, 2 * SIZES["vocab_size"]])
+def test_tokenizer_of_another_vocabulary_is_refused(tmp_path, size):
+    folder = write_model(tmp_path / "model", vocab_size=size)
+    words = f"tokenizer knows 4096 tokens, but the model has a vocabulary of {size}"
+    refused(folder, tmp_path, words, "tokenizer.json that was published with these weights")

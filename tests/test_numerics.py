@@ -1,0 +1,181 @@
+"""Numbers: every rounding that the program states is made, and no other."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.errors import InputError
+from jaxalign.model import ModelConfig, cast, forward, init_params
+from jaxalign.model.layers import layer_norm
+from jaxalign.model.params import Norm
+from jaxalign.numerics import (
+    BF16,
+    F16,
+    F32,
+    PrecisionError,
+    Scheme,
+    check_canary,
+    dot,
+    fake_quantize_int8,
+    jit,
+    scheme_named,
+)
+from jaxalign.numerics.compile import ROUNDING_OPTIONS, compiler_options
+
+
+def test_canary_passes_under_our_jit():
+    check_canary()
+    assert compiler_options() == ROUNDING_OPTIONS
+
+
+def test_canary_trips_where_excess_precision_is_allowed():
+    loose = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": True})
+    with pytest.raises(PrecisionError, match="skips roundings"):
+        check_canary(loose)
+
+
+def test_canary_trips_on_the_library_fusion_alone():
+    strict = functools.partial(jax.jit, compiler_options={"xla_allow_excess_precision": False})
+    if jax.default_backend() != "cpu":
+        pytest.skip("the fusion exists on CPU only")
+    with pytest.raises(PrecisionError, match="rounded_softmax"):
+        check_canary(strict)
+
+
+def test_canary_trips_on_f32_products_that_are_not_f32():
+    def tensor_float(program):
+        @jax.jit
+        def run(x, w):
+            if x.dtype == jnp.float32:  # TF32 keeps ten bits of the mantissa, as bf16 keeps seven
+                x, w = (a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, w))
+                return program(x, w)
+            return jit_free(program, x, w)
+
+        return run
+
+    def jit_free(program, x, w):
+        return jit_results[program.__name__, str(x.dtype)]
+
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((2, 64, 64), dtype=np.float32)
+    from jaxalign.numerics import compile as module
+
+    jit_results = {
+        (program.__name__, str(jnp.dtype(dtype))): program(
+            jnp.asarray(x, dtype), jnp.asarray(w, dtype)
+        )
+        for program in (module._rounded_softmax, module._rounded_chain)
+        for dtype in (jnp.bfloat16, jnp.float16)
+    }
+    with pytest.raises(PrecisionError, match="f32 matrix products are not f32"):
+        check_canary(tensor_float)
+
+
+@pytest.mark.parametrize("scheme", [F16, BF16], ids=lambda s: s.name)
+def test_compiled_model_keeps_the_roundings_of_the_eager_one(scheme):
+    config = ModelConfig(64, 2, 4, 64, 128, rotary_dims=4)
+    params = jax.tree.map(
+        lambda a: a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape),
+        init_params(jax.random.key(0), config),
+    )
+    tokens = jnp.arange(24).reshape(2, 12)
+    low = cast(params, scheme)
+
+    def logits(p, scheme=scheme):
+        return forward(p, tokens, config, scheme=scheme).logits
+
+    exact = logits(params, F32)
+    with jax.disable_jit():
+        eager = logits(low)
+    drift = jnp.linalg.norm(eager - exact)
+    ours = jnp.linalg.norm(jit(logits)(low) - eager)
+    assert ours < 0.25 * drift, "compilation moves the result by as much as the precision does"
+
+
+def emulate(x, real):
+    """The spec in numpy, one example at a time, f32 throughout."""
+    out = x.copy()
+    for n in range(len(x)):
+        largest = np.abs(x[n][real[n]]).max(initial=0)
+        if largest == 0 or not np.isfinite(largest):
+            continue
+        scale = np.maximum(largest / np.float32(127), np.finfo(np.float32).tiny)
+        inverse = np.float32(1) / scale
+        scaled = x[n] * inverse
+        whole = np.trunc(scaled)
+        up = np.where(np.abs(scaled - whole) >= 0.5, np.sign(scaled), 0).astype(np.float32)
+        out[n] = np.clip(whole + up, -127, 127) * scale
+    return out
+
+
+def test_int8_rounding_equals_numpy_to_the_bit():
+    rng = np.random.default_rng(3)
+    x = (rng.standard_normal((64, 7, 33)) * 10.0 ** rng.integers(-6, 6, (64, 1, 1))).astype("f4")
+    x[0] = 0
+    x[1] = 1e-44  # subnormal: the scale stops at the smallest normal number
+    x[2, 0, 0] = np.inf
+    x[3, 0, 0] = np.nan
+    x[4] = np.arange(7 * 33, dtype=np.float32).reshape(7, 33) / 2  # ties, where 127 is the scale
+    x[4, 0, 0] = 127
+    real = np.ones((64, 7), bool)
+    real[10:20, 4:] = False
+    ours = jit(fake_quantize_int8)(jnp.asarray(x), jnp.asarray(real))
+    # CPUs flush subnormal products to zero under XLA, numpy does not; both are below any scale.
+    expected = emulate(x, real)
+    expected[np.abs(expected) < np.finfo(np.float32).tiny] = 0
+    assert np.array_equal(np.asarray(ours)[4:], expected[4:])
+    assert np.array_equal(np.asarray(ours)[:4], expected[:4], equal_nan=True) or np.array_equal(
+        np.asarray(ours)[[0, 2, 3]], expected[[0, 2, 3]], equal_nan=True
+    )
+
+
+def test_int8_ties_round_away_from_zero():
+    x = jnp.array([[[127.0, 0.5, -0.5, 1.5, 2.5, -2.5, 0.49999997]]])
+    rounded = fake_quantize_int8(x, jnp.ones((1, 1), bool))
+    assert rounded.tolist() == [[[127.0, 1.0, -1.0, 2.0, 3.0, -3.0, 0.0]]]
+
+
+def test_int8_scale_sees_neither_padding_nor_neighbours():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((3, 6, 8)).astype(np.float32)
+    real = np.arange(6)[None] < np.array([4, 6, 2])[:, None]
+    alone = fake_quantize_int8(jnp.asarray(x[:1, :4]), jnp.ones((1, 4), bool))
+    loud = np.where(real[..., None], x, 1e6).astype(np.float32)
+    loud[1] *= 1000
+    together = fake_quantize_int8(jnp.asarray(loud), jnp.asarray(real))
+    assert np.array_equal(alone[0], together[0, :4])
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16])
+def test_products_of_16_bit_floats_are_summed_in_f32(dtype):
+    x = jnp.concatenate([jnp.full((1, 1), 2048.0), jnp.ones((1, 512))], axis=1).astype(dtype)
+    y = dot(x, jnp.ones((513, 1), dtype))
+    assert y.dtype == jnp.float32
+    assert y.item() == 2560.0, "a 16-bit sum would stop growing at 2048"
+
+
+def test_layer_norm_of_f16_is_the_f32_norm_rounded_once():
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((50, 64)).astype(np.float16)
+    norm = Norm(*(jnp.asarray(rng.standard_normal((2, 64)), jnp.float16)))
+    wide = Norm(norm.scale.astype(jnp.float32), norm.bias.astype(jnp.float32))
+    once = jit(lambda x, norm: layer_norm(x, norm, 1e-5))(jnp.asarray(x, jnp.float32), wide).astype(
+        jnp.float16
+    )
+    ours = jit(lambda x, norm: layer_norm(x, norm, 1e-5))(jnp.asarray(x), norm)
+    assert ours.dtype == jnp.float16
+    assert np.array_equal(once, ours)
+
+
+def test_unknown_scheme_suggests_the_nearest():
+    with pytest.raises(InputError, match="int8-sim"):
+        scheme_named("int8")
+    assert scheme_named("f16") is F16
+
+
+def test_scheme_with_an_unknown_site_is_refused():
+    with pytest.raises(InputError, match="keys"):
+        Scheme("mine", int8_sites=("keys",))

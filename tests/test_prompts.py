@@ -1,0 +1,247 @@
+"""Claims about prompt sets: what is read, what is refused and where, and how prompts are batched."""
+
+import json
+import re
+from collections import Counter
+
+import numpy as np
+import pytest
+from tiny_run import PROMPTS, TOKENIZER, refusal, write_prompts
+from tokenizers import Tokenizer
+
+from jaxalign import InputError
+from jaxalign.model import ModelConfig
+from jaxalign.prompts import (
+    BUCKET,
+    SHIPPED,
+    PromptText,
+    batches,
+    bucket_length,
+    read_prompts,
+    tokenize,
+)
+
+CONFIG = ModelConfig(4096, 2, 2, 32, 64, max_positions=16, rotary_dims=4)
+REFERENCE = {"reference": ["Some neutral text"]}
+GOOD = {"prompt": "The capital of France is", "target": " Paris"}
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return Tokenizer.from_file(str(TOKENIZER))
+
+
+@pytest.fixture
+def read(tmp_path):
+    return lambda content: read_prompts(write_prompts(tmp_path / "prompts.json", content))
+
+
+@pytest.fixture
+def tokens_of(read, tokenizer):
+    return lambda content: tokenize(read(content), tokenizer, CONFIG)
+
+
+# What is read.
+
+
+def test_prompts_are_read_as_they_are_written(read):
+    prompts = read(PROMPTS)
+    assert list(prompts.tasks) == ["factual", "rivers"]
+    assert prompts.tasks["factual"][0] == PromptText("The capital of France is", " Paris", " Rome")
+    assert prompts.tasks["factual"][1].distractor is None
+    assert prompts.reference == tuple(PROMPTS["reference"])
+
+
+def test_text_beyond_ascii_is_kept(read):
+    entry = {"prompt": "Das schönste Café — “où”?", "target": " là"}
+    [prompt] = read({"factual": [entry], **REFERENCE}).tasks["factual"]
+    assert (prompt.prompt, prompt.target) == (entry["prompt"], entry["target"])
+
+
+def test_empty_list_is_no_task(read):
+    assert list(read({"factual": [GOOD], "ioi": [], **REFERENCE}).tasks) == ["factual"]
+
+
+def test_shipped_file_is_valid_and_large_enough(tokenizer):
+    prompts = read_prompts()
+    assert prompts == read_prompts(SHIPPED)
+    assert len(prompts.tasks["factual"]) >= 40
+    assert len(prompts.tasks["ioi"]) >= 40
+    assert len(prompts.reference) >= 30
+    tokenized, reference, notes = tokenize(
+        prompts, tokenizer, ModelConfig(4096, 1, 1, 8, 8, 256, 2)
+    )
+    assert len(tokenized) == sum(map(len, prompts.tasks.values()))
+    assert len(reference) == len(prompts.reference)
+    assert not notes
+
+
+def test_original_tasks_have_their_published_names_and_others_their_own(tokens_of):
+    content = {name: [GOOD] for name in ("factual", "ioi", "rivers")} | REFERENCE
+    prompts, _, _ = tokens_of(content)
+    assert [prompt.task for prompt in prompts] == ["FactualRecall", "IOI", "rivers"]
+
+
+def test_prompts_are_tokenized_without_special_tokens(tokens_of, tokenizer):
+    [prompt, *_], [reference, *_], _ = tokens_of(PROMPTS)
+    assert tokenizer.decode(list(prompt.tokens)) == prompt.text.prompt
+    assert tokenizer.decode([prompt.target]) == " Paris"
+    assert tokenizer.decode([prompt.distractor]) == " Rome"
+    assert tokenizer.decode(list(reference)) == PROMPTS["reference"][0]
+
+
+def test_target_of_several_tokens_uses_its_first_and_says_so_once(tokens_of, tokenizer):
+    long = {"prompt": GOOD["prompt"], "target": " Qxzqxz", "distractor": " Zyxzyx"}
+    prompts, _, notes = tokens_of({"factual": [long] * 5 + [GOOD], **REFERENCE})
+    assert prompts[0].target == tokenizer.encode(" Qxzqxz").ids[0]
+    assert prompts[0].distractor == tokenizer.encode(" Zyxzyx").ids[0]
+    [note] = notes
+    assert note.startswith("5 targets have several tokens; their first is used: ' Qxzqxz'")
+    assert note.count("Qxzqxz") == 3
+    assert note.endswith("…")
+
+
+def test_prompt_that_just_fits_the_context_is_kept(tokens_of):
+    prompt = {"prompt": " the" * 16, "target": " a"}
+    [kept], _, _ = tokens_of({"factual": [prompt], **REFERENCE})
+    assert len(kept.tokens) == CONFIG.max_positions
+
+
+# What is refused.
+
+MALFORMED = {
+    "cut short": ('{"factual": [', r"is not JSON: Expecting value: line 1 column \d+"),
+    "no JSON": ("factual: yes", r"is not JSON: .*line 1 column 1"),
+    "too deep": ("[" * 100_000, r"is not JSON"),
+    "top level": ("[1, 2]", r"the top level is \[1, 2\], expected an object like"),
+    "empty": ("{}", r"has no prompts. add a list such as"),
+    "only empty lists": ({"factual": [], **REFERENCE}, r"has no prompts"),
+    "only reference": (REFERENCE, r"has no prompts"),
+    "no reference": ({"factual": [GOOD]}, r"has no 'reference' texts.* add \"reference\""),
+    "reference texts": ({"factual": [GOOD], "reference": ["a", 5]}, r"reference is \[\"a\", 5\]"),
+    "reference list": ({"factual": [GOOD], "reference": "a"}, r"reference is \"a\", expected a li"),
+    "task list": ({"factual": GOOD, **REFERENCE}, r"factual is .*, expected a list of prompts"),
+    "entry": ({"factual": [GOOD, "x"], **REFERENCE}, r"factual\[1\] is \"x\", expected an object"),
+    "no target": ({"ioi": [{"prompt": "a"}], **REFERENCE}, r"ioi\[0\] is {\"prompt\": \"a\"}, exp"),
+    "unknown key": ({"ioi": [GOOD] * 2 + [GOOD | {"tgt": "b"}], **REFERENCE}, r"ioi\[2\] is "),
+    "not text": ({"ioi": [GOOD | {"target": 7}], **REFERENCE}, r"ioi\[0\] is .*\"target\": 7"),
+    "null": ({"ioi": [GOOD | {"distractor": None}], **REFERENCE}, r"ioi\[0\] is .*, expected an o"),
+    "name of all": ({"all": [GOOD], **REFERENCE}, r"'all' is what results call .*another name"),
+}
+
+
+@pytest.mark.parametrize("kind", MALFORMED)
+def test_malformed_file_is_refused_with_its_place(kind, tmp_path):
+    content, words = MALFORMED[kind]
+    path = write_prompts(tmp_path / "prompts.json", content)
+    line = refusal("--model", "demo", "--prompts", path, "--output", tmp_path / "r.json")
+    assert f"prompts file {path}" in line
+    assert re.search(words, line), line
+
+
+def test_long_entry_is_shown_shortened(read):
+    with pytest.raises(InputError) as refused:
+        read({"factual": [{"prompt": "word " * 500}], **REFERENCE})
+    assert len(str(refused.value)) < 400
+
+
+def test_missing_prompts_file_is_refused(tmp_path):
+    path = tmp_path / "none.json"
+    line = refusal("--model", "demo", "--prompts", path, "--output", tmp_path / "r.json")
+    assert f"prompts file {path} is missing. check --prompts." in line
+
+
+def test_prompts_file_that_cannot_be_read_is_refused(tmp_path):
+    binary = tmp_path / "binary.json"
+    binary.write_bytes(b"\xff\xfe\x00")
+    for path in (binary, tmp_path):
+        line = refusal("--model", "demo", "--prompts", path, "--output", tmp_path / "r.json")
+        assert f"prompts file {path} cannot be read" in line
+
+
+UNUSABLE = {
+    "empty prompt": ({"prompt": "", "target": " a"}, r"prompt of factual\[1\] is empty"),
+    "empty target": (GOOD | {"target": ""}, r"target of factual\[1\] is empty: '' has no tokens"),
+    "empty distractor": (GOOD | {"distractor": ""}, r"distractor of factual\[1\] is empty"),
+    "half a character": (GOOD | {"prompt": "a \ud800"}, r"prompt of factual\[1\] is not Unicode"),
+    "too long": (
+        {"prompt": " the" * 257, "target": " a"},
+        r"prompt of factual\[1\] has 257 tokens, more than the model's context of 256. shorten it",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_entry_that_cannot_be_tokenized_is_refused_with_its_place(kind, tmp_path):
+    entry, words = UNUSABLE[kind]
+    path = write_prompts(tmp_path / "prompts.json", {"factual": [GOOD, entry], **REFERENCE})
+    line = refusal("--model", "demo", "--prompts", path, "--output", tmp_path / "r.json")
+    assert re.search(words, line), line
+    assert not (tmp_path / "r.json").exists()
+
+
+@pytest.mark.parametrize("text", ["", " the" * 17])
+def test_reference_text_that_cannot_be_used_is_refused_with_its_place(text, tokens_of):
+    with pytest.raises(InputError, match=r"reference\[1\]"):
+        tokens_of({"factual": [GOOD], "reference": ["good", text]})
+
+
+# Batches.
+
+
+def drawn(seed, count=60, longest=40):
+    rng = np.random.default_rng(seed)
+    return [tuple(rng.integers(1, 4096, n).tolist()) for n in rng.integers(1, longest + 1, count)]
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("most", [1, 3, 8, 1000])
+def test_every_prompt_is_in_exactly_one_batch_and_whole(seed, most):
+    texts = drawn(seed)
+    seen = Counter()
+    for batch in batches(texts, most, 40):
+        seen.update(batch.index)
+        for row, i in enumerate(batch.index):
+            assert batch.lengths[row] == len(texts[i])
+            assert tuple(batch.tokens[row, : len(texts[i])].tolist()) == texts[i]
+            assert not batch.tokens[row, len(texts[i]) :].any()
+    assert seen == Counter(range(len(texts)))
+
+
+@pytest.mark.parametrize("most", [1, 3, 8])
+def test_batches_of_a_bucket_have_one_shape_and_at_most_the_rows_asked_for(most):
+    shapes: dict[int, set[int]] = {}
+    for batch in batches(drawn(0), most, 40):
+        assert batch.tokens.dtype == batch.lengths.dtype == np.int32
+        assert batch.shape[0] <= most
+        assert {bucket_length(int(n), 40) for n in batch.lengths} == {batch.shape[1]}
+        shapes.setdefault(batch.shape[1], set()).add(batch.shape[0])
+    assert list(shapes) == sorted(shapes)
+    assert all(len(widths) == 1 for widths in shapes.values())
+
+
+def test_most_rows_may_differ_between_buckets():
+    sizes = {batch.shape for batch in batches([(1,)] * 6 + [(1,) * 9] * 6, {8: 3, 16: 2}, 40)}
+    assert sizes == {(3, 8), (2, 16)}
+
+
+def test_batches_are_even_and_filler_repeats_the_first_prompt():
+    texts = [(i + 1,) * (1 + i % 8) for i in range(17)]
+    first, second = batches(texts, 16, 40)
+    assert (first.shape, second.shape) == ((9, 8), (9, 8))
+    assert (len(first.index), len(second.index)) == (9, 8)
+    np.testing.assert_array_equal(second.tokens[8], second.tokens[0])
+    assert second.lengths[8] == second.lengths[0]
+    values = second.fill([np.float32(i) for i in range(17)])
+    assert values.tolist() == [*second.index, second.index[0]]
+
+
+def test_bucket_is_a_multiple_within_the_context():
+    assert BUCKET == 8
+    assert [bucket_length(n, 20) for n in (1, 8, 9, 16, 17, 20)] == [8, 8, 16, 16, 20, 20]
+    assert bucket_length(21, 20) == 21
+
+
+def test_prompts_file_survives_being_written_as_json_again(read, tmp_path):
+    again = json.loads(SHIPPED.read_text())
+    assert read(again) == read_prompts()

@@ -1,0 +1,158 @@
+"""Statistics against scipy, and against what they must say when nothing is there."""
+
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+
+from jaxalign import stats
+from jaxalign.experiments.heads.donors import DRAWS, choose_donors
+from jaxalign.experiments.heads.rankings import RANDOM_ORDERS, repair_orders, top_k_masks
+from jaxalign.metrics import head_drift, logit_difference
+from jaxalign.prompts import Prompt, PromptText
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+def test_correlations_equal_scipy_row_by_row(rng):
+    x, y = rng.standard_normal((2, 5, 30))
+    y[:, :10] = x[:, :10] = 1.5  # ties
+    for row in range(5):
+        assert stats.pearson(x, y)[row] == pytest.approx(scipy_stats.pearsonr(x[row], y[row])[0])
+        spearman = stats.pearson(stats.ranks(x), stats.ranks(y))[row]
+        assert spearman == pytest.approx(scipy_stats.spearmanr(x[row], y[row])[0])
+
+
+def test_correlation_of_something_constant_is_not_defined(rng):
+    assert np.isnan(stats.pearson(np.ones(8), rng.standard_normal(8)))
+    found = stats.correlation_of_means(np.ones((4, 8)), rng.standard_normal((4, 8)), rng)
+    assert np.isnan(found).all()
+
+
+def test_permutation_p_value_agrees_with_scipy(rng):
+    x, noise = rng.standard_normal((2, 20, 12))
+    y = 0.5 * x.mean(axis=0) + 0.3 * noise.mean(axis=0) + 0 * noise
+    y = np.broadcast_to(y, (20, 12))
+    _, _, _, p = stats.correlation_of_means(x, y, rng)
+    expected = scipy_stats.permutation_test(
+        (x.mean(axis=0),),
+        lambda a: scipy_stats.pearsonr(a, y[0])[0],
+        permutation_type="pairings",
+        n_resamples=10_000,
+        rng=np.random.default_rng(1),
+    ).pvalue
+    assert p == pytest.approx(expected, abs=0.02)
+
+
+def test_bootstrap_interval_of_a_mean_agrees_with_scipy(rng):
+    x = rng.standard_normal(40) + 3
+    value, low, high = stats.mean_interval(x, rng, samples=5000)
+    expected = scipy_stats.bootstrap((x,), np.mean, method="percentile", rng=rng)
+    assert value == pytest.approx(x.mean())
+    assert (low, high) == pytest.approx(tuple(expected.confidence_interval), abs=0.05)
+
+
+def test_p_values_are_uniform_when_nothing_is_there():
+    rng = np.random.default_rng(5)
+    sign = [stats.sign_flip_p(rng.standard_normal(12), rng, 500) for _ in range(200)]
+    pair = [
+        stats.correlation_of_means(
+            *rng.standard_normal((2, 6, 15)), rng, samples=20, permutations=300
+        )[3]
+        for _ in range(200)
+    ]
+    for p in (sign, pair):
+        assert scipy_stats.kstest(p, "uniform").pvalue > 1e-3
+        assert min(p) > 0
+
+
+def test_a_strong_effect_is_seen(rng):
+    x = rng.standard_normal((10, 40))
+    value, low, high, p = stats.correlation_of_means(x, 2 * x + 0.01, rng)
+    assert (value, p) == (pytest.approx(1), pytest.approx(1 / 10_001))
+    assert low == pytest.approx(1)
+    assert high == pytest.approx(1)
+    assert stats.sign_flip_p(np.full(20, 0.1), rng) < 0.001
+
+
+def test_named_streams_are_independent_and_repeatable():
+    draws = [stats.generator(3, *names).random(4) for names in (("a",), ("b",), ("a",))]
+    assert np.array_equal(draws[0], draws[2])
+    assert not np.array_equal(draws[0], draws[1])
+    assert not np.array_equal(draws[0], stats.generator(4, "a").random(4))
+
+
+def test_rankings_are_the_four_of_the_study_and_random_orders(rng):
+    importance, drift, predicted = rng.standard_normal((3, 2, 6))
+    drift = np.abs(drift)
+    predicted[0, 3] = np.nan
+    orders, random = repair_orders(importance, drift, predicted, 0, "f16")
+    assert orders["zero_importance"][0].tolist() == np.argsort(-importance[0]).tolist()
+    assert orders["drift"][1].tolist() == np.argsort(-drift[1]).tolist()
+    assert orders["importance_x_drift"][1].tolist() == np.argsort(-(importance * drift)[1]).tolist()
+    assert orders["first_order"][0][-1] == 3, "what is not finite comes last"
+    assert random.shape == (RANDOM_ORDERS, 2, 6)
+    assert (np.sort(random) == np.arange(6)).all()
+    assert len({tuple(order) for order in random[:, 0].tolist()}) > 1
+
+
+def test_top_k_masks_hold_the_first_k_heads_of_each_prompt():
+    orders = np.array([[[3, 0, 1, 2], [1, 2, 3, 0]], [[0, 1, 2, 3], [0, 1, 2, 3]]])
+    masks = top_k_masks(orders, 3, num_layers=2)
+    assert masks.shape == (2 * 3, 2, 2, 1, 2)
+    flat = masks[:, :, :, 0].transpose(0, 2, 1, 3).reshape(6, 2, 4)
+    for order in range(2):
+        for k in range(1, 4):
+            for prompt in range(2):
+                chosen = np.flatnonzero(flat[order * 3 + k - 1, prompt])
+                assert set(chosen) == set(orders[order, prompt, :k])
+
+
+def test_donors_are_other_prompts_of_the_task_and_length():
+    def prompt(task, size):
+        return Prompt(PromptText("x", "y"), task, tuple(range(size)), 0)
+
+    prompts = [prompt("a", 4)] * 6 + [prompt("b", 4), prompt("a", 5), prompt("b", 4)]
+    donors = choose_donors(prompts, 0)
+    assert donors.partners.tolist() == [5] * 6 + [1, 0, 1]
+    for i, row in enumerate(donors.draws):
+        assert len(row) == DRAWS
+        if donors.partners[i] >= DRAWS:
+            assert len(set(row)) == DRAWS, "enough partners, so none twice"
+        for j in row:
+            assert prompts[j].task == prompts[i].task
+            assert len(prompts[j].tokens) == len(prompts[i].tokens)
+            assert (j != i) == (donors.partners[i] > 0)
+
+
+def test_logit_difference_is_against_the_best_other_token():
+    logits = np.array([[1.0, 5.0, 4.0], [2.0, 0.0, 9.0]], np.float32)
+    import jax.numpy as jnp
+
+    found = logit_difference(jnp.asarray(logits), jnp.array([1, 0]))
+    assert found.tolist() == [1.0, -7.0]
+
+
+def test_drift_ignores_padding_and_is_zero_where_a_norm_is():
+    import jax.numpy as jnp
+
+    rng = np.random.default_rng(0)
+    base, moved = rng.standard_normal((2, 2, 4, 3, 5)).astype(np.float32)
+    base[0, :, 1] = 0
+    lengths = np.array([4, 2])
+    moved[1, 2:] = np.nan
+    found = head_drift(jnp.asarray(moved), jnp.asarray(base), jnp.asarray(lengths))
+    for b, n in enumerate(lengths):
+        for head in range(3):
+            x, y = moved[b, n - 1, head], base[b, n - 1, head]
+            norm = np.linalg.norm(y)
+            expected = np.linalg.norm(x - y) / norm if norm else 0
+            assert found.last[b, head] == pytest.approx(expected, rel=1e-5)
+            whole = moved[b, :n, head].ravel(), base[b, :n, head].ravel()
+            if norm:
+                cosine = np.dot(*whole) / np.prod([np.linalg.norm(w) for w in whole])
+                assert found.cosine_all[b, head] == pytest.approx(cosine, abs=1e-5)
+    assert found.last[0, 1] == found.cosine_last[0, 1] == found.all[0, 1] == 0
+    assert bool(found.finite.all())

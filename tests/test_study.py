@@ -1,0 +1,304 @@
+"""The heads study against an independent replay of its definitions in PyTorch."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from pythia_shape import tiny_checkpoint
+from scipy import stats as scipy_stats
+
+import jaxalign
+from jaxalign import results
+from jaxalign.convert.hub import BUNDLED
+from jaxalign.experiments.heads import Options, heads_study
+from jaxalign.experiments.heads.donors import choose_donors
+from jaxalign.memory import bytes_per_row
+from jaxalign.model import count
+from jaxalign.prompts import PromptSet, PromptText, tokenize
+
+torch = pytest.importorskip("torch")
+import torch_replay  # noqa: E402 - needs torch
+
+PROMPTS = PromptSet(
+    {
+        "factual": (
+            PromptText("The capital of France is", " Paris", " Rome"),
+            PromptText("The capital of Italy is", " Rome", " Paris"),
+            PromptText("The opposite of hot is", " cold"),
+        ),
+        "ioi": (
+            PromptText("When Anna and Tom went to the shop, Tom gave a book to", " Anna", " Tom"),
+            PromptText("When Tom and Anna went to the shop, Anna gave a book to", " Tom", " Anna"),
+        ),
+    },
+    ("It was a quiet day.", "She opened the window and looked out.", "The train is late again"),
+)
+MODES = ("true", "edge-align")
+K = 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    size = json.loads((BUNDLED / "config.json").read_text())["vocab_size"]
+    return tiny_checkpoint(
+        tmp_path_factory.mktemp("tiny"),
+        vocab_size=size,
+        tokenizer=BUNDLED / "tokenizer.json",
+        seed=4,
+    )
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return jaxalign.load(str(folder))
+
+
+@pytest.fixture(scope="module")
+def studies(model):
+    def run(mode):
+        options = Options(
+            repaired=("f16", "int8-sim"), head_mode=mode, max_repair_k=K, use_all_prompts=True
+        )
+        return heads_study(model, PROMPTS, options)
+
+    return {mode: run(mode) for mode in MODES}
+
+
+@pytest.fixture(scope="module")
+def witness(folder, model):
+    params, config = torch_replay.load(folder)
+    prompts, reference, _ = tokenize(PROMPTS, model.tokenizer, model.config)
+    return params, config, prompts, reference
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_zero_and_mean_importance_equal_the_replay(studies, witness, mode):
+    params, config, prompts, reference = witness
+    means = torch_replay.reference_means(params, config, reference, head_mode=mode)
+    for prompt, ours in zip(prompts, studies[mode].prompts, strict=True):
+        for values, found in ((None, ours.zero_importance), (means, ours.mean_importance)):
+            expected = torch_replay.importance(
+                params, config, list(prompt.tokens), prompt.target, values, head_mode=mode
+            )
+            np.testing.assert_allclose(found, expected, atol=1e-4)
+            assert np.abs(expected).max() > 1e-2
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_resample_importance_equals_the_replay_with_the_same_donors(studies, witness, mode):
+    params, config, prompts, _ = witness
+    donors = choose_donors(prompts, Options.seed)
+    assert (donors.partners > 0).any()
+    for i, (prompt, ours) in enumerate(zip(prompts, studies[mode].prompts, strict=True)):
+        assert ours.resample_partners == donors.partners[i]
+        if not donors.partners[i]:
+            assert ours.resample_importance is None
+            continue
+        draws = []
+        for j in donors.draws[i]:
+            assert prompts[j].task == prompt.task
+            assert len(prompts[j].tokens) == len(prompt.tokens)
+            given = torch_replay.contributions(
+                params, config, list(prompts[j].tokens), head_mode=mode
+            )
+            draws.append(
+                torch_replay.importance(
+                    params, config, list(prompt.tokens), prompt.target, given, head_mode=mode
+                )
+            )
+        np.testing.assert_allclose(ours.resample_importance, np.mean(draws, axis=0), atol=1e-4)
+
+
+def stable(params, call):
+    """What ``call`` gives, and where it is the same in f64: elsewhere an int8 code flipped."""
+    found = call(params)
+    exact = call({name: value.double() for name, value in params.items()})
+    return found, np.abs(found - exact) <= 2e-4 * np.abs(exact) + 1e-7
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_int8_drift_equals_the_replay(studies, witness, mode):
+    params, config, prompts, _ = witness
+    compared = 0
+    for prompt, ours in zip(prompts, studies[mode].prompts, strict=True):
+        found = ours.precisions["int8-sim"]
+        fields = {"relative": found.drift, "cosine": found.cosine}
+        fields |= {"relative_all": found.drift_all, "cosine_all": found.cosine_all}
+        for name, values in fields.items():
+            expected, same = stable(
+                params,
+                lambda p, name=name, prompt=prompt: getattr(
+                    torch_replay.drift(p, config, list(prompt.tokens), head_mode=mode), name
+                ),
+            )
+            np.testing.assert_allclose(values[same], expected[same], rtol=1e-3, atol=1e-6)
+            compared += same.sum()
+    assert compared >= 0.8 * len(prompts) * 4 * found.drift.size
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_int8_repair_curves_equal_the_replay(studies, witness, mode):
+    params, config, prompts, _ = witness
+    repairs = [r for r in studies[mode].repairs if r.precision == "int8-sim"]
+    compared = 0
+    for prompt, ours in zip(prompts, repairs, strict=True):
+        for ranking, heads in ours.heads.items():
+            expected, same = stable(
+                params,
+                lambda p, heads=heads, prompt=prompt: torch_replay.repair_curve(
+                    p, config, list(prompt.tokens), prompt.target, list(heads), head_mode=mode
+                ),
+            )
+            np.testing.assert_allclose(
+                ours.curves[ranking][same], expected[same], rtol=1e-3, atol=1e-5
+            )
+            compared += same.sum()
+    assert compared >= 0.8 * len(prompts) * 4 * K
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_first_order_prediction_equals_the_replay(studies, witness, mode):
+    params, config, prompts, _ = witness
+    for prompt, ours in zip(prompts, studies[mode].prompts, strict=True):
+        account = ours.precisions["int8-sim"].first_order
+        change = torch_replay.first_order(
+            params, config, list(prompt.tokens), prompt.target, head_mode=mode
+        )
+        # The replay predicts the step from f32 to int8; we predict the way back.
+        error = np.abs(account.predicted + change).max()
+        assert error <= 5e-3 * np.abs(change).max()
+        assert account.absolute_sum == pytest.approx(np.abs(account.predicted).sum(), rel=1e-4)
+        assert account.signed_sum == pytest.approx(account.predicted.sum(), abs=1e-6)
+        assert account.bound_held == (abs(account.degradation) <= account.absolute_sum)
+
+
+def test_f16_drift_is_what_pytorch_finds_in_f16(folder, studies, witness):
+    transformers = pytest.importorskip("transformers")
+    _, config, prompts, _ = witness
+    runs = {}
+    for dtype in (torch.float32, torch.float16):
+        net = transformers.GPTNeoXForCausalLM.from_pretrained(
+            folder, dtype=dtype, attn_implementation="eager"
+        ).eval()
+        caught = []
+        for block in net.gpt_neox.layers:
+            block.attention.dense.register_forward_hook(
+                lambda module, given, out, caught=caught: caught.append(
+                    (given[0][0, -1].float(), module.weight.detach().float())
+                )
+            )
+        with torch.no_grad():
+            for prompt in prompts:
+                net(torch.tensor([prompt.tokens]))
+        H = config["num_attention_heads"]
+        runs[dtype] = np.array(
+            [
+                [
+                    (z.reshape(H, -1)[i] @ w.T.reshape(H, -1, w.shape[0])[i]).numpy()
+                    for i in range(H)
+                ]
+                for z, w in caught
+            ]
+        )
+    exact, low = runs[torch.float32], runs[torch.float16]
+    theirs = np.linalg.norm(low - exact, axis=-1) / np.linalg.norm(exact, axis=-1)
+    ours = np.array([p.precisions["f16"].drift for p in studies["true"].prompts])
+    # Two f16 programs round in other orders, so heads agree in distribution, not one by one.
+    assert np.median(ours) == pytest.approx(np.median(theirs), rel=0.25)
+    assert 1e-5 < np.median(ours) < 1e-2
+
+
+def test_repair_with_every_head_leaves_less_damage_than_none(model):
+    heads = model.config.num_layers * model.config.num_heads
+    options = Options(max_repair_k=heads, use_all_prompts=True, repaired=("int8-sim",))
+    result = heads_study(model, PROMPTS, options)
+    [gaps] = [
+        np.array(
+            [
+                [abs(r.logit_diff_f32 - m) for m in (r.logit_diff_quantized, r.curves["drift"][-1])]
+                for r in result.repairs
+            ]
+        )
+    ]
+    before, after = gaps.mean(axis=0)
+    assert after < before
+    for repair in result.repairs:
+        last = [curve[-1] for curve in (*repair.curves.values(), *repair.random)]
+        assert np.ptp(last) <= 2e-2 * max(1, abs(last[0])), "all heads restored, in any order"
+
+
+def test_memory_budget_changes_chunks_but_not_numbers(model, studies):
+    # Room for the weights, the shared replacement values and thirty rows of sixteen positions.
+    needed = (
+        2 * 4 * count(model.params) + 4 * 6 * 12 * 16 * 32 + 30 * bytes_per_row(model.config, 16)
+    )
+    tight = Options(max_repair_k=K, use_all_prompts=True, memory_gb=needed / 1e9)
+    small = heads_study(model, PROMPTS, tight)
+    large = studies["true"]
+    assert small.metadata["computed"]["calls"] > 2 * large.metadata["computed"]["calls"]
+    for a, b in zip(small.prompts, large.prompts, strict=True):
+        scale = np.abs(b.zero_importance).max()
+        np.testing.assert_allclose(a.zero_importance, b.zero_importance, atol=2e-5 * scale)
+        np.testing.assert_allclose(a.mean_importance, b.mean_importance, atol=2e-5 * scale)
+
+
+def test_result_stands_beside_its_controls(studies):
+    result = studies["true"]
+    assert {r.precision for r in result.repairs} == {"f16", "int8-sim"}
+    for repair in result.repairs:
+        assert repair.random.shape == (8, K)
+        assert set(repair.curves) == set(results.RANKINGS)
+    for row in result.statistics.correlations:
+        for estimate in (row.pearson, row.spearman):
+            defined = [v is not None for v in dataclasses.astuple(estimate)]
+            assert all(defined) or not any(defined), "a correlation without interval or p-value"
+    assert all(r.verdict for r in result.statistics.repair)
+
+
+def test_forward_passes_are_those_of_the_one_at_a_time_program(studies):
+    P, given, heads = len(studies["true"].prompts), 5, 12
+    importance = 1 + heads * (2 + 4)
+    precisions = 2 * (1 + heads + (4 + 8) * K)
+    expected = given + 3 + P * (importance + precisions)
+    assert studies["true"].metadata["total_forward_passes"] == expected
+
+
+def test_prompts_the_model_answers_wrongly_are_dropped_task_by_task(model):
+    prompts, _, _ = tokenize(PROMPTS, model.tokenizer, model.config)
+    run = heads_study(model, PROMPTS, Options(schemes=(), repaired=(), use_all_prompts=True))
+    wrong = [p.validated for p in run.prompts]
+    assert not all(wrong), "a random model knows no answers"
+    # Give one prompt the token that the model does prefer.
+    import jax.numpy as jnp
+
+    ids = jnp.array([prompts[0].tokens])
+    best = int(jaxalign.forward(model.params, ids, model.config).logits[0, -1].argmax())
+    text = model.tokenizer.decode([best])
+    if tuple(model.tokenizer.encode(text, add_special_tokens=False).ids[:1]) != (best,):
+        pytest.skip("the preferred token does not survive decoding")
+    right = dataclasses.replace(PROMPTS.tasks["factual"][0], target=text)
+    tasks = PROMPTS.tasks | {"factual": (right, *PROMPTS.tasks["factual"][1:])}
+    kept = heads_study(
+        model, dataclasses.replace(PROMPTS, tasks=tasks), Options(schemes=(), repaired=())
+    )
+    assert [p.prompt for p in kept.prompts if p.task == "FactualRecall"] == [right.prompt]
+    assert sum(p.task == "IOI" for p in kept.prompts) == 2
+    notes = " ".join(kept.metadata["notes"])
+    assert "FactualRecall: the model answers only 1 of 3" in notes
+    assert "IOI: the model answers none of 2 prompts, so all are kept" in notes
+
+
+def test_pooled_correlation_is_scipys_of_the_prompt_means(studies):
+    result = studies["true"]
+    importance = np.mean([p.zero_importance for p in result.prompts], axis=0).ravel()
+    drift = np.mean([p.precisions["f16"].drift for p in result.prompts], axis=0).ravel()
+    [row] = [
+        c
+        for c in result.statistics.correlations
+        if (c.task, c.precision, c.importance) == ("all", "f16", "zero")
+    ]
+    assert row.pearson.value == pytest.approx(scipy_stats.pearsonr(importance, drift)[0], abs=1e-4)
+    assert row.spearman.value == pytest.approx(
+        scipy_stats.spearmanr(importance, drift)[0], abs=0.03
+    )
