@@ -52,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The command line's grammar and help."""
     parser = argparse.ArgumentParser(
         prog="jaxalign",
-        description="Which attention heads matter, which ones lower precision moves, and what "
+        description="Which attention heads matter, which ones lower precision moves, and what\n"
         "restoring them buys: the heads study in f32, f16 and simulated int8.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -174,7 +174,8 @@ def _run(arguments: argparse.Namespace) -> int:
     print(f"\n{summary(result)}\n\nresult: {arguments.output}")
     if not arguments.no_figures:
         figures = arguments.output.parent / "figures"
-        draw_all(result, figures)
+        # From the file, so that `plot` draws the same.
+        draw_all(results.read(arguments.output), figures)
         print(f"figures: {figures}")
     overflows = [note for note in result.metadata["notes"] if "overflow" in note]
     if overflows:

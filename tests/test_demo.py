@@ -3,10 +3,12 @@
 import hashlib
 import json
 import re
+from collections import Counter
 from dataclasses import replace
 from itertools import combinations, islice
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -85,10 +87,10 @@ def test_first_document_is_the_one_this_test_was_written_with():
 def test_no_training_document_holds_a_held_out_pair_of_names():
     together = {
         frozenset(pair)
-        for text in sample(30_000)
+        for text in sample(12_000)
         for pair in combinations(sorted(names_in(text)), 2)
     }
-    assert len(together) > 1500
+    assert len(together) > 1200
     assert not [pair for pair in together if is_held_out_pair(*sorted(pair))]
 
 
@@ -100,13 +102,12 @@ def test_one_pair_in_five_is_held_out_and_every_name_occurs_in_such_a_pair():
 
 
 def test_every_name_place_and_object_occurs_often_in_training():
-    text = " ".join(sample(30_000))
-    words = re.findall(r"\w+", text)
-    counts = {word: words.count(word) for word in (*NAMES, *PLACES, *OBJECTS)}
+    text = " ".join(sample(12_000))
+    counts = Counter(re.findall(r"\w+", text))
     assert len(NAMES) >= 60
     assert len(PLACES) >= 20
     assert len(OBJECTS) >= 20
-    assert min(counts.values()) > 100
+    assert min(counts[word] for word in (*NAMES, *PLACES, *OBJECTS)) > 50
 
 
 def test_corpus_is_mostly_different_documents():
@@ -198,10 +199,10 @@ def test_bundled_model_answers_ioi_prompts_of_pairs_it_never_saw(bundled, tokeni
 
 
 def test_bundled_model_is_a_language_model_and_not_a_table(bundled, tokenizer, record):
-    nats, _ = unseen_loss(*bundled, tokenizer)
-    assert nats < 2.0
+    nats, _ = unseen_loss(*bundled, tokenizer, count=128)
+    assert nats < 1.0
     stated = record["evaluation"]["loss on unseen filler (nats per token)"]
-    np.testing.assert_allclose(nats, stated, rtol=1e-2)
+    np.testing.assert_allclose(nats, stated, rtol=0.05)
 
 
 def test_bundled_folder_is_small_and_its_hashes_are_recorded(record):
@@ -232,11 +233,18 @@ def test_transformers_loads_the_folder_and_gives_the_same_logits(bundled, tokeni
         assert their_tokenizer.decode(ids) == text
         with torch.no_grad():
             expected = theirs(torch.tensor([ids])).logits.numpy()
-        ours = forward(bundled[0], np.array([ids], np.int32), bundled[1]).logits
+        ours = forward(bundled[0], jnp.array([ids], jnp.int32), bundled[1]).logits
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * np.abs(expected).max())
 
 
 # The training script.
+
+
+@pytest.fixture
+def standard_promotion():
+    """Optax's schedules divide integer step counts by floats, which strict promotion refuses."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
 
 
 def test_batches_are_a_function_of_seed_and_step(tokenizer):
@@ -252,6 +260,7 @@ def test_rows_begin_with_and_without_a_separator(tokenizer):
     assert 0.1 < np.mean(starts == 0) < 0.45
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_an_interrupted_training_run_goes_on_as_if_nothing_had_happened(tmp_path):
     whole, _, losses = train(TINY, tmp_path / "whole", checkpoint_every=100)
     train(TINY, tmp_path / "parts", checkpoint_every=100, stop_after=3)
@@ -266,6 +275,7 @@ def test_the_seed_decides_where_training_starts():
     assert (initial_state(replace(TINY, seed=1)).params.embed != start.embed).any()
 
 
+@pytest.mark.usefixtures("standard_promotion")
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     train(TINY, tmp_path, checkpoint_every=100, stop_after=1)
     with pytest.raises(ValueError, match="other settings \\(steps\\)"):

@@ -1,6 +1,5 @@
-"""Claims about prompt sets: what is read, what is refused and where, and how prompts are batched."""
+"""Claims about prompt sets: what is read, what is refused and where, how prompts are batched."""
 
-import json
 import re
 from collections import Counter
 
@@ -240,8 +239,3 @@ def test_bucket_is_a_multiple_within_the_context():
     assert BUCKET == 8
     assert [bucket_length(n, 20) for n in (1, 8, 9, 16, 17, 20)] == [8, 8, 16, 16, 20, 20]
     assert bucket_length(21, 20) == 21
-
-
-def test_prompts_file_survives_being_written_as_json_again(read, tmp_path):
-    again = json.loads(SHIPPED.read_text())
-    assert read(again) == read_prompts()

@@ -7,6 +7,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxalign.demo import corpus
+from jaxalign.demo.tokenizer import separator_of
 
 
 def _tokens(tokenizer: Tokenizer, documents: Iterator[str], group: int = 64) -> Iterator[list[int]]:
@@ -38,7 +39,7 @@ def training_batch(
     """
     stream = f"training step {step}"
     rng = random.Random(f"{seed} {stream}")
-    separator = tokenizer.token_to_id(corpus.END_OF_TEXT)
+    separator = separator_of(tokenizer)
     documents = _tokens(tokenizer, corpus.documents(seed, stream))
     batch = np.empty((rows, length), np.int32)
     for row in batch:

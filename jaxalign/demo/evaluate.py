@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 from jaxalign.demo import corpus
 from jaxalign.demo.batches import padded
+from jaxalign.demo.tokenizer import separator_of
 from jaxalign.model import ModelConfig, Params, forward
 
 
@@ -61,7 +62,7 @@ def unseen_loss(
       Mean cross-entropy in nats per token and in bits per byte of text.
     """
     texts = corpus.unseen_filler(count)
-    separator = tokenizer.token_to_id(corpus.END_OF_TEXT)
+    separator = separator_of(tokenizer)
     encoded = [[separator, *tokenizer.encode(text).ids][: config.max_positions] for text in texts]
     covered = sum(len(tokenizer.decode(tokens[1:]).encode()) for tokens in encoded)
     # A few groups of similar length, so that padding costs little.

@@ -75,7 +75,7 @@ def _indefinite(noun: str) -> str:
 def pairs(text: str) -> tuple[tuple[str, str], ...]:
     """Read "France=Paris, Germany=Berlin" into pairs of subject and answer."""
     items = (item.strip() for item in " ".join(text.split()).split(","))
-    return tuple(tuple(item.split("=")) for item in items if item)
+    return tuple((subject, answer) for subject, answer in (item.split("=") for item in items))
 
 
 def facts_of(relation: Relation) -> Iterator[Fact]:

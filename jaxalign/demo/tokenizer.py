@@ -47,6 +47,18 @@ def _every_fact(seed: int, repeats: int) -> Iterator[str]:
         yield fact.statement(rng)
 
 
+def separator_of(tokenizer: Tokenizer) -> int:
+    """Return the number of ``<|endoftext|>``, which stands between documents.
+
+    Raises:
+      ValueError: the tokenizer does not have it.
+    """
+    number = tokenizer.token_to_id(corpus.END_OF_TEXT)
+    if number is None:
+        raise ValueError(f"the tokenizer has no token {corpus.END_OF_TEXT}; train it again")
+    return number
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path, context: int) -> None:
     """Write ``tokenizer.json`` and the ``tokenizer_config.json`` that transformers reads.
 

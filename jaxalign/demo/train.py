@@ -50,7 +50,7 @@ class TrainingConfig:
       layers, heads, width, hidden: sizes of the model.
     """
 
-    steps: int = 3000
+    steps: int = 3200
     seed: int = 0
     rows: int = 8
     context: int = 256
@@ -155,7 +155,8 @@ def train(
     Returns:
       Parameters, tokenizer, and the loss of every step, f32 ``[steps]``.
     """
-    state, losses = initial_state(config), []
+    state = initial_state(config)
+    losses: list[float] = []
     if (folder / CHECKPOINT).exists():
         state, losses = restore(folder, state, asdict(config))
         tokenizer = load_tokenizer(folder)

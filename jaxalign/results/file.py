@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 
 from jaxalign.errors import InputError
-from jaxalign.results.record import from_json, to_json
+from jaxalign.results.record import from_json, precision_fields, to_json
 from jaxalign.results.types import HeadsResult
 
 SCHEMA = Path(__file__).parent / "experiment.schema.json"
@@ -24,14 +24,40 @@ def _validator() -> jsonschema.Draft202012Validator:
 
 
 def check(content: Any, where: Path | str) -> None:
-    """Raise ``InputError`` where ``content`` does not fit the schema, naming the place."""
+    """Raise ``InputError`` where ``content`` fits neither schema nor itself, naming the place."""
     fault = jsonschema.exceptions.best_match(_validator().iter_errors(content))
     if fault is not None:
         place = "/".join(map(str, fault.absolute_path)) or "the top level"
-        raise InputError(
-            f"{where} is not a result of the heads study: at {place}, {fault.message[:200]}",
-            "run the study again, or give the file that it wrote",
-        )
+        raise _misfit(where, place, fault.message[:200])
+    for i, prompt in enumerate(content["prompts"]):
+        _check_prompt(content, prompt, f"prompts/{i}", where)
+
+
+def _check_prompt(
+    content: dict[str, Any], prompt: dict[str, Any], place: str, where: Path | str
+) -> None:
+    """What the schema cannot say: every precision is there, and every map has the model's shape."""
+    wanted = content["metadata"]["precisions"]
+    fields = {name for precision in wanted for name in precision_fields(precision)}
+    if {*prompt["precisions"]} != {*wanted} or not fields <= prompt.keys():
+        raise _misfit(where, place, f"not every precision of {', '.join(wanted)} is there")
+    L, H = content["num_layers"], content["num_heads"]
+    parts = {place: prompt, f"{place}/distractor_importance": prompt["distractor_importance"] or {}}
+    for name, low in prompt["precisions"].items():
+        parts[f"{place}/precisions/{name}"] = low
+        parts[f"{place}/precisions/{name}/first_order"] = low["first_order"]
+    for owner, part in parts.items():
+        for name, rows in part.items():
+            is_map = isinstance(rows, list) and name != "nonfinite_heads"
+            if is_map and [len(row) for row in rows] != [H] * L:
+                raise _misfit(where, f"{owner}/{name}", f"there are not {L} layers of {H} heads")
+
+
+def _misfit(where: Path | str, place: str, fault: str) -> InputError:
+    return InputError(
+        f"{where} is not a result of the heads study: at {place}, {fault}",
+        "run the study again, or give the file that it wrote",
+    )
 
 
 def write(result: HeadsResult, path: Path | str) -> None:

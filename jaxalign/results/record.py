@@ -51,6 +51,12 @@ def _field_name(precision: str) -> str:
     return FIELD_NAMES.get(precision, precision)
 
 
+def precision_fields(precision: str) -> tuple[str, str, str]:
+    """The original fields of a prompt that a low precision fills: drift, cosine, ``m``."""
+    key = _field_name(precision)
+    return f"drift_f32_{key}", f"cosine_sim_f32_{key}", f"clean_logit_diff_{key}"
+
+
 def to_json(result: HeadsResult) -> dict[str, Any]:
     """The result as the JSON object that is written."""
     by_precision = {
@@ -100,10 +106,8 @@ def _prompt_json(prompt: PromptResult) -> dict[str, Any]:
         "precisions": {},
     }
     for name, low in prompt.precisions.items():
-        key = _field_name(name)
-        entry[f"drift_f32_{key}"] = _numbers(low.drift)
-        entry[f"cosine_sim_f32_{key}"] = _numbers(low.cosine)
-        entry[f"clean_logit_diff_{key}"] = low.logit_diff
+        values = (_numbers(low.drift), _numbers(low.cosine), low.logit_diff)
+        entry |= dict(zip(precision_fields(name), values, strict=True))
         account = low.first_order
         entry["precisions"][name] = {
             "drift_all_positions": _numbers(low.drift_all),
@@ -175,13 +179,14 @@ def _prompt_from(entry: dict[str, Any]) -> PromptResult:
     resampled = entry["resample_importance"]
     precisions = {}
     for name, low in entry["precisions"].items():
-        key, account = _field_name(name), low["first_order"]
+        drift, cosine, logit_diff = (entry[field] for field in precision_fields(name))
+        account = low["first_order"]
         precisions[name] = PrecisionResult(
-            drift=_array(entry[f"drift_f32_{key}"]),
-            cosine=_array(entry[f"cosine_sim_f32_{key}"]),
+            drift=_array(drift),
+            cosine=_array(cosine),
             drift_all=_array(low["drift_all_positions"]),
             cosine_all=_array(low["cosine_sim_all_positions"]),
-            logit_diff=entry[f"clean_logit_diff_{key}"],
+            logit_diff=logit_diff,
             logit_diff_rounded=low["clean_logit_diff_rounded_to_f16"],
             distractor_diff=low["clean_distractor_diff"],
             nonfinite_heads=tuple((layer, head) for layer, head in low["nonfinite_heads"]),
