@@ -126,7 +126,7 @@ def test_repair_int8_adds_its_own_curves(whole):
 def test_summary_shows_top_heads_correlations_and_verdicts(whole):
     out = whole.ran.out
     number = r"[+-]\d\.\d\d"
-    assert re.search(rf"^L\dH\d( +[+-]\d+\.\d{{3}}){{3}}( +\d\.\d\de-\d\d){{2}}$", out, re.M)
+    assert re.search(r"^L\dH\d( +[+-]\d+\.\d{3}){3}( +\d\.\d\de-\d\d){2}$", out, re.M)
     interval = rf"{number} \[{number}, {number}\], p [=<] 0\.\d{{3}}"
     assert re.search(rf"^all +f16 +{interval} +{interval}$", out, re.M)
     verdict = "(beats|no better than|worse than) random"

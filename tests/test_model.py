@@ -240,3 +240,29 @@ def test_fresh_parameters_are_finite_and_have_the_stated_shapes():
     shapes = param_shapes(config)
     assert jax.tree.all(jax.tree.map(lambda a, s: a.shape == s.shape, params, shapes))
     assert jax.tree.all(jax.tree.map(lambda a: bool(jnp.isfinite(a).all()), params))
+
+
+def test_linen_module_runs_the_same_parameters_to_the_same_bits(tiny, tokens):
+    from jaxalign.model.linen import GPTNeoX, variables
+
+    params, config = tiny
+    module = GPTNeoX(config)
+    plain = forward(params, tokens, config).logits
+    assert np.array_equal(module.apply(variables(params), tokens), plain)
+    fresh = module.init(jax.random.key(0), tokens)
+    assert jax.tree.structure(fresh["params"]["model"]) == jax.tree.structure(params)
+
+
+def test_linen_head_mask_switches_heads_off(tiny, tokens):
+    from jaxalign.model.linen import GPTNeoX, variables
+
+    params, config = tiny
+    mask = jnp.zeros((config.num_layers, config.num_heads), bool).at[1, 2].set(True)
+    module = GPTNeoX(config)
+    zero = jnp.zeros((config.num_layers, 1, 1, 1, 1))
+    edit = Edit(head=HeadEdit(mask[:, None, None], zero))
+    off = module.apply(variables(params), tokens, head_mask=mask)
+    assert np.array_equal(off, forward(params, tokens, config, edit=edit).logits)
+    assert not np.allclose(off, module.apply(variables(params), tokens), atol=1e-3)
+    with pytest.raises(ValueError, match="head_mask and edit"):
+        module.apply(variables(params), tokens, head_mask=mask, edit=edit)

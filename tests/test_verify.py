@@ -27,11 +27,10 @@ TEXTS = [
 
 
 def shift_logits(tensors):
-    """Bring all logits near 1000, where f16 knows whole numbers only, as Pythia-70M's do."""
-    direction = np.zeros(32, np.float16)
-    direction[0] = 1
-    tensors["embed_out.weight"] += np.float16(32) * direction
-    tensors["gpt_neox.final_layer_norm.bias"] += np.float16(32) * direction
+    """Add 1072 to all logits: f16 knows only whole numbers there, where Pythia-70M's logits lie."""
+    tensors["embed_out.weight"][:, 0] = 33.5
+    tensors["gpt_neox.final_layer_norm.weight"][0] = 0
+    tensors["gpt_neox.final_layer_norm.bias"][0] = 32
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +109,7 @@ def theirs(model, texts):
 def test_numbers_equal_those_of_transformers(model, texts, theirs, numbers):
     checks = verify(load(str(model)), texts[1], texts[3])
     found = {check.name: check.found for check in checks}
-    assert found[numbers["loss"]["what"]] == pytest.approx(theirs.loss, rel=1e-5)
+    assert found[numbers["loss"]["what"]] == pytest.approx(theirs.loss, rel=1e-4)
     assert found["LAMBADA accuracy, 5 examples"] == theirs.accuracy
     assert found["LAMBADA perplexity, 5 examples"] == pytest.approx(theirs.perplexity, rel=1e-4)
     for size, value in theirs.wikitext.items():
@@ -130,6 +129,7 @@ def test_greedy_accuracy_counts_whole_words(model, texts, theirs, numbers, tmp_p
         if re.fullmatch(r" \w+", word) and tokenizer.encode(word).ids == [following]:
             lines.append(text + word)
     count = len(lines)
+    assert count
     path = tmp_path / "greedy.jsonl"
     every = [*lines, *TEXTS]
     path.write_text("\n".join(json.dumps({"text": text}) for text in every) + "\n\n")
@@ -144,7 +144,7 @@ def test_f16_logits_agree_with_transformers_in_f16(model, theirs, numbers, tmp_p
     with torch.no_grad():
         logits = theirs.net.half()(torch.tensor([ids])).logits[0, -1, :30]
     theirs.net.float()
-    assert logits.abs().min() > 512
+    assert logits.min() > 1024
     set_published(tmp_path / "published.json", f16_logits={"logits": logits.tolist()})
     check = verify(load(str(model)))[0]
     assert check.passed

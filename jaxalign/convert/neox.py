@@ -196,5 +196,6 @@ def save_checkpoint(
         for slot, name in zip(slots, _published_names(row, config), strict=True):
             tensors[name] = np.ascontiguousarray(row.save(slot, config)).astype(jnp.dtype(dtype))
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    (folder / SINGLE).chmod(0o644)  # the library leaves it to its owner alone
     settings = config.to_hf() | {"torch_dtype": dtype}
     (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -138,7 +138,7 @@ def _loss(model: Model, known: dict[str, Any]) -> Check:
 @functools.partial(jit, static_argnames=("config",))
 def _next_token_scores(
     params: Params, tokens: Tokens, lengths: Lengths, *, config: ModelConfig
-) -> tuple[Float[Array, "B S"], Float[Array, "B S"]]:
+) -> tuple[Float[Array, "B S-1"], Float[Array, "B S-1"]]:
     """For each next token its log-likelihood, and whether it is the greedy choice."""
     logits = forward(params, tokens, config, lengths=lengths).logits[:, :-1]
     following = tokens[:, 1:]

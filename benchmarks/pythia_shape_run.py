@@ -1,0 +1,114 @@
+"""Does the whole study run on a checkpoint of Pythia-70M's shape with real prompts, and how long?
+
+    python -m benchmarks.pythia_shape_run --data DATA --work FOLDER [--limit N]
+
+DATA holds others' published files, which this project does not ship: the GPT-NeoX tokenizer
+(``neox-tokenizer/20B_tokenizer.json``), IOI and capital-city prompts (``ioi/*.json``, lists under
+"prompts" with "clean", "answers", "wrong_answers") and ROME's known facts (``rome/known_1000.json``,
+"prompt" and "attribute"). The weights are random, so the numbers mean nothing but time and memory;
+what is exercised is everything else. The last line is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.record import machine
+from jaxalign import results
+from jaxalign.command import main as jaxalign_command
+from jaxalign.errors import InputError
+from jaxalign.prompts import SHIPPED
+from tests.pythia_shape import write_checkpoint
+
+TOKENIZER = "neox-tokenizer/20B_tokenizer.json"
+
+
+def real_prompts(data: Path, limit: int | None) -> dict[str, Any]:
+    """Published prompts in our format: IOI, capital cities and facts, and our reference texts."""
+
+    def pairs(name: str) -> list[dict[str, str]]:
+        entries = json.loads((data / "ioi" / name).read_text())["prompts"][:limit]
+        return [
+            {
+                "prompt": entry["clean"],
+                "target": entry["answers"][0],
+                "distractor": entry["wrong_answers"][0],
+            }
+            for entry in entries
+        ]
+
+    known = json.loads((data / "rome" / "known_1000.json").read_text())[:limit]
+    return {
+        "factual": [{"prompt": k["prompt"], "target": f" {k['attribute']}"} for k in known],
+        "ioi": pairs("ioi_prompts.json"),
+        "capitals": pairs("capital_cities_pythia-70m-deduped_prompts.json"),
+        "reference": json.loads(SHIPPED.read_text())["reference"],
+    }
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Write checkpoint and prompts, run the study through the command line, read its result."""
+    missing = [n for n in (TOKENIZER, "ioi", "rome/known_1000.json") if not (options.data / n).exists()]
+    if missing:
+        raise InputError(f"{options.data} lacks {missing[0]}", "give the folder with these files")
+    model = options.work / "pythia-70m-shape"
+    if not (model / "model.safetensors").exists():
+        write_checkpoint(model, size="70m", tokenizer=options.data / TOKENIZER)
+    prompts = options.work / "prompts.json"
+    prompts.write_text(json.dumps(real_prompts(options.data, options.limit)))
+    output = options.work / "experiment.json"
+    start = time.perf_counter()
+    code = jaxalign_command(
+        [
+            *("--model", str(model), "--prompts", str(prompts), "--output", str(output)),
+            *("--use-all-prompts", "--repair-int8"),
+        ]
+    )
+    seconds = time.perf_counter() - start
+    if code:
+        raise InputError(f"the study left with exit code {code}", "see its message above")
+    result = results.read(output)
+    lengths = [prompt.num_tokens for prompt in result.prompts]
+    return {
+        "benchmark": "pythia_shape_run",
+        "prompts": dict(Counter(prompt.task for prompt in result.prompts)),
+        "tokens": [min(lengths), max(lengths)],
+        "seconds": round(seconds, 1),
+        "phases": result.metadata["seconds"],
+        "forward_passes": result.metadata["total_forward_passes"],
+        "computed": result.metadata["computed"]["layer_rows"],
+        "without_wave": result.metadata["computed"]["layer_rows_without_wave"],
+        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
+        **machine(),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run; returns the exit code, 2 for input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.pythia_shape_run", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--data", type=Path, required=True, metavar="DATA")
+    parser.add_argument("--work", type=Path, required=True, metavar="FOLDER")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N prompts of each file")
+    options = parser.parse_args(arguments)
+    options.work.mkdir(parents=True, exist_ok=True)
+    try:
+        record = measure(options)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(record))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
