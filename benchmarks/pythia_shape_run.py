@@ -56,7 +56,9 @@ def real_prompts(data: Path, limit: int | None) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Write checkpoint and prompts, run the study through the command line, read its result."""
-    missing = [n for n in (TOKENIZER, "ioi", "rome/known_1000.json") if not (options.data / n).exists()]
+    missing = [
+        n for n in (TOKENIZER, "ioi", "rome/known_1000.json") if not (options.data / n).exists()
+    ]
     if missing:
         raise InputError(f"{options.data} lacks {missing[0]}", "give the folder with these files")
     model = options.work / "pythia-70m-shape"

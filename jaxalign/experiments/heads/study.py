@@ -157,7 +157,14 @@ def _base(
         work = runner.batches(reference, 1, 1)
         means = runner.reference_means(runner.clean(texts, work, params, F32).states)
     work = runner.study_batches(prompts)
-    donors = choose_donors(prompts, runner.options.seed)
+    options = runner.options
+    ledger.announce_compilation(
+        runner.config.num_layers,
+        len({batch.shape for batch in work}),
+        len(options.schemes),
+        len(options.repaired),
+    )
+    donors = choose_donors(prompts, options.seed)
     with ledger.phase("importance"):
         importance, other = runner.importance(prompts, work, clean.states, means, donors)
     with ledger.phase("gradients"):

@@ -1,0 +1,57 @@
+"""The README says what is so: its code runs, its table is the kept result's, its commands exist."""
+
+import re
+from pathlib import Path
+
+import jax
+import pytest
+
+from jaxalign import results
+from jaxalign.command import build_parser
+from jaxalign.report import summary
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+KEPT = ROOT / "results" / "demo" / "experiment.json"
+
+
+def blocks(language):
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+
+
+def test_the_python_example_runs_and_finds_what_it_names():
+    [code] = blocks("python")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 16
+    names = {}
+    # The example is users' code: it runs under users' settings, not under the tests' strict ones.
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        exec(compile(code.rsplit("result =", 1)[0], "README.md", "exec"), names)
+    assert names["importance"].shape == (6, 8)
+    assert float(abs(names["importance"]).max()) > 0.1
+
+
+def test_the_result_shown_is_the_kept_one():
+    shown = next(block for block in blocks("") if "heads that matter most" in block)
+    actual = summary(results.read(KEPT)).splitlines()
+    for line in shown.splitlines():
+        assert line.strip() in ("", "…") or line in actual, line
+
+
+def test_every_option_shown_exists():
+    options = set(re.findall(r"(?<![\w-])--[a-z0-9-]+", " ".join(blocks(""))))
+    known = set(re.findall(r"--[a-z0-9-]+", build_parser().format_help()))
+    assert options - {"--repair-int8"} <= known
+    assert "--repair-int8" in known
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))
+def test_every_link_leads_somewhere(link):
+    assert (ROOT / link).exists()
+
+
+def test_the_quick_start_is_two_lines_that_set_themselves_up():
+    lines = [line for block in blocks("") for line in block.splitlines() if "pip install" in line]
+    assert len(lines) == 2
+    assert lines[0].endswith("python cli.py --model demo")
+    assert lines[1].endswith("pytest")
+    assert all(line.startswith("python -m venv") for line in lines)
