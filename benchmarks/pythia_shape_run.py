@@ -4,9 +4,9 @@
 
 DATA holds others' published files, which this project does not ship: the GPT-NeoX tokenizer
 (``neox-tokenizer/20B_tokenizer.json``), IOI and capital-city prompts (``ioi/*.json``, lists under
-"prompts" with "clean", "answers", "wrong_answers") and ROME's known facts (``rome/known_1000.json``,
-"prompt" and "attribute"). The weights are random, so the numbers mean nothing but time and memory;
-what is exercised is everything else. The last line is one JSON object.
+"prompts" with "clean", "answers", "wrong_answers") and ROME's known facts
+(``rome/known_1000.json``, "prompt" and "attribute"). The weights are random, so the numbers mean
+nothing but time and memory; what is exercised is everything else. The last line is one JSON object.
 """
 
 from __future__ import annotations

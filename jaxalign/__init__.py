@@ -12,8 +12,9 @@ from jaxalign.model import ModelConfig, forward
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
 from jaxalign.prompts import read_prompts
 from jaxalign.sweep import schedule, sweep
+from jaxalign.version import VERSION
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "BF16",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxalign import __version__, results
+from jaxalign import results
 from jaxalign.convert import ModelUnavailable, Source, load, locate
 from jaxalign.convert.hub import DEFAULT_MODEL
 from jaxalign.edit import HEAD_MODES
@@ -22,6 +22,7 @@ from jaxalign.numerics.scheme import F16, F32, INT8_SIM
 from jaxalign.plots import draw_all
 from jaxalign.prompts import SHIPPED, read_prompts
 from jaxalign.report import summary
+from jaxalign.version import VERSION
 
 BAD_INPUT = 2
 MISMATCH = 1
@@ -57,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--version", action="version", version=f"jaxalign {__version__}")
+    parser.add_argument("--version", action="version", version=f"jaxalign {VERSION}")
     model = parser.add_argument_group("what runs")
     model.add_argument(
         "--model",

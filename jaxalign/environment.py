@@ -11,8 +11,9 @@ import jax
 
 from jaxalign.errors import InputError
 from jaxalign.numerics.compile import compiler_options
+from jaxalign.version import VERSION
 
-PACKAGES = ("jaxalign", "jax", "jaxlib", "flax", "numpy", "scipy", "tokenizers", "safetensors")
+PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "tokenizers", "safetensors")
 DEVICES = ("auto", "cpu", "gpu", "cuda")
 
 
@@ -41,7 +42,7 @@ def select_device(name: str) -> jax.Device:
 
 def describe(device: jax.Device) -> dict[str, Any]:
     """Versions, flags and device, as results record them."""
-    versions = {}
+    versions = {"jaxalign": VERSION}
     for name in PACKAGES:
         try:
             versions[name] = importlib.metadata.version(name)

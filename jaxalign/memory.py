@@ -23,32 +23,34 @@ def plan_chunks(
     length: int,
     budget: float,
     values: int = 0,
+    least_rows: int = 2,
     most_prompts: int = 8,
 ) -> tuple[int, int]:
-    """How many prompts and how many edited rows go into one call.
+    """How many prompts and how many rows go into one call; the clean row counts as a row.
 
     Args:
-        rows: edited rows wanted for each prompt.
+        rows: rows wanted for each prompt.
         length: padded length of the prompts.
         budget: bytes left for activations.
         values: bytes a prompt that the rows share (their replacement values).
+        least_rows: the fewest rows that make a call; the clean one and an edited one by default.
         most_prompts: more than a few prompts at once only leave the cache.
 
     Returns:
         ``(prompts, rows)``; fewer rows than asked for only where one prompt alone is too much.
 
     Raises:
-        InputError: the budget does not hold the clean row and one edited row of one prompt.
+        InputError: the budget does not hold ``least_rows`` rows of one prompt.
     """
     row = bytes_per_row(config, length)
-    shared = values + row
-    if budget < shared + row:
+    least = values + min(rows, least_rows) * row
+    if budget < least:
         raise InputError(
-            f"one prompt of {length} positions needs {(shared + row) / 1e9:.3g} GB beside the "
-            f"weights, but the memory budget leaves {max(budget, 0) / 1e9:.3g} GB",
+            f"one prompt of {length} positions needs {least / 1e9:.3g} GB beside the weights, but "
+            f"the memory budget leaves {max(budget, 0) / 1e9:.3g} GB",
             "raise --memory-gb or shorten the prompts",
         )
-    prompts = min(most_prompts, int(budget // (shared + rows * row)))
+    prompts = min(most_prompts, int(budget // (values + rows * row)))
     if prompts:
         return prompts, rows
-    return 1, int((budget - shared) // row)
+    return 1, int((budget - values) // row)

@@ -208,7 +208,8 @@ def _write(
     dtype = _numpy_dtype(config["torch_dtype"])
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-    number, size, weight_map = 1, 0, {}
+    number, size = 1, 0
+    weight_map: dict[str, str] = {}
 
     def file_number(item: tuple[str, np.ndarray]) -> int:
         nonlocal number  # a buffer has no number of its own: it stays with the parameter before it

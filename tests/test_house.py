@@ -10,6 +10,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxalign"
 # Rooms by floor; the first prefix that fits counts.
 FLOORS = [
     ("jaxalign.errors", 0),
+    ("jaxalign.version", 0),
     ("jaxalign.shapes", 0),
     ("jaxalign.numerics", 1),
     ("jaxalign.metrics", 1),
@@ -50,7 +51,7 @@ def imports(path):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("jaxalign"):
             if node.module == "jaxalign":
                 names = (alias.name for alias in node.names)
-                yield from (f"jaxalign.{name}" for name in names if name != "__version__")
+                yield from (f"jaxalign.{name}" for name in names)
             else:
                 yield node.module
         elif isinstance(node, ast.Import):

@@ -1,7 +1,7 @@
 """The result of a heads study: typed objects, and the JSON file that keeps them."""
 
 from jaxalign.results.file import SCHEMA, check, check_writable, read, write
-from jaxalign.results.record import FORMAT, from_json, number, to_json
+from jaxalign.results.record import FORMAT, digits, from_json, number, to_json
 from jaxalign.results.types import (
     RANKINGS,
     Correlation,
@@ -34,6 +34,7 @@ __all__ = [
     "TaskMean",
     "check",
     "check_writable",
+    "digits",
     "from_json",
     "number",
     "read",

@@ -32,10 +32,14 @@ FORMAT = "jaxalign.heads/1"
 FIELD_NAMES = {"int8-sim": "int8"}
 
 
+def digits(x: Any) -> float:
+    """A finite float for the file: seven digits, which is all that f32 holds."""
+    return float(f"{float(x):.7g}")
+
+
 def number(x: Any) -> float | None:
-    """A float for the file: seven digits, which is all that f32 holds; None where not finite."""
-    value = float(x)
-    return float(f"{value:.7g}") if math.isfinite(value) else None
+    """``digits``, or None where the number is not finite."""
+    return digits(x) if math.isfinite(x) else None
 
 
 def _numbers(a: Any) -> Any:

@@ -23,6 +23,7 @@ from jaxalign.results import (
     PrecisionResult,
     PromptResult,
     RepairResult,
+    digits,
     number,
 )
 from jaxalign.shapes import Float, Int
@@ -76,7 +77,7 @@ def prompt_result(
         task=prompt.task,
         num_tokens=len(prompt.tokens),
         validated=bool(metrics.correct[i]),
-        logit_diff=number(metrics.logit_diff[i]) or 0.0,
+        logit_diff=digits(metrics.logit_diff[i]),
         logit_diff_rounded=number(metrics.logit_diff_f16[i]),
         distractor_diff=number(metrics.distractor_diff[i]) if has_distractor else None,
         zero_importance=importance["zero"],
@@ -136,7 +137,7 @@ def repair_result(
         prompt=prompt.text.prompt,
         task=prompt.task,
         precision=low.scheme.name,
-        logit_diff_f32=number(base.clean.metrics.logit_diff[i]) or 0.0,
+        logit_diff_f32=digits(base.clean.metrics.logit_diff[i]),
         logit_diff_quantized=number(values[0]),
         curves={name: curves[n] for n, name in enumerate(RANKINGS)},
         heads={
@@ -150,10 +151,12 @@ def repair_result(
 def forward_passes(runner: Runner, given: int, kept: int, reference: int) -> int:
     """Model evaluations that the result stands for, counted as the original did."""
     options, heads = runner.options, runner.num_heads
-    k = min(options.max_repair_k, heads)
     repaired = sum(scheme.name in options.repaired for scheme in options.schemes)
     each = 1 + heads * (len(KIND_NAMES) - 1 + DRAWS)
-    each += len(options.schemes) * (1 + heads) + repaired * (len(RANKINGS) + RANDOM_ORDERS) * k
+    each += (
+        len(options.schemes) * (1 + heads)
+        + repaired * (len(RANKINGS) + RANDOM_ORDERS) * runner.repaired_heads
+    )
     return given + reference + kept * each
 
 
@@ -174,7 +177,7 @@ def metadata(
         "precisions": [scheme.name for scheme in options.schemes],
         "mean_positions": options.mean_positions,
         "resample_draws": DRAWS,
-        "max_repair_k": min(options.max_repair_k, runner.num_heads),
+        "max_repair_k": runner.repaired_heads,
         "random_orders": RANDOM_ORDERS,
         "bootstrap_samples": stats.BOOTSTRAP_SAMPLES,
         "permutations": stats.PERMUTATIONS,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from jaxalign.edit import HEAD_MODES
@@ -50,7 +51,7 @@ class Options:
             )
         if self.max_repair_k < 1:
             raise InputError(f"--max-repair-k is {self.max_repair_k}", "give at least 1")
-        if self.memory_gb <= 0:
+        if not 0 < self.memory_gb < math.inf:
             raise InputError(f"--memory-gb is {self.memory_gb}", "give a positive number")
         if self.seed < 0:
             raise InputError(f"--seed is {self.seed}", "give 0 or a positive whole number")

@@ -15,13 +15,14 @@ from jaxalign.experiments.heads import runs
 from jaxalign.experiments.heads.donors import DRAWS, Donors
 from jaxalign.experiments.heads.ledger import Ledger
 from jaxalign.experiments.heads.options import Options
-from jaxalign.experiments.heads.rankings import top_k_masks
+from jaxalign.experiments.heads.rankings import RANDOM_ORDERS, top_k_masks
 from jaxalign.memory import plan_chunks
 from jaxalign.metrics import AnswerMetrics, Drift
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, param_shapes
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
+from jaxalign.results import RANKINGS
 from jaxalign.shapes import Float, Int
 
 KINDS = 2 + DRAWS
@@ -72,15 +73,23 @@ class Runner:
         """``L·H``, all heads of the model."""
         return self.config.num_layers * self.config.num_heads
 
-    def chunks(self, length: int, rows: int, tables: int) -> tuple[int, int]:
-        """Prompts and rows of one call whose rows share ``tables`` tables of replacement values."""
+    @property
+    def repaired_heads(self) -> int:
+        """The longest repair: ``max_repair_k``, or all heads of a smaller model."""
+        return min(self.options.max_repair_k, self.num_heads)
+
+    def chunks(self, length: int, rows: int, tables: int, groups: int = 1) -> tuple[int, int]:
+        """Prompts and rows of one call whose rows share ``tables`` tables of replacement values.
+
+        ``groups`` rows belong together (one head under each kind of replacement).
+        """
         config = self.config
         weights = sum(leaf.size * 4 for leaf in jax.tree.leaves(param_shapes(config)))
         # The low-precision copy stands beside the f32 one while the two are compared.
         budget = self.options.memory_gb * 1e9 - 2 * weights
         width = config.hidden_size if self.options.head_mode == "true" else config.head_size
         values = 4 * tables * self.num_heads * length * width
-        return plan_chunks(config, rows, length, budget, values)
+        return plan_chunks(config, rows, length, budget, values, 1 + groups)
 
     def batches(self, tokens: Sequence[Sequence[int]], rows: int, tables: int) -> list[Batch]:
         """Batches that leave room for ``rows`` rows a prompt."""
@@ -91,13 +100,14 @@ class Runner:
 
     def study_batches(self, prompts: Sequence[Prompt]) -> list[Batch]:
         """The batches of the study, small enough for its widest call."""
-        widest = max(1 + KINDS * self.num_heads, 1 + 12 * self.options.max_repair_k)
+        orders = len(RANKINGS) + RANDOM_ORDERS
+        widest = 1 + max(KINDS * self.num_heads, orders * self.repaired_heads)
         return self.batches([prompt.tokens for prompt in prompts], widest, KINDS)
 
     def row_ranges(self, length: int, tables: int, groups: int) -> list[tuple[int, int]]:
         """The heads of each call, counted layer by layer, when every head is edited in turn."""
-        _, rows = self.chunks(length, 1 + groups * self.num_heads, tables)
-        most = max(1, (rows - 1) // groups)
+        _, rows = self.chunks(length, 1 + groups * self.num_heads, tables, groups)
+        most = (rows - 1) // groups
         return [
             (start, min(start + most, self.num_heads)) for start in range(0, self.num_heads, most)
         ]

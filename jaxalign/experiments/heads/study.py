@@ -126,6 +126,13 @@ def _validate(
     """Keep the prompts whose target is the f32 model's top-1 next token, task by task."""
     with runner.ledger.phase("clean f32"):
         clean = runner.clean(prompts, runner.study_batches(prompts), runner.model.params, F32)
+    lost = np.flatnonzero(~np.isfinite(clean.metrics.logit_diff))
+    if lost.size:
+        raise InputError(
+            f"the model's own f32 logits are not finite on {lost.size} of {len(prompts)} prompts, "
+            f"first on {prompts[lost[0]].text.prompt!r}",
+            "its weights are too large for f32 activations; check the checkpoint",
+        )
     correct = clean.metrics.correct
     if runner.options.use_all_prompts:
         chosen = np.ones(len(prompts), bool)
@@ -186,7 +193,7 @@ def _low_precision(runner: Runner, base: Base, scheme: Scheme) -> tuple[Low, lis
     low = Low(scheme, clean.metrics, comparison, restored)
     if scheme.name not in options.repaired:
         return low, []
-    count, k = len(base.prompts), min(options.max_repair_k, runner.num_heads)
+    count, k = len(base.prompts), runner.repaired_heads
     orders, random = repair_orders(
         base.importance[:, 0],
         comparison.drift.last.reshape(count, -1),
@@ -203,8 +210,10 @@ def _low_precision(runner: Runner, base: Base, scheme: Scheme) -> tuple[Low, lis
 def _overflow_notes(scheme: Scheme, low: Low) -> list[str]:
     """One line where activations left the precision's range, naming the heads."""
     broken = ~low.comparison.drift.finite
+    answers = ~np.isfinite(low.metrics.logit_diff)
     if not broken.any():
-        return []
+        late = f"{scheme.name}: activations overflow after the last head on {answers.sum()} of "
+        return [f"{late}{len(answers)} prompts; their values are null"] if answers.any() else []
     heads = [f"L{layer}H{head}" for layer, head in np.argwhere(broken.any(axis=0))]
     shown = ", ".join(heads[:4]) + (", …" if len(heads) > 4 else "")
     return [
