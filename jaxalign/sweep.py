@@ -140,6 +140,9 @@ def sweep(
     Returns:
         For each batch of edits the readout with a leading axis ``[1 + M_g, …]``.
 
+    Raises:
+        ValueError: parameters of another dtype than the scheme's, or an edit with ``attn_add``.
+
     Example:
         >>> masks = head_ablation_masks(config.num_layers, config.num_heads)
         >>> zero = Edit(head=HeadEdit(masks, jnp.zeros((config.num_layers, 1, 1, 1, 1))))
@@ -148,6 +151,8 @@ def sweep(
         >>> importance = m[:1] - m[1:]  # [L·H, B]
     """
     check_dtype(params, scheme)
+    if any(edit.attn_add is not None for edit in edits):
+        raise ValueError("attn_add has no mask, so rows cannot choose it: give it to forward")
     edits = jax.tree.map(jnp.asarray, list(edits))
     if plan is None:
         return [_plain(params, tokens, lengths, config, edit, readout, scheme) for edit in edits]

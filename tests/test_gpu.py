@@ -1,4 +1,4 @@
-"""What must hold on a GPU; run where there is one: ``JAX_PLATFORMS=cuda,cpu pytest tests/test_gpu.py``."""
+"""What must hold on a GPU: ``JAX_PLATFORMS=cuda,cpu python -m pytest tests/test_gpu.py``."""
 
 import jax
 import numpy as np

@@ -298,7 +298,7 @@ def test_file_has_the_permissions_of_any_other_file(path):
 
 
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
-@pytest.mark.parametrize("broken", ["os.replace", "json.dump"])
+@pytest.mark.parametrize("broken", ["os.replace", "os.chmod"])
 def test_failure_while_writing_leaves_the_old_file_whole(broken, error, path, monkeypatch):
     write(small(seed=0), path)
     before = path.read_bytes()

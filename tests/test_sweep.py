@@ -211,6 +211,13 @@ def test_sweep_works_inside_another_jit_grad_and_vmap(edits, tokens):
     assert batched.shape == (2,)
 
 
+def test_steering_without_a_mask_is_refused_in_a_sweep(edits, tokens):
+    params, config = make()
+    steered = Edit(head=edits["zero"].head, attn_add=jnp.ones((L, 1, 1, D)))
+    with pytest.raises(ValueError, match=r"attn_add has no mask.*forward"):
+        sweep(params, tokens, LENGTHS, config, [steered], logits_of)
+
+
 def test_chunks_stay_within_the_budget():
     config = ModelConfig(50304, 6, 8, 512, 2048)
     for budget in (2e7, 1e8, 1e9, 1e10):

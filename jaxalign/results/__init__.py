@@ -1,6 +1,6 @@
 """The result of a heads study: typed objects, and the JSON file that keeps them."""
 
-from jaxalign.results.file import SCHEMA, check, check_writable, read, write
+from jaxalign.results.file import SCHEMA, check, check_writable, read, replace_file, write
 from jaxalign.results.record import FORMAT, digits, from_json, number, to_json
 from jaxalign.results.types import (
     RANKINGS,
@@ -38,6 +38,7 @@ __all__ = [
     "from_json",
     "number",
     "read",
+    "replace_file",
     "to_json",
     "write",
 ]

@@ -61,34 +61,38 @@ def _misfit(where: Path | str, place: str, fault: str) -> InputError:
 
 
 def write(result: HeadsResult, path: Path | str) -> None:
-    """Write the result whole or not at all: to a temporary file beside it, then renamed.
+    """Check the result against its schema and write it, whole or not at all.
 
     Raises:
         InputError: the file cannot be written.
     """
-    path = Path(path)
     content = to_json(result)
     check(content, path)
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
+    replace_file(Path(path), text.encode())
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: to a temporary file beside it, then renamed.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     check_writable(path)
     try:
-        _replace(path, content)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp lets nobody else read
+            os.replace(temporary, path)
+        except BaseException:  # an interruption, too, leaves nothing behind
+            Path(temporary).unlink(missing_ok=True)
+            raise
     except OSError as error:
         raise _unwritable(path, error) from error
-
-
-def _replace(path: Path, content: Any) -> None:
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            json.dump(content, file, ensure_ascii=False, allow_nan=False, indent=1)
-            file.write("\n")
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp lets nobody else read
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def check_writable(path: Path) -> None:
