@@ -277,7 +277,7 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "replace", fail)
-    with styled(), pytest.raises(OSError, match="disk full"):
+    with styled(), pytest.raises(InputError, match="disk full"):
         write(Figure(), tmp_path, "a")
     assert list(tmp_path.iterdir()) == [old]
     assert old.read_bytes() == b"old"
