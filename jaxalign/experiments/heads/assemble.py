@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 
 from jaxalign import stats
 from jaxalign.environment import describe
-from jaxalign.experiments.heads.donors import DRAWS
+from jaxalign.experiments.heads.donors import DRAWS, Donors
 from jaxalign.experiments.heads.rankings import RANDOM_ORDERS
-from jaxalign.experiments.heads.runner import Comparison, Runner
+from jaxalign.experiments.heads.runner import Clean, Comparison, Runner
 from jaxalign.metrics import AnswerMetrics
 from jaxalign.numerics.scheme import INT8_SIM, Scheme
+from jaxalign.prompts import Batch, Prompt
 from jaxalign.results import (
     RANKINGS,
     FirstOrder,
@@ -28,10 +29,28 @@ from jaxalign.results import (
 )
 from jaxalign.shapes import Float, Int
 
-if TYPE_CHECKING:
-    from jaxalign.experiments.heads.study import Base
-
 KIND_NAMES = ("zero", "mean", "resample")
+
+
+@dataclass(frozen=True)
+class Base:
+    """What f32 says about the kept prompts, and what low precisions are compared with.
+
+    Attributes:
+        prompts, work: the kept prompts and their batches.
+        clean: their clean f32 runs.
+        donors: their resampling partners.
+        importance, distractor_importance: ``[P, 3, L·H]`` by zero, mean, resampling.
+        gradients: ``∂m / ∂c``, ``[L, S_p, …]`` a prompt.
+    """
+
+    prompts: list[Prompt]
+    work: list[Batch]
+    clean: Clean
+    donors: Donors
+    importance: np.ndarray
+    distractor_importance: np.ndarray
+    gradients: list[np.ndarray]
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.convert import Model
 from jaxalign.errors import InputError
-from jaxalign.experiments.heads.assemble import Low, metadata, precision_result, prompt_result
-from jaxalign.experiments.heads.assemble import repair_result as repair_of
-from jaxalign.experiments.heads.donors import Donors, choose_donors
+from jaxalign.experiments.heads.assemble import (
+    Base,
+    Low,
+    metadata,
+    precision_result,
+    prompt_result,
+    repair_result,
+)
+from jaxalign.experiments.heads.donors import choose_donors
 from jaxalign.experiments.heads.ledger import Ledger
 from jaxalign.experiments.heads.options import Options
 from jaxalign.experiments.heads.rankings import repair_orders
@@ -27,31 +33,10 @@ from jaxalign.experiments.heads.statistics import summarize
 from jaxalign.model.params import cast
 from jaxalign.numerics.compile import require_exact_compilation
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
+from jaxalign.prompts import Prompt, PromptSet, tokenize
 from jaxalign.results import RANKINGS, HeadsResult
 
 FEW = 3
-
-
-@dataclass(frozen=True)
-class Base:
-    """What f32 says about the kept prompts, and what low precisions are compared with.
-
-    Attributes:
-        prompts, work: the kept prompts and their batches.
-        clean: their clean f32 runs.
-        donors: their resampling partners.
-        importance, distractor_importance: ``[P, 3, L·H]`` by zero, mean, resampling.
-        gradients: ``∂m / ∂c``, ``[L, S_p, …]`` a prompt.
-    """
-
-    prompts: list[Prompt]
-    work: list[Batch]
-    clean: Clean
-    donors: Donors
-    importance: np.ndarray
-    distractor_importance: np.ndarray
-    gradients: list[np.ndarray]
 
 
 def heads_study(
@@ -149,9 +134,7 @@ def _validate(
             elif count < FEW:
                 notes.append(f"{task}: the model answers only {count} of {own.sum()} prompts")
     index = np.flatnonzero(chosen)
-    metrics = type(clean.metrics)(
-        **{name: value[index] for name, value in vars(clean.metrics).items()}
-    )
+    metrics = jax.tree.map(lambda values: values[index], clean.metrics)
     return [prompts[i] for i in index], Clean(metrics, [clean.states[i] for i in index])
 
 
@@ -204,7 +187,7 @@ def _low_precision(runner: Runner, base: Base, scheme: Scheme) -> tuple[Low, lis
     stacked = np.concatenate([np.stack([orders[name] for name in RANKINGS]), random])
     with ledger.phase(f"repair {scheme.name}"):
         curves = runner.repair(base.prompts, base.work, states, low_params, scheme, stacked, k)
-    return low, [repair_of(runner, base, low, orders, curves[i], k, i) for i in range(count)]
+    return low, [repair_result(runner, base, low, orders, curves[i], k, i) for i in range(count)]
 
 
 def _overflow_notes(scheme: Scheme, low: Low) -> list[str]:
