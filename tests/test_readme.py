@@ -16,7 +16,8 @@ KEPT = ROOT / "results" / "demo" / "experiment.json"
 
 
 def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    return [text for name, text in fenced if name == language]
 
 
 def test_the_python_example_runs_and_finds_what_it_names():
