@@ -175,6 +175,32 @@ def compare_run(
     return jax.lax.map(layer, (state, low_state, gradient, *weights))
 
 
+def _restored_margins(
+    params: Params,
+    low_params: Params,
+    question: Question,
+    state: State,
+    masks: Bool[Array, "M L #B 1 H"] | Bool[np.ndarray, "M L #B 1 H"],
+    config: ModelConfig,
+    scheme: Scheme,
+    head_mode: str,
+    wave: bool,
+) -> Float[Array, "1+M B"]:
+    """``m`` of the low-precision model with masked heads' f32 contributions; row 0 is clean."""
+    edits = [Edit(head=HeadEdit(masks, contributions(params, state, head_mode), head_mode))]
+    [out] = sweep(
+        low_params,
+        question.tokens,
+        question.lengths,
+        config,
+        edits,
+        question.readout(),
+        plan=schedule(edits) if wave else None,
+        scheme=scheme,
+    )
+    return out.logit_diff
+
+
 @functools.partial(jit, static_argnames=("config", "scheme", "head_mode"))
 def repair_run(
     params: Params,
@@ -187,18 +213,14 @@ def repair_run(
     scheme: Scheme,
     head_mode: str,
 ) -> Float[Array, "1+M B"]:
-    """``m`` of the low-precision model with masked heads' f32 contributions; row 0 is clean."""
-    edit = Edit(head=HeadEdit(masks, contributions(params, state, head_mode), head_mode))
-    [out] = sweep(
-        low_params,
-        question.tokens,
-        question.lengths,
-        config,
-        [edit],
-        question.readout(),
-        scheme=scheme,
+    """``m`` clean and under each mask of restored heads.
+
+    Each prompt has its own masks and nearly every row begins in the first layer, so this is the
+    plain path: it computes what the wave would, and compiles once for all masks.
+    """
+    return _restored_margins(
+        params, low_params, question, state, masks, config, scheme, head_mode, wave=False
     )
-    return out.logit_diff
 
 
 @functools.partial(jit, static_argnames=("config", "scheme", "head_mode", "rows"))
@@ -215,18 +237,10 @@ def restore_run(
 ) -> Float[Array, "M B"]:
     """Gain in ``m`` of restoring each head of ``rows`` alone in the low-precision model."""
     masks = head_ablation_masks(config.num_layers, config.num_heads)[slice(*rows)]
-    edit = Edit(head=HeadEdit(masks, contributions(params, state, head_mode), head_mode))
-    [out] = sweep(
-        low_params,
-        question.tokens,
-        question.lengths,
-        config,
-        [edit],
-        question.readout(),
-        plan=schedule([edit]),
-        scheme=scheme,
+    m = _restored_margins(
+        params, low_params, question, state, masks, config, scheme, head_mode, wave=True
     )
-    return out.logit_diff[1:] - out.logit_diff[:1]
+    return m[1:] - m[:1]
 
 
 def wave_layer_rows(config: ModelConfig, groups: int, rows: tuple[int, int]) -> int:
