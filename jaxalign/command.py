@@ -165,7 +165,8 @@ def _run(arguments: argparse.Namespace) -> int:
     origin = _prompts_origin(arguments.prompts)
     device = select_device(arguments.device)
     source = locate(arguments.model, arguments.revision)
-    print(_first_line(source, device.platform), flush=True)
+    job = "speed" if arguments.benchmark_speed else "heads study"
+    print(f"{job} of {_described(source, device.platform)}", flush=True)
     model = load(source)
     if arguments.benchmark_speed:
         return _speed(arguments, model, options)
@@ -201,10 +202,10 @@ def _options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def _first_line(source: Source, platform: str) -> str:
+def _described(source: Source, platform: str) -> str:
     revision = f" at {source.revision}" if source.revision else ""
     note = f" ({source.note})" if source.note else ""
-    return f"heads study of {source.model}{revision} on {platform}{note}"
+    return f"{source.model}{revision} on {platform}{note}"
 
 
 def _prompts_origin(path: Path | None) -> dict[str, str]:
@@ -238,11 +239,13 @@ def _plot(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
+    select_device(arguments.device)
     try:
         model, missing = load(locate(arguments.verify_model)), ""
     except ModelUnavailable as unavailable:
         model, missing = None, f"the weights could not be had: {unavailable.problem}"
-    checks = verify(model, arguments.lambada, arguments.wikitext, missing)
+    remark = "no weights" if missing else ""
+    checks = verify(model, arguments.lambada, arguments.wikitext, remark)
     for check in checks:
         print(_check_line(check))
     if all(check.passed is None for check in checks):
