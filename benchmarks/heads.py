@@ -90,6 +90,7 @@ def timed(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Both sides for every kind and batching."""
+    ran_on = machine()
     model = jaxalign.load(options.model)
     runner = Runner(model, jaxalign.Options(head_mode=options.head_mode))
     texts = read_prompts(options.prompts)
@@ -141,7 +142,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "prompts": len(prompts),
         "tokens": [min(lengths), max(lengths)],
         "heads": runner.num_heads,
-        **machine(),
+        **ran_on,
         "rows": rows,
     }
 

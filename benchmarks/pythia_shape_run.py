@@ -56,6 +56,7 @@ def real_prompts(data: Path, limit: int | None) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Write checkpoint and prompts, run the study through the command line, read its result."""
+    ran_on = machine()
     missing = [
         n for n in (TOKENIZER, "ioi", "rome/known_1000.json") if not (options.data / n).exists()
     ]
@@ -89,7 +90,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "computed": result.metadata["computed"]["layer_rows"],
         "without_wave": result.metadata["computed"]["layer_rows_without_wave"],
         "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
-        **machine(),
+        **ran_on,
     }
 
 

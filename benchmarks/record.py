@@ -15,7 +15,10 @@ PACKAGES = ("jax", "jaxlib", "torch", "transformers", "numpy")
 
 
 def machine() -> dict[str, Any]:
-    """Machine, versions and commit (with "+" where the tree has changes)."""
+    """Machine, versions and commit (with "+" where the tree has changes).
+
+    Ask before the work: the code that runs is the code that was imported.
+    """
     return {
         "processor": _processor(),
         "cores": os.cpu_count(),

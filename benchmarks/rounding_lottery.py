@@ -3,8 +3,9 @@
     python -m benchmarks.rounding_lottery [--model demo] [--precision int8-sim]
 
 The matched null: move each head's contribution by a random vector of the same length, at every
-position, as restoring it would. If the margin m then changes as much as it does under the true
-restoration, single-head repair measures the re-drawn roundings downstream, not the head.
+position, as restoring it would. The second null moves it by a hundredth of that: if the margin m
+still changes about as much, it is not the size of the change that counts but that the roundings
+downstream are drawn anew, and then single-head repair measures those, not the head.
 The last line is one JSON object.
 """
 
@@ -43,14 +44,15 @@ def gains(
     *,
     config: ModelConfig,
     scheme: Scheme,
-) -> tuple[Float[Array, "M B"], Float[Array, "M B"]]:
-    """Change in ``m`` of restoring each head, and of moving it as far in a random direction."""
+) -> Float[Array, "3 M B"]:
+    """Change in ``m``: each head restored, moved as far at random, moved a hundredth as far."""
     masks = head_ablation_masks(config.num_layers, config.num_heads)
     high, low = contributions(params, state, "true"), contributions(low_params, low_state, "true")
     noise = jax.random.normal(key, high.shape)
     distance = jnp.linalg.norm(high - low, axis=-1, keepdims=True)
-    moved = low + noise * distance / jnp.linalg.norm(noise, axis=-1, keepdims=True)
-    edits = [Edit(head=HeadEdit(masks, value)) for value in (high, moved)]
+    step = noise * distance / jnp.linalg.norm(noise, axis=-1, keepdims=True)
+    values = (high, low + step, low + step / 100)
+    edits = [Edit(head=HeadEdit(masks, value)) for value in values]
     outs = jaxalign.sweep(
         low_params,
         asked.tokens,
@@ -61,20 +63,20 @@ def gains(
         plan=jaxalign.schedule(edits),
         scheme=scheme,
     )
-    true, null = (out.logit_diff[1:] - out.logit_diff[:1] for out in outs)
-    return true, null
+    return jnp.stack([out.logit_diff[1:] - out.logit_diff[:1] for out in outs])
 
 
 def measure(model_name: str, scheme: Scheme) -> dict[str, Any]:
     """Spread of true and null gains over prompts and heads."""
+    ran_on = machine()
     model = jaxalign.load(model_name)
     runner = Runner(model, jaxalign.Options())
     prompts, _, _ = tokenize(read_prompts(), model.tokenizer, model.config)
-    work = runner.batches([p.tokens for p in prompts], 1 + 2 * runner.num_heads, 2)
+    work = runner.batches([p.tokens for p in prompts], 1 + 3 * runner.num_heads, 3)
     low_params = cast(model.params, scheme)
     high = runner.clean(prompts, work, model.params, F32)
     low = runner.clean(prompts, work, low_params, scheme)
-    found = np.zeros((2, len(prompts), runner.num_heads))
+    found = np.zeros((3, len(prompts), runner.num_heads))
     for n, batch in enumerate(work):
         out = gains(
             model.params,
@@ -88,7 +90,7 @@ def measure(model_name: str, scheme: Scheme) -> dict[str, Any]:
         )
         for kind, values in enumerate(jax.device_get(out)):
             found[kind, list(batch.index)] = values[:, : len(batch.index)].T
-    true, null = np.abs(found)
+    true, null, small = np.abs(found)
     gap = np.abs(high.metrics.logit_diff - low.metrics.logit_diff)
     return {
         "benchmark": "rounding_lottery",
@@ -98,8 +100,9 @@ def measure(model_name: str, scheme: Scheme) -> dict[str, Any]:
         "median_gap": float(np.median(gap)),
         "median_true_change": float(np.median(true)),
         "median_null_change": float(np.median(null)),
+        "median_hundredth_change": float(np.median(small)),
         "share_of_heads_and_prompts_where_true_exceeds_null": float((true > null).mean()),
-        **machine(),
+        **ran_on,
     }
 
 
@@ -118,7 +121,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     print(f"{record['precision']}: |m_f32 − m_q| is {record['median_gap']:.2e} in the median;")
     print(f"restoring one head changes m by {record['median_true_change']:.2e},")
-    print(f"a random change of the same size by {record['median_null_change']:.2e} (medians)")
+    print(f"a random change of the same size by {record['median_null_change']:.2e},")
+    print(f"one of a hundredth of it by {record['median_hundredth_change']:.2e} (medians)")
     print(json.dumps(record))
     return 0
 

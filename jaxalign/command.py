@@ -59,6 +59,15 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"jaxalign {VERSION}")
+    _add_what_runs(parser)
+    _add_study(parser)
+    _add_output(parser)
+    _add_speed(parser)
+    _add_commands(parser)
+    return parser
+
+
+def _add_what_runs(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("what runs")
     model.add_argument(
         "--model",
@@ -83,6 +92,9 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="GB",
         help="memory for weights and activations of one call (default: %(default)s)",
     )
+
+
+def _add_study(parser: argparse.ArgumentParser) -> None:
     study = parser.add_argument_group("the study")
     study.add_argument(
         "--head-mode",
@@ -109,6 +121,9 @@ def build_parser() -> argparse.ArgumentParser:
     study.add_argument(
         "--seed", type=int, default=0, help="of everything drawn at random (default: 0)"
     )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     out = parser.add_argument_group("what is written")
     out.add_argument(
         "--output",
@@ -118,13 +133,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="result file (default: %(default)s); figures go to a folder 'figures' beside it",
     )
     out.add_argument("--no-figures", action="store_true", help="write the result file only")
+
+
+def _add_speed(parser: argparse.ArgumentParser) -> None:
     speed = parser.add_argument_group("speed of one forward pass, instead of the study")
     speed.add_argument("--benchmark-speed", action="store_true", help="time a pass per precision")
     speed.add_argument("--benchmark-iters", type=int, default=30, metavar="N")
     speed.add_argument("--benchmark-warmup", type=int, default=3, metavar="N")
     speed.add_argument("--benchmark-prompt", default="The capital of France is", metavar="TEXT")
-    _add_commands(parser)
-    return parser
 
 
 def _add_commands(parser: argparse.ArgumentParser) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxalign.results import Estimate, HeadsResult
+from jaxalign.results import Estimate, HeadsResult, mean_maps
 
 TOP_HEADS = 8
 
@@ -45,18 +45,13 @@ def _table(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
 
 
-def _mean_map(maps: list[np.ndarray]) -> np.ndarray:
-    """Mean over prompts; a head that is not finite for one prompt is NaN, not averaged away."""
-    return np.mean(maps, axis=0)
-
-
 def _top_heads(result: HeadsResult) -> str:
-    zero = _mean_map([p.zero_importance for p in result.prompts])
-    mean = _mean_map([p.mean_importance for p in result.prompts])
+    [zero] = mean_maps([p.zero_importance for p in result.prompts])
+    [mean] = mean_maps([p.mean_importance for p in result.prompts])
     resampled = [p.resample_importance for p in result.prompts if p.resample_importance is not None]
-    resample = _mean_map(resampled) if resampled else np.full_like(zero, np.nan)
+    resample = mean_maps(resampled)[0] if resampled else np.full_like(zero, np.nan)
     drifts = {
-        name: _mean_map([p.precisions[name].drift for p in result.prompts])
+        name: mean_maps([p.precisions[name].drift for p in result.prompts])[0]
         for name in result.precisions
     }
     order = np.argsort(-np.abs(zero), axis=None, kind="stable")[:TOP_HEADS]

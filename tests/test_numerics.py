@@ -47,29 +47,13 @@ def test_canary_trips_on_the_library_fusion_alone():
 
 def test_canary_trips_on_f32_products_that_are_not_f32():
     def tensor_float(program):
-        @jax.jit
         def run(x, w):
-            if x.dtype == jnp.float32:  # TF32 keeps ten bits of the mantissa, as bf16 keeps seven
-                x, w = (a.astype(jnp.bfloat16).astype(jnp.float32) for a in (x, w))
-                return program(x, w)
-            return jit_free(program, x, w)
+            if x.dtype == np.float32:  # TF32 keeps ten bits of the mantissa, bf16 seven
+                x, w = (jnp.asarray(a, jnp.bfloat16).astype(jnp.float32) for a in (x, w))
+            return program(x, w)
 
         return run
 
-    def jit_free(program, x, w):
-        return jit_results[program.__name__, str(x.dtype)]
-
-    rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((2, 64, 64), dtype=np.float32)
-    from jaxalign.numerics import compile as module
-
-    jit_results = {
-        (program.__name__, str(jnp.dtype(dtype))): program(
-            jnp.asarray(x, dtype), jnp.asarray(w, dtype)
-        )
-        for program in (module._rounded_softmax, module._rounded_chain)
-        for dtype in (jnp.bfloat16, jnp.float16)
-    }
     with pytest.raises(PrecisionError, match="f32 matrix products are not f32"):
         check_canary(tensor_float)
 
@@ -123,13 +107,12 @@ def test_int8_rounding_equals_numpy_to_the_bit():
     real = np.ones((64, 7), bool)
     real[10:20, 4:] = False
     ours = jit(fake_quantize_int8)(jnp.asarray(x), jnp.asarray(real))
-    # CPUs flush subnormal products to zero under XLA, numpy does not; both are below any scale.
     expected = emulate(x, real)
-    expected[np.abs(expected) < np.finfo(np.float32).tiny] = 0
-    assert np.array_equal(np.asarray(ours)[4:], expected[4:])
-    assert np.array_equal(np.asarray(ours)[:4], expected[:4], equal_nan=True) or np.array_equal(
-        np.asarray(ours)[[0, 2, 3]], expected[[0, 2, 3]], equal_nan=True
-    )
+    tiny = np.finfo(np.float32).tiny
+    whole = np.arange(len(x)) != 1
+    assert np.array_equal(np.asarray(ours)[whole], expected[whole], equal_nan=True)
+    # XLA may flush the subnormal example to zero, numpy does not; either is below one step.
+    assert np.abs(ours[1]).max() <= tiny
 
 
 def test_int8_ties_round_away_from_zero():

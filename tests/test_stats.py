@@ -9,6 +9,7 @@ from jaxalign.experiments.heads.donors import DRAWS, choose_donors
 from jaxalign.experiments.heads.rankings import RANDOM_ORDERS, repair_orders, top_k_masks
 from jaxalign.metrics import head_drift, logit_difference
 from jaxalign.prompts import Prompt, PromptText
+from jaxalign.results import mean_maps
 
 
 @pytest.fixture
@@ -156,3 +157,18 @@ def test_drift_ignores_padding_and_is_zero_where_a_norm_is():
                 assert found.cosine_all[b, head] == pytest.approx(cosine, abs=1e-5)
     assert found.last[0, 1] == found.cosine_last[0, 1] == found.all[0, 1] == 0
     assert bool(found.finite.all())
+
+
+def test_a_prompt_that_overflowed_drops_out_and_a_head_that_did_is_not_averaged():
+    maps = np.arange(4 * 6, dtype=float).reshape(4, 2, 3)
+    other = maps**2
+    maps[1] = np.nan  # the whole prompt
+    maps[2, 1, 2] = np.inf  # one head of one prompt
+    first, second = mean_maps(maps, other)
+    kept = [0, 2, 3]
+    for found, given in ((first, maps), (second, other)):
+        assert np.isnan(found[1, 2])
+        assert found[0, 0] == given[kept, 0, 0].mean()
+    assert all(
+        np.isnan(mean).all() for mean in mean_maps(np.full((3, 2, 2), np.nan), maps[:3, :, :2])
+    )

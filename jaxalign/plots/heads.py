@@ -25,7 +25,7 @@ from jaxalign.plots.values import (
     mean_map,
     precision_name,
 )
-from jaxalign.results import HeadsResult, PromptResult
+from jaxalign.results import HeadsResult, PromptResult, mean_maps
 
 PANEL = 3.3  # inches
 NO_PRECISION = "No low precision was run, so there is nothing to compare with f32."
@@ -145,10 +145,10 @@ def _gain_panel(page: Page, ax: Axes, result: HeadsResult, precision: str) -> No
     )
     boxed_title(ax, f"{precision_name(precision)} against f32", lines)
     ax.set_xlabel("predicted gain ∇m · (f32 − low) (logits)")
-    predicted = mean_map(result.prompts, lambda p: p.precisions[precision].first_order.predicted)
-    restored = mean_map(result.prompts, lambda p: p.precisions[precision].first_order.restored)
-    assert predicted is not None
-    assert restored is not None
+    accounts = [p.precisions[precision].first_order for p in result.prompts]
+    predicted, restored = mean_maps(
+        [account.predicted for account in accounts], [account.restored for account in accounts]
+    )
     x, y, kept = dots(ax, predicted, restored)
     if not kept.size:
         say(ax, "No head is finite in every prompt.")

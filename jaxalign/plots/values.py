@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from jaxalign.results import Estimate, HeadsResult, PromptResult
+from jaxalign.results import Estimate, HeadsResult, PromptResult, mean_maps
 
 ALL = "all"
 PRECISION_NAMES = {"f32": "f32", "f16": "f16", "int8-sim": "simulated int8"}
@@ -32,13 +32,12 @@ def head_names(shape: tuple[int, int]) -> list[str]:
 def mean_map(
     prompts: Iterable[PromptResult], read: Callable[[PromptResult], np.ndarray | None]
 ) -> np.ndarray | None:
-    """Mean over prompts of an ``[L, H]`` map; None without a prompt that has it.
+    """Mean over prompts of an ``[L, H]`` map, as ``results.mean_maps`` has it.
 
-    A head that is not finite in one prompt is NaN, as the statistics leave it out: its mean over
-    the other prompts would be a mean of something else.
+    None without a prompt that has the map.
     """
     maps = [found for prompt in prompts if (found := read(prompt)) is not None]
-    return np.mean(np.asarray(maps, np.float64), axis=0) if maps else None
+    return mean_maps(maps)[0] if maps else None
 
 
 def importance(result: HeadsResult, task: str = ALL) -> np.ndarray:

@@ -1,5 +1,6 @@
 """The result of a heads study: typed objects, and the JSON file that keeps them."""
 
+from jaxalign.results.average import comparable, mean_maps
 from jaxalign.results.file import SCHEMA, check, check_writable, read, replace_file, write
 from jaxalign.results.record import FORMAT, digits, from_json, number, to_json
 from jaxalign.results.types import (
@@ -34,8 +35,10 @@ __all__ = [
     "TaskMean",
     "check",
     "check_writable",
+    "comparable",
     "digits",
     "from_json",
+    "mean_maps",
     "number",
     "read",
     "replace_file",

@@ -18,6 +18,7 @@ from jaxalign.results import (
     RepairTest,
     Statistics,
     TaskMean,
+    comparable,
     number,
 )
 
@@ -69,20 +70,9 @@ def _estimate(*values: float) -> Estimate:
     return Estimate(*(number(value) for value in values))
 
 
-def _finite(*maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which prompts and heads can be compared: bool ``[P]`` and ``[N]``.
-
-    A prompt without any finite head overflowed as a whole and drops out; of the others, only heads
-    that are finite for every prompt count, so that an overflow is never averaged away.
-    """
-    finite = np.logical_and.reduce([np.isfinite(a) for a in maps])
-    prompts = finite.any(axis=1)
-    return prompts, finite[prompts].all(axis=0)
-
-
 def _correlate(x: np.ndarray, y: np.ndarray, seed: int, *names: str) -> tuple[Estimate, Estimate]:
     """Pearson and Spearman over the heads that can be compared."""
-    prompts, heads = _finite(x, y)
+    prompts, heads = comparable(x, y)
     if not prompts.any():
         return NOTHING, NOTHING
     x, y = (a[prompts][:, heads] for a in (x, y))
@@ -106,9 +96,9 @@ def _correlation(
     heads = prompts[0].zero_importance.size
     importance = _flat((getattr(p, f"{kind}_importance") for p in kept), heads)
     drift = _flat((p.precisions[precision].drift for p in kept), heads)
-    used, finite = _finite(importance, drift)
+    used, finite = comparable(importance, drift)
     pearson, spearman = _correlate(importance, drift, seed, "correlation", task, precision, kind)
-    counts = int(used.sum()), int(finite.sum()) if used.any() else 0
+    counts = int(used.sum()), int(finite.sum())
     return Correlation(task, precision, kind, *counts, pearson, spearman)
 
 
