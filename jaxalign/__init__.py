@@ -11,7 +11,7 @@ from jaxalign.experiments.heads import Options, heads_study
 from jaxalign.model import ModelConfig, forward
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
 from jaxalign.prompts import read_prompts
-from jaxalign.sweep import schedule, sweep
+from jaxalign.sweep import sweep
 from jaxalign.version import VERSION
 
 __version__ = VERSION
@@ -36,6 +36,5 @@ __all__ = [
     "load",
     "locate",
     "read_prompts",
-    "schedule",
     "sweep",
 ]

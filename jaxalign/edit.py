@@ -11,6 +11,7 @@ its rows. ``jax.vmap`` over ``edit.row_axes()`` and ``sweep.sweep`` both read it
 
 from __future__ import annotations
 
+import functools
 from dataclasses import replace
 from typing import Any
 
@@ -19,7 +20,7 @@ import numpy as np
 from flax import struct
 
 from jaxalign.numerics.dot import dot
-from jaxalign.shapes import Array, Bool, Float, Leaf, lead
+from jaxalign.shapes import Array, Bool, Float, Int, Leaf, lead
 
 HEAD_MODES = ("true", "edge-align")
 
@@ -73,22 +74,43 @@ class Edit:
     residual: ResidualEdit | None = None
     attn_add: Leaf | None = None
 
-    def steps(self) -> np.ndarray:
-        """Which steps of the model each row touches: bool ``[M, L + 1]``.
+    def touched(self, batch: int) -> Bool[Array, "M B steps"]:
+        """Which steps of the model each row touches on each of ``batch`` prompts.
 
-        Step 0 is the embedding, step ``l + 1`` is block ``l``. Masks must be concrete.
+        Step 0 is the embedding, step ``l + 1`` is block ``l``.
+
+        Raises:
+            ValueError: neither head nor residual masks are given.
         """
-        touched: list[np.ndarray] = []
+        parts = []
         if self.head is not None:
-            mask = np.asarray(self.head.mask)
-            layers = mask.any(axis=tuple(range(2, mask.ndim)))
-            touched.append(np.pad(layers, ((0, 0), (1, 0))))
+            layers = jnp.asarray(self.head.mask).any(axis=(3, 4))  # [M, L, B|1]
+            parts.append(jnp.pad(layers, ((0, 0), (1, 0), (0, 0))))
         if self.residual is not None:
-            mask = np.asarray(self.residual.mask)
-            touched.append(np.asarray(mask.any(axis=tuple(range(2, mask.ndim)))))
-        if not touched:
+            parts.append(jnp.asarray(self.residual.mask).any(axis=3))
+        if not parts:
             raise ValueError("a batch of edits needs a mask: give head or residual masks [M, …]")
-        return np.logical_or.reduce(touched)
+        spread = [jnp.broadcast_to(p, (*p.shape[:2], batch)).swapaxes(1, 2) for p in parts]
+        return functools.reduce(jnp.logical_or, spread)
+
+    def masks(self) -> list[Any]:
+        """The masks of the sites that are given."""
+        return [site.mask for site in (self.head, self.residual) if site is not None]
+
+    @property
+    def rows(self) -> int:
+        """``M``, how many rows a batch of edits has."""
+        return self.masks()[0].shape[0]
+
+    def with_clean(self) -> Edit:
+        """This batch of edits with a row before it that edits nothing."""
+
+        def lengthened(mask: Any) -> Array:
+            return jnp.concatenate([jnp.zeros_like(mask[:1]), mask])
+
+        head = self.head and replace(self.head, mask=lengthened(self.head.mask))
+        residual = self.residual and replace(self.residual, mask=lengthened(self.residual.mask))
+        return replace(self, head=head, residual=residual)
 
     def row_axes(self) -> Any:
         """``in_axes`` of ``jax.vmap`` over the rows of this batch of edits."""
@@ -96,29 +118,63 @@ class Edit:
         residual = None if self.residual is None else ResidualEdit(0, None)
         return Edit(head=head, residual=residual, attn_add=None)
 
-    def take(self, rows: slice) -> Edit:
-        """Some rows of this batch of edits."""
-        head = self.head and replace(self.head, mask=self.head.mask[rows])
-        residual = self.residual and replace(self.residual, mask=self.residual.mask[rows])
-        return replace(self, head=head, residual=residual)
+    def by_layer(self) -> Edit:
+        """This batch of edits with the layer axis in front, to be scanned over; ``attn_add`` left.
 
-    def at_layer(self, layer: int, row_axis: bool = False) -> Edit:
-        """The arrays that block ``layer`` needs, without their layer axis.
+        The residual stream's entry of a layer is the one after its block.
+        """
+        head = self.head and replace(
+            self.head, mask=jnp.moveaxis(jnp.asarray(self.head.mask), 1, 0)
+        )
+        residual = self.residual and ResidualEdit(
+            jnp.moveaxis(jnp.asarray(self.residual.mask), 1, 0)[1:], self.residual.value[1:]
+        )
+        return Edit(head=head, residual=residual)
+
+    def at_embedding(self) -> Edit:
+        """This batch of edits at the embedding."""
+        residual = self.residual and ResidualEdit(self.residual.mask[:, 0], self.residual.value[0])
+        return Edit(residual=residual)
+
+    def of_runs(
+        self,
+        member: Bool[Array, " N"],
+        row: Int[Array, " N"],
+        prompt: Int[Array, " N"],
+        query: Int[Array, " N"] | None = None,
+    ) -> Edit:
+        """One layer's arrays of a batch of edits, picked for ``N`` runs that stand on the B axis.
 
         Args:
-            layer: which block; the residual stream's entry is the one after that block.
-            row_axis: True when the masks carry a leading axis of rows.
+            member: whether a run belongs to this batch of edits; others are left as they are.
+            row: which row each run is.
+            prompt: which prompt each run is of.
+            query: the one position of each run that is wanted; all by default.
         """
-        pick = (slice(None), layer) if row_axis else (layer,)
-        after = (*pick[:-1], layer + 1)
+        row = jnp.where(member, row, 0)
+
+        def pick(a: Array, *lead: Array) -> Array:
+            """``a``, ``[(M,) B|1, S|1, …]``, for each run."""
+            axis = len(lead)
+            picked = a[(*lead, prompt if a.shape[axis] > 1 else jnp.zeros_like(prompt))]
+            if query is None or picked.shape[1] == 1:
+                return picked
+            index = query.reshape(-1, *[1] * (picked.ndim - 1))
+            return jnp.take_along_axis(picked, index, axis=1)
+
+        def masked(a: Array) -> Array:
+            return pick(a, row) & member.reshape(-1, *[1] * (a.ndim - 2))
+
+        def given(a: Array) -> Array:
+            return a if a.shape[:2] == (1, 1) else pick(a)
+
         head = self.head and replace(
-            self.head, mask=self.head.mask[pick], value=self.head.value[layer]
+            self.head, mask=masked(self.head.mask), value=given(jnp.asarray(self.head.value))
         )
-        residual = self.residual and replace(
-            self.residual, mask=self.residual.mask[after], value=self.residual.value[layer + 1]
+        residual = self.residual and ResidualEdit(
+            masked(self.residual.mask), given(jnp.asarray(self.residual.value))
         )
-        add = None if self.attn_add is None else self.attn_add[layer]
-        return Edit(head=head, residual=residual, attn_add=add)
+        return Edit(head=head, residual=residual)
 
 
 def head_ablation_masks(num_layers: int, num_heads: int) -> Bool[np.ndarray, "M L 1 1 H"]:
@@ -139,16 +195,43 @@ def edit_heads(
     outside the mask must not leak in, and what is not edited must keep its bits.
     """
     if edit.mode == "edge-align":
-        blocks = attn_out.reshape(z.shape)
-        value = lead(jnp.asarray(edit.value, jnp.float32).astype(attn_out.dtype), blocks)
-        mask = lead(edit.mask[..., None], blocks)
-        return jnp.where(mask, value, blocks).reshape(attn_out.shape)
+        return _edit_blocks(attn_out, z.shape, edit)
     mask = lead(edit.mask[..., None], z)
     given = jnp.where(mask, lead(jnp.asarray(edit.value, jnp.float32), z), 0).sum(axis=-2)
     kept_out = jnp.where(mask, z, 0)
     removed = dot(kept_out.reshape(*kept_out.shape[:-2], -1), w_out)
-    moved = (attn_out.astype(jnp.float32) + (given - removed)).astype(attn_out.dtype)
-    return jnp.where(mask.any(axis=-2), moved, attn_out)
+    return _move(attn_out, given - removed, mask.any(axis=-2))
+
+
+def edit_contributions(
+    attn_out: Float[Array, "N S D"], contributions: Float[Array, "H N S D"] | None, edit: HeadEdit
+) -> Float[Array, "N S D"]:
+    """``edit_heads`` where each head's contribution is at hand, so that nothing is projected.
+
+    Args:
+        contributions: what each head adds, in f32; None in edge-align mode.
+    """
+    if contributions is None:
+        heads = (*attn_out.shape[:-1], edit.mask.shape[-1], -1)
+        return _edit_blocks(attn_out, heads, edit)
+    mask, value = (
+        jnp.moveaxis(a, -2, 0) for a in (edit.mask[..., None], edit.value.astype(jnp.float32))
+    )
+    moved = jnp.where(mask, value - contributions, 0).sum(axis=0)
+    return _move(attn_out, moved, mask.any(axis=0))
+
+
+def _edit_blocks(attn_out: Array, heads: tuple[int, ...], edit: HeadEdit) -> Array:
+    blocks = attn_out.reshape(heads)
+    value = lead(jnp.asarray(edit.value, jnp.float32).astype(attn_out.dtype), blocks)
+    mask = lead(edit.mask[..., None], blocks)
+    return jnp.where(mask, value, blocks).reshape(attn_out.shape)
+
+
+def _move(attn_out: Array, by: Array, where: Array) -> Array:
+    """Add in f32, round once, and only where something is edited."""
+    moved = (attn_out.astype(jnp.float32) + by).astype(attn_out.dtype)
+    return jnp.where(where, moved, attn_out)
 
 
 def edit_residual(

@@ -4,17 +4,31 @@ from __future__ import annotations
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
+from jaxalign.sweep import RUNS_READ, TOKENS_READ
+from jaxalign.wave import block_positions
 
 
-def bytes_per_row(config: ModelConfig, length: int) -> int:
-    """Memory that one row of one prompt needs while it passes through a block, in bytes.
+def bytes_per_row(config: ModelConfig, length: int, plan: str = "wave") -> int:
+    """Memory that one row of one prompt needs, in bytes (f32; 16-bit products are summed in f32).
 
-    Counts what XLA keeps alive at the widest point: the stream before and after, the projections,
-    scores and probabilities, and the MLP's two activations; in f32 (16-bit products are summed in
-    f32, so they save little here).
+    In the wave a run keeps its residual stream, and at its last position what the last block
+    computes; the rest is computed a block of runs at a time. In the plain path every row is inside
+    the same block of the model, at its widest.
     """
+    if plan == "wave":
+        wide = 12 * config.hidden_size + config.intermediate_size
+        return 4 * (2 * length * config.hidden_size + wide)
     streams = 6 * config.hidden_size + 2 * config.intermediate_size
     return 4 * length * (streams + 2 * config.num_heads * length)
+
+
+def bytes_per_call(config: ModelConfig, length: int) -> int:
+    """Memory of a call whatever its rows: a block's activations, a layer's weights, logits."""
+    positions = max(block_positions(config), length)
+    block = positions * (12 * config.hidden_size + 2 * config.intermediate_size)
+    scores = 2 * config.num_heads * positions * length
+    layer = config.hidden_size * (4 * config.hidden_size + 2 * config.intermediate_size)
+    return 4 * (block + scores + layer + RUNS_READ * TOKENS_READ)
 
 
 def plan_chunks(
@@ -24,7 +38,8 @@ def plan_chunks(
     budget: float,
     values: int = 0,
     least_rows: int = 2,
-    most_prompts: int = 8,
+    most_prompts: int = 64,
+    plan: str = "wave",
 ) -> tuple[int, int]:
     """How many prompts and how many rows go into one call; the clean row counts as a row.
 
@@ -34,7 +49,8 @@ def plan_chunks(
         budget: bytes left for activations.
         values: bytes a prompt that the rows share (their replacement values).
         least_rows: the fewest rows that make a call; the clean one and an edited one by default.
-        most_prompts: more than a few prompts at once only leave the cache.
+        most_prompts: more prompts at once gain nothing, since the weights are read often enough.
+        plan: of the sweep.
 
     Returns:
         ``(prompts, rows)``; fewer rows than asked for only where one prompt alone is too much.
@@ -42,15 +58,15 @@ def plan_chunks(
     Raises:
         InputError: the budget does not hold ``least_rows`` rows of one prompt.
     """
-    row = bytes_per_row(config, length)
-    least = values + min(rows, least_rows) * row
+    row, call = bytes_per_row(config, length, plan), bytes_per_call(config, length)
+    least = call + values + min(rows, least_rows) * row
     if budget < least:
         raise InputError(
             f"one prompt of {length} positions needs {least / 1e9:.3g} GB beside the weights, but "
             f"the memory budget leaves {max(budget, 0) / 1e9:.3g} GB",
             "raise --memory-gb or shorten the prompts",
         )
-    prompts = min(most_prompts, int(budget // (values + rows * row)))
+    prompts = min(most_prompts, int((budget - call) // (values + rows * row)))
     if prompts:
         return prompts, rows
-    return 1, int((budget - values) // row)
+    return 1, int((budget - call - values) // row)

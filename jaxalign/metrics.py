@@ -56,6 +56,69 @@ def answer_metrics(
 
 
 @struct.dataclass
+class Answer:
+    """Reads ``AnswerMetrics`` off the last logits; both tokens int ``[B]``.
+
+    Called with logits it is ``answer_metrics``. A sweep instead folds it over blocks of the
+    vocabulary, so that no row's logits are ever held: the best other token is a running maximum.
+    """
+
+    target: Leaf
+    distractor: Leaf
+
+    def __call__(self, logits: Float[Array, "*rows B V"]) -> AnswerMetrics:
+        """``AnswerMetrics`` of f32 logits."""
+        return answer_metrics(logits, self.target, self.distractor)
+
+    def start(self) -> AnswerLogits:
+        """Nothing read yet."""
+        low = jnp.full(self.target.shape, -jnp.inf)
+        return AnswerLogits(low, low, low)
+
+    def fold(
+        self, seen: AnswerLogits, logits: Float[Array, "v N"], tokens: Int[Array, " v"]
+    ) -> AnswerLogits:
+        """Take in the logits of some tokens, those of a run in a column; again does not matter."""
+
+        def find(wanted: Array, before: Array) -> Array:
+            place = jnp.clip(wanted - tokens[0], 0, len(tokens) - 1)
+            found = jnp.take_along_axis(logits, place[None], axis=0)[0]
+            return jnp.where(tokens[place] == wanted, found, before)
+
+        others = jnp.where(tokens[:, None] == self.target[None], -jnp.inf, logits).max(axis=0)
+        return AnswerLogits(
+            find(self.target, seen.target),
+            find(self.distractor, seen.distractor),
+            jnp.maximum(seen.other, others),
+        )
+
+    def finish(self, seen: AnswerLogits) -> AnswerMetrics:
+        """``AnswerMetrics`` when all tokens are read.
+
+        Rounding keeps order, so the best other token of rounded logits is the best one rounded.
+        """
+        difference = seen.target - seen.other
+        target, other = (
+            a.astype(jnp.float16).astype(jnp.float32) for a in (seen.target, seen.other)
+        )
+        return AnswerMetrics(
+            logit_diff=difference,
+            logit_diff_f16=target - other,
+            distractor_diff=seen.target - seen.distractor,
+            correct=difference > 0,
+        )
+
+
+@struct.dataclass
+class AnswerLogits:
+    """Logits that ``Answer`` has read: of the target, the distractor and the best other token."""
+
+    target: Leaf
+    distractor: Leaf
+    other: Leaf
+
+
+@struct.dataclass
 class Drift:
     """How far each head's contribution moved between two runs; every field ``[…, H]``.
 

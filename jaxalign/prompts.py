@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ TASK_NAMES = {"factual": "FactualRecall", "ioi": "IOI"}
 ALL_TASKS = "all"
 # Lengths are rounded up to a multiple of this, so that few shapes have to be compiled.
 BUCKET = 8
+# Fewer prompts than this are padded to the next length instead, if it is at most twice theirs:
+# compiling a shape takes longer than computing their padding.
+FEW = 64
 
 
 @dataclass(frozen=True)
@@ -222,6 +226,10 @@ def batches(
     buckets: dict[int, list[int]] = {}
     for i, ids in enumerate(tokens):
         buckets.setdefault(bucket_length(len(ids), limit), []).append(i)
+    sizes = sorted(buckets)
+    for size, longer in itertools.pairwise(sizes):
+        if len(buckets[size]) < FEW and longer <= 2 * size:
+            buckets[longer] = sorted(buckets.pop(size) + buckets[longer])
     for size, members in sorted(buckets.items()):
         most = max_batch if isinstance(max_batch, int) else max_batch[size]
         # Even batches: 17 prompts at 16 a batch become 9 and 8, not 16 and 1.

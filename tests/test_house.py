@@ -20,6 +20,7 @@ FLOORS = [
     ("jaxalign.model", 3),
     ("jaxalign.memory", 4),
     ("jaxalign.sweep", 4),
+    ("jaxalign.wave", 4),
     ("jaxalign.convert", 4),
     ("jaxalign.prompts", 4),
     ("jaxalign.results", 4),

@@ -147,7 +147,9 @@ def test_an_edit_that_edits_nothing_changes_no_bit(tiny, tokens, scheme):
 def test_replacing_every_head_by_its_own_contribution_changes_nothing(tiny, tokens):
     params, config = tiny
     out = forward(params, tokens, config, capture=("z",))
-    own = jax.vmap(head_contributions)(out.activations["z"], params.blocks.attention.out)
+    own = jnp.moveaxis(
+        jax.vmap(head_contributions)(out.activations["z"], params.blocks.attention.out), 1, -2
+    )
     mask = jnp.ones((config.num_layers, 1, 1, config.num_heads), bool)
     again = forward(params, tokens, config, edit=Edit(head=HeadEdit(mask, own)))
     assert np.abs(again.logits - out.logits).max() <= 1e-5 * np.abs(out.logits).max()
@@ -156,7 +158,9 @@ def test_replacing_every_head_by_its_own_contribution_changes_nothing(tiny, toke
 def test_head_contributions_and_bias_sum_to_the_attention_output(tiny, tokens):
     params, config = tiny
     out = forward(params, tokens, config, capture=("z", "attn_out"))
-    c = jax.vmap(head_contributions)(out.activations["z"], params.blocks.attention.out)
+    c = jnp.moveaxis(
+        jax.vmap(head_contributions)(out.activations["z"], params.blocks.attention.out), 1, -2
+    )
     total = c.sum(axis=-2) + params.blocks.attention.out_bias[:, None, None]
     np.testing.assert_allclose(total, out.activations["attn_out"], atol=2e-6, rtol=1e-5)
 

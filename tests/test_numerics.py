@@ -3,11 +3,14 @@
 import functools
 
 import jax
+import jax.extend.core
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.errors import InputError
+from jaxalign.metrics import Answer
 from jaxalign.model import ModelConfig, cast, forward, init_params
 from jaxalign.model.layers import layer_norm
 from jaxalign.model.params import Norm
@@ -24,6 +27,7 @@ from jaxalign.numerics import (
     scheme_named,
 )
 from jaxalign.numerics.compile import ROUNDING_OPTIONS, compiler_options
+from jaxalign.sweep import sweep
 
 
 def test_canary_passes_under_our_jit():
@@ -56,6 +60,35 @@ def test_canary_trips_on_f32_products_that_are_not_f32():
 
     with pytest.raises(PrecisionError, match="f32 matrix products are not f32"):
         check_canary(tensor_float)
+
+
+def multiplications(jaxpr):
+    """The output dtypes of all elementwise products in a jaxpr and in those inside it."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name in ("mul", "integer_pow", "square"):
+            yield from (out.aval.dtype for out in equation.outvars)
+        for inner in jax.extend.core.jaxprs_in_params(equation.params):
+            yield from multiplications(inner)
+
+
+@pytest.mark.parametrize("plan", ["wave", "vmap"])
+@pytest.mark.parametrize("scheme", [F16, BF16], ids=lambda s: s.name)
+def test_model_multiplies_16_bit_numbers_in_matrix_products_only(scheme, plan):
+    """A CPU with f16 arithmetic rounds a product and a sum once, and no option forbids it."""
+    config = ModelConfig(64, 2, 4, 64, 128, rotary_dims=4)
+    params = cast(init_params(jax.random.key(0), config), scheme)
+    masks = head_ablation_masks(2, 4)
+    edit = Edit(head=HeadEdit(masks, jnp.ones((2, 1, 1, 4, 64))))
+    lengths = jnp.array([5, 7])
+
+    def run(p):
+        tokens = jnp.zeros((2, 7), int)
+        answer = Answer(lengths, lengths)
+        return sweep(p, tokens, lengths, config, [edit], answer, plan=plan, scheme=scheme)
+
+    found = set(multiplications(jax.make_jaxpr(run)(params).jaxpr))
+    assert np.dtype("float32") in found
+    assert not found & {np.dtype(scheme.compute_dtype)}
 
 
 @pytest.mark.parametrize("scheme", [F16, BF16], ids=lambda s: s.name)

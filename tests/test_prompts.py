@@ -12,6 +12,7 @@ from jaxalign import InputError
 from jaxalign.model import ModelConfig
 from jaxalign.prompts import (
     BUCKET,
+    FEW,
     SHIPPED,
     PromptText,
     batches,
@@ -213,15 +214,26 @@ def test_batches_of_a_bucket_have_one_shape_and_at_most_the_rows_asked_for(most)
     for batch in batches(drawn(0), most, 40):
         assert batch.tokens.dtype == batch.lengths.dtype == np.int32
         assert batch.shape[0] <= most
-        assert {bucket_length(int(n), 40) for n in batch.lengths} == {batch.shape[1]}
+        assert bucket_length(int(batch.lengths.max()), 40) <= batch.shape[1]
         shapes.setdefault(batch.shape[1], set()).add(batch.shape[0])
     assert list(shapes) == sorted(shapes)
     assert all(len(widths) == 1 for widths in shapes.values())
 
 
 def test_most_rows_may_differ_between_buckets():
-    sizes = {batch.shape for batch in batches([(1,)] * 6 + [(1,) * 9] * 6, {8: 3, 16: 2}, 40)}
-    assert sizes == {(3, 8), (2, 16)}
+    texts = [(1,)] * FEW + [(1,) * 9] * 6
+    sizes = {batch.shape for batch in batches(texts, {8: 16, 16: 2}, 40)}
+    assert sizes == {(16, 8), (2, 16)}
+
+
+def test_few_prompts_join_the_next_length_and_many_do_not():
+    def shapes(few, length):
+        texts = [(1,) * 5] * few + [(1,) * length] * 100
+        return {batch.shape[1]: len(batch.index) for batch in batches(texts, 1000, 400)}
+
+    assert shapes(FEW - 1, 12) == {16: FEW + 99}
+    assert shapes(FEW, 12) == {8: FEW, 16: 100}
+    assert shapes(FEW - 1, 20) == {8: FEW - 1, 24: 100}, "more than twice as long"
 
 
 def test_batches_are_even_and_filler_repeats_the_first_prompt():

@@ -13,7 +13,7 @@ from jaxalign import results
 from jaxalign.convert.hub import BUNDLED
 from jaxalign.experiments.heads import Options, heads_study
 from jaxalign.experiments.heads.donors import choose_donors
-from jaxalign.memory import bytes_per_row
+from jaxalign.memory import bytes_per_call, bytes_per_row
 from jaxalign.model import count
 from jaxalign.prompts import PromptSet, PromptText, tokenize
 
@@ -223,7 +223,10 @@ def test_all_heads_restored_give_the_same_margin_in_any_order(model, precision):
 def test_memory_budget_changes_chunks_but_not_numbers(model, studies):
     # Room for the weights, the shared replacement values and thirty rows of sixteen positions.
     needed = (
-        2 * 4 * count(model.params) + 4 * 6 * 12 * 16 * 32 + 30 * bytes_per_row(model.config, 16)
+        2 * 4 * count(model.params)
+        + bytes_per_call(model.config, 16)
+        + 4 * 6 * 12 * 16 * 32
+        + 30 * bytes_per_row(model.config, 16)
     )
     tight = Options(max_repair_k=K, use_all_prompts=True, memory_gb=needed / 1e9)
     small = heads_study(model, PROMPTS, tight)

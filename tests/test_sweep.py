@@ -1,5 +1,7 @@
 """The wave equals the plain path, and nothing but the edit changes a row."""
 
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,11 +9,12 @@ import pytest
 
 from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
 from jaxalign.errors import InputError
-from jaxalign.memory import bytes_per_row, plan_chunks
-from jaxalign.metrics import logit_difference
+from jaxalign.memory import bytes_per_call, bytes_per_row, plan_chunks
+from jaxalign.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, cast, forward, init_params
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, jit
-from jaxalign.sweep import schedule, sweep
+from jaxalign.sweep import sweep
+from jaxalign.wave import block_size, line_up
 
 L, H, D, S, B, V = 3, 4, 32, 9, 5, 97
 LENGTHS = jnp.array([9, 5, 7, 3, 9])
@@ -69,10 +72,10 @@ def test_wave_equals_vmap_over_masks(edits, tokens, scheme, parallel):
                 p, tokens, LENGTHS, config, chosen, logits_of, plan=plan, scheme=scheme
             )
         )(params)
-        for plan in (schedule(chosen), None)
+        for plan in ("wave", "vmap")
     )
     for name, ours, expected in zip(edits, wave, plain, strict=True):
-        assert ours.shape == expected.shape == (1 + len(schedule([edits[name]]).touched[0]), B, V)
+        assert ours.shape == expected.shape == (1 + edits[name].rows, B, V)
         far = np.abs(ours - expected).max(axis=-1) / np.abs(expected).max()  # a row and prompt
         if scheme is F32:
             assert far.max() <= 1e-5, name
@@ -94,9 +97,9 @@ def test_wave_in_16_bits_differs_from_vmap_by_less_than_the_precision_does(edits
             )
         )(p)[0]
         for plan, s, p in (
-            (schedule(edit), scheme, params),
-            (None, scheme, params),
-            (schedule(edit), F32, exact),
+            ("wave", scheme, params),
+            ("vmap", scheme, params),
+            ("wave", F32, exact),
         )
     )
     noise, drift = jnp.linalg.norm(wave - plain), jnp.linalg.norm(wave - f32)
@@ -110,11 +113,8 @@ def test_rows_that_edit_nothing_equal_the_clean_row_to_the_bit(edits, tokens, sc
     value = jnp.full((L, 1, 1, H, D), jnp.nan)
     nothing = Edit(head=HeadEdit(np.zeros((3, L, 1, 1, H), bool), value))
     chosen = [edits["zero"], nothing]
-    chosen_plan = schedule(chosen) if plan == "wave" else None
     zero, rows = jit(
-        lambda p: sweep(
-            p, tokens, LENGTHS, config, chosen, logits_of, plan=chosen_plan, scheme=scheme
-        )
+        lambda p: sweep(p, tokens, LENGTHS, config, chosen, logits_of, plan=plan, scheme=scheme)
     )(params)
     assert all(np.array_equal(row, rows[0]) for row in rows)
     assert plan == "vmap" or np.array_equal(zero[0], rows[0])
@@ -126,9 +126,7 @@ def test_clean_row_equals_the_model_without_edits(edits, tokens):
     plain = jit(lambda p: forward(p, tokens, config, lengths=LENGTHS, last_only=True).logits)(
         params
     )
-    for out in jit(
-        lambda p: sweep(p, tokens, LENGTHS, config, chosen, logits_of, plan=schedule(chosen))
-    )(params):
+    for out in jit(lambda p: sweep(p, tokens, LENGTHS, config, chosen, logits_of))(params):
         np.testing.assert_allclose(out[0], plain, atol=1e-5 * np.abs(plain).max())
 
 
@@ -136,11 +134,7 @@ def test_clean_row_equals_the_model_without_edits(edits, tokens):
 def test_padding_and_what_stands_in_it_change_no_bit(edits, tokens, scheme):
     params, config = make(scheme=scheme)
     edit = [edits["zero"]]
-    run = jit(
-        lambda p, t: sweep(
-            p, t, LENGTHS, config, edit, logits_of, plan=schedule(edit), scheme=scheme
-        )
-    )
+    run = jit(lambda p, t: sweep(p, t, LENGTHS, config, edit, logits_of, scheme=scheme))
     real = np.arange(S)[None] < np.asarray(LENGTHS)[:, None]
     noise = jnp.where(real, tokens, (tokens + 41) % V)
     assert np.array_equal(run(params, tokens)[0], run(params, noise)[0])
@@ -152,11 +146,9 @@ def test_batch_neighbours_and_bucket_move_a_prompt_by_rounding_only(edits, token
     edit = [edits["zero"]]
 
     def run(t, n):
-        return jit(
-            lambda p, t, n: sweep(
-                p, t, n, config, edit, logits_of, plan=schedule(edit), scheme=scheme
-            )
-        )(params, t, n)[0]
+        return jit(lambda p, t, n: sweep(p, t, n, config, edit, logits_of, scheme=scheme))(
+            params, t, n
+        )[0]
 
     together = run(tokens, LENGTHS)
     wider = run(jnp.pad(tokens, ((0, 0), (0, 7))), LENGTHS)
@@ -170,17 +162,62 @@ def test_batch_neighbours_and_bucket_move_a_prompt_by_rounding_only(edits, token
     assert np.abs(together - alone).max() <= 1e-6 * scale
 
 
-def test_wave_of_pythia_70m_makes_85_layer_rows_and_a_last_sliver():
-    masks = head_ablation_masks(6, 8)
-    plan = schedule([Edit(head=HeadEdit(masks, np.zeros((6, 1, 1, 1, 1))))])
-    last_layer_rows = 1 + 8 * 5
-    assert plan.layer_rows(6) - last_layer_rows == 85
-
-
-def test_rows_out_of_order_are_refused_with_their_place():
+def test_runs_stand_in_line_by_birth_whatever_order_their_rows_have(edits):
     masks = head_ablation_masks(L, H)[::-1]
-    with pytest.raises(ValueError, match=r"edits\[0\]: row 4 begins before row 3"):
-        schedule([Edit(head=HeadEdit(masks, np.zeros((L, 1, 1, 1, 1))))])
+    zero = Edit(head=HeadEdit(masks, np.zeros((L, 1, 1, 1, 1))))
+    runs, alive, place = line_up([zero], B, L)
+    assert alive.tolist() == [B * (1 + H * max(0, step - 1)) for step in range(L + 2)]
+    last_born = place[1 : 1 + H]  # the first rows edit the last layer
+    assert np.asarray(last_born).min() == B * (1 + H * (L - 1))
+    assert np.array_equal(runs.prompt[place], np.broadcast_to(np.arange(B), place.shape))
+
+
+def test_row_order_does_not_matter(edits, tokens):
+    params, config = make()
+    chosen = edits["several heads, by prompt"]
+    order = np.random.default_rng(1).permutation(chosen.rows)
+    mixed = Edit(head=HeadEdit(chosen.head.mask[order], chosen.head.value))
+    ours, expected = (
+        jit(lambda p, e=e: sweep(p, tokens, LENGTHS, config, [e], logits_of))(params)[0]
+        for e in (mixed, chosen)
+    )
+    np.testing.assert_allclose(ours[1:], expected[1:][order], atol=1e-5)
+
+
+@pytest.mark.parametrize("positions", [1, 12, 40, 10_000])
+def test_the_size_of_a_block_changes_nothing(edits, tokens, positions, monkeypatch):
+    params, config = make()
+    chosen = list(edits.values())
+
+    def run(p):
+        return sweep(p, tokens, LENGTHS, config, chosen, logits_of)
+
+    expected = jit(run)(params)
+    monkeypatch.setattr("jaxalign.wave.block_positions", lambda config: positions)
+    assert block_size(B, S, config) == {1: 1, 12: 1, 40: 3, 10_000: 1110}[positions]
+    for ours, wanted in zip(jit(lambda p: run(p))(params), expected, strict=True):
+        np.testing.assert_allclose(ours, wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+def test_the_answer_is_read_the_same_from_all_logits_and_by_parts(edits, tokens, monkeypatch):
+    params, config = make()
+    module = sys.modules["jaxalign.sweep"]  # the package exports a function of that name
+    monkeypatch.setattr(module, "TOKENS_READ", 40)  # not a divisor of V
+    monkeypatch.setattr(module, "RUNS_READ", 7)
+    answer = Answer(jnp.array([0, 39, 40, 96, 5]), jnp.array([96, 2, 80, 0, 5]))
+    chosen = [edits["zero"], edits["mean"]]
+    parts, whole = (
+        jit(lambda p, r=r: sweep(p, tokens, LENGTHS, config, chosen, r))(params)
+        for r in (answer, lambda logits: answer(logits))
+    )
+    for ours, expected in zip(parts, whole, strict=True):
+        assert np.array_equal(ours.correct, expected.correct)
+        for field in ("logit_diff", "distractor_diff"):
+            a, b = getattr(ours, field), getattr(expected, field)
+            np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+        # An f16 step is the most that a last-bit difference before rounding can make of it.
+        step = np.spacing(np.abs(expected.logit_diff_f16).max().astype(np.float16))
+        assert np.abs(ours.logit_diff_f16 - expected.logit_diff_f16).max() <= 4 * step
 
 
 def test_sweep_works_inside_another_jit_grad_and_vmap(edits, tokens):
@@ -202,12 +239,10 @@ def test_sweep_works_inside_another_jit_grad_and_vmap(edits, tokens):
         return (m[:1] - m[1:]).sum()
 
     value = edits["mean"].head.value
-    slopes = [
-        jax.jit(jax.grad(lambda v, p=p: importance(v, p)))(value) for p in (schedule([edit]), None)
-    ]
+    slopes = [jax.jit(jax.grad(lambda v, p=p: importance(v, p)))(value) for p in ("wave", "vmap")]
     np.testing.assert_allclose(slopes[0], slopes[1], atol=1e-4)
     assert float(jnp.abs(slopes[0]).max()) > 0
-    batched = jax.vmap(lambda v: importance(v, schedule([edit])))(jnp.stack([value, 2 * value]))
+    batched = jax.vmap(lambda v: importance(v, "wave"))(jnp.stack([value, 2 * value]))
     assert batched.shape == (2,)
 
 
@@ -218,13 +253,39 @@ def test_steering_without_a_mask_is_refused_in_a_sweep(edits, tokens):
         sweep(params, tokens, LENGTHS, config, [steered], logits_of)
 
 
-def test_chunks_stay_within_the_budget():
+def test_unknown_plan_is_refused_with_the_known_ones(edits, tokens):
+    params, config = make()
+    with pytest.raises(InputError, match=r"plan 'fast' is unknown.*wave or vmap"):
+        sweep(params, tokens, LENGTHS, config, [edits["zero"]], logits_of, plan="fast")
+
+
+@pytest.mark.parametrize("plan", ["wave", "vmap"])
+def test_chunks_stay_within_the_budget(plan):
     config = ModelConfig(50304, 6, 8, 512, 2048)
-    for budget in (2e7, 1e8, 1e9, 1e10):
-        prompts, rows = plan_chunks(config, 289, 16, budget)
-        assert prompts * rows * bytes_per_row(config, 16) <= budget
+    fixed, row = bytes_per_call(config, 16), bytes_per_row(config, 16, plan)
+    for budget in (1e8, 3e8, 1e9, 1e10):
+        prompts, rows = plan_chunks(config, 289, 16, budget, plan=plan)
+        assert fixed + prompts * rows * row <= budget
         assert (prompts, rows) == (1, rows) or rows == 289
-    assert plan_chunks(config, 289, 16, 1e12)[0] > 1
+    assert plan_chunks(config, 289, 16, 1e12, plan=plan)[0] > 1
+
+
+@pytest.mark.parametrize("length", [16, 128])
+def test_a_compiled_wave_needs_no_more_memory_than_was_planned(length):
+    config = ModelConfig(512, 3, 4, 64, 256, rotary_dims=4)
+    params = init_params(jax.random.key(0), config)
+    masks = head_ablation_masks(3, 4)
+    donors = jnp.zeros((3, 20, length, 4, 64))
+    edits = [Edit(head=HeadEdit(masks, donors)), Edit(head=HeadEdit(masks, donors[:, :1]))]
+    tokens, lengths = jnp.zeros((20, length), int), jnp.full(20, length)
+    answer = Answer(lengths, lengths)
+
+    def run(p, e):
+        return sweep(p, tokens, lengths, config, e, answer)
+
+    compiled = jax.jit(run).lower(params, edits).compile()
+    planned = bytes_per_call(config, length) + 25 * 20 * bytes_per_row(config, length)
+    assert 0.1 * planned < compiled.memory_analysis().temp_size_in_bytes <= planned
 
 
 def test_budget_too_small_for_one_row_is_refused_with_the_arithmetic():

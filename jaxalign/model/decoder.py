@@ -17,7 +17,7 @@ from jaxalign.model.params import Block, Params
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.shapes import Array, Bool, Float, Int, Leaf, Lengths, Tokens, lead
+from jaxalign.shapes import Array, Bool, Float, Leaf, Lengths, Tokens, lead
 
 # Activations that a run can return. Those of blocks come stacked, [L, …].
 CAPTURES = ("embed", "z", "attn_out", "mlp_out", "resid", "final_norm")
@@ -64,15 +64,11 @@ def read_heads(
     weights: Block,
     config: ModelConfig,
     scheme: Scheme,
-    real: Bool[Array, "B Q"],
-    query_position: Int[Array, " B"] | None = None,
-) -> tuple[Float[Array, "*rows B Q H h"], Float[Array, "*rows B Q D"]]:
-    """First half of a block: each head's ``z`` and the attention output before edits.
-
-    ``real`` speaks of the positions that are returned (``Q``): all, or the queried one.
-    """
+    real: Bool[Array, "B S"],
+) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S D"]]:
+    """First half of a block: each head's ``z`` and the attention output before edits."""
     normed = layer_norm(x, weights.attention_norm, config.norm_eps)
-    z, attn_out = attention(normed, weights.attention, config, query_position)
+    z, attn_out = attention(normed, weights.attention, config)
     return z, round_activation(attn_out, "attn_out", scheme, real)
 
 
@@ -198,19 +194,22 @@ def forward(
 
 def head_contributions(
     state: Float[Array, "*rows H h"], w_out: Float[Array, "A D"] | None
-) -> Float[Array, "*rows H C"]:
+) -> Float[Array, "H *rows C"]:
     """What each head adds to the residual stream: ``c[i] = z[i] @ W_O[i]``, in f32.
 
     Args:
         state: ``z`` of one layer; for edge-align's blocks, the projected output cut into blocks.
         w_out: ``W_O`` of that layer, ``[H·h, D]``; None for edge-align's blocks, which are
             their own contributions.
+
+    Returns:
+        Heads first: one matrix product a head, with nothing to rearrange.
     """
     if w_out is None:
-        return state.astype(jnp.float32)
+        return jnp.moveaxis(state, -2, 0).astype(jnp.float32)
     H, h = state.shape[-2:]
     return jnp.einsum(
-        "...ie,ied->...id",
+        "...ie,ied->i...d",
         state,
         w_out.reshape(H, h, -1),
         precision=lax.Precision.HIGHEST,

@@ -60,58 +60,78 @@ def _project(
     return y.astype(x.dtype)
 
 
-def attention(
-    x: Float[Array, "*rows B S D"],
+def keys_values(
+    x: Float[Array, "*rows B S D"], weights: Attention, config: ModelConfig
+) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S H h"]]:
+    """Rotated keys and the values of normed inputs at every position."""
+    D = config.hidden_size
+    bias = None if weights.qkv_bias is None else weights.qkv_bias[D:]
+    k, v = _heads(_project(x, weights.qkv[:, D:], bias), 2, config)
+    return rotate(k, jnp.arange(x.shape[-2])[None], config), v
+
+
+def queries(
+    x: Float[Array, "*rows B Q D"],
+    positions: Int[Array, "#B Q"],
     weights: Attention,
     config: ModelConfig,
-    query_position: Int[Array, " B"] | None = None,
-) -> tuple[Float[Array, "*rows B Q H h"], Float[Array, "*rows B Q D"]]:
-    """Causal self-attention of normed inputs ``x``.
+) -> Float[Array, "*rows B Q H h"]:
+    """Rotated queries of normed inputs that stand at ``positions``."""
+    D = config.hidden_size
+    bias = None if weights.qkv_bias is None else weights.qkv_bias[:D]
+    [q] = _heads(_project(x, weights.qkv[:, :D], bias), 1, config)
+    return rotate(q, positions, config)
+
+
+def _heads(x: Array, parts: int, config: ModelConfig) -> list[Array]:
+    heads = (config.num_heads, config.head_size)
+    return [part.reshape(*part.shape[:-1], *heads) for part in jnp.split(x, parts, axis=-1)]
+
+
+def attend(
+    q: Float[Array, "*rows B Q H h"],
+    k: Float[Array, "*rows B S H h"],
+    v: Float[Array, "*rows B S H h"],
+    positions: Int[Array, "#B Q"],
+) -> Float[Array, "*rows B Q H h"]:
+    """What each head reads, ``z``: causal, from queries at ``positions``.
 
     Scores and softmax are f32; the probabilities are rounded to the run's dtype.
-
-    Args:
-        x: the attention norm's output.
-        query_position: compute only this position of each prompt (``Q = 1``); all by default.
-
-    Returns:
-        ``z``, what each head read, and the projected output ``concat(z) @ W_O + b``.
     """
-    S, D, H = x.shape[-2], config.hidden_size, config.num_heads
-    heads = (H, config.head_size)
-    everywhere = jnp.arange(S)[None]
-    if query_position is None:
-        qkv = _project(x, weights.qkv, weights.qkv_bias)
-        q, k, v = (part.reshape(*part.shape[:-1], *heads) for part in jnp.split(qkv, 3, axis=-1))
-        query_positions = everywhere
-    else:
-        bias_q, bias_kv = None, None
-        if weights.qkv_bias is not None:
-            bias_q, bias_kv = weights.qkv_bias[:D], weights.qkv_bias[D:]
-        kv = _project(x, weights.qkv[:, D:], bias_kv)
-        k, v = (part.reshape(*part.shape[:-1], *heads) for part in jnp.split(kv, 2, axis=-1))
-        q = _project(at_position(x, query_position), weights.qkv[:, :D], bias_q)
-        q = q.reshape(*q.shape[:-1], *heads)
-        query_positions = query_position[:, None]
-    q, k = rotate(q, query_positions, config), rotate(k, everywhere, config)
     scores = jnp.einsum(
         "...qhe,...khe->...hqk",
         q,
         k,
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
-    ) * (1 / math.sqrt(config.head_size))
-    visible = everywhere[:, None, :] <= query_positions[:, :, None]  # [B|1, Q, S]
+    ) * (1 / math.sqrt(q.shape[-1]))
+    visible = jnp.arange(k.shape[-3])[None, None] <= positions[:, :, None]  # [B|1, Q, S]
     visible = lead(visible[:, None], scores)
     probabilities = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
-    z = jnp.einsum(
+    return jnp.einsum(
         "...hqk,...khe->...qhe",
-        probabilities.astype(x.dtype),
+        probabilities.astype(v.dtype),
         v,
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
-    ).astype(x.dtype)
-    return z, _project(z.reshape(*z.shape[:-2], D), weights.out, weights.out_bias)
+    ).astype(v.dtype)
+
+
+def project_heads(
+    z: Float[Array, "*rows B Q H h"], weights: Attention
+) -> Float[Array, "*rows B Q D"]:
+    """The attention output ``concat(z) @ W_O + b``."""
+    return _project(z.reshape(*z.shape[:-2], -1), weights.out, weights.out_bias)
+
+
+def attention(
+    x: Float[Array, "*rows B S D"], weights: Attention, config: ModelConfig
+) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S D"]]:
+    """Causal self-attention of normed inputs ``x``: ``z`` and the projected output."""
+    everywhere = jnp.arange(x.shape[-2])[None]
+    q, k, v = _heads(_project(x, weights.qkv, weights.qkv_bias), 3, config)
+    z = attend(rotate(q, everywhere, config), rotate(k, everywhere, config), v, everywhere)
+    return z, project_heads(z, weights)
 
 
 def activate(x: Float[Array, "*rows F"], name: str) -> Float[Array, "*rows F"]:

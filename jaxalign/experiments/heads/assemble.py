@@ -41,7 +41,6 @@ class Base:
         clean: their clean f32 runs.
         donors: their resampling partners.
         importance, distractor_importance: ``[P, 3, L·H]`` by zero, mean, resampling.
-        gradients: ``∂m / ∂c``, ``[L, S_p, …]`` a prompt.
     """
 
     prompts: list[Prompt]
@@ -50,7 +49,6 @@ class Base:
     donors: Donors
     importance: np.ndarray
     distractor_importance: np.ndarray
-    gradients: list[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -217,6 +215,6 @@ def metadata(
             "description": "layer_rows: passes of one edited copy of one prompt through one block; "
             "without the wave each of total_forward_passes would make num_layers of them",
         },
-        "plan": {"engine": "wave", "memory_gb": options.memory_gb, "calls": ledger.table()},
+        "plan": {"engine": options.plan, "memory_gb": options.memory_gb, "calls": ledger.table()},
         "environment": describe(device),
     }

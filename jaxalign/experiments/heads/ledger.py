@@ -45,20 +45,16 @@ class Ledger:
         disable = None if self.progress else True
         return iter(tqdm(items, desc=name, total=total, disable=disable, leave=False, unit="call"))
 
-    def announce_compilation(
-        self, layers: int, shapes: int, precisions: int, repaired: int
-    ) -> None:
+    def announce_compilation(self, programs: int) -> None:
         """Say on a terminal how long the first calls will take: they compile.
 
-        The seconds are what a 6-layer model took on two CPU cores (jax 0.10): a wave is unrolled
-        over layers, about 0.75 s each; the other programs scan over them, 1 to 2 s a program.
+        The seconds a program are what two CPU cores took (jax 0.10); programs scan over layers, so
+        the model's depth does not matter.
         """
-        waves, scans = 1 + precisions, 1 + 2 * precisions + repaired
-        seconds = shapes * (0.75 * layers * waves + 1.5 * scans)
         if self.progress and sys.stderr.isatty():
             tqdm.write(
-                f"compiling {shapes * (waves + scans)} programs for {shapes} batch shapes, "
-                f"about {seconds:.0f} s on two cores; the computing itself is shorter",
+                f"compiling {programs} programs, about {1.3 * programs:.0f} s on two cores unless "
+                "the compilation cache has them",
                 file=sys.stderr,
             )
 
@@ -71,9 +67,9 @@ class Ledger:
         rows: int,
         layer_rows: int,
     ) -> None:
-        """Count one call of ``rows`` rows; ``layer_rows`` are those of one prompt."""
+        """Count one call of ``rows`` rows a prompt and its ``layer_rows``."""
         self.calls[phase, precision, plan, *shape, rows] += 1
-        self.layer_rows += layer_rows * shape[0]
+        self.layer_rows += layer_rows
 
     def table(self) -> list[dict[str, Any]]:
         """The calls as records, in the order they were first made."""

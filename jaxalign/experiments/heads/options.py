@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from jaxalign.edit import HEAD_MODES
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import F16, INT8_SIM, Scheme
+from jaxalign.sweep import PLANS
 
 MEAN_POSITIONS = ("last", "all")
 
@@ -24,6 +25,7 @@ class Options:
         max_repair_k: how many heads are restored at most.
         use_all_prompts: keep prompts that the model answers wrongly.
         memory_gb: budget for weights and activations of one call, in 1e9 bytes.
+        plan: "wave", or "vmap" for the plain path that defines it.
         seed: of donors, random orders, bootstraps and permutations.
 
     Raises:
@@ -37,6 +39,7 @@ class Options:
     max_repair_k: int = 10
     use_all_prompts: bool = False
     memory_gb: float = 4.0
+    plan: str = "wave"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -49,6 +52,8 @@ class Options:
                 f"mean positions {self.mean_positions!r} is unknown",
                 f"use {' or '.join(MEAN_POSITIONS)}",
             )
+        if self.plan not in PLANS:
+            raise InputError(f"plan {self.plan!r} is unknown", f"use {' or '.join(PLANS)}")
         if self.max_repair_k < 1:
             raise InputError(f"--max-repair-k is {self.max_repair_k}", "give at least 1")
         if not 0 < self.memory_gb < math.inf:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.convert import Model
+from jaxalign.edit import head_ablation_masks
 from jaxalign.experiments.heads import runs
 from jaxalign.experiments.heads.donors import DRAWS, Donors
 from jaxalign.experiments.heads.ledger import Ledger
@@ -23,28 +24,40 @@ from jaxalign.model.params import Params, param_shapes
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
 from jaxalign.results import RANKINGS
-from jaxalign.shapes import Float, Int
+from jaxalign.shapes import Bool, Float, Int
 
 KINDS = 2 + DRAWS
 
 
 @dataclass(frozen=True)
 class Clean:
-    """Clean runs of some prompts.
+    """Clean f32 runs of some prompts.
 
     Attributes:
         metrics: ``AnswerMetrics`` of numpy arrays ``[P]``.
         states: each prompt's head states, ``[L, S_p, H, h]``.
+        gradients: ``∂m / ∂c``, ``[L, S_p, …]`` a prompt.
     """
 
     metrics: AnswerMetrics
     states: list[np.ndarray]
+    gradients: list[np.ndarray]
+
+    def take(self, index: Sequence[int]) -> Clean:
+        """The runs of some of the prompts."""
+        chosen = list(index)
+        return Clean(
+            jax.tree.map(lambda values: values[chosen], self.metrics),
+            [self.states[i] for i in chosen],
+            [self.gradients[i] for i in chosen],
+        )
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Drift (fields ``[P, L, H]``) and first-order effects ``[P, L, H]``."""
+    """Clean low-precision answers ``[P]``, drift and first-order effects ``[P, L, H]``."""
 
+    metrics: AnswerMetrics
     drift: Drift
     predicted: np.ndarray
 
@@ -89,7 +102,7 @@ class Runner:
         budget = self.options.memory_gb * 1e9 - 2 * weights
         width = config.hidden_size if self.options.head_mode == "true" else config.head_size
         values = 4 * tables * self.num_heads * length * width
-        return plan_chunks(config, rows, length, budget, values, 1 + groups)
+        return plan_chunks(config, rows, length, budget, values, 1 + groups, plan=self.options.plan)
 
     def batches(self, tokens: Sequence[Sequence[int]], rows: int, tables: int) -> list[Batch]:
         """Batches that leave room for ``rows`` rows a prompt."""
@@ -101,7 +114,7 @@ class Runner:
     def study_batches(self, prompts: Sequence[Prompt]) -> list[Batch]:
         """The batches of the study, small enough for its widest call."""
         orders = len(RANKINGS) + RANDOM_ORDERS
-        widest = 1 + max(KINDS * self.num_heads, orders * self.repaired_heads)
+        widest = 1 + max(KINDS * self.num_heads, self.num_heads + orders * self.repaired_heads)
         return self.batches([prompt.tokens for prompt in prompts], widest, KINDS)
 
     def row_ranges(self, length: int, tables: int, groups: int) -> list[tuple[int, int]]:
@@ -112,27 +125,28 @@ class Runner:
             (start, min(start + most, self.num_heads)) for start in range(0, self.num_heads, most)
         ]
 
-    def clean(
-        self, prompts: Sequence[Prompt], work: list[Batch], params: Params, scheme: Scheme
-    ) -> Clean:
-        """Run the model without edits."""
-        name = f"clean runs, {scheme.name}"
+    def clean(self, prompts: Sequence[Prompt], work: list[Batch]) -> Clean:
+        """Run the f32 model without edits."""
         places: list[Any] = [None] * len(prompts)
-        for batch in self.ledger.track(work, name, len(work)):
+        for batch in self.ledger.track(work, "clean runs, f32", len(work)):
             out = runs.clean_run(
-                params,
+                self.model.params,
                 question(prompts, batch),
                 config=self.config,
-                scheme=scheme,
                 head_mode=self.options.head_mode,
             )
-            self.ledger.record("clean", scheme.name, "scan", batch.shape, 1, self.config.num_layers)
-            metrics, state = jax.device_get(out)
+            # A backward pass costs about two forward ones.
+            self.ledger.record("clean", "f32", "scan", batch.shape, 1, 3 * self.copies(batch))
+            metrics, state, gradient = jax.device_get(out)
             for row, i in enumerate(batch.index):
-                own = state[:, row, : batch.lengths[row]].copy()
-                places[i] = (jax.tree.map(lambda m, row=row: m[row], metrics), own)
+                own = (a[:, row, : batch.lengths[row]].copy() for a in (state, gradient))
+                places[i] = (jax.tree.map(lambda m, row=row: m[row], metrics), *own)
         metrics = jax.tree.map(lambda *m: np.array(m), *(place[0] for place in places))
-        return Clean(metrics, [place[1] for place in places])
+        return Clean(metrics, [place[1] for place in places], [place[2] for place in places])
+
+    def copies(self, batch: Batch) -> int:
+        """Passes through one block that a run of all a batch's prompts makes."""
+        return self.config.num_layers * batch.shape[0]
 
     def reference_means(self, states: Sequence[np.ndarray]) -> np.ndarray:
         """Each head's mean contribution over the reference texts, ``[L, H, C]``.
@@ -156,6 +170,7 @@ class Runner:
     ) -> tuple[Float[np.ndarray, "P 3 N"], Float[np.ndarray, "P 3 N"]]:
         """Importance of every head by zero, mean and resampling, for both metrics."""
         out = np.zeros((2, len(prompts), 3, self.num_heads))
+        plan = self.options.plan
         for batch in self.ledger.track(work, "importance of every head, f32", len(work)):
             given = [
                 pad([states[donors.draws[i, n]] for i in batch.index], batch) for n in range(DRAWS)
@@ -169,58 +184,45 @@ class Runner:
                     config=self.config,
                     head_mode=self.options.head_mode,
                     rows=rows,
+                    plan=plan,
                 )
                 count = 1 + KINDS * (rows[1] - rows[0])
-                passes = runs.wave_layer_rows(self.config, KINDS, rows)
-                self.ledger.record("importance", "f32", "wave", batch.shape, count, passes)
+                births = 1 + np.arange(*rows) // self.config.num_heads
+                passes = KINDS * runs.layer_rows(self.config, births, plan)
+                passes = self.copies(batch) + batch.shape[0] * passes
+                self.ledger.record("importance", "f32", plan, batch.shape, count, passes)
                 for metric, effect in enumerate(jax.device_get(effects)):  # [3, M, B]
                     kept = effect[..., : len(batch.index)].transpose(2, 0, 1)
                     out[metric, list(batch.index), :, slice(*rows)] = kept
         return out[0], out[1]
 
-    def gradients(self, prompts: Sequence[Prompt], work: list[Batch]) -> list[np.ndarray]:
-        """``∂m / ∂c`` of every head in f32, ``[L, S_p, …]`` a prompt."""
-        places: list[Any] = [None] * len(prompts)
-        for batch in self.ledger.track(work, "gradients, f32", len(work)):
-            gradient = runs.gradient_run(
-                self.model.params,
-                question(prompts, batch),
-                config=self.config,
-                head_mode=self.options.head_mode,
-            )
-            # A backward pass costs about two forward ones.
-            passes = 3 * self.config.num_layers
-            self.ledger.record("gradient", "f32", "scan", batch.shape, 1, passes)
-            for row, i in enumerate(batch.index):
-                places[i] = np.asarray(gradient[:, row, : batch.lengths[row]])
-        return places
-
-    def compare(
+    def low(
         self,
+        prompts: Sequence[Prompt],
         work: list[Batch],
-        states: list[np.ndarray],
-        low_states: list[np.ndarray],
-        gradients: list[np.ndarray],
+        clean: Clean,
         low_params: Params,
+        scheme: Scheme,
     ) -> Comparison:
-        """Drift of every head between f32 and a low precision, and its first-order effect."""
-        places: list[Any] = [None] * len(states)
-        for batch in work:
-            arrays = (
-                pad([a[i] for i in batch.index], batch) for a in (states, low_states, gradients)
-            )
-            out = runs.compare_run(
+        """A low precision's clean runs, and how far each of its heads is from f32's."""
+        places: list[Any] = [None] * len(prompts)
+        for batch in self.ledger.track(work, f"clean runs, {scheme.name}", len(work)):
+            out = runs.low_run(
                 self.model.params,
                 low_params,
-                *arrays,
-                batch.lengths,
+                question(prompts, batch),
+                pad([clean.states[i] for i in batch.index], batch),
+                pad([clean.gradients[i] for i in batch.index], batch),
+                config=self.config,
+                scheme=scheme,
                 head_mode=self.options.head_mode,
             )
-            out = jax.device_get(out)
+            self.ledger.record("clean", scheme.name, "scan", batch.shape, 1, self.copies(batch))
+            metrics, *heads = jax.device_get(out)
             for row, i in enumerate(batch.index):
-                places[i] = jax.tree.map(lambda a, row=row: a[:, row], out)
-        drift, predicted = jax.tree.map(lambda *a: np.stack(a), *places)
-        return Comparison(drift, predicted)
+                own = jax.tree.map(lambda m, row=row: m[row], metrics)
+                places[i] = (own, *jax.tree.map(lambda a, row=row: a[:, row], heads))
+        return Comparison(*jax.tree.map(lambda *a: np.stack(a), *places))
 
     def repair(
         self,
@@ -231,12 +233,14 @@ class Runner:
         scheme: Scheme,
         orders: Int[np.ndarray, "O P N"],
         k: int,
-    ) -> Float[np.ndarray, "P R"]:
-        """``m`` clean and with the first 1 … k heads of each order restored, ``M = O·k``."""
-        out = np.zeros((len(prompts), 1 + len(orders) * k))
-        for batch in self.ledger.track(work, f"repairs, {scheme.name}", len(work)):
-            chosen = batch.fill(list(orders.swapaxes(0, 1))).swapaxes(0, 1)
-            masks = top_k_masks(chosen, k, self.config.num_layers)
+    ) -> tuple[Float[np.ndarray, "P N"], Float[np.ndarray, "P R"]]:
+        """The gain in ``m`` of restoring each head alone; and ``m`` clean and with the first
+        1 … k heads of each order restored, ``R = 1 + O·k``."""
+        alone = self.num_heads
+        out = np.zeros((len(prompts), 1 + alone + len(orders) * k))
+        plan = self.options.plan
+        for batch in self.ledger.track(work, f"heads restored, {scheme.name}", len(work)):
+            masks = self.repair_masks(batch, orders, k)
             _, most = self.chunks(batch.shape[1], 1 + len(masks), 1)
             for start in range(0, len(masks), most - 1):
                 part = masks[start : start + most - 1]
@@ -250,47 +254,32 @@ class Runner:
                         config=self.config,
                         scheme=scheme,
                         head_mode=self.options.head_mode,
+                        plan=plan,
                     )
                 )[:, : len(batch.index)].astype(np.float64)
-                rows = 1 + len(part)
-                passes = rows * self.config.num_layers
-                self.ledger.record("repair", scheme.name, "vmap", batch.shape, rows, passes)
+                births = 1 + part.any(axis=(3, 4)).argmax(axis=1).reshape(-1)
+                passes = self.copies(batch) + runs.layer_rows(self.config, births, plan)
+                self.ledger.record("repair", scheme.name, plan, batch.shape, 1 + len(part), passes)
                 index = list(batch.index)
                 if start == 0:
                     out[index, 0] = values[0]
                 # Only rows of one call may be compared: later calls start at their clean row.
                 moved = values[1:] if start == 0 else values[1:] - values[0] + out[index, 0]
                 out[index, 1 + start : 1 + start + len(part)] = moved.T
-        return out
+        clean, restored, curves = np.split(out, (1, 1 + alone), axis=1)
+        return restored - clean, np.concatenate([clean, curves], axis=1)
 
-    def restore(
-        self,
-        prompts: Sequence[Prompt],
-        work: list[Batch],
-        states: list[np.ndarray],
-        low_params: Params,
-        scheme: Scheme,
-    ) -> Float[np.ndarray, "P N"]:
-        """Gain in ``m`` of restoring each head alone."""
-        out = np.zeros((len(prompts), self.num_heads))
-        for batch in self.ledger.track(work, f"each head restored, {scheme.name}", len(work)):
-            for rows in self.row_ranges(batch.shape[1], 1, 1):
-                gain = runs.restore_run(
-                    self.model.params,
-                    low_params,
-                    question(prompts, batch),
-                    pad([states[i] for i in batch.index], batch),
-                    config=self.config,
-                    scheme=scheme,
-                    head_mode=self.options.head_mode,
-                    rows=rows,
-                )
-                passes = runs.wave_layer_rows(self.config, 1, rows)
-                count = 1 + rows[1] - rows[0]
-                self.ledger.record("restore", scheme.name, "wave", batch.shape, count, passes)
-                kept = np.asarray(gain)[:, : len(batch.index)]
-                out[list(batch.index), slice(*rows)] = kept.T
-        return out
+    def repair_masks(
+        self, batch: Batch, orders: Int[np.ndarray, "O P N"], k: int
+    ) -> Bool[np.ndarray, "M L B 1 H"]:
+        """Every head alone, then the first 1 … k heads of each order."""
+        config = self.config
+        alone = head_ablation_masks(config.num_layers, config.num_heads)
+        alone = np.broadcast_to(alone, (*alone.shape[:2], batch.shape[0], *alone.shape[3:]))
+        if not len(orders):
+            return alone
+        chosen = batch.fill(list(orders.swapaxes(0, 1))).swapaxes(0, 1)
+        return np.concatenate([alone, top_k_masks(chosen, k, config.num_layers)])
 
 
 def question(prompts: Sequence[Prompt], batch: Batch) -> runs.Question:

@@ -16,20 +16,19 @@ from flax import struct
 
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.metrics import (
+    Answer,
     AnswerMetrics,
     Drift,
-    answer_metrics,
     first_order,
     head_drift,
-    logit_difference,
 )
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import forward, head_contributions
 from jaxalign.model.params import Params
 from jaxalign.numerics.compile import jit
-from jaxalign.numerics.scheme import Scheme
+from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, Bool, Float, Int, Leaf
-from jaxalign.sweep import Readout, schedule, sweep
+from jaxalign.sweep import sweep
 
 State = Float[Array, "L B S H h"]
 
@@ -47,9 +46,10 @@ class Question:
     target: Leaf
     distractor: Leaf
 
-    def readout(self) -> Readout:
-        """From last-position logits to ``AnswerMetrics``."""
-        return lambda logits: answer_metrics(logits, self.target, self.distractor)
+    @property
+    def answer(self) -> Answer:
+        """What is read off the logits."""
+        return Answer(self.target, self.distractor)
 
 
 def contributions(
@@ -58,14 +58,19 @@ def contributions(
     """Every head's contribution in f32, from its state."""
     if head_mode == "edge-align":
         return state.astype(jnp.float32)
-    return jax.vmap(head_contributions)(state, params.blocks.attention.out)
+    c = jax.vmap(head_contributions)(state, params.blocks.attention.out)
+    return jnp.moveaxis(c, 1, -2)
 
 
-@functools.partial(jit, static_argnames=("config", "scheme", "head_mode"))
-def clean_run(
-    params: Params, question: Question, *, config: ModelConfig, scheme: Scheme, head_mode: str
+def _clean(
+    params: Params,
+    question: Question,
+    config: ModelConfig,
+    scheme: Scheme,
+    head_mode: str,
+    edit: Edit | None = None,
 ) -> tuple[AnswerMetrics, State]:
-    """The model without edits: its answers and every head's state."""
+    """The model's answers and every head's state."""
     site = "attn_out" if head_mode == "edge-align" else "z"
     out = forward(
         params,
@@ -73,15 +78,37 @@ def clean_run(
         config,
         lengths=question.lengths,
         scheme=scheme,
+        edit=edit,
         capture=(site,),
         last_only=True,
     )
     state = out.activations[site]
     heads = (*state.shape[:3], config.num_heads, config.head_size)
-    return question.readout()(out.logits), state.reshape(heads)
+    return question.answer(out.logits), state.reshape(heads)
 
 
-@functools.partial(jit, static_argnames=("config", "head_mode", "rows", "wave"))
+@functools.partial(jit, static_argnames=("config", "head_mode"))
+def clean_run(
+    params: Params, question: Question, *, config: ModelConfig, head_mode: str
+) -> tuple[AnswerMetrics, State, Float[Array, "L B S *heads C"]]:
+    """The f32 model without edits: its answers, every head's state, and ``∂m / ∂c``.
+
+    All true heads of a layer write to the same stream, so they share one gradient, that of the
+    attention output; edge-align's blocks have each their own part of it.
+    """
+    shape = (config.num_layers, *question.tokens.shape, config.hidden_size)
+
+    def total(added: Array) -> tuple[Array, tuple[AnswerMetrics, State]]:
+        out = _clean(params, question, config, F32, head_mode, Edit(attn_add=added))
+        return out[0].logit_diff.sum(), out
+
+    gradient, (metrics, state) = jax.grad(total, has_aux=True)(jnp.zeros(shape))
+    if head_mode == "edge-align":
+        gradient = gradient.reshape(*shape[:3], config.num_heads, config.head_size)
+    return metrics, state, gradient
+
+
+@functools.partial(jit, static_argnames=("config", "head_mode", "rows", "plan"))
 def importance_run(
     params: Params,
     question: Question,
@@ -91,7 +118,7 @@ def importance_run(
     config: ModelConfig,
     head_mode: str,
     rows: tuple[int, int],
-    wave: bool = True,
+    plan: str = "wave",
 ) -> tuple[Float[Array, "3 M B"], Float[Array, "3 M B"]]:
     """``m(clean) − m(head replaced)`` by zero, mean and resampling, in f32, in one call.
 
@@ -99,7 +126,7 @@ def importance_run(
         means: each head's mean contribution over the reference texts.
         donors: states of other prompts, one for each draw.
         rows: which heads, counted layer by layer, ``[start, stop)``.
-        wave: False for the plain path.
+        plan: of the sweep.
 
     Returns:
         The importance for ``logit_diff`` and for ``distractor_diff``; resampling is the mean over
@@ -110,9 +137,8 @@ def importance_run(
     resampled = [contributions(params, donor, head_mode) for donor in donors]
     values = [zero, means[:, None, None], *resampled]
     edits = [Edit(head=HeadEdit(masks, value, head_mode)) for value in values]
-    plan = schedule(edits) if wave else None
     outs = sweep(
-        params, question.tokens, question.lengths, config, edits, question.readout(), plan=plan
+        params, question.tokens, question.lengths, config, edits, question.answer, plan=plan
     )
     effects = [
         jax.tree.map(lambda m: m[:1] - m[1:], (o.logit_diff, o.distractor_diff)) for o in outs
@@ -121,72 +147,54 @@ def importance_run(
     return jax.tree.map(lambda *kinds: jnp.stack(kinds), effects[0], effects[1], draws)
 
 
-@functools.partial(jit, static_argnames=("config", "head_mode"))
-def gradient_run(
-    params: Params, question: Question, *, config: ModelConfig, head_mode: str
-) -> Float[Array, "L B S *heads C"]:
-    """``∂m / ∂c`` for every head, in f32, in one backward pass.
-
-    All true heads of a layer write to the same stream, so they share one gradient, that of the
-    attention output; edge-align's blocks have each their own part of it.
-    """
-    shape = (config.num_layers, *question.tokens.shape, config.hidden_size)
-
-    def total(added: Array) -> Array:
-        edit = Edit(attn_add=added)
-        out = forward(
-            params,
-            question.tokens,
-            config,
-            lengths=question.lengths,
-            edit=edit,
-            last_only=True,
-        )
-        return logit_difference(out.logits, question.target).sum()
-
-    gradient = jax.grad(total)(jnp.zeros(shape))
-    if head_mode == "edge-align":
-        return gradient.reshape(*shape[:3], config.num_heads, config.head_size)
-    return gradient
-
-
-@functools.partial(jit, static_argnames=("head_mode",))
-def compare_run(
+@functools.partial(jit, static_argnames=("config", "scheme", "head_mode"))
+def low_run(
     params: Params,
     low_params: Params,
+    question: Question,
     state: State,
-    low_state: State,
     gradient: Float[Array, "L B S *heads C"],
-    lengths: Int[Array, " B"],
     *,
+    config: ModelConfig,
+    scheme: Scheme,
     head_mode: str,
-) -> tuple[Drift, Float[Array, "L B H"]]:
-    """Drift of every head between two runs, and its first-order effect, layer by layer."""
+) -> tuple[AnswerMetrics, Drift, Float[Array, "L B H"]]:
+    """The low-precision model without edits: its answers, how far every head drifted from f32's
+    ``state``, and each head's first-order effect."""
+    metrics, low_state = _clean(low_params, question, config, scheme, head_mode)
 
     def layer(arrays: tuple[Array, ...]) -> tuple[Drift, Array]:
         high, low, gradient, w_high, w_low = arrays
         if head_mode == "edge-align":
             base, moved = high.astype(jnp.float32), low.astype(jnp.float32)
         else:
-            base, moved = head_contributions(high, w_high), head_contributions(low, w_low)
+            base, moved = (
+                jnp.moveaxis(head_contributions(z, w), 0, -2)
+                for z, w in ((high, w_high), (low, w_low))
+            )
+        lengths = question.lengths
         return head_drift(moved, base, lengths), first_order(gradient, moved, base, lengths)
 
     weights = params.blocks.attention.out, low_params.blocks.attention.out
-    return jax.lax.map(layer, (state, low_state, gradient, *weights))
+    drift, predicted = jax.lax.map(layer, (state, low_state, gradient, *weights))
+    return metrics, drift, predicted
 
 
-def _restored_margins(
+@functools.partial(jit, static_argnames=("config", "scheme", "head_mode", "plan"))
+def repair_run(
     params: Params,
     low_params: Params,
     question: Question,
     state: State,
-    masks: Bool[Array, "M L #B 1 H"] | Bool[np.ndarray, "M L #B 1 H"],
+    masks: Bool[Array, "M L B 1 H"] | Bool[np.ndarray, "M L B 1 H"],
+    *,
     config: ModelConfig,
     scheme: Scheme,
     head_mode: str,
-    wave: bool,
+    plan: str = "wave",
 ) -> Float[Array, "1+M B"]:
-    """``m`` of the low-precision model with masked heads' f32 contributions; row 0 is clean."""
+    """``m`` of the low-precision model, clean and with each mask's heads given their f32
+    contributions back. Every prompt has its own masks, and each run is born where they begin."""
     edits = [Edit(head=HeadEdit(masks, contributions(params, state, head_mode), head_mode))]
     [out] = sweep(
         low_params,
@@ -194,56 +202,15 @@ def _restored_margins(
         question.lengths,
         config,
         edits,
-        question.readout(),
-        plan=schedule(edits) if wave else None,
+        question.answer,
+        plan=plan,
         scheme=scheme,
     )
     return out.logit_diff
 
 
-@functools.partial(jit, static_argnames=("config", "scheme", "head_mode"))
-def repair_run(
-    params: Params,
-    low_params: Params,
-    question: Question,
-    state: State,
-    masks: Bool[Array, "M L B 1 H"],
-    *,
-    config: ModelConfig,
-    scheme: Scheme,
-    head_mode: str,
-) -> Float[Array, "1+M B"]:
-    """``m`` clean and under each mask of restored heads.
-
-    Each prompt has its own masks and nearly every row begins in the first layer, so this is the
-    plain path: it computes what the wave would, and compiles once for all masks.
-    """
-    return _restored_margins(
-        params, low_params, question, state, masks, config, scheme, head_mode, wave=False
-    )
-
-
-@functools.partial(jit, static_argnames=("config", "scheme", "head_mode", "rows"))
-def restore_run(
-    params: Params,
-    low_params: Params,
-    question: Question,
-    state: State,
-    *,
-    config: ModelConfig,
-    scheme: Scheme,
-    head_mode: str,
-    rows: tuple[int, int],
-) -> Float[Array, "M B"]:
-    """Gain in ``m`` of restoring each head of ``rows`` alone in the low-precision model."""
-    masks = head_ablation_masks(config.num_layers, config.num_heads)[slice(*rows)]
-    m = _restored_margins(
-        params, low_params, question, state, masks, config, scheme, head_mode, wave=True
-    )
-    return m[1:] - m[:1]
-
-
-def wave_layer_rows(config: ModelConfig, groups: int, rows: tuple[int, int]) -> int:
-    """Passes of one row through one block in a wave over the heads ``rows``, ``groups`` times."""
-    births = 1 + np.arange(*rows) // config.num_heads
-    return int(config.num_layers + groups * (config.num_layers - births).sum())
+def layer_rows(config: ModelConfig, births: Int[np.ndarray, " N"], plan: str) -> int:
+    """Passes of one edited copy of one prompt through one block, for copies born at ``births``
+    (block ``l`` is 1 + l); one in the block it is born in costs nothing but its fork."""
+    L = config.num_layers
+    return int((L - births).sum()) if plan == "wave" else L * len(births)

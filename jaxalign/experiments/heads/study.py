@@ -7,7 +7,6 @@ effect beside its control: the clean row of the same call, random orders, permut
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -30,9 +29,10 @@ from jaxalign.experiments.heads.options import Options
 from jaxalign.experiments.heads.rankings import repair_orders
 from jaxalign.experiments.heads.runner import Clean, Runner
 from jaxalign.experiments.heads.statistics import summarize
+from jaxalign.metrics import AnswerMetrics
 from jaxalign.model.params import cast
 from jaxalign.numerics.compile import require_exact_compilation
-from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Prompt, PromptSet, tokenize
 from jaxalign.results import RANKINGS, HeadsResult
 
@@ -73,8 +73,12 @@ def heads_study(
     require_exact_compilation()
     runner = Runner(model, options, Ledger(progress))
     tokenized, reference, notes = tokenize(prompts, model.tokenizer, model.config)
-    kept, clean = _validate(runner, tokenized, notes)
-    base = _base(runner, kept, clean, reference)
+    with runner.ledger.phase("clean f32"):
+        texts = [Prompt(tokenized[0].text, "reference", ids, 0) for ids in reference]
+        every = runner.clean([*tokenized, *texts], runner.study_batches([*tokenized, *texts]))
+    kept = _validate(runner, tokenized, every.metrics, notes)
+    means = runner.reference_means(every.states[len(tokenized) :])
+    base = _base(runner, [tokenized[i] for i in kept], every.take(kept), means)
     lows: dict[str, Low] = {}
     repairs = []
     for scheme in options.schemes:
@@ -106,19 +110,22 @@ def heads_study(
 
 
 def _validate(
-    runner: Runner, prompts: list[Prompt], notes: list[str]
-) -> tuple[list[Prompt], Clean]:
-    """Keep the prompts whose target is the f32 model's top-1 next token, task by task."""
-    with runner.ledger.phase("clean f32"):
-        clean = runner.clean(prompts, runner.study_batches(prompts), runner.model.params, F32)
-    lost = np.flatnonzero(~np.isfinite(clean.metrics.logit_diff))
+    runner: Runner, prompts: list[Prompt], metrics: AnswerMetrics, notes: list[str]
+) -> list[int]:
+    """Which prompts to keep: where the target is f32's top-1 next token, task by task.
+
+    ``metrics`` are those of the prompts and, after them, of the reference texts.
+    """
+    count = len(prompts)
+    metrics = jax.tree.map(lambda values: values[:count], metrics)
+    lost = np.flatnonzero(~np.isfinite(metrics.logit_diff))
     if lost.size:
         raise InputError(
             f"the model's own f32 logits are not finite on {lost.size} of {len(prompts)} prompts, "
             f"first on {prompts[lost[0]].text.prompt!r}",
             "its weights are too large for f32 activations; check the checkpoint",
         )
-    correct = clean.metrics.correct
+    correct = metrics.correct
     if runner.options.use_all_prompts:
         chosen = np.ones(len(prompts), bool)
     else:
@@ -133,60 +140,49 @@ def _validate(
                 )
             elif count < FEW:
                 notes.append(f"{task}: the model answers only {count} of {own.sum()} prompts")
-    index = np.flatnonzero(chosen)
-    metrics = jax.tree.map(lambda values: values[index], clean.metrics)
-    return [prompts[i] for i in index], Clean(metrics, [clean.states[i] for i in index])
+    return np.flatnonzero(chosen).tolist()
 
 
-def _base(
-    runner: Runner, prompts: list[Prompt], clean: Clean, reference: Sequence[tuple[int, ...]]
-) -> Base:
-    ledger, params = runner.ledger, runner.model.params
-    texts = [Prompt(prompts[0].text, "reference", ids, 0) for ids in reference]
-    with ledger.phase("reference means"):
-        work = runner.batches(reference, 1, 1)
-        means = runner.reference_means(runner.clean(texts, work, params, F32).states)
+def _base(runner: Runner, prompts: list[Prompt], clean: Clean, means: np.ndarray) -> Base:
+    ledger, options = runner.ledger, runner.options
     work = runner.study_batches(prompts)
-    options = runner.options
-    ledger.announce_compilation(
-        runner.config.num_layers,
-        len({batch.shape for batch in work}),
-        len(options.schemes),
-        len(options.repaired),
-    )
+    shapes = len({batch.shape for batch in work})
+    ledger.announce_compilation(shapes * (1 + 2 * len(options.schemes)))
     donors = choose_donors(prompts, options.seed)
     with ledger.phase("importance"):
         importance, other = runner.importance(prompts, work, clean.states, means, donors)
-    with ledger.phase("gradients"):
-        gradients = runner.gradients(prompts, work)
-    return Base(prompts, work, clean, donors, importance, other, gradients)
+    return Base(prompts, work, clean, donors, importance, other)
 
 
 def _low_precision(runner: Runner, base: Base, scheme: Scheme) -> tuple[Low, list[Any]]:
     """Everything the study asks of one low precision."""
     options, ledger, params = runner.options, runner.ledger, runner.model.params
     low_params = cast(params, scheme)
-    states = base.clean.states
     with ledger.phase(f"clean {scheme.name}"):
-        clean = runner.clean(base.prompts, base.work, low_params, scheme)
-    with ledger.phase(f"drift {scheme.name}"):
-        comparison = runner.compare(base.work, states, clean.states, base.gradients, low_params)
-    with ledger.phase(f"restore {scheme.name}"):
-        restored = runner.restore(base.prompts, base.work, states, low_params, scheme)
-    low = Low(scheme, clean.metrics, comparison, restored)
-    if scheme.name not in options.repaired:
-        return low, []
+        found = runner.low(base.prompts, base.work, base.clean, low_params, scheme)
     count, k = len(base.prompts), runner.repaired_heads
+    repaired = scheme.name in options.repaired
     orders, random = repair_orders(
         base.importance[:, 0],
-        comparison.drift.last.reshape(count, -1),
-        comparison.predicted.reshape(count, -1),
+        found.drift.last.reshape(count, -1),
+        found.predicted.reshape(count, -1),
         options.seed,
         scheme.name,
     )
-    stacked = np.concatenate([np.stack([orders[name] for name in RANKINGS]), random])
+    tried = np.concatenate([np.stack([orders[name] for name in RANKINGS]), random])
     with ledger.phase(f"repair {scheme.name}"):
-        curves = runner.repair(base.prompts, base.work, states, low_params, scheme, stacked, k)
+        restored, curves = runner.repair(
+            base.prompts,
+            base.work,
+            base.clean.states,
+            low_params,
+            scheme,
+            tried if repaired else tried[:0],
+            k,
+        )
+    low = Low(scheme, found.metrics, found, restored)
+    if not repaired:
+        return low, []
     return low, [repair_result(runner, base, low, orders, curves[i], k, i) for i in range(count)]
 
 

@@ -1,0 +1,325 @@
+"""The wave: every edited run starts where its edit first changes something.
+
+An edit in layer ``l`` cannot change anything before layer ``l``. So one clean run of each prompt
+goes up the model, and an edited run is *born* at the first step it touches: as a copy of the clean
+run, with its edit, inside that layer. In a parallel-residual block it shares even that layer's MLP
+with the clean run. In the last layer only each prompt's last real position goes on after its keys
+and values.
+
+All runs stand in one line, sorted by birth, so those alive are a prefix of it. A layer walks over
+that prefix in blocks: a block is a batch whose activations stay in cache, and all blocks of all
+layers have one shape, so the layers share one compiled body whatever the edits are. The clean runs
+stand first in the line and go through the same products as the edited ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax import lax
+
+from jaxalign.edit import Edit, edit_contributions, edit_residual
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.decoder import (
+    edit_attention,
+    embed,
+    feed_forward,
+    head_contributions,
+    num_layers,
+    read_heads,
+    real_positions,
+)
+from jaxalign.model.layers import (
+    at_position,
+    attend,
+    keys_values,
+    layer_norm,
+    project_heads,
+    queries,
+)
+from jaxalign.model.params import Block, Params
+from jaxalign.numerics.rounding import round_activation
+from jaxalign.numerics.scheme import Scheme
+from jaxalign.shapes import Array, Float, Leaf, Lengths, Tokens
+
+# A block's widest activation, the MLP's, stays in cache beside a layer's weights; fewer positions
+# than the least leave the matrix product short of work (measured in benchmarks/LOG.md).
+BLOCK_BYTES = 1 << 23
+LEAST_POSITIONS = 512
+
+
+def block_positions(config: ModelConfig) -> int:
+    """About how many positions a block holds."""
+    return max(LEAST_POSITIONS, BLOCK_BYTES // (4 * config.intermediate_size))
+
+
+def block_size(batch: int, length: int, config: ModelConfig) -> int:
+    """Runs in a block: whole batches as far as they fit, or a part of one."""
+    most = max(1, block_positions(config) // length)
+    if most >= batch:
+        return most // batch * batch
+    return -(-batch // -(-batch // most))
+
+
+@struct.dataclass
+class Runs:
+    """Runs in line, ``[N]`` each: the clean run of each prompt, then the edited ones by birth.
+
+    Attributes:
+        group: which batch of edits; -1 for a clean run.
+        row: which row of that batch.
+        prompt: which prompt.
+    """
+
+    group: Leaf
+    row: Leaf
+    prompt: Leaf
+
+
+def line_up(edits: Sequence[Edit], batch: int, layers: int) -> tuple[Runs, Array, Array]:
+    """Sort the runs of some batches of edits by the first step that they touch.
+
+    Returns:
+        The runs; ``alive`` ``[L + 2]``, how many are born before each step (step 0 is the
+        embedding, ``l + 1`` block ``l``; a run that edits nothing is never born); and ``place``
+        ``[1 + ΣM, B]``, where the run of each row and prompt stands, clean row first (the clean
+        run's place for one that is never born).
+    """
+    births = [jnp.full((1, batch), -1)]
+    group, row = [np.full(batch, -1)], [np.zeros(batch, int)]
+    for number, edit in enumerate(edits):
+        touched = edit.touched(batch)  # [M, B, L + 1]
+        births.append(jnp.where(touched.any(axis=-1), touched.argmax(axis=-1), layers + 1))
+        group.append(np.full(births[-1].size, number))
+        row.append(np.repeat(np.arange(len(touched)), batch))
+    birth = jnp.concatenate(births)
+    order = jnp.argsort(birth.reshape(-1), stable=True)
+    place = jnp.argsort(order).reshape(birth.shape)
+    runs = Runs(
+        group=jnp.asarray(np.concatenate(group), jnp.int32)[order],
+        row=jnp.asarray(np.concatenate(row), jnp.int32)[order],
+        prompt=(order % batch).astype(jnp.int32),
+    )
+    alive = (birth[None] < jnp.arange(layers + 2)[:, None, None]).sum(axis=(1, 2))
+    return runs, alive, jnp.where(birth <= layers, place, place[:1])
+
+
+@dataclass(frozen=True)
+class _Line:
+    """The line of runs and what every layer needs to walk it.
+
+    Attributes:
+        size: runs in a block.
+        real: bool ``[B, S]``; last: int ``[B]``, each prompt's last real position.
+        touch_later: whether a run may edit a step after the one it is born at.
+    """
+
+    runs: Runs
+    alive: Array
+    size: int
+    real: Array
+    last: Array
+    config: ModelConfig
+    scheme: Scheme
+    touch_later: bool
+
+    def walk(self, start: Any, stop: Any, visit: Callable[..., Any], carry: Any) -> Any:
+        """Visit the blocks between two places, from the last one down to the clean runs'."""
+        count = (stop - start + self.size - 1) // self.size
+
+        def body(i: Array, carry: Any) -> Any:
+            at = start + (count - 1 - i) * self.size
+            block = jax.tree.map(lambda a: lax.dynamic_slice_in_dim(a, at, self.size), self.runs)
+            return visit(at, block, carry)
+
+        return lax.fori_loop(0, count, body, carry)
+
+    def edits_of(
+        self, edits: Sequence[Edit], block: Runs, query: Array | None = None
+    ) -> list[Edit]:
+        """Each batch of edits as it concerns the runs of a block, in one layer."""
+        return [
+            edit.of_runs(block.group == number, block.row, block.prompt, query)
+            for number, edit in enumerate(edits)
+        ]
+
+    def feed_forward(self, x: Array, weights: Block, real: Array) -> Array:
+        return feed_forward(x, weights, self.config, self.scheme, real)
+
+    def add(
+        self, attn_out: Array, mlp_out: Array | None, skip: Array, weights: Block, real: Array
+    ) -> tuple[Array, Array]:
+        """The stream after a block and what its MLP added; ``mlp_out`` where it is known."""
+        if self.config.parallel_residual:
+            mlp_out = self.feed_forward(skip, weights, real) if mlp_out is None else mlp_out
+            y = (mlp_out + attn_out) + skip
+        else:
+            middle = attn_out + skip
+            mlp_out = self.feed_forward(middle, weights, real)
+            y = mlp_out + middle
+        return round_activation(y, "resid", self.scheme, real), mlp_out
+
+    def layer(
+        self, x: Float[Array, "N S D"], weights: Block, edits: Sequence[Edit], step: Array
+    ) -> Float[Array, "N S D"]:
+        """All runs through one block; those born in it fork inside."""
+        rooms = -(-len(self.last) // self.size)  # blocks that hold clean runs
+        heads = (self.config.num_heads, self.config.head_size)
+        shape = (rooms * self.size, *x.shape[1:])
+        empty = [lax.empty((*shape[:2], *heads), x.dtype)] + [lax.empty(shape, x.dtype)] * 3
+
+        def live(at: Array, block: Runs, carry: Any) -> Any:
+            x, clean = carry
+            rows = lax.dynamic_slice_in_dim(x, at, self.size)
+            real = self.real[block.prompt]
+            z, attn_out = read_heads(rows, weights, self.config, self.scheme, real)
+            edited = attn_out
+            mine = self.edits_of(edits, block) if self.touch_later else []
+            for edit in mine:
+                edited = edit_attention(edited, z, weights, edit)
+            y, mlp_out = self.add(edited, None, rows, weights, real)
+            y = _patch(y, mine)
+            # The clean runs' blocks come last, so they overwrite what others leave here.
+            room = jnp.minimum(at, (rooms - 1) * self.size)
+            return _put(x, y, at), [
+                _put(a, b, room) for a, b in zip(clean, (z, attn_out, mlp_out, rows), strict=True)
+            ]
+
+        x, clean = self.walk(0, self.alive[step], live, (x, empty))
+        z, attn_out, mlp_out, skip = clean
+        contributions = _contributions(z, weights, edits)
+
+        def born(at: Array, block: Runs, x: Array) -> Array:
+            real = self.real[block.prompt]
+            mine = self.edits_of(edits, block)
+            edited = _edit_clean(attn_out, contributions, block, mine)
+            y, _ = self.add(edited, mlp_out[block.prompt], skip[block.prompt], weights, real)
+            return _put(x, _patch(y, mine), at)
+
+        return self.walk(self.alive[step], self.alive[step + 1], born, x)
+
+    def last_layer(
+        self, x: Float[Array, "N S D"], weights: Block, edits: Sequence[Edit], step: Array
+    ) -> Float[Array, "N 1 D"]:
+        """The last block, which only each prompt's last real position leaves."""
+        query = self.last[self.runs.prompt]
+        skip = at_position(x, query)
+        norm, eps = weights.attention_norm, self.config.norm_eps
+        q = queries(layer_norm(skip, norm, eps), query[:, None], weights.attention, self.config)
+
+        def read(at: Array, block: Runs, z: Array) -> Array:
+            rows, own = (lax.dynamic_slice_in_dim(a, at, self.size) for a in (x, q))
+            k, v = keys_values(layer_norm(rows, norm, eps), weights.attention, self.config)
+            return _put(z, attend(own, k, v, self.last[block.prompt][:, None]), at)
+
+        z = self.walk(0, self.alive[step], read, jnp.zeros_like(q))
+        attn_out = project_heads(z, weights.attention)
+
+        def touch(at: Array, block: Runs, attn_out: Array) -> Array:
+            edited, own = (lax.dynamic_slice_in_dim(a, at, self.size) for a in (attn_out, z))
+            for edit in self.edits_of(edits, block, self.last[block.prompt]):
+                edited = edit_attention(edited, own, weights, edit)
+            return _put(attn_out, edited, at)
+
+        if self.touch_later:
+            attn_out = self.walk(0, self.alive[step], touch, attn_out)
+        contributions = _contributions(z[: len(self.last)], weights, edits)
+
+        def born(at: Array, block: Runs, carry: Any) -> Any:
+            attn_out, skip = carry
+            mine = self.edits_of(edits, block, self.last[block.prompt])
+            edited = _edit_clean(attn_out, contributions, block, mine)
+            return _put(attn_out, edited, at), _put(skip, skip[block.prompt], at)
+
+        attn_out, skip = self.walk(self.alive[step], self.alive[step + 1], born, (attn_out, skip))
+        y, _ = self.add(attn_out, None, skip, weights, jnp.ones((len(x), 1), bool))
+        return _patch(y, self.edits_of(edits, self.runs, query))
+
+
+def _put(a: Array, block: Array, at: Any) -> Array:
+    return lax.dynamic_update_slice_in_dim(a, block, at, 0)
+
+
+def _patch(x: Array, edits: Sequence[Edit]) -> Array:
+    for edit in edits:
+        if edit.residual is not None:
+            x = edit_residual(x, edit.residual)
+    return x
+
+
+def _contributions(z: Array, weights: Block, edits: Sequence[Edit]) -> Array | None:
+    """What each head of the clean runs adds, where an edit of true heads asks for it."""
+    if any(edit.head is not None and edit.head.mode == "true" for edit in edits):
+        return head_contributions(z, weights.attention.out)
+    return None
+
+
+def _edit_clean(
+    attn_out: Array, contributions: Array | None, block: Runs, edits: Sequence[Edit]
+) -> Array:
+    """The clean runs' attention output under the edits of the runs that are born from them."""
+    edited = attn_out[block.prompt]
+    for edit in edits:
+        if edit.head is None:
+            continue
+        own = None
+        if contributions is not None and edit.head.mode == "true":
+            own = contributions[:, block.prompt]
+        edited = edit_contributions(edited, own, edit.head)
+    return edited
+
+
+def wave(
+    params: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    edits: Sequence[Edit],
+    config: ModelConfig,
+    scheme: Scheme,
+    touch_later: bool,
+) -> Float[Array, "rows B D"]:
+    """The final norm's output at each prompt's last real position, under every edit.
+
+    Args:
+        touch_later: False promises that no row edits a step after the first one it touches.
+
+    Returns:
+        ``[1 + ΣM, B, D]``: the clean run, then the rows of each batch of edits in turn.
+    """
+    batch, layers = len(tokens), num_layers(params)
+    real = real_positions(lengths, tokens.shape[1])
+    runs, alive, place = line_up(edits, batch, layers)
+    size = block_size(batch, tokens.shape[1], config)
+    # The last block may reach past the last run.
+    runs = jax.tree.map(lambda a: jnp.pad(a, (0, size)), runs)
+    line = _Line(runs, alive, size, real, lengths - 1, config, scheme, touch_later)
+    clean = embed(params, tokens, scheme, real)
+    x = _put(lax.empty((len(runs.prompt), *clean.shape[1:]), clean.dtype), clean, 0)
+    if any(edit.residual is not None for edit in edits):
+        first = [edit.at_embedding() for edit in edits]
+
+        def born(at: Array, block: Runs, x: Array) -> Array:
+            return _put(x, _patch(clean[block.prompt], line.edits_of(first, block)), at)
+
+        x = line.walk(alive[0], alive[1], born, x)
+    steps = (params.blocks, [edit.by_layer() for edit in edits], jnp.arange(1, layers + 1))
+
+    def layer(number: Any, x: Array) -> Array:
+        step = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, number, keepdims=False), steps)
+        return line.layer(x, *step)
+
+    # int8's scale sees every position of an example, so only unrounded runs may skip them.
+    x = lax.fori_loop(0, layers if scheme.rounds_activations else layers - 1, layer, x)
+    if not scheme.rounds_activations:
+        x = line.last_layer(x, *jax.tree.map(lambda a: a[-1], steps))
+    normed = layer_norm(x, params.final_norm, config.norm_eps)
+    if scheme.rounds_activations:
+        normed = round_activation(normed, "final_norm", scheme, real[runs.prompt])
+        normed = at_position(normed, (lengths - 1)[runs.prompt])
+    return normed[place, 0]
