@@ -175,7 +175,7 @@ class _Line:
         empty = [lax.empty((*shape[:2], *heads), x.dtype)] + [lax.empty(shape, x.dtype)] * 3
 
         def live(at: Array, block: Runs, carry: Any) -> Any:
-            x, clean = carry
+            after, clean = carry
             rows = lax.dynamic_slice_in_dim(x, at, self.size)
             real = self.real[block.prompt]
             z, attn_out = read_heads(rows, weights, self.config, self.scheme, real)
@@ -187,10 +187,11 @@ class _Line:
             y = _patch(y, mine)
             # The clean runs' blocks come last, so they overwrite what others leave here.
             room = jnp.minimum(at, (rooms - 1) * self.size)
-            return _put(x, y, at), [
+            return _put(after, y, at), [
                 _put(a, b, room) for a, b in zip(clean, (z, attn_out, mlp_out, rows), strict=True)
             ]
 
+        # Blocks read x and write a copy: reading what is being written, XLA copies it every time.
         x, clean = self.walk(0, self.alive[step], live, (x, empty))
         z, attn_out, mlp_out, skip = clean
         contributions = _contributions(z, weights, edits)

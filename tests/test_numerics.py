@@ -1,6 +1,7 @@
 """Numbers: every rounding that the program states is made, and no other."""
 
 import functools
+from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import jax.extend.core
@@ -195,3 +196,33 @@ def test_unknown_scheme_suggests_the_nearest():
 def test_scheme_with_an_unknown_site_is_refused():
     with pytest.raises(InputError, match="keys"):
         Scheme("mine", int8_sites=("keys",))
+
+
+def test_a_program_compiled_ahead_is_not_compiled_again():
+    traced = []
+
+    def run(x, *, power):
+        traced.append(x.shape)
+        return x**power
+
+    program = jit(run, static_argnames=("power",))
+    with ThreadPoolExecutor(1) as pool:
+        program.ahead(pool, jax.ShapeDtypeStruct((3,), np.float32), power=2)
+    assert traced == [(3,)]
+    values = np.arange(3, dtype=np.float32)
+    assert program(values, power=2).tolist() == [0, 1, 4]
+    assert traced == [(3,)], "the call took what was compiled ahead"
+    assert program(values, power=3).tolist() == [0, 1, 8]
+    assert program(np.arange(2, dtype=np.float32), power=2).tolist() == [0, 1]
+    assert traced == [(3,), (3,), (2,)], "other arguments compile as always"
+
+
+def test_a_failure_to_compile_ahead_is_told_by_the_call_that_needs_it():
+    def run(x):
+        raise ValueError("cannot be traced")
+
+    program = jit(run)
+    with ThreadPoolExecutor(1) as pool:
+        program.ahead(pool, jax.ShapeDtypeStruct((3,), np.float32))
+    with pytest.raises(ValueError, match="cannot be traced"):
+        program(np.zeros(3, np.float32))

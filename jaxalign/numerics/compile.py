@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from typing import Any
 
 import jax
@@ -45,22 +46,59 @@ def compiler_options() -> dict[str, bool | str]:
     return known
 
 
-def jit(fun: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
+class Program:
+    """A function compiled with ``compiler_options``, on its first call or ahead of it.
+
+    Attributes:
+        fun: the function as written.
+    """
+
+    def __init__(self, fun: Callable[..., Any], **kwargs: Any) -> None:
+        functools.update_wrapper(self, fun)
+        self.fun = fun
+        self._kwargs = kwargs
+        self._ahead: dict[Any, Future[Any]] = {}
+
+    @functools.cached_property
+    def _jitted(self) -> Any:
+        # Only now: asking which options the compiler knows starts JAX's backend.
+        return jax.jit(self.fun, compiler_options=dict(compiler_options()), **self._kwargs)
+
+    def __call__(self, *args: Any, **kwds: Any) -> Any:
+        """Call the function."""
+        ready = self._ahead.get(self._signature(args, kwds)) if self._ahead else None
+        if ready is None:
+            return self._jitted(*args, **kwds)
+        static = self._kwargs.get("static_argnames", ())
+        return ready.result()(*args, **{k: v for k, v in kwds.items() if k not in static})
+
+    def ahead(self, pool: Executor, *args: Any, **kwds: Any) -> None:
+        """Compile in ``pool`` for a later call with arguments like these.
+
+        Args:
+            pool: whose threads compile; the call waits for the one that it needs.
+            args, kwds: arrays or ``jax.ShapeDtypeStruct``s; static arguments by keyword.
+        """
+        signature = self._signature(args, kwds)
+        if signature not in self._ahead:
+            self._ahead[signature] = pool.submit(
+                lambda: self._jitted.lower(*args, **kwds).compile()
+            )
+
+    def _signature(self, args: Any, kwds: Any) -> Any:
+        static = self._kwargs.get("static_argnames", ())
+        leaves, tree = jax.tree.flatten((args, {k: v for k, v in kwds.items() if k not in static}))
+        fixed = tuple(sorted((k, v) for k, v in kwds.items() if k in static))
+        return tree, tuple((leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves), fixed
+
+
+def jit(fun: Callable[..., Any], **kwargs: Any) -> Program:
     """``jax.jit`` that keeps the program's roundings; for the outermost function of a study.
 
     Takes ``jax.jit``'s keyword arguments. JAX accepts compiler options on the outermost ``jit``
     only, so jaxalign's own functions of arrays are left unjitted: wrap what you build from them.
     """
-
-    @functools.cache
-    def compiled() -> Callable[..., Any]:
-        return jax.jit(fun, compiler_options=dict(compiler_options()), **kwargs)
-
-    @functools.wraps(fun)
-    def call(*args: Any, **kwds: Any) -> Any:
-        return compiled()(*args, **kwds)
-
-    return call
+    return Program(fun, **kwargs)
 
 
 # Two f32 softmaxes of the same input differ by an ulp or two between fusions; a skipped rounding

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -268,6 +269,61 @@ class Runner:
                 out[index, 1 + start : 1 + start + len(part)] = moved.T
         clean, restored, curves = np.split(out, (1, 1 + alone), axis=1)
         return restored - clean, np.concatenate([clean, curves], axis=1)
+
+    def compile_ahead(self, work: list[Batch], pool: Executor) -> None:
+        """Compile the programs of the study's batches while its first ones run."""
+        options, config, params = self.options, self.config, self.model.params
+        L, H, D = config.num_layers, config.num_heads, config.hidden_size
+        true = options.head_mode == "true"
+        heads = (H, config.head_size)
+
+        def array(*shape: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(shape, dtype)
+
+        common: dict[str, Any] = {"config": config, "head_mode": options.head_mode}
+        for B, S in sorted({batch.shape for batch in work}):
+            asked = runs.Question(
+                array(B, S, dtype=np.int32), *[array(B, dtype=np.int32) for _ in range(3)]
+            )
+            state = array(L, B, S, *heads)
+            for rows in self.row_ranges(S, KINDS, KINDS):
+                runs.importance_run.ahead(
+                    pool,
+                    params,
+                    asked,
+                    array(L, H, D if true else config.head_size),
+                    array(DRAWS, L, B, S, *heads),
+                    rows=rows,
+                    plan=options.plan,
+                    **common,
+                )
+            for scheme in options.schemes:
+                low = jax.tree.map(
+                    lambda a, s=scheme: array(*a.shape, dtype=s.compute_dtype), params
+                )
+                gradient = array(L, B, S, D) if true else state
+                runs.low_run.ahead(
+                    pool, params, low, asked, state, gradient, scheme=scheme, **common
+                )
+            for scheme in options.schemes:
+                low = jax.tree.map(
+                    lambda a, s=scheme: array(*a.shape, dtype=s.compute_dtype), params
+                )
+                orders = len(RANKINGS) + RANDOM_ORDERS if scheme.name in options.repaired else 0
+                count = self.num_heads + orders * self.repaired_heads
+                _, most = self.chunks(S, 1 + count, 1)
+                masks = array(min(count, most - 1), L, B, 1, H, dtype=bool)
+                runs.repair_run.ahead(
+                    pool,
+                    params,
+                    low,
+                    asked,
+                    state,
+                    masks,
+                    scheme=scheme,
+                    plan=options.plan,
+                    **common,
+                )
 
     def repair_masks(
         self, batch: Batch, orders: Int[np.ndarray, "O P N"], k: int

@@ -7,6 +7,7 @@ effect beside its control: the clean row of the same call, random orders, permut
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -33,10 +34,12 @@ from jaxalign.metrics import AnswerMetrics
 from jaxalign.model.params import cast
 from jaxalign.numerics.compile import require_exact_compilation
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.prompts import Prompt, PromptSet, tokenize
+from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
 from jaxalign.results import RANKINGS, HeadsResult
 
 FEW = 3
+# One thread compiles while the programs before run: two at once only delay the one waited for.
+COMPILERS = 1
 
 
 def heads_study(
@@ -78,14 +81,17 @@ def heads_study(
         every = runner.clean([*tokenized, *texts], runner.study_batches([*tokenized, *texts]))
     kept = _validate(runner, tokenized, every.metrics, notes)
     means = runner.reference_means(every.states[len(tokenized) :])
-    base = _base(runner, [tokenized[i] for i in kept], every.take(kept), means)
-    lows: dict[str, Low] = {}
-    repairs = []
-    for scheme in options.schemes:
-        low, rows = _low_precision(runner, base, scheme)
-        lows[scheme.name] = low
-        repairs += rows
-        notes += _overflow_notes(scheme, low)
+    work = runner.study_batches([tokenized[i] for i in kept])
+    with ThreadPoolExecutor(COMPILERS) as pool:
+        runner.compile_ahead(work, pool)
+        base = _base(runner, [tokenized[i] for i in kept], work, every.take(kept), means)
+        lows: dict[str, Low] = {}
+        repairs = []
+        for scheme in options.schemes:
+            low, rows = _low_precision(runner, base, scheme)
+            lows[scheme.name] = low
+            repairs += rows
+            notes += _overflow_notes(scheme, low)
     results = [
         prompt_result(
             runner, base, i, {s: precision_result(runner, base, lows[s], i) for s in lows}
@@ -143,9 +149,10 @@ def _validate(
     return np.flatnonzero(chosen).tolist()
 
 
-def _base(runner: Runner, prompts: list[Prompt], clean: Clean, means: np.ndarray) -> Base:
+def _base(
+    runner: Runner, prompts: list[Prompt], work: list[Batch], clean: Clean, means: np.ndarray
+) -> Base:
     ledger, options = runner.ledger, runner.options
-    work = runner.study_batches(prompts)
     shapes = len({batch.shape for batch in work})
     ledger.announce_compilation(shapes * (1 + 2 * len(options.schemes)))
     donors = choose_donors(prompts, options.seed)
