@@ -1,0 +1,123 @@
+"""How many tokens could win after an ablation, by the bound that would spare the unembedding?
+
+    python -m benchmarks unembedding_bound [--model demo|FOLDER] [--limit N]
+
+A run's logits differ from its prompt's clean ones by ``W_U Δh``, so no logit moves further than
+``‖W_U[v]‖ · ‖Δh‖`` (Cauchy and Schwarz). Tokens whose clean logit plus that bound stays below the
+best other token's clean logit minus its own bound cannot win, and need not be computed. The table
+says what share of the vocabulary is left, over all heads zero-ablated on all prompts, and beside it
+the share for a bound that knew the angle, ``|W_U[v] · Δh|``: what could be won at best. Deltas are
+also taken along the top directions of ``W_U``, where most of a logit's movement is common to all
+tokens: ``W_U`` is centred over tokens first, which changes no difference of logits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import jaxalign
+from benchmarks.record import machine
+from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.prompts import batches, tokenize
+from jaxalign.wave import wave
+
+SHARES = (0.01, 0.05, 0.25)
+
+
+def left(clean: np.ndarray, moved: np.ndarray, bound: np.ndarray, target: int) -> np.ndarray:
+    """The share of tokens that may win, for each row.
+
+    Args:
+        clean: ``[V]`` logits of the clean run.
+        moved: ``[M, V]`` how far each logit really moves.
+        bound: ``[M, V]`` how far it may move.
+        target: the token that is not among the others.
+    """
+    others = np.delete(np.arange(len(clean)), target)
+    best = others[clean[others].argmax()]
+    # The best other token's own logit is computed exactly: it is one row of W_U.
+    floor = (clean[best] + moved[:, best])[:, None]
+    return (clean[others] + bound[:, others] >= floor).mean(axis=1)
+
+
+def measure(options: argparse.Namespace) -> dict[str, Any]:
+    """Both shares for every head and prompt."""
+    ran_on = machine()
+    model = jaxalign.load(options.model)
+    config, params = model.config, model.params
+    prompts, _, _ = tokenize(jaxalign.read_prompts(), model.tokenizer, config)
+    prompts = prompts[: options.limit]
+    masks = head_ablation_masks(config.num_layers, config.num_heads)
+    zero = Edit(head=HeadEdit(masks, np.zeros((config.num_layers, 1, 1, 1, 1), np.float32)))
+    matrix = np.asarray(params.embed if params.unembed is None else params.unembed)
+    centred = matrix - matrix.mean(axis=0)
+    norms = np.linalg.norm(centred, axis=1)
+
+    @jaxalign.jit
+    def last(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
+        edits = jax.tree.map(jnp.asarray, [zero])
+        return wave(params, tokens, lengths, edits, config, jaxalign.F32, False)
+
+    found: dict[str, list[np.ndarray]] = {"bound": [], "angle known": []}
+    for batch in batches([p.tokens for p in prompts], 64, config.max_positions):
+        h = np.asarray(last(batch.tokens, batch.lengths))  # [1 + M, B, D]
+        for column, i in enumerate(batch.index):
+            clean, delta = centred @ h[0, column], h[1:, column] - h[0, column]
+            moved = delta @ centred.T
+            bound = np.linalg.norm(delta, axis=1)[:, None] * norms
+            target = prompts[i].target
+            found["bound"].append(left(clean, moved, bound, target))
+            found["angle known"].append(left(clean, moved, np.abs(moved), target))
+    rows = []
+    for name, shares in found.items():
+        flat = np.concatenate(shares)
+        rows.append(
+            {
+                "candidates by": name,
+                "median_share": float(np.median(flat)),
+                **{f"runs_below_{share}": float((flat < share).mean()) for share in SHARES},
+            }
+        )
+    return {
+        "benchmark": "unembedding_bound",
+        "model": options.model,
+        "vocabulary": config.vocab_size,
+        "runs": int(flat.size),
+        "rows": rows,
+        **ran_on,
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code, 2 for input that cannot be used."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks unembedding_bound", description=(__doc__ or "").split("\n")[0]
+    )
+    parser.add_argument("--model", default="demo", metavar="demo|FOLDER")
+    parser.add_argument("--limit", type=int, metavar="N", help="the first N prompts only")
+    try:
+        record = measure(parser.parse_args(arguments))
+    except jaxalign.InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(
+        "candidates by   median share of the vocabulary   "
+        + "".join(f"runs < {s:<6}" for s in SHARES)
+    )
+    for row in record["rows"]:
+        shares = "".join(f"{row[f'runs_below_{share}']:<13.2f}" for share in SHARES)
+        print(f"{row['candidates by']:<16}{row['median_share']:<33.3f}{shares}")
+    print(json.dumps(record))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
