@@ -1,192 +1,236 @@
-"""How long does the importance of every head take, beside the usual way in PyTorch?
+"""How long does the importance of every head take, beside what a user would run instead?
 
-    python -m benchmarks.heads [--model demo|FOLDER] [--prompts FILE] [--limit N]
-        [--kinds zero,mean] [--batch one,batched] [--unembed all|last] [--head-mode true]
-
-Both sides read the same checkpoint and prompts, compute the same importance in f32, and run one
-after the other in this process. Ours is timed twice: the first run compiles, the second does not.
-The last line is one JSON object.
+All heads zero-ablated one by one, metric logit(target) − best other, f32, random prompts of one
+length, random weights of one of Pythia's shapes or a checkpoint's folder. The baselines read the
+same checkpoint, run to the end in this process on the same device, and are compared with the wave;
+the machine's f32 matrix peak is measured in the same run.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
-import json
-import sys
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
 import numpy as np
 
 import jaxalign
-from benchmarks import pytorch_baseline as baseline
-from benchmarks.record import machine
-from jaxalign.edit import HEAD_MODES, Edit, HeadEdit, head_ablation_masks
+from benchmarks import pytorch_baseline as pytorch
+from benchmarks import transformer_lens_baseline as lens
+from benchmarks import vmap_baseline as vmap
+from benchmarks import workload
+from benchmarks.account import account
+from benchmarks.record import answer, grammar, text_table
+from benchmarks.timing import PRODUCTS, matrix_peak, once, repeated
+from benchmarks.workload import SIZES, TINY, Prompts
+from jaxalign.convert import locate
 from jaxalign.experiments.heads.runner import Runner
-from jaxalign.metrics import logit_difference
-from jaxalign.model import ModelConfig, Params
-from jaxalign.numerics import F32
-from jaxalign.prompts import SHIPPED, Batch, Prompt, read_prompts, tokenize
-from jaxalign.shapes import Array, Float, Int, Lengths, Tokens
+
+NAME = "heads"
+BATCH_SIZES = (16, 32, 64)  # a batched baseline takes the fastest of these
+VMAP_SIZES = (2, 8, 16)
+TRIAL_HEADS = 4  # edited where batch sizes are tried out
+BASELINES = {
+    "pytorch-one": "PyTorch + hooks, one prompt at a time",
+    "pytorch-batched": "PyTorch + hooks, batched",
+    "pytorch-last": "PyTorch + hooks, batched, logits at the last position only",
+    "lens-one": "TransformerLens, one prompt at a time",
+    "lens-batched": "TransformerLens, batched",
+    "vmap": "JAX, vmap over masks",
+    "vmap-pair": "JAX, vmap over masks, answer pair only",
+}
 
 
-@functools.partial(jaxalign.jit, static_argnames=("config", "head_mode"))
-def wave_importance(
-    params: Params,
-    tokens: Tokens,
-    lengths: Lengths,
-    target: Int[Array, " B"],
-    value: Float[Array, "L #B #S #H #C"],
-    *,
-    config: ModelConfig,
-    head_mode: str,
-) -> Float[Array, "M B"]:
-    """Importance of every head of a batch of prompts, one kind of replacement."""
-    masks = head_ablation_masks(config.num_layers, config.num_heads)
-    edit = Edit(head=HeadEdit(masks, value, head_mode))
-    [m] = jaxalign.sweep(
-        params,
-        tokens,
-        lengths,
-        config,
-        [edit],
-        lambda logits: logit_difference(logits, target),
-        plan=jaxalign.schedule([edit]),
-    )
-    return m[:1] - m[1:]
+class Baseline(NamedTuple):
+    """A way to compute importance, the batch sizes to choose from, and what it should find.
+
+    ``run(tokens, target, batch_size, first=None)`` gives ``[P, M]``, of the first heads or of all.
+    """
+
+    run: Callable[..., np.ndarray]
+    sizes: Sequence[int]
+    expected: np.ndarray
 
 
-def ours(
-    runner: Runner, prompts: Sequence[Prompt], work: Sequence[Batch], value: Any
-) -> np.ndarray:
-    """``[P, L, H]`` by the wave."""
-    config = runner.config
-    out = np.zeros((len(prompts), config.num_layers, config.num_heads), np.float32)
-    for batch in work:
-        target = batch.fill([np.int32(prompt.target) for prompt in prompts])
-        effect = wave_importance(
-            runner.model.params,
-            batch.tokens,
-            batch.lengths,
-            target,
-            value,
-            config=config,
-            head_mode=runner.options.head_mode,
-        )
-        kept = np.asarray(effect).T[: len(batch.index)]
-        out[list(batch.index)] = kept.reshape(-1, *out.shape[1:])
-    return out
+def fastest(baseline: Baseline, prompts: Prompts) -> int:
+    """The batch size with the fewest seconds a prompt, each tried on one batch and few heads."""
+    tried: dict[int, float] = {}
+    for size in sorted({min(size, len(prompts.tokens)) for size in baseline.sizes}):
+        part = prompts.tokens[:size], prompts.target[:size]
+        trial = functools.partial(baseline.run, *part, size, first=TRIAL_HEADS)
+        tried[size] = repeated(trial, 2)[1].best / size  # the call before them warms up
+    return min(tried, key=lambda size: tried[size])
 
 
-def timed(call: Callable[[], np.ndarray]) -> tuple[np.ndarray, float]:
-    """A call's result and how many seconds it took."""
-    start = time.perf_counter()
-    return call(), time.perf_counter() - start
+def row(name: str, baseline: Baseline, prompts: Prompts) -> dict[str, Any]:
+    """Run a baseline to the end at its fastest batch size."""
+    size = fastest(baseline, prompts)
+    found, seconds = once(lambda: baseline.run(prompts.tokens, prompts.target, size))
+    return {
+        "name": name,
+        "batch": size,
+        "seconds": round(seconds, 4),
+        "largest_difference": float(np.abs(found - baseline.expected).max()),
+    }
+
+
+def baselines(
+    names: Sequence[str], folder: Path, runner: Runner, prompts: Prompts, ours: np.ndarray
+) -> Iterator[tuple[str, Baseline]]:
+    """The chosen baselines, each loaded when its turn comes."""
+    if "vmap" in names:
+        yield "vmap", Baseline(functools.partial(vmap.importance, runner), VMAP_SIZES, ours)
+    if "vmap-pair" in names:
+        by_pair = functools.partial(vmap.pair_importance, runner)
+        wave = by_pair(prompts.tokens, prompts.target, VMAP_SIZES[1], by=vmap.answer_pair_by_wave)
+        yield "vmap-pair", Baseline(by_pair, VMAP_SIZES, wave)
+    for library, module in (("pytorch", pytorch), ("lens", lens)):
+        asked = [name for name in names if name.startswith(library)]
+        model = module.load(folder) if asked else None
+        for name in asked:
+            last = {"unembed": "last"} if name == "pytorch-last" else {}
+            run = functools.partial(module.importance, model, **last)
+            yield name, Baseline(run, (1,) if name.endswith("one") else BATCH_SIZES, ours)
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
-    """Both sides for every kind and batching."""
-    ran_on = machine()
-    model = jaxalign.load(options.model)
-    runner = Runner(model, jaxalign.Options(head_mode=options.head_mode))
-    texts = read_prompts(options.prompts)
-    prompts, reference, _ = tokenize(texts, model.tokenizer, model.config)
-    prompts = prompts[: options.limit]
-    asked = [Prompt(prompts[0].text, "reference", ids, 0) for ids in reference]
-    states = runner.clean(asked, runner.batches(reference, 1, 1), model.params, F32).states
-    means = jnp.asarray(runner.reference_means(states))[:, None, None]
-    work = runner.batches([p.tokens for p in prompts], 1 + runner.num_heads, 1)
-
-    net, _ = baseline.load(model.source.folder)
-    theirs = [baseline.Prompt(list(p.tokens), p.target) for p in prompts]
-    their_means = baseline.reference_means(net, [list(ids) for ids in reference], options.head_mode)
-    rows = []
-    for kind in options.kinds:
-        value = means if kind == "mean" else jnp.zeros((model.config.num_layers, 1, 1, 1, 1))
-        _, cold = timed(lambda value=value: ours(runner, prompts, work, value))  # type: ignore[misc]
-        found, warm = timed(lambda value=value: ours(runner, prompts, work, value))  # type: ignore[misc]
-        for batch in options.batch:
-            expected, seconds = timed(
-                lambda kind=kind, batch=batch: baseline.importance(  # type: ignore[misc]
-                    net,
-                    theirs,
-                    kind,
-                    their_means,
-                    options.head_mode,
-                    batch,
-                    unembed=options.unembed,
-                )
-            )
-            rows.append(
-                {
-                    "kind": kind,
-                    "baseline": batch,
-                    "baseline_seconds": round(seconds, 3),
-                    "first_run_seconds": round(cold, 3),
-                    "seconds": round(warm, 3),
-                    "ratio": round(seconds / warm, 2),
-                    "largest_difference": float(np.abs(found - expected).max()),
-                    "largest_importance": float(np.abs(expected).max()),
-                }
-            )
-    lengths = [len(p.tokens) for p in prompts]
+    """The wave, its peak and account, and every baseline, on one checkpoint."""
+    with contextlib.ExitStack() as stack:
+        folder = (
+            stack.enter_context(workload.checkpoint(options.model))
+            if options.model in SIZES
+            else locate(options.model).folder
+        )
+        runner = Runner(jaxalign.load(str(folder)), jaxalign.Options(memory_gb=options.memory_gb))
+        prompts = workload.random_prompts(runner.config, options.prompts, options.tokens)
+        products = PRODUCTS[:1] if options.quick else PRODUCTS
+        peak = matrix_peak(products)
+        ours, timing = repeated(lambda: workload.importance(runner, prompts), options.runs)
+        peak = max(peak, matrix_peak(products))
+        theirs = pytorch.matrix_peak(products) if options.baselines else None
+        terms = account(runner, prompts, timing.best, peak)
+        rows = [
+            row(name, baseline, prompts)
+            for name, baseline in baselines(options.baselines, folder, runner, prompts, ours)
+        ]
+    flops = workload.least_flops(runner.config, prompts)
+    order = list(BASELINES)
     return {
-        "benchmark": "heads",
         "model": options.model,
-        "head_mode": options.head_mode,
-        "unembed": options.unembed,
-        "prompts": len(prompts),
-        "tokens": [min(lengths), max(lengths)],
+        "layers": runner.config.num_layers,
         "heads": runner.num_heads,
-        **ran_on,
-        "rows": rows,
+        "prompts": options.prompts,
+        "tokens": options.tokens,
+        "memory_gb": options.memory_gb,
+        "wave": {
+            **timing.record(),
+            "prompts_a_call": workload.batches(runner, prompts)[0].shape[0],
+            "largest_importance": float(np.abs(ours).max()),
+        },
+        "rows": sorted(rows, key=lambda r: order.index(r["name"])),
+        "peak_gflops": round(peak / 1e9, 1),
+        "pytorch_peak_gflops": None if theirs is None else round(theirs / 1e9, 1),
+        "least_gflop": {name: round(n / 1e9, 3) for name, n in flops.by_term().items()},
+        "utilisation": round(flops.total / (timing.best * peak), 4),
+        "utilisation_median": round(flops.total / (timing.median * peak), 4),
+        "account": terms,
     }
+
+
+def table(record: dict[str, Any]) -> str:
+    """The record for people."""
+    wave = record["wave"]
+    lines = [
+        f"{record['model']}: {record['heads']} heads, {record['prompts']} prompts of "
+        f"{record['tokens']} tokens, f32, {record['processor']}, {record['cores']} cores, "
+        f"{record['device']}",
+        "",
+        text_table(
+            ("", "seconds", "batch", "wave is faster by", "largest difference"),
+            [
+                (
+                    BASELINES[r["name"]],
+                    f"{r['seconds']:.2f}",
+                    str(r["batch"]),
+                    f"{r['seconds'] / wave['median']:.1f}",
+                    f"{r['largest_difference']:.1e}",
+                )
+                for r in record["rows"]
+            ]
+            + [
+                (f"the wave, median of {wave['runs']}", f"{wave['median']:.3f}", *_same(wave)),
+                ("the wave, best", f"{wave['best']:.3f}", *_same(wave)),
+                ("the wave, first run with compilation", f"{wave['first']:.2f}", *_same(wave)),
+            ],
+        ),
+        "",
+        _utilisation(record),
+        "",
+        text_table(
+            (
+                "each term alone, and what is left",
+                "GFLOP",
+                "seconds",
+                "at the peak",
+                "lost, % of all",
+            ),
+            [_term(entry, wave["best"]) for entry in record["account"]],
+        ),
+    ]
+    return "\n".join(lines)
+
+
+def _same(wave: dict[str, Any]) -> tuple[str, str, str]:
+    return str(wave["prompts_a_call"]), "", ""
+
+
+def _utilisation(record: dict[str, Any]) -> str:
+    total = sum(record["least_gflop"].values())
+    theirs = record["pytorch_peak_gflops"]
+    beside = "" if theirs is None else f" ({theirs:.0f} through PyTorch)"
+    return (
+        f"fewest operations of an exact wave {total:.1f} GFLOP; measured f32 matrix peak "
+        f"{record['peak_gflops']:.0f} GFLOP/s{beside}; utilisation {record['utilisation']:.3f} "
+        f"(best), {record['utilisation_median']:.3f} (median)"
+    )
+
+
+def _term(entry: dict[str, Any], whole: float) -> tuple[str, ...]:
+    lost = 100 * (entry["seconds"] - entry["at_peak"]) / whole
+    numbers = f"{entry['seconds']:.3f}", f"{entry['at_peak']:.3f}", f"{lost:.1f}"
+    return entry["term"], f"{entry['gflop']:.1f}", *numbers
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.heads",
-        description=(__doc__ or "").split("\n")[0],
-    )
+    parser = grammar(NAME, __doc__)
+    add = parser.add_argument
+    add("--model", default="70m", metavar="SIZE|FOLDER|demo", help=f"one of {', '.join(SIZES)}, …")
+    add("--prompts", type=int, default=64, metavar="N")
+    add("--tokens", type=int, default=16, metavar="N", help="of each prompt")
+    add("--memory-gb", type=float, default=4.0, metavar="GB")
+    add("--runs", type=int, default=7, metavar="N", help="of the wave, after the first")
+    add("--baselines", type=several, default=list(BASELINES), metavar=",".join(BASELINES))
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.model, options.prompts, options.tokens, options.runs = TINY, 4, 8, 2
+    return options
 
-    def several(text: str) -> list[str]:
-        return text.split(",")
 
-    parser.add_argument("--model", default="demo", metavar="demo|FOLDER")
-    parser.add_argument("--prompts", type=Path, default=SHIPPED, metavar="FILE")
-    parser.add_argument("--limit", type=int, metavar="N", help="the first N prompts only")
-    parser.add_argument("--kinds", type=several, default=["zero", "mean"])
-    parser.add_argument("--batch", type=several, default=["one", "batched"])
-    parser.add_argument("--unembed", choices=("all", "last"), default="all")
-    parser.add_argument("--head-mode", choices=HEAD_MODES, default="true")
-    return parser.parse_args(arguments)
+def several(text: str) -> list[str]:
+    """Names of baselines from a list with commas; "none" for none."""
+    names = [] if text == "none" else text.split(",")
+    if unknown := set(names) - set(BASELINES):
+        raise argparse.ArgumentTypeError(f"no such baseline: {', '.join(sorted(unknown))}")
+    return names
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code, 2 for input that cannot be used."""
-    try:
-        record = measure(parse(arguments))
-    except (jaxalign.InputError, baseline.InputError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        f"{record['prompts']} prompts of {record['tokens'][0]} to {record['tokens'][1]} tokens, "
-        f"{record['heads']} heads, {record['processor']}, {record['cores']} cores"
-    )
-    print("replace by  baseline   PyTorch s  first s   s      ratio  largest difference")
-    for row in record["rows"]:
-        print(
-            f"{row['kind']:<12}{row['baseline']:<10}{row['baseline_seconds']:>10.2f}"
-            f"{row['first_run_seconds']:>9.2f}{row['seconds']:>7.2f}{row['ratio']:>7.1f}"
-            f"  {row['largest_difference']:.1e} (of {row['largest_importance']:.2g})"
-        )
-    print(json.dumps(record))
-    return 0
+    """Run the benchmark; returns the exit code."""
+    return answer(parse(arguments), NAME, measure, table)
 
 
 if __name__ == "__main__":

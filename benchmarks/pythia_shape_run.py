@@ -1,6 +1,6 @@
 """Does the whole study run on a checkpoint of Pythia-70M's shape with real prompts, and how long?
 
-    python -m benchmarks.pythia_shape_run --data DATA --work FOLDER [--limit N]
+    python -m benchmarks pythia_shape_run --data DATA --work FOLDER [--limit N]
 
 DATA holds others' published files, which this project does not ship: the GPT-NeoX tokenizer
 (``neox-tokenizer/20B_tokenizer.json``), IOI and capital-city prompts (``ioi/*.json``, lists under
@@ -13,21 +13,21 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
-import sys
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import machine
+from benchmarks.record import answer, grammar, text_table
+from benchmarks.timing import peak_bytes
 from jaxalign import results
 from jaxalign.command import main as jaxalign_command
 from jaxalign.errors import InputError
 from jaxalign.prompts import SHIPPED
 from tests.pythia_shape import write_checkpoint
 
+NAME = "pythia_shape_run"
 TOKENIZER = "neox-tokenizer/20B_tokenizer.json"
 
 
@@ -56,7 +56,7 @@ def real_prompts(data: Path, limit: int | None) -> dict[str, Any]:
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Write checkpoint and prompts, run the study through the command line, read its result."""
-    ran_on = machine()
+    options.work.mkdir(parents=True, exist_ok=True)
     missing = [
         n for n in (TOKENIZER, "ioi", "rome/known_1000.json") if not (options.data / n).exists()
     ]
@@ -81,7 +81,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     result = results.read(output)
     lengths = [prompt.num_tokens for prompt in result.prompts]
     return {
-        "benchmark": "pythia_shape_run",
         "prompts": dict(Counter(prompt.task for prompt in result.prompts)),
         "tokens": [min(lengths), max(lengths)],
         "seconds": round(seconds, 1),
@@ -89,28 +88,33 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "forward_passes": result.metadata["total_forward_passes"],
         "computed": result.metadata["computed"]["layer_rows"],
         "without_wave": result.metadata["computed"]["layer_rows_without_wave"],
-        "peak_gb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6, 2),
-        **ran_on,
+        "peak_gb": round(peak_bytes() / 1e9, 2),
     }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run; returns the exit code, 2 for input that cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.pythia_shape_run", description=(__doc__ or "").split("\n")[0]
+def table(record: dict[str, Any]) -> str:
+    """The record for people."""
+    rows = [(phase, f"{seconds:.1f}") for phase, seconds in record["phases"].items()]
+    rows.append(("whole command", f"{record['seconds']:.1f}"))
+    return "\n".join(
+        (
+            f"{sum(record['prompts'].values())} prompts of {record['tokens'][0]} to "
+            f"{record['tokens'][1]} tokens, peak memory {record['peak_gb']:.2f} GB",
+            text_table(("", "seconds"), rows),
+        )
     )
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the benchmark; returns the exit code."""
+    parser = grammar(NAME, __doc__)
     parser.add_argument("--data", type=Path, required=True, metavar="DATA")
     parser.add_argument("--work", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N prompts of each file")
     options = parser.parse_args(arguments)
-    options.work.mkdir(parents=True, exist_ok=True)
-    try:
-        record = measure(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(json.dumps(record))
-    return 0
+    if options.quick:
+        options.limit = 2
+    return answer(options, NAME, measure, table)
 
 
 if __name__ == "__main__":

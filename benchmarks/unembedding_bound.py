@@ -14,8 +14,6 @@ tokens: ``W_U`` is centred over tokens first, which changes no difference of log
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxalign
-from benchmarks.record import machine
+from benchmarks.record import answer, grammar, text_table
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.prompts import batches, tokenize
 from jaxalign.wave import wave
 
+NAME = "unembedding_bound"
 SHARES = (0.01, 0.05, 0.25)
 
 
@@ -50,7 +49,6 @@ def left(clean: np.ndarray, moved: np.ndarray, bound: np.ndarray, target: int) -
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Both shares for every head and prompt."""
-    ran_on = machine()
     model = jaxalign.load(options.model)
     config, params = model.config, model.params
     prompts, _, _ = tokenize(jaxalign.read_prompts(), model.tokenizer, config)
@@ -87,36 +85,36 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             }
         )
     return {
-        "benchmark": "unembedding_bound",
         "model": options.model,
         "vocabulary": config.vocab_size,
         "runs": int(flat.size),
         "rows": rows,
-        **ran_on,
     }
 
 
+def table(record: dict[str, Any]) -> str:
+    """The record for people."""
+    heads = "candidates by", "median share of the vocabulary", *(f"runs < {s}" for s in SHARES)
+    rows = [
+        (
+            row["candidates by"],
+            f"{row['median_share']:.3f}",
+            *(f"{row[f'runs_below_{share}']:.2f}" for share in SHARES),
+        )
+        for row in record["rows"]
+    ]
+    return text_table(heads, rows)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the benchmark; returns the exit code, 2 for input that cannot be used."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks unembedding_bound", description=(__doc__ or "").split("\n")[0]
-    )
+    """Run the benchmark; returns the exit code."""
+    parser = grammar(NAME, __doc__)
     parser.add_argument("--model", default="demo", metavar="demo|FOLDER")
     parser.add_argument("--limit", type=int, metavar="N", help="the first N prompts only")
-    try:
-        record = measure(parser.parse_args(arguments))
-    except jaxalign.InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    print(
-        "candidates by   median share of the vocabulary   "
-        + "".join(f"runs < {s:<6}" for s in SHARES)
-    )
-    for row in record["rows"]:
-        shares = "".join(f"{row[f'runs_below_{share}']:<13.2f}" for share in SHARES)
-        print(f"{row['candidates by']:<16}{row['median_share']:<33.3f}{shares}")
-    print(json.dumps(record))
-    return 0
+    options = parser.parse_args(arguments)
+    if options.quick:
+        options.limit = 2
+    return answer(options, NAME, measure, table)
 
 
 if __name__ == "__main__":

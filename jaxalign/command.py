@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import jax
+from jax.sharding import Mesh
+
 from jaxalign import results
-from jaxalign.convert import ModelUnavailable, Source, load, locate
+from jaxalign.compilation_cache import VARIABLE, enable_compilation_cache
+from jaxalign.convert import Model, ModelUnavailable, Source, load, locate
 from jaxalign.convert.hub import DEFAULT_MODEL
+from jaxalign.distributed import is_first, processes, require_same
 from jaxalign.edit import HEAD_MODES
 from jaxalign.environment import DEVICES, select_device
 from jaxalign.errors import InputError
 from jaxalign.experiments.heads import Options, heads_study
 from jaxalign.experiments.heads.options import MEAN_POSITIONS
+from jaxalign.experiments.heads.study import facts
 from jaxalign.experiments.speed import forward_speed
 from jaxalign.experiments.verify import Check, published, verify
+from jaxalign.journal import Journal
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM
-from jaxalign.plots import draw_all
+from jaxalign.plots import draw_all, drawing_process
 from jaxalign.prompts import SHIPPED, read_prompts
 from jaxalign.report import summary
+from jaxalign.sharding import choose_mesh, usable_devices
+from jaxalign.sweep import PLANS
 from jaxalign.version import VERSION
 
 BAD_INPUT = 2
@@ -36,7 +47,7 @@ examples:
   %(prog)s --model demo                     the bundled model, offline
   %(prog)s --model EleutherAI/pythia-160m --revision step3000
   %(prog)s --model ./my-checkpoint --prompts my-prompts.json --use-all-prompts
-  %(prog)s --device gpu --memory-gb 40      on a GPU, with a larger batch
+  %(prog)s --device gpu --memory-gb 40      on all GPUs of this machine, with larger batches
   %(prog)s plot                             draw the figures of results/experiment.json again
   %(prog)s verify                           check numbers that others published for Pythia-70M
 
@@ -90,7 +101,37 @@ def _add_what_runs(parser: argparse.ArgumentParser) -> None:
         type=float,
         default=Options.memory_gb,
         metavar="GB",
-        help="memory for weights and activations of one call (default: %(default)s)",
+        help="memory of one device for weights and activations (default: %(default)s)",
+    )
+    model.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="how many devices of this machine share the work (default: all GPUs, one CPU)",
+    )
+    model.add_argument(
+        "--plan",
+        choices=PLANS,
+        default=Options.plan,
+        help="wave: every edited run starts where its edit does (default); vmap: the plain path "
+        "that defines it, slower",
+    )
+    several = parser.add_argument_group(
+        "several processes, one a machine or GPU; see docs/scaling_out.md"
+    )
+    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    several.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
+    kept = model.add_mutually_exclusive_group()
+    kept.add_argument(
+        "--compilation-cache",
+        type=Path,
+        metavar="DIR",
+        help="where compiled programs are kept for the next run, within 1 GB (default: "
+        f"jaxalign/programs in your cache folder; {VARIABLE} names another, or none if empty)",
+    )
+    kept.add_argument(
+        "--no-compilation-cache", action="store_true", help="compile everything anew, keep nothing"
     )
 
 
@@ -168,7 +209,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxalign: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print(
-            "jaxalign: error: interrupted; earlier results are unchanged. Run it again.",
+            "jaxalign: error: interrupted; earlier results are unchanged. Run it again; a long "
+            "study goes on from its last finished call.",
             file=sys.stderr,
         )
     return BAD_INPUT
@@ -176,31 +218,66 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
-    results.check_writable(arguments.output)
+    with processes(arguments.coordinator, arguments.processes, arguments.process_id):
+        return _study(arguments, options)
+
+
+def _study(arguments: argparse.Namespace, options: Options) -> int:
+    first = is_first()
+    if first:
+        results.check_writable(arguments.output)
     prompts = read_prompts(arguments.prompts)
     origin = _prompts_origin(arguments.prompts)
     device = select_device(arguments.device)
     source = locate(arguments.model, arguments.revision)
     job = "speed" if arguments.benchmark_speed else "heads study"
-    print(f"{job} of {_described(source, device.platform)}", flush=True)
-    model = load(source)
+    if first:
+        print(f"{job} of {_described(source, device.platform)}", flush=True)
     if arguments.benchmark_speed:
-        return _speed(arguments, model, options)
-    result = heads_study(model, prompts, options, progress=True)
-    result.metadata["prompts"] |= origin
-    results.write(result, arguments.output)
-    print(f"\n{summary(result)}\n\nresult: {arguments.output}")
-    if not arguments.no_figures:
-        figures = arguments.output.parent / "figures"
-        # From the file, so that `plot` draws the same.
-        draw_all(results.read(arguments.output), figures)
-        print(f"figures: {figures}")
+        _keep_programs(arguments)
+        return _speed(arguments, load(source), options)
+    draws = first and not arguments.no_figures
+    # Started first, since it imports what it needs while this process computes.
+    with drawing_process() if draws else contextlib.nullcontext() as second:
+        _keep_programs(arguments)
+        model = load(source)
+        known = facts(model, prompts, options)
+        require_same("the model, prompts or options", json.dumps(known, sort_keys=True).encode())
+        folder = arguments.output.with_name(f"{arguments.output.name}.journal")
+        journal = Journal(folder, known)
+        mesh = _mesh(arguments, device, model)
+        result = heads_study(model, prompts, options, progress=first, journal=journal, mesh=mesh)
+        if not first:
+            return 0
+        result.metadata["prompts"] |= origin
+        # As the file has it, so that `plot` draws the same.
+        result = results.write(result, arguments.output)
+        journal.remove()
+        print(f"\n{summary(result)}\n\nresult: {arguments.output}", flush=True)
+        if draws:
+            figures = arguments.output.parent / "figures"
+            draw_all(result, figures, second)
+            print(f"figures: {figures}")
     overflows = [note for note in result.metadata["notes"] if "overflow" in note]
     if overflows:
         raise InputError(
             overflows[0], "read that precision's columns as incomplete; bf16 has f32's range"
         )
     return 0
+
+
+def _mesh(arguments: argparse.Namespace, device: jax.Device, model: Model) -> Mesh | None:
+    """The devices that share the work: all GPUs by default, one CPU."""
+    count = arguments.devices
+    if count is None and device.platform == "cpu":
+        count = 1
+    devices = usable_devices(device.platform, count)
+    return choose_mesh(model.config, devices, arguments.memory_gb * 1e9)
+
+
+def _keep_programs(arguments: argparse.Namespace) -> None:
+    if not arguments.no_compilation_cache:
+        enable_compilation_cache(arguments.compilation_cache)
 
 
 def _options(arguments: argparse.Namespace) -> Options:
@@ -214,6 +291,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         max_repair_k=arguments.max_repair_k,
         use_all_prompts=arguments.use_all_prompts,
         memory_gb=arguments.memory_gb,
+        plan=arguments.plan,
         seed=arguments.seed,
     )
 
@@ -256,6 +334,7 @@ def _plot(arguments: argparse.Namespace) -> int:
 
 def _verify(arguments: argparse.Namespace) -> int:
     select_device(arguments.device)
+    _keep_programs(arguments)
     try:
         model, missing = load(locate(arguments.verify_model)), ""
     except ModelUnavailable as unavailable:

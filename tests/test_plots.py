@@ -20,7 +20,7 @@ from synthetic_result import make_result
 
 from jaxalign import plots
 from jaxalign.errors import InputError
-from jaxalign.plots import FIGURES, draw_all
+from jaxalign.plots import FIGURES, draw_all, drawing_process
 from jaxalign.plots.labels import place_labels
 from jaxalign.plots.page import styled, wrapped, write
 from jaxalign.plots.values import p_text, places_for, signed, significant
@@ -96,6 +96,45 @@ def test_two_draws_of_one_result_are_byte_identical(
         assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
 
 
+def test_second_process_draws_the_same_bytes(
+    result: HeadsResult, drawn: Path, tmp_path: Path
+) -> None:
+    with drawing_process() as second:
+        assert second
+        draw_all(result, tmp_path, second)
+        assert second.returncode == 0, "it drew its share"
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in drawn.iterdir()}
+    for path in tmp_path.iterdir():
+        assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
+
+
+def test_figures_of_a_process_that_died_are_drawn_all_the_same(
+    result: HeadsResult, drawn: Path, tmp_path: Path
+) -> None:
+    with drawing_process() as second:
+        assert second
+        second.kill()
+        second.wait()
+        draw_all(result, tmp_path, second)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in drawn.iterdir()}
+
+
+def test_process_that_is_never_asked_ends_with_its_context() -> None:
+    with pytest.raises(KeyboardInterrupt), drawing_process() as second:
+        raise KeyboardInterrupt
+    assert second
+    assert second.returncode != 0
+
+
+def test_without_a_second_core_there_is_no_second_process(
+    result: HeadsResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    with drawing_process() as second:
+        assert second is None
+        assert len(draw_all(result, tmp_path, second)) == 14
+
+
 def test_files_carry_no_date_and_no_version(drawn: Path) -> None:
     for path in drawn.iterdir():
         content = path.read_bytes()
@@ -135,6 +174,7 @@ def test_every_result_is_drawn_whole(variant: str) -> None:
     given = make_result(**VARIANTS[variant])
     for name in NAMES:
         made = figure(name, given)
+        made.draw_without_rendering()
         renderer = made.canvas.get_renderer()  # type: ignore[attr-defined]
         width, height = made.bbox.size
         undrawn = _undrawn(made)
@@ -289,6 +329,8 @@ def test_a_folder_that_cannot_be_made_is_an_input_error(
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(InputError):
         draw_all(result, tmp_path / "file" / "figures")
+    with drawing_process() as second, pytest.raises(InputError, match="cannot be written"):
+        draw_all(result, tmp_path / "file" / "figures", second)
 
 
 def test_plots_see_a_result_and_never_a_run() -> None:

@@ -191,6 +191,19 @@ def test_result_is_read_as_typed_objects(path):
     assert isinstance(result.statistics.task_means[1].change, Estimate)
 
 
+def test_what_was_written_is_what_is_read(result, path):
+    assert equal(write(result, path), read(path))
+
+
+def test_row_of_a_map_stands_on_one_line_however_long_it_is(path):
+    write(small(num_heads=40), path)
+    lines = [line.strip() for line in path.read_text().splitlines()]
+    start = lines.index('"zero_importance": [')
+    rows = [json.loads(line.rstrip(",")) for line in lines[start + 1 : start + 3]]
+    assert [len(row) for row in rows] == [40, 40]
+    assert lines[start + 3] == "],"
+
+
 # What is refused.
 
 
@@ -264,6 +277,51 @@ def test_unknown_field_is_refused_and_named(content, path):
     content["prompts"][0]["vibes"] = 1
     with pytest.raises(InputError, match=r"at prompts/0, .*'vibes'"):
         check(content, path)
+
+
+# What the quick look at rows of numbers has to notice, place by place.
+ODD = {
+    ("prompts", 0, "zero_importance"): [
+        [[1.0, True, 2.0]],
+        [[1.0, "2", None]],
+        [1.0],
+        [[1.0, [2.0], 3.0]],
+        None,
+        {},
+        "rows",
+    ],
+    ("prompts", 0, "precisions", "f16", "nonfinite_heads"): [
+        [[0, -1]],
+        [[0, 1, 2]],
+        [[0]],
+        [[0, True]],
+        [[0, 1.5]],
+        [0, 1],
+        [["a", "b"]],
+    ],
+    ("repair", 0, "random_curves"): [[[]] * 8, [[0.5]] * 7, [0.5] * 8, [[False]] * 8],
+    ("repair", 0, "repair_curve"): [[], [True], [[0.5]]],
+}
+
+
+@pytest.mark.parametrize(
+    ("place", "value"), [(place, value) for place, values in ODD.items() for value in values]
+)
+def test_quick_look_refuses_what_the_schema_refuses(place, value, content, path):
+    owner, key = at(content, *place)
+    owner[key] = value
+    plain = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+    assert not plain.is_valid(content)
+    with pytest.raises(InputError, match="is not a result of the heads study"):
+        check(content, path)
+
+
+def test_quick_look_takes_what_the_schema_takes(content, path):
+    for rows in ([[1, 2, 3], [None, -1, 1e300]], [[0.5, None, 2]] * 2):
+        content["prompts"][0]["zero_importance"] = rows
+        check(content, path)
+    content["prompts"][0]["precisions"]["f16"]["nonfinite_heads"] = [[0, 1.0], [1, 2]]
+    check(content, path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"model": "pythia"}', "[" * 100_000])

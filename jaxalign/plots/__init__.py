@@ -7,12 +7,14 @@ is written all the same, with a sentence that says why.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import subprocess
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import MappingProxyType
 
 from jaxalign.plots import heads, maps, repair, tasks
-from jaxalign.plots.page import Page, styled, write
+from jaxalign.plots.page import KINDS, Page, styled, write
+from jaxalign.plots.process import ask, asked, drawing_process
 from jaxalign.results import HeadsResult
 
 FIGURES: MappingProxyType[str, Callable[[HeadsResult], Page]] = MappingProxyType(
@@ -27,16 +29,19 @@ FIGURES: MappingProxyType[str, Callable[[HeadsResult], Page]] = MappingProxyType
     }
 )
 
-__all__ = ["FIGURES", "draw_all"]
+__all__ = ["FIGURES", "draw_all", "drawing_process"]
 
 
-def draw_all(result: HeadsResult, folder: Path) -> list[Path]:
+def draw_all(
+    result: HeadsResult, folder: Path, second: subprocess.Popen[bytes] | None = None
+) -> list[Path]:
     """Write every figure of ``FIGURES`` to ``folder``, each as PNG and SVG.
 
     Args:
         result: the study.
         folder: made where it is missing; files of the same names are replaced, each whole or not
             at all.
+        second: from ``drawing_process``; draws every second figure. Used up afterwards.
 
     Returns:
         The paths written, PNG before SVG, in the order of ``FIGURES``.
@@ -44,8 +49,23 @@ def draw_all(result: HeadsResult, folder: Path) -> list[Path]:
     Raises:
         InputError: the folder cannot be written.
     """
-    paths: list[Path] = []
+    folder = Path(folder)
+    names = list(FIGURES)
+    theirs = names[1::2] if second else []
+    if second:
+        ask(second, result, folder, theirs)
+    _draw(result, folder, [name for name in names if name not in theirs])
+    if second and second.wait() != 0:  # whatever went wrong there is met again, and raised, here
+        _draw(result, folder, theirs)
+    return [folder / f"{name}.{kind}" for name in names for kind in KINDS]
+
+
+def _draw(result: HeadsResult, folder: Path, names: Iterable[str]) -> None:
     with styled():
-        for name, draw in FIGURES.items():
-            paths += write(draw(result).settled(), Path(folder), name)
-    return paths
+        for name in names:
+            write(FIGURES[name](result).settled(), folder, name)
+
+
+def serve() -> None:
+    """What a ``drawing_process`` does: draw what it is asked for, once."""
+    _draw(*asked())

@@ -54,10 +54,9 @@ def place_labels(
     for index, text in names:
         dot = dots[index]
         half = np.array([0.31 * SIZE * len(text), 0.5 * SIZE])
-        centre = min(
-            _candidates(dot, half),
-            key=lambda c: _cost(c, half, dot, dots, boxes, leaders, lines, bounds),
-        )
+        centres = _candidates(dot, half)
+        costs = _costs(centres, half, dot, dots, boxes, leaders, lines, bounds)
+        centre = centres[np.argmin(costs)]
         boxes.append((*(centre - half), *(centre + half)))
         far = math.dist(centre, dot) > LEADER_FROM + half[0]
         if far:
@@ -85,15 +84,15 @@ def _line_points(ax: Axes) -> np.ndarray:
     return np.concatenate(along) if along else np.zeros((0, 2))
 
 
-def _candidates(dot: np.ndarray, half: np.ndarray) -> list[np.ndarray]:
+def _candidates(dot: np.ndarray, half: np.ndarray) -> np.ndarray:
     """Centres around a point; the label's near edge, not its centre, stands on the circle."""
     angles = np.linspace(0, 2 * np.pi, DIRECTIONS, endpoint=False) + np.pi / 4
     rays = np.column_stack([np.cos(angles), np.sin(angles)])
-    return [dot + ray * (radius - 3.0 + half) for radius in RADII for ray in rays]
+    return np.concatenate([dot + rays * (radius - 3.0 + half) for radius in RADII])
 
 
-def _cost(
-    centre: np.ndarray,
+def _costs(
+    centres: np.ndarray,
     half: np.ndarray,
     dot: np.ndarray,
     dots: np.ndarray,
@@ -101,23 +100,34 @@ def _cost(
     leaders: list[np.ndarray],
     lines: np.ndarray,
     bounds: tuple[float, ...],
-) -> float:
-    low, high = centre - half, centre + half
-    cost = math.dist(centre, dot)
-    outside = (low < bounds[:2]).any() or (high > bounds[2:]).any()
-    cost += OUTSIDE * float(outside)
+) -> np.ndarray:
+    """What each of these centres ``[C, 2]`` costs a label of this half size, ``[C]``."""
+    low, high = centres - half, centres + half
+
+    def inside(points: np.ndarray, room: float = 0.0) -> np.ndarray:
+        """Which of some points lie in each candidate's box, ``[C, points]``."""
+        after, before = points > low[:, None] - room, points < high[:, None] + room
+        return (after & before).all(axis=2)
+
+    def gap(points: np.ndarray) -> np.ndarray:
+        """From each candidate's box to points, ``[C, points]``."""
+        away = np.abs(points - centres[:, None]) - half
+        return np.linalg.norm(np.maximum(away, 0), axis=2)
+
+    cost = np.linalg.norm(centres - dot, axis=1)
+    frame = np.array(bounds)
+    outside = np.concatenate([low < frame[:2], high > frame[2:]], axis=1)
+    cost += OUTSIDE * outside.any(axis=1)
+    cost += OVER_DOT * inside(dots, DOT).sum(axis=1)
+    cost += NEARER_TO_ANOTHER * (gap(dots) < gap(dot[None]) - 0.1).sum(axis=1)
+    cost += OVER_LINE * inside(lines).any(axis=1)
+    own: np.ndarray = np.linspace(dot, centres, 12, axis=1)[:, 2:-2]
     for left, bottom, right, top in boxes:
-        apart = left > high[0] + 1 or right < low[0] - 1 or bottom > high[1] or top < low[1]
-        cost += 0.0 if apart else OVER_LABEL
-    cost += OVER_DOT * int(((dots > low - DOT) & (dots < high + DOT)).all(axis=1).sum())
-    gaps = np.linalg.norm(np.maximum(np.abs(dots - centre) - half, 0), axis=1)
-    own_gap = np.linalg.norm(np.maximum(np.abs(dot - centre) - half, 0))
-    cost += NEARER_TO_ANOTHER * int((gaps < own_gap - 0.1).sum())
-    cost += OVER_LINE * float(((lines > low) & (lines < high)).all(axis=1).any())
-    own = np.linspace(dot, centre, 12)[2:-2]
-    for left, bottom, right, top in boxes:
-        hit = (own > (left, bottom)) & (own < (right, top))
-        cost += OVER_LEADER * float(hit.all(axis=1).any())
+        apart = (left > high[:, 0] + 1) | (right < low[:, 0] - 1)
+        apart |= (bottom > high[:, 1]) | (top < low[:, 1])
+        cost += OVER_LABEL * ~apart
+        hit = np.all((own > (left, bottom)) & (own < (right, top)), axis=2)
+        cost += OVER_LEADER * np.any(hit, axis=1)
     for line in leaders:
-        cost += OVER_LEADER * float(((line > low) & (line < high)).all(axis=1).any())
+        cost += OVER_LEADER * inside(line).any(axis=1)
     return cost

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -16,6 +17,7 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
@@ -30,6 +32,7 @@ STYLE: MappingProxyType[Any, Any] = MappingProxyType(
         "axes.titlesize": 8.5,
         "axes.titleweight": "bold",
         "axes.titlelocation": "left",
+        "axes.titley": 1.0,  # no axes has ticks on top, so nothing is to be searched for there
         "axes.labelsize": 8,
         "axes.labelcolor": INK,
         "axes.edgecolor": GREY,
@@ -53,6 +56,7 @@ STYLE: MappingProxyType[Any, Any] = MappingProxyType(
         "svg.hashsalt": "jaxalign",
     }
 )
+KINDS = ("png", "svg")
 DPI = 200
 MARGIN = 0.1  # inches, all around
 TITLE_SIZE, READING_SIZE, CAPTION_SIZE = 10.5, 7.5, 6.5
@@ -115,7 +119,7 @@ class Page:
             # The solver's last digits depend on memory addresses, and SVG names are made of them.
             left, bottom, width, height = ax.get_position(original=True).bounds
             ax.set_position((round(left, 7), round(bottom, 7), round(width, 7), round(height, 7)))
-        self.figure.draw_without_rendering()
+            ax.apply_aspect()
         for label in self.labels:
             place_labels(*label)
         return self.figure
@@ -207,6 +211,7 @@ def counted(n: int, noun: str) -> str:
     return f"{n} {noun}" + ("" if n == 1 else "s")
 
 
+@functools.cache
 def text_width(text: str, size: float) -> float:
     """Width of one line in inches."""
     # At 72 dpi a pixel is a point.
@@ -221,11 +226,15 @@ def wrapped(text: str, width: float, size: float) -> list[str]:
     Breaks at spaces, not at no-break spaces.
     """
     lines: list[str] = []
+    filled = 0.0
     for word in filter(None, text.split(" ")):
-        if lines and text_width(f"{lines[-1]} {word}", size) <= width:
+        more = text_width(f" {word}", size)
+        if lines and filled + more <= width:
             lines[-1] += f" {word}"
+            filled += more
         else:
             lines.append(word)
+            filled = text_width(word, size)
     return lines
 
 
@@ -235,11 +244,10 @@ def write(figure: Figure, folder: Path, name: str) -> list[Path]:
     Raises:
         InputError: the folder cannot be written.
     """
-    paths = []
-    for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None, "Creator": None})):
-        path = folder / f"{name}.{kind}"
-        buffer = io.BytesIO()
-        figure.savefig(buffer, format=kind, dpi=DPI, metadata=metadata)
-        replace_file(path, buffer.getvalue())
-        paths.append(path)
+    # Each canvas by itself: ``savefig`` would lay out the whole figure once more for each file.
+    FigureCanvasAgg(figure).print_png(png := io.BytesIO(), metadata={"Software": None})
+    FigureCanvasSVG(figure).print_svg(svg := io.BytesIO(), metadata={"Date": None, "Creator": None})
+    paths = [folder / f"{name}.{kind}" for kind in KINDS]
+    for path, content in zip(paths, (png, svg), strict=True):
+        replace_file(path, content.getvalue())
     return paths

@@ -6,10 +6,12 @@ import functools
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import jsonschema
+from jsonschema.protocols import Validator
 
 from jaxalign.errors import InputError
 from jaxalign.results.record import from_json, precision_fields, to_json
@@ -18,9 +20,45 @@ from jaxalign.results.types import HeadsResult
 SCHEMA = Path(__file__).parent / "experiment.schema.json"
 
 
+LINE = 120  # characters; what fits stands on one line
+NUMBERS = {"type": ["number", "null"]}
+HEAD = {
+    "type": "array",
+    "items": {"type": "integer", "minimum": 0},
+    "minItems": 2,
+    "maxItems": 2,
+}
+_encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
+
+
 @functools.cache
-def _validator() -> jsonschema.Draft202012Validator:
-    return jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
+def _validator() -> Validator:
+    """The schema's validator, which looks at rows of numbers as wholes: they are nearly all."""
+    plain = jsonschema.Draft202012Validator
+    items = plain.VALIDATORS["items"]
+
+    def quick_items(validator: Any, wanted: Any, value: Any, schema: Any) -> Iterator[Any]:
+        if not (isinstance(value, list) and _all_fit(value, wanted)):
+            yield from items(validator, wanted, value, schema)
+
+    quick = jsonschema.validators.extend(plain, {"items": quick_items})
+    return quick(json.loads(SCHEMA.read_text()))
+
+
+def _all_fit(values: list[Any], wanted: dict[str, Any]) -> bool:
+    """Whether these are numbers, heads or rows of them, as wanted; False for any other wish."""
+    if wanted == NUMBERS:
+        return {*map(type, values)} <= {float, int, type(None)}
+    if wanted == HEAD:
+        pairs = all(type(value) is list and len(value) == 2 for value in values)
+        return pairs and all(type(n) is int and n >= 0 for value in values for n in value)
+    if wanted.get("type") != "array" or not wanted.keys() <= {"type", "items", "minItems"}:
+        return False
+    least = wanted.get("minItems", 0)
+    return all(
+        type(value) is list and len(value) >= least and _all_fit(value, wanted["items"])
+        for value in values
+    )
 
 
 def check(content: Any, where: Path | str) -> None:
@@ -60,16 +98,36 @@ def _misfit(where: Path | str, place: str, fault: str) -> InputError:
     )
 
 
-def write(result: HeadsResult, path: Path | str) -> None:
+def write(result: HeadsResult, path: Path | str) -> HeadsResult:
     """Check the result against its schema and write it, whole or not at all.
+
+    Returns:
+        The result as it will be read, with the digits that the file has.
 
     Raises:
         InputError: the file cannot be written.
     """
     content = to_json(result)
     check(content, path)
-    text = json.dumps(content, ensure_ascii=False, allow_nan=False, indent=1) + "\n"
-    replace_file(Path(path), text.encode())
+    replace_file(Path(path), f"{_layout(content)}\n".encode())
+    return from_json(content)
+
+
+def _layout(value: Any, margin: str = "\n") -> str:
+    """JSON with a row of numbers, and whatever else is short, on one line."""
+    inner = margin + " "
+    if isinstance(value, dict):
+        parts = [f"{_encode(key)}: {_layout(part, inner)}" for key, part in value.items()]
+        start, end = "{}"
+    elif isinstance(value, list) and any(isinstance(part, list | dict) for part in value):
+        parts = [_layout(part, inner) for part in value]
+        start, end = "[]"
+    else:
+        return _encode(value)
+    line = f"{start}{', '.join(parts)}{end}"
+    if len(line) <= LINE and "\n" not in line:
+        return line
+    return f"{start}{inner}{f',{inner}'.join(parts)}{margin}{end}"
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -44,7 +44,9 @@ def number(x: Any) -> float | None:
 
 def _numbers(a: Any) -> Any:
     array = np.asarray(a, np.float64)
-    return [_numbers(row) for row in array] if array.ndim else number(array)
+    if array.ndim > 1:
+        return [_numbers(row) for row in array]
+    return [number(x) for x in array.tolist()]
 
 
 def _array(rows: Any) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,24 +11,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxalign.convert import Model
+from jaxalign.distributed import fetch
 from jaxalign.edit import head_ablation_masks
 from jaxalign.experiments.heads import runs
 from jaxalign.experiments.heads.donors import DRAWS, Donors
 from jaxalign.experiments.heads.ledger import Ledger
 from jaxalign.experiments.heads.options import Options
 from jaxalign.experiments.heads.rankings import RANDOM_ORDERS, top_k_masks
+from jaxalign.journal import Journal
 from jaxalign.memory import plan_chunks
 from jaxalign.metrics import AnswerMetrics, Drift
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import Params, param_shapes
+from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
 from jaxalign.results import RANKINGS
 from jaxalign.shapes import Bool, Float, Int
+from jaxalign.sharded_sweep import rounds
+from jaxalign.sharding import EDITS, MODEL, part_bytes
 
 KINDS = 2 + DRAWS
+# The shape of what a clean run says about its answers.
+ANSWERS = AnswerMetrics(*[0] * 4)
 
 
 @dataclass(frozen=True)
@@ -71,11 +79,15 @@ class Runner:
         model: with f32 parameters.
         options: of the study.
         ledger: what was computed.
+        journal: keeps finished calls, so that a study that was cut off goes on from there.
+        mesh: devices that share the rows of a call, and the parameters; None for one device.
     """
 
     model: Model
     options: Options
     ledger: Ledger = field(default_factory=Ledger)
+    journal: Journal = field(default_factory=lambda: Journal(None, {}))
+    mesh: Mesh | None = None
 
     @property
     def config(self) -> ModelConfig:
@@ -98,12 +110,21 @@ class Runner:
         ``groups`` rows belong together (one head under each kind of replacement).
         """
         config = self.config
-        weights = sum(leaf.size * 4 for leaf in jax.tree.leaves(param_shapes(config)))
+        devices, spread = (self.mesh.shape[EDITS], self.mesh.shape[MODEL]) if self.mesh else (1, 1)
         # The low-precision copy stands beside the f32 one while the two are compared.
-        budget = self.options.memory_gb * 1e9 - 2 * weights
+        budget = self.options.memory_gb * 1e9 - 2 * part_bytes(config, spread)
         width = config.hidden_size if self.options.head_mode == "true" else config.head_size
         values = 4 * tables * self.num_heads * length * width
-        return plan_chunks(config, rows, length, budget, values, 1 + groups, plan=self.options.plan)
+        prompts, each = plan_chunks(
+            config,
+            1 + rounds(rows - 1, devices),
+            length,
+            budget,
+            values,
+            1 + rounds(groups, devices),
+            plan=self.options.plan,
+        )
+        return prompts, min(rows, 1 + devices * (each - 1))
 
     def batches(self, tokens: Sequence[Sequence[int]], rows: int, tables: int) -> list[Batch]:
         """Batches that leave room for ``rows`` rows a prompt."""
@@ -129,8 +150,9 @@ class Runner:
     def clean(self, prompts: Sequence[Prompt], work: list[Batch]) -> Clean:
         """Run the f32 model without edits."""
         places: list[Any] = [None] * len(prompts)
-        for batch in self.ledger.track(work, "clean runs, f32", len(work)):
-            out = runs.clean_run(
+        for number, batch in enumerate(self.ledger.track(work, "clean runs, f32", len(work))):
+            call = functools.partial(
+                runs.clean_run,
                 self.model.params,
                 question(prompts, batch),
                 config=self.config,
@@ -138,12 +160,16 @@ class Runner:
             )
             # A backward pass costs about two forward ones.
             self.ledger.record("clean", "f32", "scan", batch.shape, 1, 3 * self.copies(batch))
-            metrics, state, gradient = jax.device_get(out)
+            metrics, state, gradient = self.keep(("clean", "f32", number), call, (ANSWERS, 0, 0))
             for row, i in enumerate(batch.index):
                 own = (a[:, row, : batch.lengths[row]].copy() for a in (state, gradient))
                 places[i] = (jax.tree.map(lambda m, row=row: m[row], metrics), *own)
         metrics = jax.tree.map(lambda *m: np.array(m), *(place[0] for place in places))
         return Clean(metrics, [place[1] for place in places], [place[2] for place in places])
+
+    def keep(self, key: tuple[str | int, ...], call: Callable[[], Any], like: Any = 0) -> Any:
+        """A call's result as numpy arrays, or the one that the journal has of it."""
+        return self.journal.keep(key, lambda: fetch(call()), like)
 
     def copies(self, batch: Batch) -> int:
         """Passes through one block that a run of all a batch's prompts makes."""
@@ -172,12 +198,14 @@ class Runner:
         """Importance of every head by zero, mean and resampling, for both metrics."""
         out = np.zeros((2, len(prompts), 3, self.num_heads))
         plan = self.options.plan
-        for batch in self.ledger.track(work, "importance of every head, f32", len(work)):
+        bar = self.ledger.track(work, "importance of every head, f32", len(work))
+        for number, batch in enumerate(bar):
             given = [
                 pad([states[donors.draws[i, n]] for i in batch.index], batch) for n in range(DRAWS)
             ]
             for rows in self.row_ranges(batch.shape[1], KINDS, KINDS):
-                effects = runs.importance_run(
+                call = functools.partial(
+                    runs.importance_run,
                     self.model.params,
                     question(prompts, batch),
                     means,
@@ -186,13 +214,15 @@ class Runner:
                     head_mode=self.options.head_mode,
                     rows=rows,
                     plan=plan,
+                    mesh=self.mesh,
                 )
+                effects = self.keep(("importance", "f32", number, rows[0]), call, (0, 0))
                 count = 1 + KINDS * (rows[1] - rows[0])
                 births = 1 + np.arange(*rows) // self.config.num_heads
                 passes = KINDS * runs.layer_rows(self.config, births, plan)
                 passes = self.copies(batch) + batch.shape[0] * passes
                 self.ledger.record("importance", "f32", plan, batch.shape, count, passes)
-                for metric, effect in enumerate(jax.device_get(effects)):  # [3, M, B]
+                for metric, effect in enumerate(effects):  # [3, M, B]
                     kept = effect[..., : len(batch.index)].transpose(2, 0, 1)
                     out[metric, list(batch.index), :, slice(*rows)] = kept
         return out[0], out[1]
@@ -207,8 +237,10 @@ class Runner:
     ) -> Comparison:
         """A low precision's clean runs, and how far each of its heads is from f32's."""
         places: list[Any] = [None] * len(prompts)
-        for batch in self.ledger.track(work, f"clean runs, {scheme.name}", len(work)):
-            out = runs.low_run(
+        bar = self.ledger.track(work, f"clean runs, {scheme.name}", len(work))
+        for number, batch in enumerate(bar):
+            call = functools.partial(
+                runs.low_run,
                 self.model.params,
                 low_params,
                 question(prompts, batch),
@@ -219,7 +251,8 @@ class Runner:
                 head_mode=self.options.head_mode,
             )
             self.ledger.record("clean", scheme.name, "scan", batch.shape, 1, self.copies(batch))
-            metrics, *heads = jax.device_get(out)
+            like = (ANSWERS, Drift(*[0] * 5), 0)
+            metrics, *heads = self.keep(("clean", scheme.name, number), call, like)
             for row, i in enumerate(batch.index):
                 own = jax.tree.map(lambda m, row=row: m[row], metrics)
                 places[i] = (own, *jax.tree.map(lambda a, row=row: a[:, row], heads))
@@ -240,24 +273,27 @@ class Runner:
         alone = self.num_heads
         out = np.zeros((len(prompts), 1 + alone + len(orders) * k))
         plan = self.options.plan
-        for batch in self.ledger.track(work, f"heads restored, {scheme.name}", len(work)):
+        bar = self.ledger.track(work, f"heads restored, {scheme.name}", len(work))
+        for number, batch in enumerate(bar):
             masks = self.repair_masks(batch, orders, k)
             _, most = self.chunks(batch.shape[1], 1 + len(masks), 1)
             for start in range(0, len(masks), most - 1):
                 part = masks[start : start + most - 1]
-                values = np.asarray(
-                    runs.repair_run(
-                        self.model.params,
-                        low_params,
-                        question(prompts, batch),
-                        pad([states[i] for i in batch.index], batch),
-                        part,
-                        config=self.config,
-                        scheme=scheme,
-                        head_mode=self.options.head_mode,
-                        plan=plan,
-                    )
-                )[:, : len(batch.index)].astype(np.float64)
+                call = functools.partial(
+                    runs.repair_run,
+                    self.model.params,
+                    low_params,
+                    question(prompts, batch),
+                    pad([states[i] for i in batch.index], batch),
+                    part,
+                    config=self.config,
+                    scheme=scheme,
+                    head_mode=self.options.head_mode,
+                    plan=plan,
+                    mesh=self.mesh,
+                )
+                values = self.keep(("repair", scheme.name, number, start), call)
+                values = values[:, : len(batch.index)].astype(np.float64)
                 births = 1 + part.any(axis=(3, 4)).argmax(axis=1).reshape(-1)
                 passes = self.copies(batch) + runs.layer_rows(self.config, births, plan)
                 self.ledger.record("repair", scheme.name, plan, batch.shape, 1 + len(part), passes)
@@ -295,6 +331,7 @@ class Runner:
                     array(DRAWS, L, B, S, *heads),
                     rows=rows,
                     plan=options.plan,
+                    mesh=self.mesh,
                     **common,
                 )
             for scheme in options.schemes:
@@ -322,6 +359,7 @@ class Runner:
                     masks,
                     scheme=scheme,
                     plan=options.plan,
+                    mesh=self.mesh,
                     **common,
                 )
 

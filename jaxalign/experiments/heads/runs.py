@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
+from jax.sharding import Mesh
 
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.metrics import (
@@ -28,7 +29,7 @@ from jaxalign.model.params import Params
 from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, Bool, Float, Int, Leaf
-from jaxalign.sweep import sweep
+from jaxalign.sharded_sweep import sharded_sweep
 
 State = Float[Array, "L B S H h"]
 
@@ -108,7 +109,7 @@ def clean_run(
     return metrics, state, gradient
 
 
-@functools.partial(jit, static_argnames=("config", "head_mode", "rows", "plan"))
+@functools.partial(jit, static_argnames=("config", "head_mode", "rows", "plan", "mesh"))
 def importance_run(
     params: Params,
     question: Question,
@@ -119,6 +120,7 @@ def importance_run(
     head_mode: str,
     rows: tuple[int, int],
     plan: str = "wave",
+    mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "3 M B"], Float[Array, "3 M B"]]:
     """``m(clean) − m(head replaced)`` by zero, mean and resampling, in f32, in one call.
 
@@ -126,7 +128,7 @@ def importance_run(
         means: each head's mean contribution over the reference texts.
         donors: states of other prompts, one for each draw.
         rows: which heads, counted layer by layer, ``[start, stop)``.
-        plan: of the sweep.
+        plan, mesh: of the sweep.
 
     Returns:
         The importance for ``logit_diff`` and for ``distractor_diff``; resampling is the mean over
@@ -137,8 +139,8 @@ def importance_run(
     resampled = [contributions(params, donor, head_mode) for donor in donors]
     values = [zero, means[:, None, None], *resampled]
     edits = [Edit(head=HeadEdit(masks, value, head_mode)) for value in values]
-    outs = sweep(
-        params, question.tokens, question.lengths, config, edits, question.answer, plan=plan
+    outs = sharded_sweep(
+        mesh, params, question.tokens, question.lengths, config, edits, question.answer, plan=plan
     )
     effects = [
         jax.tree.map(lambda m: m[:1] - m[1:], (o.logit_diff, o.distractor_diff)) for o in outs
@@ -180,7 +182,7 @@ def low_run(
     return metrics, drift, predicted
 
 
-@functools.partial(jit, static_argnames=("config", "scheme", "head_mode", "plan"))
+@functools.partial(jit, static_argnames=("config", "scheme", "head_mode", "plan", "mesh"))
 def repair_run(
     params: Params,
     low_params: Params,
@@ -192,11 +194,13 @@ def repair_run(
     scheme: Scheme,
     head_mode: str,
     plan: str = "wave",
+    mesh: Mesh | None = None,
 ) -> Float[Array, "1+M B"]:
     """``m`` of the low-precision model, clean and with each mask's heads given their f32
     contributions back. Every prompt has its own masks, and each run is born where they begin."""
     edits = [Edit(head=HeadEdit(masks, contributions(params, state, head_mode), head_mode))]
-    [out] = sweep(
+    [out] = sharded_sweep(
+        mesh,
         low_params,
         question.tokens,
         question.lengths,

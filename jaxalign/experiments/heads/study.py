@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxalign.convert import Model
+from jaxalign.environment import describe
 from jaxalign.errors import InputError
 from jaxalign.experiments.heads.assemble import (
     Base,
@@ -30,12 +33,14 @@ from jaxalign.experiments.heads.options import Options
 from jaxalign.experiments.heads.rankings import repair_orders
 from jaxalign.experiments.heads.runner import Clean, Runner
 from jaxalign.experiments.heads.statistics import summarize
+from jaxalign.journal import Journal
 from jaxalign.metrics import AnswerMetrics
 from jaxalign.model.params import cast
 from jaxalign.numerics.compile import require_exact_compilation
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
 from jaxalign.results import RANKINGS, HeadsResult
+from jaxalign.sharding import shard_params
 
 FEW = 3
 # One thread compiles while the programs before run: two at once only delay the one waited for.
@@ -48,6 +53,8 @@ def heads_study(
     options: Options = Options(),  # noqa: B008 - a frozen value
     *,
     progress: bool = False,
+    journal: Journal | None = None,
+    mesh: Mesh | None = None,
 ) -> HeadsResult:
     """Run the heads study.
 
@@ -56,6 +63,9 @@ def heads_study(
         prompts: from ``jaxalign.read_prompts``.
         options: precisions, head mode, budget, seed.
         progress: show progress bars on a terminal.
+        journal: keeps finished calls of a long study (``Journal(folder, facts(…))``); remove it
+            when the result is safe.
+        mesh: devices to share the work (``sharding.choose_mesh``); one device by default.
 
     Returns:
         The result; ``metadata["notes"]`` says what a reader has to know (prompts that were
@@ -74,7 +84,8 @@ def heads_study(
     if model.params.dtype != jnp.float32:
         raise InputError(f"the model was loaded in {model.params.dtype}", "load it in float32")
     require_exact_compilation()
-    runner = Runner(model, options, Ledger(progress))
+    model = replace(model, params=shard_params(model.params, mesh, model.config))
+    runner = Runner(model, options, Ledger(progress), journal or Journal(None, {}), mesh)
     tokenized, reference, notes = tokenize(prompts, model.tokenizer, model.config)
     with runner.ledger.phase("clean f32"):
         texts = [Prompt(tokenized[0].text, "reference", ids, 0) for ids in reference]
@@ -113,6 +124,20 @@ def heads_study(
             runner, len(tokenized), len(kept), len(reference), notes, time.perf_counter() - start
         ),
     )
+
+
+def facts(model: Model, prompts: PromptSet, options: Options) -> dict[str, Any]:
+    """Everything that decides the numbers of a study, by which a journal knows it."""
+    described = describe(jax.local_devices()[0])
+    return {
+        "weights": model.weights_sha256,
+        "config": asdict(model.config),
+        "prompts": asdict(prompts),
+        "options": asdict(options),
+        "device": described["device_kind"],
+        "versions": described["versions"],
+        "compiler options": described["compiler_options"],
+    }
 
 
 def _validate(

@@ -1,0 +1,181 @@
+"""The README's table of benchmarks, from the files in results/benchmarks.
+
+    python -m benchmarks table
+
+Rewrites what stands in README.md between the two comments; a test fails when the files say
+something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import heads, study
+from benchmarks.record import RESULTS, ROOT
+from jaxalign.results import replace_file
+
+README = ROOT / "README.md"
+BEGIN = "<!-- benchmarks: written by `python -m benchmarks table`, do not edit -->"
+END = "<!-- benchmarks: end -->"
+
+Record = Mapping[str, Any]
+
+
+def where(record: Record) -> str:
+    """Machine, versions and commit of a record, in a sentence's end."""
+    versions = record["versions"]
+    machine = f"{record['processor']}, {record['cores']} cores"
+    if record["platform"] != "cpu":
+        machine = f"{record['device']}; {machine}"
+    libraries = ", ".join(f"{name} {versions[name]}" for name in ("jax", "torch"))
+    return f"{machine}; {libraries}; commit {record['commit']}"
+
+
+def heads_section(record: Record) -> str:
+    """Importance of every head beside the baselines."""
+    wave = record["wave"]
+    lines = [
+        f"Zero-ablating each of {record['heads']} heads of {_shape(record['model'])}, "
+        f"{record['prompts']} prompts of {record['tokens']} tokens, f32 ({where(record)}):",
+        "",
+        "| | seconds | the wave is faster by | largest difference, logits |",
+        "|---|---|---|---|",
+        *(
+            f"| {heads.BASELINES[row['name']]}{_batch(row)} | {row['seconds']:.1f} "
+            f"| {row['seconds'] / wave['median']:.1f}× | {row['largest_difference']:.0e} |"
+            for row in record["rows"]
+        ),
+        f"| **the wave**, repeated: median of {wave['runs']} (best) | "
+        f"**{wave['median']:.2f}** ({wave['best']:.2f}) | | |",
+        f"| the wave, first run, compilation included | {wave['first']:.1f} | | |",
+        "",
+        f"An exact wave needs at least {sum(record['least_gflop'].values()):.0f} GFLOP here, and "
+        f"this machine's best f32 matrix product ran at {record['peak_gflops']:.0f} GFLOP/s in the "
+        f"same run: the wave's best time used **{100 * record['utilisation']:.0f} %** of that "
+        f"peak. The rest, in per cent of the time, each term measured alone: {_lost(record)}.",
+    ]
+    return "\n".join(lines)
+
+
+def _lost(record: Record) -> str:
+    whole = record["wave"]["best"]
+    shares = {e["term"]: 100 * (e["seconds"] - e["at_peak"]) / whole for e in record["account"]}
+    slow = sum(share for term, share in shares.items() if term.startswith("product"))
+    rest = {term: share for term, share in shares.items() if not term.startswith("product")}
+    named = {"large products below the peak": slow, **rest}
+    return ", ".join(f"{term} {share:.0f}" for term, share in named.items())
+
+
+def study_section(record: Record) -> str:
+    """The whole study beside the same passes in PyTorch."""
+    ours = record["study"]
+    rows = [
+        f"| {study.described(row)} | {row['seconds']:.0f} "
+        f"| {row['seconds'] / ours['median']:.0f}× |"
+        for row in record["rows"]
+    ]
+    counts = " + ".join(map(str, record["prompts"]))
+    lengths = " and ".join(map(str, record["tokens"]))
+    return "\n".join(
+        [
+            f"The whole study (three precisions, three kinds of ablation, repair, first-order "
+            f"effects, statistics) of {_shape(record['model'])}, {counts} prompts of {lengths} "
+            f"tokens, {ours['model_evaluations']:,} model evaluations ({where(record)}):",
+            "",
+            "| | seconds | the study is faster by |",
+            "|---|---|---|",
+            *rows,
+            f"| **the study**, repeated: median of {ours['runs']} (best) | "
+            f"**{ours['median']:.1f}** ({ours['best']:.1f}) | |",
+            f"| the study, first run, compilation included | {ours['first']:.1f} | |",
+        ]
+    )
+
+
+def command_section(record: Record) -> str:
+    """Wall time of the whole command."""
+    cold, again = (record[kind]["median"] for kind in ("cold", "repeated"))
+    return (
+        f"`python cli.py {record['arguments']}`, the whole command in a fresh process: "
+        f"**{cold:.1f} s** cold, **{again:.1f} s** repeated (median of {record['runs']}; "
+        f"{where(record)})."
+    )
+
+
+def scaling_section(record: Record) -> str:
+    """Exponents, memory and chunks."""
+    points = [point for axis in record["axes"].values() for point in axis]
+    measured = [point for point in points if "seconds" in point]
+    skipped = len({_place(p) for p in points} - {_place(p) for p in measured})
+    over = len({_place(p) for p in measured if not p["inside"]})
+    said = [_exponent(name, fit) for name, fit in record["fits"].items() if fit["exponent"]]
+    equal = [chunk for chunk in record["chunks"] if chunk["equal"]]
+    worst = max(chunk["largest_difference"] for chunk in record["chunks"])
+    return (
+        f"Time grows as operations to the power of {', '.join(said)}; "
+        f"{len({_place(p) for p in measured})} sizes, {over} of them over the memory budget"
+        f"{f', {skipped} left out as too long' if skipped else ''}. In chunks, importance has the "
+        f"bits of one call in {len(equal)} of {len(record['chunks'])} ways to cut it; the largest "
+        f"difference is {worst:.0e} ({where(record)}). "
+        f"[Plot](results/benchmarks/figures/scaling.png)."
+    )
+
+
+def _exponent(name: str, fit: Record) -> str:
+    reach = "" if fit["low"] is None else f" [{fit['low']:.2f}, {fit['high']:.2f}]"
+    return f"{fit['exponent']:.2f}{reach} ({name})"
+
+
+def _place(point: Record) -> tuple[Any, ...]:
+    return point["size"], point["prompts"], point["tokens"]
+
+
+def _batch(row: Record) -> str:
+    return "" if row["batch"] == 1 else f" ({row['batch']} a batch)"
+
+
+def _shape(model: str) -> str:
+    return f"Pythia-{model.upper()}'s shape" if model[0].isdigit() else f"the model {model}"
+
+
+SECTIONS: dict[str, Callable[[Record], str]] = {
+    heads.NAME: heads_section,
+    study.NAME: study_section,
+    "command": command_section,
+    "scaling": scaling_section,
+}
+
+
+def region(folder: Path = RESULTS) -> str:
+    """The README's region, comments included, from the files that there are."""
+    parts = [BEGIN]
+    for name, section in SECTIONS.items():
+        file = folder / f"{name}.json"
+        if file.exists():
+            parts.append(section(json.loads(file.read_text())))
+        else:
+            parts.append(f"`python -m benchmarks {name} --save` has not been run for this table.")
+    return "\n\n".join([*parts, END])
+
+
+def rewritten(text: str, new: str) -> str:
+    """``text`` with ``new`` in place of its region."""
+    before, _, rest = text.partition(BEGIN)
+    _, _, after = rest.partition(END)
+    return before + new + after
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Rewrite the README; the exit code is 0."""
+    argparse.ArgumentParser(prog="python -m benchmarks table").parse_args(arguments)
+    text = rewritten(README.read_text(encoding="utf-8"), region())
+    replace_file(README, text.encode())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,185 @@
+"""Several processes, one program: every process computes, the first one writes.
+
+Each process runs the same command on the same inputs (``jax.distributed``, multi-controller JAX);
+arrays and meshes span the devices of all. Results are replicated, so every process holds them.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import hashlib
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jaxalign.errors import InputError
+from jaxalign.version import VERSION
+from jaxalign.watch import LOST, meet, reach, relay
+
+PATIENCE = 120.0  # seconds to wait for the other processes
+GRACE = 5.0  # seconds for the news of a lost process, after a collective has failed
+
+
+@contextlib.contextmanager
+def processes(
+    coordinator: str | None,
+    count: int | None,
+    index: int | None,
+    *,
+    patience: float = PATIENCE,
+) -> Iterator[None]:
+    """Be one process of a run, from before JAX's first use to the end of the work.
+
+    Where another process is lost, this one says which on stderr and ends at once with exit code 2,
+    whatever it is doing. An error in here ends the others the same way.
+
+    Args:
+        coordinator: ``HOST:PORT`` on which process 0 listens, reachable from every process; None
+            for a run of a single process, where nothing happens.
+        count: how many processes there are.
+        index: which one this is, from 0.
+        patience: seconds to wait for the others.
+
+    Raises:
+        InputError: an argument is missing or out of range, the coordinator cannot be reached, or
+            the processes are not ``count`` different ones with equal versions.
+
+    Example:
+        >>> with processes("node0:5000", 2, 1):
+        ...     result = heads_study(model, prompts)
+    """
+    if (given := [coordinator, count, index]) == [None] * 3:
+        yield
+        return
+    if coordinator is None or count is None or index is None:
+        missing = [
+            flag
+            for flag, value in zip(
+                ("--coordinator", "--processes", "--process-id"), given, strict=True
+            )
+            if value is None
+        ]
+        raise InputError(
+            f"a run of several processes needs {' and '.join(missing)}, too",
+            "give --coordinator HOST:PORT --processes N --process-id I",
+        )
+    host, port = _address(coordinator)
+    if not 0 <= index < count:
+        raise InputError(
+            f"--process-id {index}: expected 0 to {count - 1} for --processes {count}",
+            "number the processes from 0 to N - 1, each once",
+        )
+    versions = {"jaxalign": VERSION, "jax": jax.__version__}
+    watch, service = meet((host, port), count, index, versions, patience)
+    watch.start()
+    try:
+        _initialize(host, service, count, index, patience)
+        yield
+        watch.leave(jax.distributed.shutdown)
+    except BaseException as error:
+        if isinstance(error, jax.errors.JaxRuntimeError):
+            time.sleep(GRACE)  # the watch ends this process if a partner was lost
+        watch.fail(_first_line(error))
+        # JAX's own farewell at exit would wait for processes that are ending.
+        atexit.register(_exit, LOST if isinstance(error, InputError | KeyboardInterrupt) else 1)
+        raise
+
+
+def _address(coordinator: str) -> tuple[str, int]:
+    host, _, port = coordinator.rpartition(":")
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
+        raise InputError(
+            f"--coordinator {coordinator}: expected HOST:PORT",
+            "give the address of process 0's machine and a port that is free there",
+        )
+    return host, int(port)
+
+
+def _initialize(host: str, service: int, count: int, index: int, patience: float) -> None:
+    if index:
+        reach((host, service), patience).close()  # JAX's client would end the process instead
+    # JAX's client speaks with a relay on the loopback interface, never through a proxy.
+    os.environ["no_grpc_proxy"] = "127.0.0.1"  # noqa: SIM112 - gRPC spells it so
+    jax.config.update("jax_check_proxy_envs", False)
+    # With JAX's preemption service SIGTERM would no longer end a process.
+    jax.config.update("jax_enable_preemption_service", False)
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(
+        f"127.0.0.1:{relay((host, service))}",
+        count,
+        index,
+        cluster_detection_method="deactivate",
+        coordinator_bind_address=f"{host}:{service}",
+        initialization_timeout=int(patience),
+        shutdown_timeout_seconds=int(GRACE),
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0][:300]
+
+
+def _exit(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files and reports."""
+    return jax.process_index() == 0
+
+
+def require_same(what: str, content: bytes) -> None:
+    """Check that every process was given the same.
+
+    Args:
+        what: how to call it in the error, in the plural ("the prompts").
+        content: what must be equal; only its hash is exchanged.
+
+    Raises:
+        InputError: in every process, naming those that differ from process 0.
+    """
+    if jax.process_count() == 1:
+        return
+    digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
+    digests = multihost_utils.process_allgather(digest)
+    different = np.flatnonzero((digests != digests[0]).any(axis=1))
+    if different.size:
+        raise InputError(
+            f"{what} of process {', '.join(map(str, different))} differ from those of process 0",
+            "start every process with the same arguments and the same files",
+        )
+
+
+def from_first(content: bytes) -> bytes:
+    """What process 0 holds, in every process; the others' own argument is not looked at.
+
+    For decisions that depend on a file which only process 0 reads, such as a journal.
+    """
+    if jax.process_count() == 1:
+        return content
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(content))))
+    own = np.frombuffer(content, np.uint8) if is_first() else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(own), np.uint8).tobytes()
+
+
+def fetch(tree: Any) -> Any:
+    """``jax.device_get`` of arrays that may lie on several processes' devices."""
+
+    def whole(leaf: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not (
+            leaf.is_fully_addressable or leaf.is_fully_replicated
+        ):
+            return multihost_utils.process_allgather(leaf, tiled=True)
+        return jax.device_get(leaf)
+
+    return jax.tree.map(whole, tree)

@@ -1,0 +1,87 @@
+"""How many floating-point operations a wave needs at the least, term by term.
+
+Matrix products only, a multiply-add counted as two: norms, rotations, softmax and activations cost
+time, but next to nothing of this count. What is counted is what no exact f32 wave can leave out:
+each prompt's real positions, the pairs of positions that the causal mask lets see each other, in
+the last layer everything after keys and values at the last position alone, and the logits of that
+position. Divided by time and by a machine's measured peak it says how much of the machine was used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from jaxalign.model.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class WaveFlops:
+    """Floating-point operations of a wave, by term.
+
+    Attributes:
+        qkv: projections to queries, keys and values, one number a layer.
+        attention: scores and weighted values, one number a layer.
+        out: ``W_O`` of the rows that enter the layer, one number a layer.
+        newborn: the edited head's own ``z W_O`` in each row that begins, one number a layer.
+        mlp: both products of the MLP, one number a layer.
+        unembed: logits of each row's last position.
+    """
+
+    qkv: tuple[int, ...]
+    attention: tuple[int, ...]
+    out: tuple[int, ...]
+    newborn: tuple[int, ...]
+    mlp: tuple[int, ...]
+    unembed: int
+
+    def by_term(self) -> dict[str, int]:
+        """Each term summed over layers."""
+        terms = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value if isinstance(value, int) else sum(value) for name, value in terms}
+
+    @property
+    def total(self) -> int:
+        """All terms together."""
+        return sum(self.by_term().values())
+
+
+def wave_flops(config: ModelConfig, lengths: Sequence[int], births: Sequence[int]) -> WaveFlops:
+    """The fewest floating-point operations of an exact f32 wave that replaces heads.
+
+    Args:
+        config: the architecture.
+        lengths: real tokens of each prompt.
+        births: for each edited row the block, counted from 0, whose head it replaces first; the
+            clean row is not among them.
+
+    Example:
+        >>> seventy = ModelConfig(50304, 6, 8, 512, 2048)
+        >>> heads = [layer for layer in range(6) for _ in range(8)]
+        >>> wave_flops(seventy, [16] * 64, heads).total / 1e9
+        771.247570944
+    """
+    D, F, V, last = config.hidden_size, config.intermediate_size, config.vocab_size, len(lengths)
+    positions = sum(lengths)
+    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    rows = 1
+    layers = []
+    for layer in range(config.num_layers):
+        shortcut = layer == config.num_layers - 1
+        queries, visible = (last, positions) if shortcut else (positions, pairs)
+        newborn = births.count(layer)
+        # In a parallel-residual block a newborn row shares the MLP of the clean row.
+        through_mlp = rows if config.parallel_residual else rows + newborn
+        layers.append(
+            (
+                rows * 2 * D * D * (queries + 2 * positions),
+                rows * 4 * D * visible,
+                rows * 2 * D * D * queries,
+                newborn * 2 * config.head_size * D * queries,
+                through_mlp * 4 * D * F * queries,
+            )
+        )
+        rows += newborn
+    qkv, attention, out, newborn_heads, mlp = zip(*layers, strict=True)
+    unembed = rows * 2 * D * V * last
+    return WaveFlops(qkv, attention, out, newborn_heads, mlp, unembed)

@@ -1,0 +1,12 @@
+"""Lines for the user beside the results: what costs time or room, never a result."""
+
+from __future__ import annotations
+
+import sys
+
+from tqdm import tqdm
+
+
+def note(text: str) -> None:
+    """One line on stderr that does not break a progress bar."""
+    tqdm.write(f"jaxalign: note: {text}", file=sys.stderr)

@@ -1,0 +1,210 @@
+"""The benchmarks: listed, runnable, right in what they count, and as the README says."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from compiled_work import matrix_flops
+from pythia_shape import tiny_checkpoint
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+import torch_replay as replay  # noqa: E402  (needs torch)
+
+from benchmarks import __main__ as suite  # noqa: E402
+from benchmarks import pytorch_baseline, record, scaling, study, table, workload  # noqa: E402
+from jaxalign.edit import Edit, HeadEdit, head_ablation_masks  # noqa: E402
+from jaxalign.flops import wave_flops  # noqa: E402
+from jaxalign.metrics import Answer  # noqa: E402
+from jaxalign.model import ModelConfig  # noqa: E402
+from jaxalign.model.params import param_shapes  # noqa: E402
+from jaxalign.numerics.dot import dot  # noqa: E402
+from jaxalign.sweep import sweep  # noqa: E402
+
+ROOT = Path(__file__).parent.parent
+RUNNABLE = sorted(set(suite.questions()) - set(suite.NEEDS_FILES))
+
+
+def run(capsys, name, *arguments):
+    """Exit code and JSON record of a benchmark run in this process, under users' settings."""
+    with jax.numpy_rank_promotion("allow"), jax.numpy_dtype_promotion("standard"):
+        code = suite.main([name, *arguments])
+    out = capsys.readouterr().out
+    return code, json.loads(out.splitlines()[-1])
+
+
+def births(config):
+    return [layer for layer in range(config.num_layers) for _ in range(config.num_heads)]
+
+
+def test_every_benchmark_asks_one_question_and_is_listed(capsys):
+    assert suite.main([]) == 0
+    listed = capsys.readouterr().out
+    assert {"heads", "scaling", "study", "command"} <= set(suite.questions())
+    for name, question in suite.questions().items():
+        assert f"{name} " in listed
+        assert question in listed
+        assert (ROOT / "benchmarks" / f"{name}.py").exists()
+
+
+def test_an_unknown_benchmark_is_refused_with_the_list(capsys):
+    assert suite.main(["nonsense"]) == 2
+    assert "heads" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", sorted(set(RUNNABLE) - {"heads", "devices"}))
+def test_a_benchmark_runs_at_a_tiny_size_and_ends_with_its_record(capsys, name):
+    code, found = run(capsys, name, "--quick", "--device", "cpu")
+    assert code == 0
+    assert found["benchmark"] == name
+    assert found["platform"] == "cpu"
+    assert {"processor", "cores", "versions", "commit", "quick"} <= found.keys()
+
+
+def test_every_baseline_finds_the_importance_of_the_wave(capsys):
+    pytest.importorskip("transformer_lens")
+    code, found = run(capsys, "heads", "--quick", "--device", "cpu")
+    assert code == 0
+    assert len(found["rows"]) == 7
+    assert all(row["largest_difference"] <= 1e-4 for row in found["rows"])
+    assert found["wave"]["largest_importance"] > 0.1
+    total = sum(entry["seconds"] for entry in found["account"])
+    assert total == pytest.approx(found["wave"]["best"], rel=1e-2)
+
+
+def test_a_quick_run_is_never_kept(capsys):
+    assert suite.main(["heads", "--quick", "--save"]) == 2
+    assert "--save" in capsys.readouterr().err
+
+
+def test_pytorch_with_hooks_agrees_with_the_replay(tmp_path):
+    folder = tiny_checkpoint(tmp_path)
+    params, config = replay.load(folder)
+    tokens = np.array([[5, 17, 42, 3, 88], [11, 70, 2, 55, 23]])
+    target = np.array([33, 7])
+    net = pytorch_baseline.load(folder)
+    found = [
+        pytorch_baseline.importance(net, tokens, target, size, unembed)
+        for size, unembed in ((1, "all"), (2, "all"), (2, "last"))
+    ]
+    for prompt, answer, *rows in zip(tokens.tolist(), target, *found, strict=True):
+        expected = replay.importance(params, config, prompt, int(answer), None, head_mode="true")
+        assert np.abs(expected).min() > 0
+        for row in rows:
+            np.testing.assert_allclose(row, expected.ravel(), atol=1e-4)
+
+
+def test_operations_of_a_tiny_wave_are_those_counted_by_hand():
+    config = ModelConfig(10, 2, 2, 4, 8, rotary_dims=2)
+    flops = wave_flops(config, [3], births(config))
+    # One prompt of 3 tokens: 6 pairs of positions see each other, 3 of them from the last one.
+    assert flops.qkv == (1 * 2 * 4 * 12 * 3, 3 * (2 * 4 * 8 * 3 + 2 * 4 * 4))
+    assert flops.attention == (1 * 4 * 4 * 6, 3 * 4 * 4 * 3)
+    assert flops.out == (1 * 2 * 4 * 4 * 3, 3 * 2 * 4 * 4)
+    assert flops.newborn == (2 * 2 * 2 * 4 * 3, 2 * 2 * 2 * 4)
+    assert flops.mlp == (1 * 4 * 4 * 8 * 3, 3 * 4 * 4 * 8)
+    assert flops.unembed == 5 * 2 * 4 * 10
+    assert flops.total == 288 + 672 + 96 + 144 + 96 + 96 + 96 + 32 + 384 + 384 + 400
+
+
+def test_a_sequential_block_costs_its_newborn_rows_an_mlp():
+    config = ModelConfig(10, 2, 2, 4, 8, rotary_dims=2, parallel_residual=False)
+    assert wave_flops(config, [3], births(config)).mlp == (3 * 384, 5 * 128)
+
+
+def test_the_wave_makes_little_more_than_the_fewest_operations():
+    config = scaling.config_of("70m")
+    masks = head_ablation_masks(config.num_layers, config.num_heads)
+    edits = [Edit(HeadEdit(masks, np.zeros((config.num_layers, 1, 1, 1, 1), np.float32)))]
+
+    def wave(params, tokens, lengths, target):
+        return sweep(params, tokens, lengths, config, edits, Answer(target, target))
+
+    shapes = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((64, 16), (64,), (64,)))
+    least = wave_flops(config, [16] * 64, births(config)).total
+    assert least < matrix_flops(wave, param_shapes(config), *shapes) < 1.02 * least
+
+
+def test_the_compiler_counts_the_products_that_we_count():
+    x, w = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((5, 8, 32), (32, 96)))
+    compiled = jax.jit(dot).lower(x, w).compile()
+    assert compiled.cost_analysis()["flops"] == matrix_flops(dot, x, w)
+
+
+def test_a_random_checkpoint_reads_words_as_their_tokens():
+    with workload.checkpoint(workload.TINY) as folder:
+        model = workload.jaxalign.load(str(folder))
+        assert model.tokenizer.encode(workload.words([5, 0, 96])).ids == [5, 0, 96]
+    assert not folder.exists()
+
+
+def test_the_baseline_of_the_study_makes_the_passes_that_the_study_stands_for(capsys):
+    _, found = run(capsys, "study", "--quick", "--device", "cpu")
+    [every, last] = found["rows"]
+    heads, orders = 12, 12
+    assert every["passes"] == last["passes"]
+    # Two tasks, one batch each; 3 precisions, 4 draws, 2 low precisions, 10 heads restored in turn.
+    assert every["passes"] == {
+        "clean": 2 * 3,
+        "zero": 2 * heads,
+        "mean": 2 * heads,
+        "resample": 2 * 4 * heads,
+        "backward": 2,
+        "restore": 2 * 2 * heads,
+        "repair": 2 * 2 * orders * 10,
+    }
+    assert all(row["largest_difference"] <= 1e-4 for row in found["rows"])
+    assert not every["estimated"]
+
+
+def test_a_share_of_the_passes_says_so():
+    row = {"name": "all", "estimated": True, "passes": {"zero": 9}, "timed_passes": {"zero": 3}}
+    assert study.described(row).endswith("estimated from 3 of 9 passes")
+
+
+def test_a_point_that_would_take_too_long_is_skipped_and_says_so():
+    options = scaling.parse(["--most-minutes", "1"])
+    skipped = scaling.run_point(scaling.Point("1b", 4096, 512), Path("nowhere"), 1e12, options)
+    assert "seconds" not in skipped
+    assert skipped["skipped"].startswith("would take about ")
+    assert "would take" in scaling.table(
+        {"peak_gflops": 1, "axes": {"shape": [skipped]}, "fits": {}, "chunks": []}
+    )
+
+
+def test_the_exponent_of_time_is_that_of_the_line():
+    points = [{"gflop": x, "seconds": 3 * x**1.5} for x in (1.0, 10.0, 100.0)]
+    found = scaling.fit([*points, {"gflop": 1e9}])
+    assert found["points"] == 3
+    assert found["exponent"] == pytest.approx(1.5)
+    assert found["low"] == pytest.approx(1.5, abs=1e-3)
+
+
+def test_the_budget_grows_only_for_weights_that_would_fill_it():
+    assert scaling.budget_of(scaling.Point("70m", 1, 8), 4.0) == 4.0
+    assert scaling.budget_of(scaling.Point("1b", 1, 8), 4.0) == pytest.approx(8.6, abs=0.1)
+
+
+def test_the_table_in_the_readme_is_that_of_the_kept_results():
+    text = table.README.read_text(encoding="utf-8")
+    assert text.count(table.BEGIN) == text.count(table.END) == 1
+    assert table.rewritten(text, table.region()) == text, "run: python -m benchmarks table"
+
+
+@pytest.mark.parametrize("file", sorted(record.RESULTS.glob("*.json")), ids=lambda f: f.stem)
+def test_a_kept_result_is_whole_and_from_a_clean_tree(file):
+    found = json.loads(file.read_text())
+    assert found["benchmark"] == file.stem
+    assert not found["quick"]
+    assert found["commit"] not in ("", "not a checkout")
+
+
+def test_the_suite_starts_from_a_command_line():
+    command = [sys.executable, "-m", "benchmarks"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "heads" in done.stdout

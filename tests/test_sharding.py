@@ -1,0 +1,311 @@
+"""Many devices give what one gives; a copy of the parameters may lie on several."""
+
+import functools
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
+from jaxalign.errors import InputError
+from jaxalign.metrics import Answer, logit_difference
+from jaxalign.model import ModelConfig, cast, init_params
+from jaxalign.numerics import F16, F32, INT8_SIM, jit
+from jaxalign.sharded_sweep import deal, rounds, sharded_sweep
+from jaxalign.sharding import (
+    choose_mesh,
+    make_mesh,
+    param_shardings,
+    part_bytes,
+    shard_params,
+    usable_devices,
+)
+from jaxalign.sweep import sweep
+
+L, H, D, S, B, V = 3, 4, 32, 9, 3, 96
+LENGTHS = jnp.array([9, 5, 7])
+PYTHIA_12B = ModelConfig(50688, 36, 40, 5120, 20480, rotary_dims=32)
+
+
+def make(layers=L, scheme=F32):
+    config = ModelConfig(V, layers, H, D, 64, rotary_dims=2)
+    params = jax.tree.map(
+        lambda a: 3 * a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape),
+        init_params(jax.random.key(0), config),
+    )
+    return cast(params, scheme), config
+
+
+def mesh_of(edits, spread=1):
+    return make_mesh(jax.devices()[: edits * spread], spread)
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return jnp.asarray(np.random.default_rng(0).integers(0, V, (B, S)))
+
+
+@pytest.fixture(scope="module")
+def edits():
+    """Several batches of edits; none of their numbers of rows is divided by 8."""
+    rng = np.random.default_rng(0)
+
+    def draw(*shape):
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    several = rng.random((6, L, B, 1, H)) < 0.3
+    patches = np.zeros(((L + 1) * S, L + 1, 1, S), bool)
+    rows = np.arange(len(patches))
+    patches[rows, rows // S, 0, rows % S] = True
+    idle = np.concatenate([head_ablation_masks(L, H)[:5], np.zeros((3, L, 1, 1, H), bool)])
+    return {
+        "zero": Edit(head=HeadEdit(head_ablation_masks(L, H), jnp.zeros((L, 1, 1, 1, 1)))),
+        "edge-align": Edit(
+            head=HeadEdit(head_ablation_masks(L, H), draw(L, 1, 1, H, D // H), "edge-align")
+        ),
+        "several heads, by prompt": Edit(head=HeadEdit(several, draw(L, B, S, H, D))),
+        "patching": Edit(residual=ResidualEdit(patches, draw(L + 1, B, S, D))),
+        "some rows edit nothing": Edit(head=HeadEdit(idle, draw(L, 1, 1, H, D))),
+    }
+
+
+def run(mesh, params, config, tokens, chosen, scheme=F32, plan="wave", readout=lambda x: x):
+    """What is read off every batch of edits, on a mesh or (None) by ``sweep`` itself."""
+    call = sweep if mesh is None else functools.partial(sharded_sweep, mesh)
+    return jit(lambda p, t: call(p, t, LENGTHS, config, chosen, readout, plan=plan, scheme=scheme))(
+        shard_params(params, mesh, config), tokens
+    )
+
+
+@pytest.mark.parametrize("devices", [1, 2, 3, 8])
+def test_every_row_is_dealt_once_and_what_is_left_edits_nothing(edits, devices):
+    for edit in edits.values():
+        hands = deal(edit, B, devices)
+        assert hands.shape == (devices, rounds(edit.rows, devices))
+        dealt, times = np.unique(hands, return_counts=True)
+        assert dealt[dealt < edit.rows].tolist() == list(range(edit.rows))
+        assert (times[dealt < edit.rows] == 1).all()
+
+
+@pytest.mark.parametrize("devices", [2, 3, 4, 8, 16])
+def test_at_every_layer_the_busiest_device_has_no_more_rows_than_it_must(devices):
+    layers, heads = 6, 8
+    masks = np.random.default_rng(0).permutation(head_ablation_masks(layers, heads))
+    hands = deal(Edit(head=HeadEdit(masks, np.zeros((layers, 1, 1, 1, 1)))), 2, devices)
+    births = np.append(np.nonzero(masks)[1], layers)  # a row that edits nothing is never born
+    for layer in range(layers):
+        alive = (births <= layer).sum()
+        assert (births[hands] <= layer).sum(axis=1).max() == -(-alive // devices)
+
+
+@pytest.mark.parametrize(("devices", "plan"), [(2, "wave"), (8, "wave"), (3, "vmap")])
+def test_many_devices_equal_one_device_in_f32(edits, tokens, devices, plan):
+    params, config = make()
+    chosen = list(edits.values())
+    expected = run(None, params, config, tokens, chosen, plan=plan)
+    found = run(mesh_of(devices), params, config, tokens, chosen, plan=plan)
+    for name, ours, theirs in zip(edits, found, expected, strict=True):
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() <= 1e-6 * np.abs(theirs).max(), name
+        assert not np.allclose(theirs[0], theirs[1], atol=1e-3), f"{name} edits nothing"
+
+
+@pytest.mark.parametrize("scheme", [F16, INT8_SIM], ids=lambda s: s.name)
+def test_many_devices_differ_from_one_by_less_than_the_precision_does(edits, tokens, scheme):
+    low, config = make(scheme=scheme)
+    exact, _ = make()
+    chosen = [edits["zero"], edits["several heads, by prompt"]]
+    one = run(None, low, config, tokens, chosen, scheme)
+    many = run(mesh_of(3), low, config, tokens, chosen, scheme)
+    f32 = run(None, exact, config, tokens, chosen)
+    noise, drift = (
+        np.sqrt(sum(float(jnp.square(a - b).sum()) for a, b in zip(one, other, strict=True)))
+        for other in (many, f32)
+    )
+    assert noise < drift / 2
+
+
+@pytest.mark.parametrize("plan", ["wave", "vmap"])
+@pytest.mark.parametrize("scheme", [F32, F16, INT8_SIM], ids=lambda s: s.name)
+def test_the_clean_run_has_the_same_bits_on_every_device(tokens, scheme, plan):
+    params, config = make(scheme=scheme)
+    nan = jnp.full((L, 1, 1, H, D), jnp.nan)
+    idle = Edit(head=HeadEdit(np.zeros((8, L, 1, 1, H), bool), nan))  # a row for each device
+    [rows] = run(mesh_of(8), params, config, tokens, [idle], scheme, plan)
+    assert len(rows) == 9
+    assert all(np.array_equal(row, rows[0]) for row in rows)
+
+
+def test_masks_may_be_arguments_of_the_compiled_function(edits, tokens):
+    params, config = make()
+    edit = edits["several heads, by prompt"]
+    mesh = mesh_of(4)
+    answer = Answer(jnp.arange(B), jnp.arange(B))
+
+    @jit
+    def compute(params, mask, value, answer):
+        chosen = [Edit(head=HeadEdit(mask, value))]
+        return sharded_sweep(mesh, params, tokens, LENGTHS, config, chosen, answer)
+
+    [found] = compute(shard_params(params, mesh, config), edit.head.mask, edit.head.value, answer)
+    [expected] = sweep(params, tokens, LENGTHS, config, [edit], answer)
+    np.testing.assert_allclose(found.logit_diff, expected.logit_diff, atol=1e-5)
+
+
+def test_a_sharded_sweep_works_inside_grad_and_vmap(edits, tokens):
+    params, config = make()
+    edit = edits["zero"]
+    mesh = mesh_of(3)
+    placed = shard_params(params, mesh, config)
+    value = jnp.asarray(np.random.default_rng(1).standard_normal((L, 1, 1, H, D)), jnp.float32)
+
+    def total(value, call, params):
+        moved = [Edit(head=HeadEdit(edit.head.mask, value))]
+        answer = functools.partial(logit_difference, target=jnp.arange(B))
+        [m] = call(params, tokens, LENGTHS, config, moved, answer)
+        return (m[:1] - m[1:]).sum()
+
+    many = functools.partial(sharded_sweep, mesh)
+    slopes = [
+        jax.jit(jax.grad(functools.partial(total, call=call, params=p)))(value)
+        for call, p in ((many, placed), (sweep, params))
+    ]
+    np.testing.assert_allclose(*slopes, atol=1e-4)
+    assert float(jnp.abs(slopes[0]).max()) > 0
+    both = jax.jit(jax.vmap(functools.partial(total, call=many, params=placed)))
+    pair = both(jnp.stack([value, 2 * value]))
+    np.testing.assert_allclose(pair[0], total(value, sweep, params), rtol=1e-4)
+
+
+def test_without_a_mesh_it_is_the_sweep_to_the_bit(edits, tokens):
+    params, config = make()
+    chosen = [edits["zero"]]
+    assert np.array_equal(
+        sharded_sweep(None, params, tokens, LENGTHS, config, chosen, lambda x: x)[0],
+        sweep(params, tokens, LENGTHS, config, chosen, lambda x: x)[0],
+    )
+
+
+@pytest.mark.parametrize("spread", [2, 4])
+def test_a_copy_spread_over_devices_equals_a_whole_one_in_f32(edits, tokens, spread):
+    params, config = make()
+    chosen = list(edits.values())
+    expected = run(None, params, config, tokens, chosen)
+    found = run(mesh_of(2, spread), params, config, tokens, chosen)
+    for name, ours, theirs in zip(edits, found, expected, strict=True):
+        assert np.abs(ours - theirs).max() <= 1e-6 * np.abs(theirs).max(), name
+
+
+@pytest.mark.parametrize("scheme", [F16, INT8_SIM], ids=lambda s: s.name)
+def test_a_spread_copy_differs_from_a_whole_one_by_less_than_the_precision_does(
+    edits, tokens, scheme
+):
+    low, config = make(scheme=scheme)
+    exact, _ = make()
+    chosen = [edits["zero"]]
+    [one], [spread], [f32] = (
+        run(mesh, params, config, tokens, chosen, s)
+        for mesh, params, s in (
+            (None, low, scheme),
+            (mesh_of(1, 4), low, scheme),
+            (None, exact, F32),
+        )
+    )
+    assert jnp.linalg.norm(spread - one) < jnp.linalg.norm(f32 - one)
+
+
+def test_the_answer_is_read_from_a_spread_vocabulary(edits, tokens):
+    params, config = make()
+    answer = Answer(jnp.array([0, 47, 95]), jnp.array([48, 2, 94]))
+    found, expected = (
+        run(mesh, params, config, tokens, [edits["zero"]], readout=answer)[0]
+        for mesh in (mesh_of(2, 4), None)
+    )
+    for field in ("logit_diff", "distractor_diff"):
+        a, b = getattr(found, field), getattr(expected, field)
+        np.testing.assert_allclose(a, b, atol=1e-5 * np.abs(b).max())
+    assert np.array_equal(found.correct, expected.correct)
+
+
+@pytest.mark.parametrize("spread", [1, 2, 4])
+def test_a_device_holds_its_part_of_the_parameters_and_no_more(spread):
+    params, config = make()
+    placed = shard_params(params, mesh_of(2, spread), config)
+    for device in jax.devices()[: 2 * spread]:
+        held = sum(
+            shard.data.nbytes
+            for leaf in jax.tree.leaves(placed)
+            for shard in leaf.addressable_shards
+            if shard.device == device
+        )
+        assert held == part_bytes(config, spread)
+    assert part_bytes(config, spread) <= part_bytes(config, 1) / spread * 1.1
+
+
+def collectives(layers, spread):
+    """What the devices of a spread copy exchange in one wave: operands by kind of collective."""
+    params, config = make(layers)
+    mesh = mesh_of(1, spread)
+    edit = Edit(head=HeadEdit(head_ablation_masks(layers, H)[:1], jnp.zeros((layers, 1, 1, 1, 1))))
+
+    def answers(params, tokens):
+        answer = Answer(jnp.arange(B), jnp.arange(B))
+        return sharded_sweep(mesh, params, tokens, LENGTHS, config, [edit], answer)
+
+    tokens = jax.ShapeDtypeStruct((B, S), jnp.int32)
+    lowered = jax.jit(answers).lower(shard_params(params, mesh, config), tokens)
+    found = {}
+    kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
+    for shapes, kind in re.findall(
+        rf"= (\(.*?\)|\S+) ({kinds})(?:-start)?\(", lowered.compile().as_text()
+    ):
+        found[kind] = found.get(kind, 0) + len(re.findall(r"\w+\[", shapes))
+    return found
+
+
+@pytest.mark.parametrize("spread", [2, 4])
+def test_a_block_of_a_spread_copy_needs_two_sums(spread):
+    # All layers but the last share one compiled body; a model of one layer has none.
+    shorter, longer = collectives(1, spread), collectives(3, spread)
+    more = {kind: longer[kind] - shorter.get(kind, 0) for kind in longer}
+    assert more["all-reduce"] == 2
+    assert not more.keys() & {"all-gather", "all-to-all", "reduce-scatter"}
+
+
+def test_twelve_billion_parameters_take_the_fewest_devices_that_hold_them():
+    gb = 1e9
+    whole = part_bytes(PYTHIA_12B, 1)
+    assert whole == pytest.approx(47.4 * gb, rel=0.01)
+    devices = jax.devices()
+    assert dict(choose_mesh(PYTHIA_12B, devices, 140 * gb).shape) == {"edits": 8, "model": 1}
+    assert dict(choose_mesh(PYTHIA_12B, devices, 60 * gb).shape) == {"edits": 4, "model": 2}
+    assert dict(choose_mesh(PYTHIA_12B, devices, 60 * gb, reserve=20 * gb).shape) == {
+        "edits": 2,
+        "model": 4,
+    }
+    assert choose_mesh(PYTHIA_12B, devices[:1], 100 * gb) is None
+
+
+def test_a_model_too_large_for_all_devices_is_refused_with_the_arithmetic():
+    with pytest.raises(InputError, match=r"need 11\.9 GB .* over 8 of 8, .* is 10 GB .*memory-gb"):
+        choose_mesh(PYTHIA_12B, jax.devices(), 10e9)
+
+
+def test_heads_that_the_devices_do_not_divide_are_refused_with_what_would_do():
+    config = ModelConfig(96, 3, 6, 96, 384)
+    with pytest.raises(InputError, match=r"over 4 of 8 .* 6 heads cannot be divided by 4"):
+        choose_mesh(config, jax.devices(), float(part_bytes(config, 4)), copies=1)
+    with pytest.raises(InputError, match=r"6 heads cannot be divided over 4 devices"):
+        param_shardings(mesh_of(1, 4), config)
+
+
+def test_devices_that_are_not_there_or_do_not_divide_are_refused():
+    assert len(usable_devices()) == 8
+    assert len(usable_devices("cpu", 3)) == 3
+    for count in (0, 9):
+        with pytest.raises(InputError, match=rf"--devices {count}: expected 1 to 8"):
+            usable_devices(None, count)
+    with pytest.raises(InputError, match="8 devices cannot be cut into groups of 3"):
+        make_mesh(jax.devices(), 3)
