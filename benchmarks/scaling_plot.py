@@ -47,7 +47,8 @@ def _caption(record: dict[str, Any]) -> str:
         "Every head's importance by zero ablation, f32, random weights and prompts; each point in "
         "a process of its own, best time after compilation. Line: the fewest operations of an "
         f"exact wave at the measured matrix peak of {record['peak_gflops']:.0f} GFLOP/s. Dashes: "
-        f"the memory budget, larger where the weights alone fill it. {machine}, jax {record['versions']['jax']}, commit {record['commit']}."
+        "the memory budget, larger where the weights alone would fill it. "
+        f"{machine}, jax {record['versions']['jax']}, commit {record['commit']}."
     )
 
 

