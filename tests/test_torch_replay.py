@@ -1,10 +1,5 @@
 """The two PyTorch witnesses against transformers, each other, and the definitions."""
 
-import json
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 from pythia_shape import tiny_checkpoint
@@ -13,8 +8,6 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 import torch_replay as replay  # noqa: E402  (both need torch)
-
-from benchmarks import pytorch_baseline as baseline  # noqa: E402
 
 TOKENS = [5, 17, 42, 3, 88, 61, 9]
 OTHER = [11, 70, 2, 55, 23, 90, 14]
@@ -69,35 +62,6 @@ def test_replay_reads_the_names_that_transformers_uses_in_memory(checkpoint):
     in_memory = replay.as_f32(hugging_face(folder).state_dict())
     again = replay.forward(in_memory, config, TOKENS).logits
     assert torch.equal(again.detach(), replay.forward(params, config, TOKENS).logits)
-
-
-@pytest.mark.parametrize("head_mode", replay.HEAD_MODES)
-@pytest.mark.parametrize("batch", baseline.BATCHES)
-def test_replay_and_baseline_agree_on_importance(checkpoint, head_mode, batch):
-    folder, params, config = checkpoint
-    model = hugging_face(folder)
-    prompts = [baseline.Prompt(TOKENS, TARGET), baseline.Prompt(OTHER[:4], 7)]
-    references = [OTHER, TOKENS[:5]]
-    means = baseline.reference_means(model, references, head_mode)
-    expected = replay.reference_means(params, config, references, head_mode=head_mode)
-    np.testing.assert_allclose(means.numpy(), expected, atol=1e-5)
-    for kind in baseline.KINDS:
-        found = baseline.importance(model, prompts, kind, means, head_mode, batch)
-        values = None if kind == "zero" else expected
-        for row, prompt in zip(found, prompts, strict=True):
-            again = replay.importance(params, config, *prompt, values, head_mode=head_mode)
-            assert np.abs(again).min() > 0
-            np.testing.assert_allclose(row, again, atol=1e-4)
-
-
-def test_computing_only_the_last_logits_changes_nothing(checkpoint):
-    model = hugging_face(checkpoint[0])
-    prompts = [baseline.Prompt(TOKENS, TARGET), baseline.Prompt(OTHER[:4], 7)]
-    every, last = (
-        baseline.importance(model, prompts, "zero", batch="batched", unembed=unembed)
-        for unembed in baseline.UNEMBED
-    )
-    np.testing.assert_allclose(every, last, atol=1e-5)
 
 
 def test_contributions_and_bias_add_up_to_the_attention_output(checkpoint):
@@ -193,98 +157,3 @@ def test_gradient_predicts_a_small_edit_of_each_head(checkpoint, head_mode, monk
         )
         change = float(replay.metric(up, TARGET) - replay.metric(down, TARGET)) / 2
         assert change == pytest.approx(predicted[layer, head], rel=1e-2, abs=5e-6)
-
-
-def word_tokenizer(file: Path, size: int = 97) -> Path:
-    """A word-level tokenizer of `w0 … w96`, so that texts spell their token ids."""
-    tokenizers = pytest.importorskip("tokenizers")
-    model = tokenizers.models.WordLevel({f"w{i}": i for i in range(size)}, unk_token="w0")
-    tokenizer = tokenizers.Tokenizer(model)
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.save(str(file))
-    return file
-
-
-@pytest.fixture
-def study(tmp_path):
-    """(model folder, prompts file) for the baseline's command line."""
-    tokenizer = word_tokenizer(tmp_path / "words.json")
-    folder = tiny_checkpoint(tmp_path / "model", tokenizer=tokenizer)
-    prompts = {
-        "factual": [{"prompt": "w5 w17 w42", "target": "w33 w34"}],
-        "ioi": [{"prompt": "w1 w2 w3 w4", "target": "w7"}],
-        "reference": ["w9 w8 w7", "w6 w5"],
-    }
-    file = tmp_path / "prompts.json"
-    file.write_text(json.dumps(prompts))
-    return folder, file
-
-
-def test_baseline_command_ends_with_one_json_object(study):
-    folder, file = study
-    command = [sys.executable, "-m", "benchmarks.pytorch_baseline"]
-    root = Path(__file__).parents[1]
-    done = subprocess.run(
-        [*command, "--model", folder, "--prompts", file],
-        cwd=root,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    record = json.loads(done.stdout.splitlines()[-1])
-    assert done.stderr == ""
-    assert [run["passes"] for run in record["runs"]] == [26, 26, 13, 13]
-    assert record["prompts"] == record["references"] == 2
-    assert record["torch"] == torch.__version__
-
-
-def test_baseline_reads_the_first_token_of_a_target(study):
-    folder, file = study
-    _, tokenizer = baseline.load(folder)
-    prompts, references = baseline.read_prompts(file, tokenizer)
-    assert prompts == [([5, 17, 42], 33), ([1, 2, 3, 4], 7)]
-    assert references == [[9, 8, 7], [6, 5]]
-
-
-@pytest.mark.parametrize(
-    ("prompts", "cause"),
-    [
-        (None, "cannot read"),
-        ("{", "not JSON"),
-        ("[]", "named lists"),
-        ('{"factual": 3}', "expected a list"),
-        ('{"factual": []}', "no prompts"),
-        ('{"factual": [{"prompt": "", "target": "w1"}], "reference": ["w1"]}', "factual[0].prompt"),
-        ('{"factual": [{"prompt": "w1"}], "reference": ["w1"]}', "factual[0].target"),
-        ('{"factual": [{"prompt": "w1", "target": "w1"}]}', "no reference prompts"),
-        (
-            '{"a": [{"prompt": "%s", "target": "w1"}], "reference": ["w1"]}' % ("w1 " * 65),
-            "context",
-        ),
-    ],
-)
-def test_baseline_refuses_bad_prompts_in_one_line(study, prompts, cause, capsys):
-    folder, file = study
-    file.unlink() if prompts is None else file.write_text(prompts)
-    assert baseline.main(["--model", str(folder), "--prompts", str(file)]) == 2
-    message = capsys.readouterr().err
-    assert cause in message
-    assert message.count("\n") == 1
-
-
-@pytest.mark.parametrize("gone", ["config.json", "tokenizer.json", "model.safetensors", None])
-def test_baseline_names_what_a_model_folder_lacks(study, gone, capsys):
-    folder, file = study
-    if gone is None:
-        folder = folder / "nowhere"
-    else:
-        (folder / gone).unlink()
-    assert baseline.main(["--model", str(folder), "--prompts", str(file)]) == 2
-    assert (gone or "no folder").removeprefix("model") in capsys.readouterr().err
-
-
-def test_baseline_without_torch_says_what_to_install(study, monkeypatch, capsys):
-    folder, file = study
-    monkeypatch.setattr(baseline, "MISSING", ImportError("gone", name="torch"))
-    assert baseline.main(["--model", str(folder), "--prompts", str(file)]) == 2
-    assert "pip install jaxalign[bench]" in capsys.readouterr().err
