@@ -209,8 +209,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxalign: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print(
-            "jaxalign: error: interrupted; earlier results are unchanged. Run it again; a long "
-            "study goes on from its last finished call.",
+            "jaxalign: error: interrupted; earlier results are unchanged. Run it again.",
             file=sys.stderr,
         )
     return BAD_INPUT

@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["JAXALIGN_CACHE"] = ""  # no compiled programs in the folder of whoever runs the tests
 
 from jaxtyping import install_import_hook
 

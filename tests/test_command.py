@@ -267,7 +267,7 @@ BAD = {
     "unknown device": (("--device", "tpu9"), "--device tpu9 is unknown. use one of auto, cpu"),
     "no driver": (("--device", "gpu"), "--device gpu: no such device with a working driver"),
     "no cuda": (("--device", "cuda"), "install the driver and: pip install 'jaxalign[cuda]'"),
-    "budget": (("--memory-gb", 1e-6), "raise --memory-gb or shorten the prompts"),
+    "budget": (("--memory-gb", 1e-6), "raise --memory-gb"),
     "no budget": (("--memory-gb", 0), "--memory-gb is 0.0. give a positive number"),
     "seed": (("--seed", -1), "--seed is -1. give 0 or a positive whole number"),
     "no repair": (("--max-repair-k", 0), "--max-repair-k is 0. give at least 1"),
