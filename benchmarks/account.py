@@ -145,7 +145,7 @@ def _answers(runner: Runner, runs: int) -> dict[str, float]:
     """Seconds of the unembedding and of what is read off the logits, block by block."""
     params, vocab = runner.model.params, runner.config.vocab_size
     matrix = params.embed if params.unembed is None else params.unembed
-    part = min(vocab, TOKENS_READ)
+    part = -(-vocab // -(-vocab // TOKENS_READ))
     blocks = -(-runs // RUNS_READ)
     size = -(-runs // blocks)
     hidden, logits = _draw(size, runner.config.hidden_size), _draw(part, size)

@@ -20,7 +20,7 @@ import numpy as np
 from flax import struct
 
 from jaxalign.numerics.dot import dot
-from jaxalign.shapes import Array, Bool, Float, Int, Leaf, lead
+from jaxalign.shapes import Array, Bool, Float, Leaf, lead
 
 HEAD_MODES = ("true", "edge-align")
 
@@ -118,64 +118,6 @@ class Edit:
         residual = None if self.residual is None else ResidualEdit(0, None)
         return Edit(head=head, residual=residual, attn_add=None)
 
-    def by_layer(self) -> Edit:
-        """This batch of edits with the layer axis in front, to be scanned over; ``attn_add`` left.
-
-        The residual stream's entry of a layer is the one after its block.
-        """
-        head = self.head and replace(
-            self.head, mask=jnp.moveaxis(jnp.asarray(self.head.mask), 1, 0)
-        )
-        residual = self.residual and ResidualEdit(
-            jnp.moveaxis(jnp.asarray(self.residual.mask), 1, 0)[1:], self.residual.value[1:]
-        )
-        return Edit(head=head, residual=residual)
-
-    def at_embedding(self) -> Edit:
-        """This batch of edits at the embedding."""
-        residual = self.residual and ResidualEdit(self.residual.mask[:, 0], self.residual.value[0])
-        return Edit(residual=residual)
-
-    def of_runs(
-        self,
-        member: Bool[Array, " N"],
-        row: Int[Array, " N"],
-        prompt: Int[Array, " N"],
-        query: Int[Array, " N"] | None = None,
-    ) -> Edit:
-        """One layer's arrays of a batch of edits, picked for ``N`` runs that stand on the B axis.
-
-        Args:
-            member: whether a run belongs to this batch of edits; others are left as they are.
-            row: which row each run is.
-            prompt: which prompt each run is of.
-            query: the one position of each run that is wanted; all by default.
-        """
-        row = jnp.where(member, row, 0)
-
-        def pick(a: Array, *lead: Array) -> Array:
-            """``a``, ``[(M,) B|1, S|1, …]``, for each run."""
-            axis = len(lead)
-            picked = a[(*lead, prompt if a.shape[axis] > 1 else jnp.zeros_like(prompt))]
-            if query is None or picked.shape[1] == 1:
-                return picked
-            index = query.reshape(-1, *[1] * (picked.ndim - 1))
-            return jnp.take_along_axis(picked, index, axis=1)
-
-        def masked(a: Array) -> Array:
-            return pick(a, row) & member.reshape(-1, *[1] * (a.ndim - 2))
-
-        def given(a: Array) -> Array:
-            return a if a.shape[:2] == (1, 1) else pick(a)
-
-        head = self.head and replace(
-            self.head, mask=masked(self.head.mask), value=given(jnp.asarray(self.head.value))
-        )
-        residual = self.residual and ResidualEdit(
-            masked(self.residual.mask), given(jnp.asarray(self.residual.value))
-        )
-        return Edit(head=head, residual=residual)
-
 
 def head_ablation_masks(num_layers: int, num_heads: int) -> Bool[np.ndarray, "M L 1 1 H"]:
     """One edit a head, layer by layer: ``M = L·H`` masks."""
@@ -201,24 +143,6 @@ def edit_heads(
     kept_out = jnp.where(mask, z, 0)
     removed = dot(kept_out.reshape(*kept_out.shape[:-2], -1), w_out)
     return _move(attn_out, given - removed, mask.any(axis=-2))
-
-
-def edit_contributions(
-    attn_out: Float[Array, "N S D"], contributions: Float[Array, "H N S D"] | None, edit: HeadEdit
-) -> Float[Array, "N S D"]:
-    """``edit_heads`` where each head's contribution is at hand, so that nothing is projected.
-
-    Args:
-        contributions: what each head adds, in f32; None in edge-align mode.
-    """
-    if contributions is None:
-        heads = (*attn_out.shape[:-1], edit.mask.shape[-1], -1)
-        return _edit_blocks(attn_out, heads, edit)
-    mask, value = (
-        jnp.moveaxis(a, -2, 0) for a in (edit.mask[..., None], edit.value.astype(jnp.float32))
-    )
-    moved = jnp.where(mask, value - contributions, 0).sum(axis=0)
-    return _move(attn_out, moved, mask.any(axis=0))
 
 
 def _edit_blocks(attn_out: Array, heads: tuple[int, ...], edit: HeadEdit) -> Array:

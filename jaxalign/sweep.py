@@ -32,7 +32,7 @@ Readout = Callable[[Float[Array, "B V"]], Any]
 LOGIT_BYTES = 1 << 28
 # Runs and tokens of a block of logits: W_U's part and the product stay in cache.
 RUNS_READ = 512
-TOKENS_READ = 4192
+TOKENS_READ = 2096
 
 
 def sweep(
@@ -193,7 +193,7 @@ def _fold(params: Params, final: Float[Array, "R B D"], answer: Answer) -> Answe
 
     final = split(final.reshape(count, width))
     asked = jax.tree.map(lambda a: split(jnp.tile(a, rows)), answer)
-    part = min(vocab, TOKENS_READ)
+    part = -(-vocab // -(-vocab // TOKENS_READ))
     # The last part begins early enough to be whole: reading a token twice does no harm.
     starts = jnp.minimum(jnp.arange(-(-vocab // part)) * part, vocab - part)
 

@@ -15,19 +15,16 @@ stand first in the line and go through the same products as the edited ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import struct
 from jax import lax
 
-from jaxalign.edit import Edit, edit_contributions, edit_residual
+from jaxalign.edit import Edit, ResidualEdit
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import (
-    edit_attention,
     embed,
     feed_forward,
     head_contributions,
@@ -46,7 +43,8 @@ from jaxalign.model.layers import (
 from jaxalign.model.params import Block, Params
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.shapes import Array, Float, Leaf, Lengths, Tokens
+from jaxalign.run_edits import RunEdits, Runs, line_up, stack_edits
+from jaxalign.shapes import Array, Float, Lengths, Tokens
 
 # A block's widest activation, the MLP's, stays in cache beside a layer's weights; fewer positions
 # than the least leave the matrix product short of work (measured in benchmarks/LOG.md).
@@ -65,49 +63,6 @@ def block_size(batch: int, length: int, config: ModelConfig) -> int:
     if most >= batch:
         return most // batch * batch
     return -(-batch // -(-batch // most))
-
-
-@struct.dataclass
-class Runs:
-    """Runs in line, ``[N]`` each: the clean run of each prompt, then the edited ones by birth.
-
-    Attributes:
-        group: which batch of edits; -1 for a clean run.
-        row: which row of that batch.
-        prompt: which prompt.
-    """
-
-    group: Leaf
-    row: Leaf
-    prompt: Leaf
-
-
-def line_up(edits: Sequence[Edit], batch: int, layers: int) -> tuple[Runs, Array, Array]:
-    """Sort the runs of some batches of edits by the first step that they touch.
-
-    Returns:
-        The runs; ``alive`` ``[L + 2]``, how many are born before each step (step 0 is the
-        embedding, ``l + 1`` block ``l``; a run that edits nothing is never born); and ``place``
-        ``[1 + ΣM, B]``, where the run of each row and prompt stands, clean row first (the clean
-        run's place for one that is never born).
-    """
-    births = [jnp.full((1, batch), -1)]
-    group, row = [np.full(batch, -1)], [np.zeros(batch, int)]
-    for number, edit in enumerate(edits):
-        touched = edit.touched(batch)  # [M, B, L + 1]
-        births.append(jnp.where(touched.any(axis=-1), touched.argmax(axis=-1), layers + 1))
-        group.append(np.full(births[-1].size, number))
-        row.append(np.repeat(np.arange(len(touched)), batch))
-    birth = jnp.concatenate(births)
-    order = jnp.argsort(birth.reshape(-1), stable=True)
-    place = jnp.argsort(order).reshape(birth.shape)
-    runs = Runs(
-        group=jnp.asarray(np.concatenate(group), jnp.int32)[order],
-        row=jnp.asarray(np.concatenate(row), jnp.int32)[order],
-        prompt=(order % batch).astype(jnp.int32),
-    )
-    alive = (birth[None] < jnp.arange(layers + 2)[:, None, None]).sum(axis=(1, 2))
-    return runs, alive, jnp.where(birth <= layers, place, place[:1])
 
 
 @dataclass(frozen=True)
@@ -140,15 +95,6 @@ class _Line:
 
         return lax.fori_loop(0, count, body, carry)
 
-    def edits_of(
-        self, edits: Sequence[Edit], block: Runs, query: Array | None = None
-    ) -> list[Edit]:
-        """Each batch of edits as it concerns the runs of a block, in one layer."""
-        return [
-            edit.of_runs(block.group == number, block.row, block.prompt, query)
-            for number, edit in enumerate(edits)
-        ]
-
     def feed_forward(self, x: Array, weights: Block, real: Array) -> Array:
         return feed_forward(x, weights, self.config, self.scheme, real)
 
@@ -179,12 +125,10 @@ class _Line:
             rows = lax.dynamic_slice_in_dim(x, at, self.size)
             real = self.real[block.prompt]
             z, attn_out = read_heads(rows, weights, self.config, self.scheme, real)
-            edited = attn_out
-            mine = self.edits_of(edits, block) if self.touch_later else []
-            for edit in mine:
-                edited = edit_attention(edited, z, weights, edit)
+            mine = RunEdits(edits if self.touch_later else [], block)
+            edited = mine.on_attention(attn_out, z, weights.attention.out)
             y, mlp_out = self.add(edited, None, rows, weights, real)
-            y = _patch(y, mine)
+            y = mine.on_stream(y)
             # The clean runs' blocks come last, so they overwrite what others leave here.
             room = jnp.minimum(at, (rooms - 1) * self.size)
             return _put(after, y, at), [
@@ -198,10 +142,10 @@ class _Line:
 
         def born(at: Array, block: Runs, x: Array) -> Array:
             real = self.real[block.prompt]
-            mine = self.edits_of(edits, block)
-            edited = _edit_clean(attn_out, contributions, block, mine)
+            mine = RunEdits(edits, block)
+            edited = mine.on_clean_attention(attn_out, contributions)
             y, _ = self.add(edited, mlp_out[block.prompt], skip[block.prompt], weights, real)
-            return _put(x, _patch(y, mine), at)
+            return _put(x, mine.on_stream(y), at)
 
         return self.walk(self.alive[step], self.alive[step + 1], born, x)
 
@@ -224,34 +168,32 @@ class _Line:
 
         def touch(at: Array, block: Runs, attn_out: Array) -> Array:
             edited, own = (lax.dynamic_slice_in_dim(a, at, self.size) for a in (attn_out, z))
-            for edit in self.edits_of(edits, block, self.last[block.prompt]):
-                edited = edit_attention(edited, own, weights, edit)
-            return _put(attn_out, edited, at)
+            mine = RunEdits(edits, block, self.last[block.prompt])
+            return _put(attn_out, mine.on_attention(edited, own, weights.attention.out), at)
 
         if self.touch_later:
             attn_out = self.walk(0, self.alive[step], touch, attn_out)
-        contributions = _contributions(z[: len(self.last)], weights, edits)
+        clean = len(self.last)
+        contributions = _contributions(z[:clean], weights, edits)
+        clean_out, clean_skip = attn_out[:clean], skip[:clean]
 
         def born(at: Array, block: Runs, carry: Any) -> Any:
             attn_out, skip = carry
-            mine = self.edits_of(edits, block, self.last[block.prompt])
-            edited = _edit_clean(attn_out, contributions, block, mine)
-            return _put(attn_out, edited, at), _put(skip, skip[block.prompt], at)
+            mine = RunEdits(edits, block, self.last[block.prompt])
+            edited = mine.on_clean_attention(clean_out, contributions)
+            return _put(attn_out, edited, at), _put(skip, clean_skip[block.prompt], at)
 
         attn_out, skip = self.walk(self.alive[step], self.alive[step + 1], born, (attn_out, skip))
         y, _ = self.add(attn_out, None, skip, weights, jnp.ones((len(x), 1), bool))
-        return _patch(y, self.edits_of(edits, self.runs, query))
+        return RunEdits(edits, self.runs, query).on_stream(y)
 
 
 def _put(a: Array, block: Array, at: Any) -> Array:
     return lax.dynamic_update_slice_in_dim(a, block, at, 0)
 
 
-def _patch(x: Array, edits: Sequence[Edit]) -> Array:
-    for edit in edits:
-        if edit.residual is not None:
-            x = edit_residual(x, edit.residual)
-    return x
+def _steps(residual: ResidualEdit | None, which: Any) -> ResidualEdit | None:
+    return residual and ResidualEdit(residual.mask[which], residual.value[which])
 
 
 def _contributions(z: Array, weights: Block, edits: Sequence[Edit]) -> Array | None:
@@ -259,21 +201,6 @@ def _contributions(z: Array, weights: Block, edits: Sequence[Edit]) -> Array | N
     if any(edit.head is not None and edit.head.mode == "true" for edit in edits):
         return head_contributions(z, weights.attention.out)
     return None
-
-
-def _edit_clean(
-    attn_out: Array, contributions: Array | None, block: Runs, edits: Sequence[Edit]
-) -> Array:
-    """The clean runs' attention output under the edits of the runs that are born from them."""
-    edited = attn_out[block.prompt]
-    for edit in edits:
-        if edit.head is None:
-            continue
-        own = None
-        if contributions is not None and edit.head.mode == "true":
-            own = contributions[:, block.prompt]
-        edited = edit_contributions(edited, own, edit.head)
-    return edited
 
 
 def wave(
@@ -295,21 +222,24 @@ def wave(
     """
     batch, layers = len(tokens), num_layers(params)
     real = real_positions(lengths, tokens.shape[1])
-    runs, alive, place = line_up(edits, batch, layers)
+    stacks, places = stack_edits(edits)
+    runs, alive, place = line_up(edits, places, batch, layers)
     size = block_size(batch, tokens.shape[1], config)
     # The last block may reach past the last run.
     runs = jax.tree.map(lambda a: jnp.pad(a, (0, size)), runs)
     line = _Line(runs, alive, size, real, lengths - 1, config, scheme, touch_later)
     clean = embed(params, tokens, scheme, real)
     x = _put(lax.empty((len(runs.prompt), *clean.shape[1:]), clean.dtype), clean, 0)
-    if any(edit.residual is not None for edit in edits):
-        first = [edit.at_embedding() for edit in edits]
+    if any(stack.residual is not None for stack in stacks):
+        first = [Edit(residual=_steps(stack.residual, 0)) for stack in stacks]
 
         def born(at: Array, block: Runs, x: Array) -> Array:
-            return _put(x, _patch(clean[block.prompt], line.edits_of(first, block)), at)
+            return _put(x, RunEdits(first, block).on_stream(clean[block.prompt]), at)
 
         x = line.walk(alive[0], alive[1], born, x)
-    steps = (params.blocks, [edit.by_layer() for edit in edits], jnp.arange(1, layers + 1))
+    # The stream's first step is the embedding.
+    after = [replace(stack, residual=_steps(stack.residual, slice(1, None))) for stack in stacks]
+    steps = (params.blocks, after, jnp.arange(1, layers + 1))
 
     def layer(number: Any, x: Array) -> Array:
         step = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, number, keepdims=False), steps)

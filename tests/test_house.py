@@ -29,6 +29,7 @@ FLOORS = [
     ("jaxalign.memory", 4),
     ("jaxalign.sweep", 4),
     ("jaxalign.wave", 4),
+    ("jaxalign.run_edits", 4),
     ("jaxalign.convert", 4),
     ("jaxalign.prompts", 4),
     ("jaxalign.results", 4),

@@ -13,8 +13,9 @@ from jaxalign.memory import bytes_per_call, bytes_per_row, plan_chunks
 from jaxalign.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, cast, forward, init_params
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, jit
+from jaxalign.run_edits import line_up, stack_edits
 from jaxalign.sweep import sweep
-from jaxalign.wave import block_size, line_up
+from jaxalign.wave import block_size
 
 L, H, D, S, B, V = 3, 4, 32, 9, 5, 97
 LENGTHS = jnp.array([9, 5, 7, 3, 9])
@@ -165,7 +166,7 @@ def test_batch_neighbours_and_bucket_move_a_prompt_by_rounding_only(edits, token
 def test_runs_stand_in_line_by_birth_whatever_order_their_rows_have(edits):
     masks = head_ablation_masks(L, H)[::-1]
     zero = Edit(head=HeadEdit(masks, np.zeros((L, 1, 1, 1, 1))))
-    runs, alive, place = line_up([zero], B, L)
+    runs, alive, place = line_up([zero], stack_edits([zero])[1], B, L)
     assert alive.tolist() == [B * (1 + H * max(0, step - 1)) for step in range(L + 2)]
     last_born = place[1 : 1 + H]  # the first rows edit the last layer
     assert np.asarray(last_born).min() == B * (1 + H * (L - 1))

@@ -138,7 +138,8 @@ def activate(x: Float[Array, "*rows F"], name: str) -> Float[Array, "*rows F"]:
     """The MLP's nonlinearity, by its Hugging Face name, in f32 (rounded by the caller)."""
     match name:
         case "gelu" | "gelu_python":
-            return jax.nn.gelu(x, approximate=False)
+            # As PyTorch writes it; jax.nn.gelu asks for erfc, which costs three times as much.
+            return x * 0.5 * (1 + lax.erf(x * math.sqrt(0.5)))
         case "gelu_new" | "gelu_pytorch_tanh" | "gelu_fast":
             return jax.nn.gelu(x, approximate=True)
         case "quick_gelu":

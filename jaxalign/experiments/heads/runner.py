@@ -278,7 +278,7 @@ class Runner:
             masks = self.repair_masks(batch, orders, k)
             _, most = self.chunks(batch.shape[1], 1 + len(masks), 1)
             for start in range(0, len(masks), most - 1):
-                part = masks[start : start + most - 1]
+                part, first = distinct(masks[start : start + most - 1])
                 call = functools.partial(
                     runs.repair_run,
                     self.model.params,
@@ -293,9 +293,11 @@ class Runner:
                     mesh=self.mesh,
                 )
                 values = self.keep(("repair", scheme.name, number, start), call)
+                values = np.take_along_axis(values, np.pad(1 + first, ((1, 0), (0, 0))), axis=0)
                 values = values[:, : len(batch.index)].astype(np.float64)
-                births = 1 + part.any(axis=(3, 4)).argmax(axis=1).reshape(-1)
-                passes = self.copies(batch) + runs.layer_rows(self.config, births, plan)
+                touched = part.any(axis=(3, 4))  # [M, L, B]
+                births = np.where(touched.any(axis=1), 1 + touched.argmax(axis=1), len(touched[0]))
+                passes = self.copies(batch) + runs.layer_rows(self.config, births.ravel(), plan)
                 self.ledger.record("repair", scheme.name, plan, batch.shape, 1 + len(part), passes)
                 index = list(batch.index)
                 if start == 0:
@@ -374,6 +376,25 @@ class Runner:
             return alone
         chosen = batch.fill(list(orders.swapaxes(0, 1))).swapaxes(0, 1)
         return np.concatenate([alone, top_k_masks(chosen, k, config.num_layers)])
+
+
+def distinct(
+    masks: Bool[np.ndarray, "M L B 1 H"],
+) -> tuple[Bool[np.ndarray, "M L B 1 H"], Int[np.ndarray, "M B"]]:
+    """Masks of which none edits a prompt as one before it does: a sweep never begins the others.
+
+    Orders begin with heads that are restored alone, too, and often agree on the first few.
+
+    Returns:
+        The masks, empty where they would repeat; and which row each would repeat, or itself.
+    """
+    rows = np.packbits(masks.transpose(2, 0, 1, 3, 4).reshape(masks.shape[2], len(masks), -1), -1)
+    first = np.empty(masks.shape[::2][:2], int)
+    for prompt, own in enumerate(rows):
+        _, index, inverse = np.unique(own, axis=0, return_index=True, return_inverse=True)
+        first[:, prompt] = index[inverse.ravel()]
+    repeats = first != np.arange(len(masks))[:, None]
+    return masks & ~repeats[:, None, :, None, None], first
 
 
 def question(prompts: Sequence[Prompt], batch: Batch) -> runs.Question:
