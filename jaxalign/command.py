@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -240,11 +239,11 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
     with drawing_process() if draws else contextlib.nullcontext() as second:
         _keep_programs(arguments)
         model = load(source)
-        known = facts(model, prompts, options)
-        require_same("the model, prompts or options", json.dumps(known, sort_keys=True).encode())
+        mesh = _mesh(arguments, device, model)
+        known = facts(model, prompts, options, mesh)
+        require_same({**known, "options": None, **known["options"]})
         folder = arguments.output.with_name(f"{arguments.output.name}.journal")
         journal = Journal(folder, known)
-        mesh = _mesh(arguments, device, model)
         result = heads_study(model, prompts, options, progress=first, journal=journal, mesh=mesh)
         if not first:
             return 0

@@ -111,7 +111,8 @@ class Watch:
 
     def fail(self, problem: str) -> None:
         """Tell the others that this process stops, and why."""
-        self._over.set()
+        with self._ending:  # or this process is ending already, and has said why
+            self._over.set()
         for line in self._lines.values():
             line.send(lost=f"{self._own} stopped: {problem}")
 
