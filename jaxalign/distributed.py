@@ -89,11 +89,14 @@ def processes(
         yield
         watch.leave(jax.distributed.shutdown)
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            time.sleep(GRACE)  # the watch ends this process if a partner was lost
+        expected = isinstance(error, InputError | KeyboardInterrupt)
+        if not expected:
+            # A collective that fails raises errors of several kinds; where it failed because a
+            # partner was lost, the watch ends this process now.
+            time.sleep(GRACE)
         watch.fail(_first_line(error))
         # JAX's own farewell at exit would wait for processes that are ending.
-        atexit.register(_exit, LOST if isinstance(error, InputError | KeyboardInterrupt) else 1)
+        atexit.register(_exit, LOST if expected else 1)
         raise
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import jax
 import numpy as np
+import process_worker as worker
 import pytest
 from loopback import free_address, run_of, wait_until
 from tiny_run import PROMPTS, refusal, study, without_times, write_model, write_prompts
@@ -94,6 +95,20 @@ def test_only_the_first_process_writes(together):
     assert not (together.folder / "output 1").exists()
 
 
+def test_devices_of_two_processes_share_a_sweep_of_parameters_spread_over_some(tmp_path):
+    with run_of([["tests/process_worker.py", tmp_path, "sweep"]] * 2, tmp_path, 2) as started:
+        assert [one.end()[::2] for one in started] == [(0, "")] * 2
+    first, second = (dict(np.load(tmp_path / f"{index}.npz")) for index in range(2))
+    assert first["owners"].tolist() == [0, 0, 1, 1], "a copy of the parameters stays in a process"
+    assert first["sent"].tobytes() == worker.CONTENT
+    assert first["nothing"].size == 0
+    assert first["numbers"].ravel().tolist() == list(range(8))
+    for name, found in first.items():
+        np.testing.assert_array_equal(found, second[name], strict=True)
+    expected = worker.sweep_on(None)
+    assert np.abs(first["logits"] - expected).max() <= 1e-6 * np.abs(expected).max()
+
+
 def values(path, *names):
     """A result's numbers under some names, prompt by prompt."""
     content = json.loads(path.read_text())
@@ -174,6 +189,17 @@ def test_a_run_that_was_cut_off_has_the_bits_of_one_that_was_not(cut_off, togeth
     assert [ran.code for ran in cut_off.rans] == [0, 0]
     assert without_times(cut_off.output) == without_times(together.output)
     assert [path.name for path in cut_off.output.parent.iterdir()] == ["experiment.json"]
+
+
+def test_the_others_end_with_the_first_process_even_inside_a_collective(tmp_path):
+    commands = [["tests/process_worker.py", tmp_path, "exchange"]] * 2
+    with run_of(commands, tmp_path) as started:
+        wait_until((tmp_path / "exchanging 1").exists, started)
+        started[0].process.kill()
+        code, _, err = started[1].end(SOON)
+    assert code == 2
+    assert err.count("\n") == 1
+    assert re.match(r"jaxalign: error: process 0 \(the coordinator at 127\S+\) was lost: ", err)
 
 
 # Processes that cannot run together.
