@@ -10,7 +10,7 @@ operations over the devices times the busiest one's; no machine can use more of 
 
 Measured: on real devices the speed-up over one. Without any, the devices are virtual ones of the
 CPU, which all share its cores, as one device alone does already; then only the cost of sharing can
-be seen: the time of an operation against that on one device.
+be seen: the cores' time for an operation against that on one device.
 """
 
 from __future__ import annotations
@@ -161,17 +161,17 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 def compared(row: dict[str, Any], alone: dict[str, Any], real: bool) -> dict[str, Any]:
     """A point beside one device: its efficiency, or on shared cores the cost of an operation."""
     ratio = row["median"] / alone["median"]
+    cores = row["cpu_seconds"] / alone["cpu_seconds"]
     return {
         "efficiency": round(1 / (row["devices"] * ratio), 4) if real else None,
-        "time_of_an_operation": None if real else round(ratio / row["work"], 4),
-        "cpu_of_an_operation": round(row["cpu_seconds"] / alone["cpu_seconds"] / row["work"], 4),
+        "cost_of_an_operation": None if real else round(cores / row["work"], 4),
     }
 
 
 def table(record: dict[str, Any]) -> str:
     """The record for people."""
     heads = ("devices", "processes", "seconds", "CPU seconds", "work efficiency", "all work")
-    measured = "time of an operation" if record["virtual"] else "efficiency"
+    measured = "cost of an operation" if record["virtual"] else "efficiency"
     rows = [
         (
             str(r["devices"]),
@@ -180,7 +180,7 @@ def table(record: dict[str, Any]) -> str:
             f"{r['cpu_seconds']:.4g}",
             f"{r['work_efficiency']:.3f}",
             f"{r['work']:.3f}",
-            f"{r['time_of_an_operation'] if record['virtual'] else r['efficiency']:.3f}",
+            f"{r['cost_of_an_operation'] if record['virtual'] else r['efficiency']:.3f}",
             f"{r['largest_difference']:.1e}",
         )
         for r in record["rows"]

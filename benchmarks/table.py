@@ -133,8 +133,8 @@ def _exponent(name: str, fit: Record) -> str:
 def devices_section(record: Record) -> str:
     """What sharing costs, and what of the added devices can be used."""
     one, *more = record["rows"]
-    said = "the time of an operation" if record["virtual"] else "efficiency measured"
-    key = "time_of_an_operation" if record["virtual"] else "efficiency"
+    said = "cores' time of an operation" if record["virtual"] else "efficiency measured"
+    key = "cost_of_an_operation" if record["virtual"] else "efficiency"
     shared = (
         "The devices are virtual ones of one CPU, which share its cores, so no speed-up can be "
         "seen: 1.00 would say that sharing costs nothing beside the clean run of every device."

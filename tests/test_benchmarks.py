@@ -92,7 +92,7 @@ def test_shared_devices_find_the_importance_of_one(capsys):
     one, *more = found["rows"]
     assert [(row["processes"], row["devices"]) for row in more] == [(1, 2), (2, 2)]
     assert all(row["largest_difference"] <= 1e-5 for row in found["rows"])
-    assert all(row["time_of_an_operation"] > 0 and row["efficiency"] is None for row in more)
+    assert all(row["cost_of_an_operation"] > 0 and row["efficiency"] is None for row in more)
     assert one["work_efficiency"] == one["work"] == 1
     section = table.devices_section(found)
     assert "12 heads" in section

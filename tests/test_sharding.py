@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign import command
 from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
 from jaxalign.errors import InputError
 from jaxalign.metrics import Answer, logit_difference
@@ -334,3 +335,12 @@ def test_devices_that_are_not_there_or_do_not_divide_are_refused():
             usable_devices(None, count)
     with pytest.raises(InputError, match="8 devices cannot be cut into groups of 3"):
         make_mesh(jax.devices(), 3)
+
+
+def test_the_command_reads_a_shared_model_into_the_hosts_memory_not_onto_a_device():
+    source = command.locate("demo")
+    with jax.default_device(jax.devices()[5]):
+        shared = command._load(source, jax.devices()[4:6])
+        own = command._load(source, jax.devices()[5:6])
+    assert jax.tree.leaves(shared.params)[0].devices() == {jax.devices("cpu")[0]}
+    assert jax.tree.leaves(own.params)[0].devices() == {jax.devices()[5]}
