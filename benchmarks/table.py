@@ -130,6 +130,36 @@ def _exponent(name: str, fit: Record) -> str:
     return f"{fit['exponent']:.2f}{reach} ({name})"
 
 
+def devices_section(record: Record) -> str:
+    """What sharing costs, and what of the added devices can be used."""
+    one, *more = record["rows"]
+    said = "cores' time of an operation" if record["virtual"] else "efficiency measured"
+    key = "cost_of_an_operation" if record["virtual"] else "efficiency"
+    shared = (
+        "The devices are virtual ones of one CPU, which share its cores, so no speed-up can be "
+        "seen: 1.00 would say that sharing costs nothing beside the clean run of every device."
+        if record["virtual"]
+        else "Efficiency is the speed-up over one device, by their number."
+    )
+    return "\n".join(
+        [
+            f"A sweep of {record['heads']} heads of {_shape(record['model'])}, "
+            f"{record['prompts']} prompts of {record['tokens']} tokens, shared over devices "
+            f"({where(record)}). {shared}",
+            "",
+            f"| devices | processes | work efficiency, at the most | {said} | largest difference "
+            "from one device, logits |",
+            "|---|---|---|---|---|",
+            *(
+                f"| {row['devices']} | {row['processes']} | {row['work_efficiency']:.2f} "
+                f"| {row[key]:.2f} | {row['largest_difference']:.0e} |"
+                for row in more
+            ),
+            f"| {one['devices']} | {one['processes']} | 1 | {one['median']:.2f} s | |",
+        ]
+    )
+
+
 def _place(point: Record) -> tuple[Any, ...]:
     return point["size"], point["prompts"], point["tokens"]
 
@@ -147,6 +177,7 @@ SECTIONS: dict[str, Callable[[Record], str]] = {
     study.NAME: study_section,
     "command": command_section,
     "scaling": scaling_section,
+    "devices": devices_section,
 }
 
 

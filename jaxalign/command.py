@@ -5,13 +5,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
 
 from jaxalign import results
 from jaxalign.compilation_cache import VARIABLE, enable_compilation_cache
@@ -38,6 +36,9 @@ from jaxalign.version import VERSION
 BAD_INPUT = 2
 MISMATCH = 1
 NOT_CHECKED = 3
+# Of several devices each keeps this share of its memory for activations: where the parameters would
+# leave less, they are spread further.
+ACTIVATIONS = 0.25
 DEFAULT_OUTPUT = Path("results/experiment.json")
 
 EXAMPLES = f"""\
@@ -239,12 +240,15 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
     # Started first, since it imports what it needs while this process computes.
     with drawing_process() if draws else contextlib.nullcontext() as second:
         _keep_programs(arguments)
-        model = load(source)
-        known = facts(model, prompts, options)
-        require_same("the model, prompts or options", json.dumps(known, sort_keys=True).encode())
+        devices = _devices(arguments, device)
+        model = _load(source, devices)
+        budget = arguments.memory_gb * 1e9
+        reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
+        mesh = choose_mesh(model.config, devices, budget, reserve=reserve)
+        known = facts(model, prompts, options, mesh)
+        require_same({**known, "options": None, **known["options"]})
         folder = arguments.output.with_name(f"{arguments.output.name}.journal")
         journal = Journal(folder, known)
-        mesh = _mesh(arguments, device, model)
         result = heads_study(model, prompts, options, progress=first, journal=journal, mesh=mesh)
         if not first:
             return 0
@@ -265,13 +269,20 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
     return 0
 
 
-def _mesh(arguments: argparse.Namespace, device: jax.Device, model: Model) -> Mesh | None:
+def _devices(arguments: argparse.Namespace, device: jax.Device) -> list[jax.Device]:
     """The devices that share the work: all GPUs by default, one CPU."""
     count = arguments.devices
     if count is None and device.platform == "cpu":
         count = 1
-    devices = usable_devices(device.platform, count)
-    return choose_mesh(model.config, devices, arguments.memory_gb * 1e9)
+    return usable_devices(device.platform, count)
+
+
+def _load(source: Source, devices: Sequence[jax.Device]) -> Model:
+    """The model; in the host's memory where several devices take their parts from it."""
+    if len(devices) == 1:
+        return load(source)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return load(source)
 
 
 def _keep_programs(arguments: argparse.Namespace) -> None:

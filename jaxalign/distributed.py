@@ -9,10 +9,11 @@ from __future__ import annotations
 import atexit
 import contextlib
 import hashlib
+import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -71,6 +72,10 @@ def processes(
             "give --coordinator HOST:PORT --processes N --process-id I",
         )
     host, port = _address(coordinator)
+    if count < 1:
+        raise InputError(
+            f"--processes {count}: expected 1 or more", "count all processes of the run"
+        )
     if not 0 <= index < count:
         raise InputError(
             f"--process-id {index}: expected 0 to {count - 1} for --processes {count}",
@@ -84,11 +89,14 @@ def processes(
         yield
         watch.leave(jax.distributed.shutdown)
     except BaseException as error:
-        if isinstance(error, jax.errors.JaxRuntimeError):
-            time.sleep(GRACE)  # the watch ends this process if a partner was lost
+        expected = isinstance(error, InputError | KeyboardInterrupt)
+        if not expected:
+            # A collective that fails raises errors of several kinds; where it failed because a
+            # partner was lost, the watch ends this process now.
+            time.sleep(GRACE)
         watch.fail(_first_line(error))
         # JAX's own farewell at exit would wait for processes that are ending.
-        atexit.register(_exit, LOST if isinstance(error, InputError | KeyboardInterrupt) else 1)
+        atexit.register(_exit, LOST if expected else 1)
         raise
 
 
@@ -138,24 +146,28 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def require_same(what: str, content: bytes) -> None:
+def require_same(facts: Mapping[str, Any]) -> None:
     """Check that every process was given the same.
 
     Args:
-        what: how to call it in the error, in the plural ("the prompts").
-        content: what must be equal; only its hash is exchanged.
+        facts: what must be equal, by the names that the error uses; JSON values under the same
+            names in every process. Only their hashes are exchanged.
 
     Raises:
-        InputError: in every process, naming those that differ from process 0.
+        InputError: in every process, naming those that differ from process 0, and in what.
     """
     if jax.process_count() == 1:
         return
-    digest = np.frombuffer(hashlib.sha256(content).digest(), np.uint8)
-    digests = multihost_utils.process_allgather(digest)
-    different = np.flatnonzero((digests != digests[0]).any(axis=1))
-    if different.size:
+    contents = [json.dumps(value, sort_keys=True).encode() for value in facts.values()]
+    digests = b"".join(hashlib.sha256(content).digest() for content in contents)
+    own = np.frombuffer(digests, np.uint8).reshape(len(facts), -1)
+    every = multihost_utils.process_allgather(own)
+    different = (every != every[0]).any(axis=-1)  # [process, fact]
+    if different.any():
+        what = [name for name, differs in zip(facts, different.any(axis=0), strict=True) if differs]
+        who = np.flatnonzero(different.any(axis=1))
         raise InputError(
-            f"{what} of process {', '.join(map(str, different))} differ from those of process 0",
+            f"{', '.join(what)} of process {', '.join(map(str, who))} differ from process 0's",
             "start every process with the same arguments and the same files",
         )
 

@@ -28,7 +28,7 @@ from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, Int, Lengths, Tokens
 from jaxalign.sharding import EDITS, MODEL
-from jaxalign.sweep import Readout, sweep
+from jaxalign.sweep import Readout, sweep, touch_later
 
 
 def rounds(rows: int, devices: int) -> int:
@@ -81,6 +81,7 @@ def sharded_sweep(
     """
     if mesh is None:
         return sweep(params, tokens, lengths, config, edits, readout, plan=plan, scheme=scheme)
+    later = touch_later(edits, len(tokens))  # now: a dealt mask can be read by nobody
     edits = jax.tree.map(jnp.asarray, list(edits))
     hands = [deal(edit, len(tokens), mesh.shape[EDITS]) for edit in edits]
     dealt = [_take(edit, hand.reshape(-1)) for edit, hand in zip(edits, hands, strict=True)]
@@ -90,7 +91,8 @@ def sharded_sweep(
         read = lambda logits: readout(logits)  # noqa: E731
 
     def own(params: Params, tokens: Tokens, lengths: Lengths, edits: Sequence[Edit]) -> list[Any]:
-        return sweep(params, tokens, lengths, config, edits, read, plan=plan, scheme=scheme)
+        how: dict[str, Any] = {"plan": plan, "scheme": scheme, "later": later}
+        return sweep(params, tokens, lengths, config, edits, read, **how)
 
     same, split = PartitionSpec(), PartitionSpec(EDITS)
     outs = jax.shard_map(

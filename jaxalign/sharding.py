@@ -3,8 +3,10 @@
 Two mesh axes. ``edits``: the rows of a sweep are dealt out, every device with its own clean row.
 ``model``: a copy of the parameters is spread over several devices where one cannot hold it, in the
 layout of Megatron-LM (Shoeybi et al. 2019, arXiv 1909.08053, section 3): attention by heads, the
-MLP by hidden units, embedding and unembedding by tokens. A pass through a block then needs two sums
-over the axis, one after ``W_O`` and one after the MLP; runs that are born in it need more.
+MLP by hidden units, embedding and unembedding by tokens. A pass of a run through a block then makes
+two sums over the axis, one after ``W_O`` and one after the MLP; a run that is born there shares the
+clean run's and makes one of its own, of what its edit puts in place. (``qkv`` holds all queries,
+all keys, all values, and is cut into equal parts: neighbours exchange what a head needs together.)
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ def sweep(
     *,
     plan: str = "wave",
     scheme: Scheme = F32,
+    later: bool | None = None,
 ) -> list[Any]:
     """Run the model under every edit and read out each prompt's last logits.
 
@@ -61,6 +62,8 @@ def sweep(
         plan: "wave" (``jaxalign.wave``), or "vmap": ``jax.vmap`` of ``forward`` over the rows'
             masks, which defines what the wave computes (static).
         scheme: the precision (static).
+        later: False promises that no row edits a step after the first one it touches, which saves
+            the wave work; read off the masks by default (static).
 
     Returns:
         For each batch of edits the readout with a leading axis ``[1 + M_g, …]``.
@@ -81,7 +84,7 @@ def sweep(
     check_dtype(params, scheme)
     if any(edit.attn_add is not None for edit in edits):
         raise ValueError("attn_add has no mask, so rows cannot choose it: give it to forward")
-    later = _touch_later(edits, len(tokens))
+    later = touch_later(edits, len(tokens)) if later is None else later
     edits = jax.tree.map(jnp.asarray, list(edits))
     run = _plain if plan == "vmap" else _wave
     final = run(params, tokens, lengths, edits, config, scheme, later)
@@ -91,7 +94,7 @@ def sweep(
     return [jax.tree.map(lambda v, i=i: v[i], values) for i in rows]
 
 
-def _touch_later(edits: Sequence[Edit], batch: int) -> bool:
+def touch_later(edits: Sequence[Edit], batch: int) -> bool:
     """Whether a row edits a step after its first; taken for granted where masks are traced."""
     if any(isinstance(leaf, jax.core.Tracer) for edit in edits for leaf in edit.masks()):
         return True

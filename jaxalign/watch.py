@@ -100,18 +100,20 @@ class Watch:
         leads = 0 not in self._lines
         if leads:
             self._wait()
+            self._over.set()  # first: whoever is told may be gone at once
         for line in self._lines.values():
             line.send(ready=True)
         if not leads:
             self._wait()
-        self._over.set()
+            self._over.set()
         last()
         for line in self._lines.values():
             line.close()
 
     def fail(self, problem: str) -> None:
         """Tell the others that this process stops, and why."""
-        self._over.set()
+        with self._ending:  # or this process is ending already, and has said why
+            self._over.set()
         for line in self._lines.values():
             line.send(lost=f"{self._own} stopped: {problem}")
 
@@ -142,6 +144,8 @@ class Watch:
                 return self._end(str(message["lost"]))
             if "ready" in message:
                 self._ready[index].set()
+                if index == 0:
+                    return  # process 0 says it last, and may close the line then
 
     def _end(self, problem: str) -> None:
         """Pass the news on and end this process, wherever its main thread may hang."""
@@ -220,6 +224,7 @@ def _gather(address: tuple[str, int], own: dict[str, Any], patience: float) -> t
         listener.close()
         for line in lines.values():
             line.send(refused=problem)
+            line.close()
         raise _refused(problem)
     threading.Thread(target=_turn_away, args=(listener, own, names), daemon=True).start()
     port = free_port(address[0])
@@ -273,16 +278,17 @@ def _join(address: tuple[str, int], own: dict[str, Any], patience: float) -> tup
     line.send(**own)
     try:
         answer = line.receive(2 * patience)
-        if "refused" in answer:
-            raise _refused(str(answer["refused"]))
-        port = int(answer["port"])
-    except InputError:
-        raise
+        problem = str(answer.get("refused", ""))
+        port = 0 if problem else int(answer["port"])
     except (OSError, ValueError, KeyError) as error:
+        line.close()
         raise InputError(
             f"{place} answered, but not as process 0 of a run ({error})",
             "give --coordinator the address on which process 0 listens",
         ) from error
+    if problem:
+        line.close()
+        raise _refused(problem)
     return Watch(own["name"], {0: line}, {0: f"process 0 (the coordinator at {place})"}), port
 
 

@@ -17,7 +17,15 @@ pytest.importorskip("transformers")
 import torch_replay as replay  # noqa: E402  (needs torch)
 
 from benchmarks import __main__ as suite  # noqa: E402
-from benchmarks import pytorch_baseline, record, scaling, study, table, workload  # noqa: E402
+from benchmarks import (  # noqa: E402
+    devices,
+    pytorch_baseline,
+    record,
+    scaling,
+    study,
+    table,
+    workload,
+)
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks  # noqa: E402
 from jaxalign.flops import wave_flops  # noqa: E402
 from jaxalign.metrics import Answer  # noqa: E402
@@ -75,6 +83,33 @@ def test_every_baseline_finds_the_importance_of_the_wave(capsys):
     assert found["wave"]["largest_importance"] > 0.1
     total = sum(entry["seconds"] for entry in found["account"])
     assert total == pytest.approx(found["wave"]["best"], rel=1e-2)
+
+
+def test_shared_devices_find_the_importance_of_one(capsys):
+    code, found = run(capsys, "devices", "--quick", "--device", "cpu")
+    assert code == 0
+    assert found["virtual"]
+    one, *more = found["rows"]
+    assert [(row["processes"], row["devices"]) for row in more] == [(1, 2), (2, 2)]
+    assert all(row["largest_difference"] <= 1e-5 for row in found["rows"])
+    assert all(row["cost_of_an_operation"] > 0 and row["efficiency"] is None for row in more)
+    assert one["work_efficiency"] == one["work"] == 1
+    section = table.devices_section(found)
+    assert "12 heads" in section
+    assert section.count("\n| 2 | ") == 2
+
+
+def test_the_busiest_device_has_its_share_of_rows_and_a_clean_run():
+    config = scaling.config_of("70m")
+    each = devices.device_flops(config, 16, 16, 5)
+    clean = wave_flops(config, [16] * 16, []).total
+    [alone] = devices.device_flops(config, 16, 16, 1)
+    assert alone == wave_flops(config, [16] * 16, births(config)).total
+    # Newborn rows need each layer's contributions once a device; all else adds up.
+    assert sum(each) - alone == pytest.approx(4 * clean, rel=0.2)
+    found = devices.counted(config, 16, 16, 5)
+    assert found["work_efficiency"] == pytest.approx(alone / (5 * max(each)), abs=1e-4)
+    assert found["work"] == pytest.approx(sum(each) / alone, abs=1e-4)
 
 
 def test_a_quick_run_is_never_kept(capsys):

@@ -20,6 +20,7 @@ from tiny_run import (
     refusal,
     run,
     study,
+    without_times,
     write_model,
     write_prompts,
 )
@@ -28,7 +29,6 @@ from jaxalign import __version__, command, results
 from jaxalign.plots import FIGURES
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("timestamp", "total_runtime_seconds", "seconds")
 
 
 @pytest.fixture(scope="module")
@@ -144,13 +144,6 @@ def test_top_head_of_the_summary_is_the_one_of_the_file(whole):
 
 
 # What the options do.
-
-
-def without_times(path):
-    content = json.loads(path.read_text())
-    for name in TIMES:
-        del content["metadata"][name]
-    return json.dumps(content)
 
 
 def test_same_seed_gives_the_same_bytes_but_for_times(inputs, tmp_path):

@@ -1,5 +1,6 @@
 """Many devices give what one gives; a copy of the parameters may lie on several."""
 
+import collections
 import functools
 import re
 
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxalign import command
 from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
 from jaxalign.errors import InputError
 from jaxalign.metrics import Answer, logit_difference
@@ -244,11 +246,15 @@ def test_a_device_holds_its_part_of_the_parameters_and_no_more(spread):
     assert part_bytes(config, spread) <= part_bytes(config, 1) / spread * 1.1
 
 
-def collectives(layers, spread):
-    """What the devices of a spread copy exchange in one wave: operands by kind of collective."""
-    params, config = make(layers)
+def exchanges(spread, edit, **other):
+    """What a layer of a spread copy exchanges, by kind: its compiled body is walked once a block.
+
+    ``sums`` are whole activations ``[runs, S, D]``, ``flags`` a number or less a run; the rest by
+    XLA's own names.
+    """
+    config = ModelConfig(V, L, H, D, 64, rotary_dims=2, **other)
+    params = init_params(jax.random.key(0), config)
     mesh = mesh_of(1, spread)
-    edit = Edit(head=HeadEdit(head_ablation_masks(layers, H)[:1], jnp.zeros((layers, 1, 1, 1, 1))))
 
     def answers(params, tokens):
         answer = Answer(jnp.arange(B), jnp.arange(B))
@@ -256,22 +262,42 @@ def collectives(layers, spread):
 
     tokens = jax.ShapeDtypeStruct((B, S), jnp.int32)
     lowered = jax.jit(answers).lower(shard_params(params, mesh, config), tokens)
-    found = {}
     kinds = "all-reduce|all-gather|all-to-all|collective-permute|reduce-scatter"
-    for shapes, kind in re.findall(
-        rf"= (\(.*?\)|\S+) ({kinds})(?:-start)?\(", lowered.compile().as_text()
-    ):
-        found[kind] = found.get(kind, 0) + len(re.findall(r"\w+\[", shapes))
-    return found
+    found = collections.Counter()
+    for line in lowered.compile().as_text().splitlines():
+        operation = re.search(rf"= (\(.*?\)|\S+) ({kinds})(?:-start)?\(", line)
+        if operation and "closed_call/while/body/" in line:  # the layers' loop, a walk over blocks
+            for shape in re.findall(r"\w+\[([\d,]*)\]", operation[1]):
+                summed = "sums" if shape.endswith(f",{S},{D}") else "flags"
+                found[summed if operation[2] == "all-reduce" else operation[2]] += 1
+    return dict(found)
+
+
+# Queries, keys and values of a head are brought together.
+TOGETHER = {2: 2, 4: 7}
 
 
 @pytest.mark.parametrize("spread", [2, 4])
-def test_the_layers_of_a_spread_copy_exchange_sums_only(spread):
-    # All layers but the last share one compiled body; a model of one layer has none.
-    shorter, longer = collectives(1, spread), collectives(3, spread)
-    more = {kind: longer[kind] - shorter.get(kind, 0) for kind in longer}
-    assert more["all-reduce"] >= 2
-    assert not any(more.get(kind) for kind in ("all-gather", "all-to-all", "reduce-scatter"))
+def test_a_layer_of_a_spread_copy_makes_megatrons_two_sums_and_one_for_births(edits, spread):
+    # After W_O and after the MLP; and what an edit puts in a head's place, summed over heads,
+    # beside whether it edits the run at all.
+    expected = {"sums": 2 + 1, "flags": 1, "collective-permute": TOGETHER[spread]}
+    assert exchanges(spread, edits["zero"]) == expected
+
+
+def test_edits_of_later_layers_are_two_more_sums_in_each(edits):
+    # What they take out of the runs alive and what they put in.
+    expected = {"sums": 2 + 1 + 2, "flags": 2, "collective-permute": TOGETHER[2]}
+    assert exchanges(2, edits["several heads, by prompt"]) == expected
+
+
+def test_a_birth_in_a_sequential_block_needs_the_sum_of_its_mlp(edits):
+    expected = {"sums": 2 + 2, "flags": 1, "collective-permute": TOGETHER[2]}
+    assert exchanges(2, edits["zero"], parallel_residual=False) == expected
+
+
+def test_devices_with_whole_copies_exchange_nothing_within_a_layer(edits):
+    assert exchanges(1, edits["zero"]) == {}
 
 
 def test_twelve_billion_parameters_take_the_fewest_devices_that_hold_them():
@@ -309,3 +335,12 @@ def test_devices_that_are_not_there_or_do_not_divide_are_refused():
             usable_devices(None, count)
     with pytest.raises(InputError, match="8 devices cannot be cut into groups of 3"):
         make_mesh(jax.devices(), 3)
+
+
+def test_the_command_reads_a_shared_model_into_the_hosts_memory_not_onto_a_device():
+    source = command.locate("demo")
+    with jax.default_device(jax.devices()[5]):
+        shared = command._load(source, jax.devices()[4:6])
+        own = command._load(source, jax.devices()[5:6])
+    assert jax.tree.leaves(shared.params)[0].devices() == {jax.devices("cpu")[0]}
+    assert jax.tree.leaves(own.params)[0].devices() == {jax.devices()[5]}

@@ -35,6 +35,9 @@ PROMPTS = {
 }
 
 
+TIMES = ("timestamp", "total_runtime_seconds", "seconds")
+
+
 class Ran(NamedTuple):
     """What the command left on the terminal."""
 
@@ -82,6 +85,14 @@ def study(model: Path, prompts: Path, output: Path, *more: Any) -> Ran:
     """A small study on the CPU."""
     small = ("--device", "cpu", "--max-repair-k", 2)
     return run("--model", model, "--prompts", prompts, "--output", output, *small, *more)
+
+
+def without_times(path: Path) -> str:
+    """A result file's content but for when it was made and how long it took."""
+    content = json.loads(path.read_text())
+    for name in TIMES:
+        del content["metadata"][name]
+    return json.dumps(content)
 
 
 def refusal(*arguments: Any) -> str:
