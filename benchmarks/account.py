@@ -100,7 +100,7 @@ def _layer(runner: Runner, runs: int, length: int, last: bool) -> dict[str, floa
     x, kv = _draw(runs, length, D), _draw(runs, length, *heads)
     norm = _alone(lambda a: layers.layer_norm(a, weights.mlp_norm, config.norm_eps), x)
     if last:
-        products = _alone(dot, x, weights.attention.qkv[:, D:])
+        products = _alone(dot, x, weights.attention.qkv[:, 1:])
         projected = _alone(lambda a: layers.keys_values(a, weights.attention, config), x)
         query, position = _draw(runs, 1, *heads), jnp.full((runs, 1), length - 1)
         softmax = _alone(jax.nn.softmax, _draw(runs, config.num_heads, 1, length))
@@ -133,7 +133,7 @@ def _last_positions(runner: Runner, runs: int, length: int) -> dict[str, float]:
     up, down = _alone(dot, x, weights.mlp.up), _alone(dot, _draw(runs, 1, F), weights.mlp.down)
     whole_mlp = _alone(lambda a: layers.mlp(a, weights.mlp, config), x)
     return {
-        QKV: _alone(dot, x, weights.attention.qkv[:, :D]),
+        QKV: _alone(dot, x, weights.attention.qkv[:, :1]),
         OUT: _alone(dot, x, weights.attention.out),
         MLP: up + down,
         GELU: whole_mlp - up - down,

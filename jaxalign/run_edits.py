@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax import lax
+from jax.sharding import PartitionSpec
 
 from jaxalign.edit import Edit, HeadEdit
 from jaxalign.numerics.dot import dot
@@ -149,7 +150,7 @@ class RunEdits:
         """A stack's mask for each run; False for runs of another stack."""
         member = self.runs.stack == number
         picked = mask[(jnp.where(member, self.runs.row, 0)[:, None], *self._place(mask))]
-        return picked & member.reshape(-1, *[1] * (picked.ndim - 1))
+        return _whole(picked & member.reshape(-1, *[1] * (picked.ndim - 1)))
 
     def _values(self, value: Array) -> Array:
         """What each run puts in place, ``[N, S|1, …]``, all heads."""
@@ -194,6 +195,17 @@ def _each_head(
         return total + jnp.where(some, change(chosen.argmax(axis=-1)), 0)
 
     return lax.fori_loop(0, place[..., -1].max(), add, total)
+
+
+def _whole(mask: Array) -> Array:
+    """A mask of which every device of a mesh holds all heads.
+
+    Masks decide how long loops are. Devices whose loops differ must not exchange anything to find
+    out, and they would, if a mask were spread like the heads that it chooses from.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return mask
+    return lax.with_sharding_constraint(mask, PartitionSpec())
 
 
 def _move(attn_out: Array, by: Array, where: Array) -> Array:

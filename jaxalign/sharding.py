@@ -5,8 +5,7 @@ Two mesh axes. ``edits``: the rows of a sweep are dealt out, every device with i
 layout of Megatron-LM (Shoeybi et al. 2019, arXiv 1909.08053, section 3): attention by heads, the
 MLP by hidden units, embedding and unembedding by tokens. A pass of a run through a block then makes
 two sums over the axis, one after ``W_O`` and one after the MLP; a run that is born there shares the
-clean run's and makes one of its own, of what its edit puts in place. (``qkv`` holds all queries,
-all keys, all values, and is cut into equal parts: neighbours exchange what a head needs together.)
+clean run's and makes one of its own, of what its edit puts in place.
 """
 
 from __future__ import annotations

@@ -44,14 +44,14 @@ def _transpose(x: np.ndarray, config: ModelConfig) -> np.ndarray:
 
 
 def _split_heads(x: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """``[H, 3, h, …]`` (each head's q, k, v together) to ``[3, H, h, …]``, inputs first."""
-    parts = x.reshape(config.num_heads, 3, config.head_size, *x.shape[1:])
-    return parts.swapaxes(0, 1).reshape(x.shape).T
+    """``[H·3·h, …]``, each head's q, k, v together, to ``[…, 3, H·h]``."""
+    heads = x.T.reshape(*x.shape[1:], config.num_heads, 3, config.head_size)
+    return heads.swapaxes(-3, -2).reshape(*x.shape[1:], 3, -1)
 
 
 def _join_heads(x: np.ndarray, config: ModelConfig) -> np.ndarray:
-    parts = x.T.reshape(3, config.num_heads, config.head_size, *x.T.shape[1:])
-    return parts.swapaxes(0, 1).reshape(x.T.shape)
+    heads = x.reshape(*x.shape[:-1], config.num_heads, config.head_size)
+    return heads.swapaxes(-3, -2).reshape(*x.shape[:-2], -1).T
 
 
 _LAYER = "gpt_neox.layers.{layer}."

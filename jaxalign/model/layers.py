@@ -52,8 +52,9 @@ def at_position(
 
 
 def _project(
-    x: Float[Array, "*rows A"], w: Float[Array, "A C"], bias: Float[Array, " C"] | None
-) -> Float[Array, "*rows C"]:
+    x: Float[Array, "*rows A"], w: Float[Array, "A *out"], bias: Float[Array, "*out"] | None
+) -> Array:
+    """``x w + b`` in ``x``'s dtype, ``[*rows, *out]``."""
     y = dot(x, w)
     if bias is not None:
         y = y + lead(bias.astype(jnp.float32), y)
@@ -64,9 +65,7 @@ def keys_values(
     x: Float[Array, "*rows B S D"], weights: Attention, config: ModelConfig
 ) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S H h"]]:
     """Rotated keys and the values of normed inputs at every position."""
-    D = config.hidden_size
-    bias = None if weights.qkv_bias is None else weights.qkv_bias[D:]
-    k, v = _heads(_project(x, weights.qkv[:, D:], bias), 2, config)
+    k, v = _heads(x, weights, slice(1, 3), config)
     return rotate(k, jnp.arange(x.shape[-2])[None], config), v
 
 
@@ -77,15 +76,16 @@ def queries(
     config: ModelConfig,
 ) -> Float[Array, "*rows B Q H h"]:
     """Rotated queries of normed inputs that stand at ``positions``."""
-    D = config.hidden_size
-    bias = None if weights.qkv_bias is None else weights.qkv_bias[:D]
-    [q] = _heads(_project(x, weights.qkv[:, :D], bias), 1, config)
+    [q] = _heads(x, weights, slice(0, 1), config)
     return rotate(q, positions, config)
 
 
-def _heads(x: Array, parts: int, config: ModelConfig) -> list[Array]:
+def _heads(x: Array, weights: Attention, parts: slice, config: ModelConfig) -> list[Array]:
+    """Queries, keys and values of normed inputs, or some of them, by head."""
     heads = (config.num_heads, config.head_size)
-    return [part.reshape(*part.shape[:-1], *heads) for part in jnp.split(x, parts, axis=-1)]
+    bias = None if weights.qkv_bias is None else weights.qkv_bias[parts]
+    y = _project(x, weights.qkv[:, parts], bias)
+    return [part.reshape(*x.shape[:-1], *heads) for part in jnp.moveaxis(y, -2, 0)]
 
 
 def attend(
@@ -129,7 +129,7 @@ def attention(
 ) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S D"]]:
     """Causal self-attention of normed inputs ``x``: ``z`` and the projected output."""
     everywhere = jnp.arange(x.shape[-2])[None]
-    q, k, v = _heads(_project(x, weights.qkv, weights.qkv_bias), 3, config)
+    q, k, v = _heads(x, weights, slice(0, 3), config)
     z = attend(rotate(q, everywhere, config), rotate(k, everywhere, config), v, everywhere)
     return z, project_heads(z, weights)
 

@@ -26,9 +26,9 @@ class Norm:
 class Attention:
     """Attention projections.
 
-    ``qkv`` ``[L, D, 3·H·h]``: all query heads, then all key heads, then all value heads;
+    ``qkv`` ``[L, D, 3, H·h]``: the query heads, the key heads and the value heads;
     ``out`` ``[L, H·h, D]``: rows ``i·h … (i+1)·h`` are ``W_O`` of head ``i``;
-    ``qkv_bias`` ``[L, 3·H·h]`` and ``out_bias`` ``[L, D]``, or None.
+    ``qkv_bias`` ``[L, 3, H·h]`` and ``out_bias`` ``[L, D]``, or None.
     """
 
     qkv: Leaf
@@ -93,8 +93,8 @@ def param_shapes(config: ModelConfig) -> Params:
         blocks=Block(
             attention_norm=Norm(leaf(L, D), leaf(L, D)),
             attention=Attention(
-                qkv=leaf(L, D, 3 * D),
-                qkv_bias=leaf(L, 3 * D) if bias else None,
+                qkv=leaf(L, D, 3, D),
+                qkv_bias=leaf(L, 3, D) if bias else None,
                 out=leaf(L, D, D),
                 out_bias=leaf(L, D) if bias else None,
             ),

@@ -295,8 +295,10 @@ class Runner:
                 values = self.keep(("repair", scheme.name, number, start), call)
                 values = np.take_along_axis(values, np.pad(1 + first, ((1, 0), (0, 0))), axis=0)
                 values = values[:, : len(batch.index)].astype(np.float64)
-                touched = part.any(axis=(3, 4))  # [M, L, B]
-                births = np.where(touched.any(axis=1), 1 + touched.argmax(axis=1), len(touched[0]))
+                touched = np.asarray(part).any(axis=(3, 4))  # [M, L, B]
+                births = np.where(
+                    touched.any(axis=1), 1 + touched.argmax(axis=1), self.config.num_layers
+                )
                 passes = self.copies(batch) + runs.layer_rows(self.config, births.ravel(), plan)
                 self.ledger.record("repair", scheme.name, plan, batch.shape, 1 + len(part), passes)
                 index = list(batch.index)
