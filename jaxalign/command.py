@@ -209,10 +209,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxalign: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print(
-            "jaxalign: error: interrupted; earlier results are unchanged. Run it again.",
+            "jaxalign: error: interrupted; earlier results are unchanged. "
+            f"Run it again{_what_is_kept(arguments)}.",
             file=sys.stderr,
         )
     return BAD_INPUT
+
+
+def _journal_folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.journal")
+
+
+def _what_is_kept(arguments: argparse.Namespace) -> str:
+    if arguments.command is None and _journal_folder(arguments.output).is_dir():
+        return ": with the same options it goes on from the calls that are finished"
+    return ""
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -240,11 +251,11 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
     with drawing_process() if draws else contextlib.nullcontext() as second:
         _keep_programs(arguments)
         model = load(source)
-        known = facts(model, prompts, options)
-        require_same("the model, prompts or options", json.dumps(known, sort_keys=True).encode())
-        folder = arguments.output.with_name(f"{arguments.output.name}.journal")
-        journal = Journal(folder, known)
         mesh = _mesh(arguments, device, model)
+        # Devices decide which rows share a call, so a journal is of one mesh, too.
+        known = facts(model, prompts, options) | {"devices": dict(mesh.shape) if mesh else 1}
+        require_same("the model, prompts or options", json.dumps(known, sort_keys=True).encode())
+        journal = Journal(_journal_folder(arguments.output), known)
         result = heads_study(model, prompts, options, progress=first, journal=journal, mesh=mesh)
         if not first:
             return 0

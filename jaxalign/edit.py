@@ -183,6 +183,27 @@ def head_ablation_masks(num_layers: int, num_heads: int) -> Bool[np.ndarray, "M 
     return rows.reshape(-1, num_layers, 1, 1, num_heads)
 
 
+def zero_ablation(num_layers: int, num_heads: int) -> Edit:
+    """Every head replaced by zero in turn: a batch of ``M = L·H`` edits, layer by layer.
+
+    Example:
+        >>> jaxalign.zero_ablation(6, 8).rows
+        48
+    """
+    masks = head_ablation_masks(num_layers, num_heads)
+    return Edit(head=HeadEdit(masks, np.zeros((num_layers, 1, 1, 1, 1), np.float32)))
+
+
+def residual_patch_masks(num_layers: int, length: int) -> Bool[np.ndarray, "M steps 1 S"]:
+    """One edit a step and position: ``M = (L + 1)·S`` masks, step by step from the embedding.
+
+    Row ``step·S + position`` replaces the residual stream there; step 0 is the embedding, step
+    ``l + 1`` is after block ``l``.
+    """
+    rows = np.eye((num_layers + 1) * length, dtype=bool)
+    return rows.reshape(-1, num_layers + 1, 1, length)
+
+
 def edit_heads(
     attn_out: Float[Array, "*rows B S D"],
     z: Float[Array, "*rows B S H h"],
