@@ -22,12 +22,7 @@ from tiny_run import SIZES, TOKENIZER, WEIGHTS, edit_config, edit_weights, refus
 
 import jaxalign
 from jaxalign import InputError
-from jaxalign.convert import (
-    load_params,
-    open_checkpoint,
-    params_from_state_dict,
-    save_checkpoint,
-)
+from jaxalign.convert import load_params, open_checkpoint, save_checkpoint
 from jaxalign.model import ModelConfig
 
 INDEX = "model.safetensors.index.json"
@@ -105,74 +100,6 @@ def test_tied_model_loads_with_and_without_a_copy_of_the_embedding(tmp_path):
     twice = write_model(tmp_path / "twice", tie_word_embeddings=True)
     edit_weights(twice, lambda t: t.update({UNEMBED: t[EMBED].copy()}))
     assert_same(open_params(alone), open_params(twice))
-
-
-def from_memory(folder, edit=lambda tensors: None, dtype=jnp.float32):
-    """The folder's tensors after ``edit``, as if a user had them in memory."""
-    tensors = load_file(folder / WEIGHTS)
-    edit(tensors)
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
-    return params_from_state_dict(tensors, config, dtype)
-
-
-def test_tensors_in_memory_become_the_same_parameters_as_on_disk(folder):
-    def renamed(tensors):
-        tensors["lm_head.weight"] = tensors.pop(UNEMBED)  # transformers 5, in memory
-
-    assert_same(from_memory(folder), open_params(folder))
-    assert_same(from_memory(folder, renamed), open_params(folder))
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (lambda t: t.pop(DENSE), f"the state dict: tensor '{DENSE}' is missing (1 in all)"),
-        (lambda t: t.update(extra=t[DENSE]), "tensor 'extra' is not known"),
-        (lambda t: t.update({"lm_head.weight": t[UNEMBED]}), "tensor 'lm_head.weight' is not"),
-        (lambda t: t.update({DENSE: t[DENSE][:5]}), f"tensor '{DENSE}' has shape (5, 32)"),
-        (lambda t: t.update({DENSE: t[DENSE].astype(np.int8)}), "is of type int8, expected fl"),
-        (lambda t: t.update({DENSE: t[DENSE] * np.float16(np.nan)}), "NaN or infinite"),
-    ],
-)
-def test_tensors_in_memory_are_refused_by_name_as_on_disk(folder, change, words):
-    with pytest.raises(InputError, match=re.escape(words)):
-        from_memory(folder, change)
-
-
-@pytest.mark.parametrize("kind", ["bfloat16", "float32 with a gradient"])
-def test_torch_tensor_that_numpy_cannot_read_says_how_to_convert_it(folder, kind):
-    torch = pytest.importorskip("torch")
-
-    def as_torch(tensors):
-        tensor = torch.from_numpy(tensors[DENSE].astype(np.float32))
-        tensors[DENSE] = tensor.bfloat16() if kind == "bfloat16" else tensor.requires_grad_()
-
-    with pytest.raises(InputError, match=r"NumPy can read.*give tensor\.detach\(\)\.float"):
-        from_memory(folder, as_torch)
-
-
-def test_texts_are_encoded_as_padded_tokens_with_their_lengths(folder):
-    model = jaxalign.load(folder)
-    texts = ["The capital of France is", " Paris"]
-    tokens, lengths = model.encode(texts)
-    ids = [model.tokenizer.encode(text).ids for text in texts]
-    assert lengths.tolist() == [len(own) for own in ids]
-    assert tokens.dtype == lengths.dtype == jnp.int32
-    assert tokens.tolist() == [own + [0] * (tokens.shape[1] - len(own)) for own in ids]
-
-
-@pytest.mark.parametrize(
-    ("texts", "words"),
-    [
-        ("Paris", "texts are 'Paris'. give a list of one text or more"),
-        ([], "texts are []. give a list"),
-        (["Paris", ""], "texts[1] is empty"),
-        (["a " * 100], "more than the model's context of 64"),
-    ],
-)
-def test_texts_that_cannot_be_encoded_are_refused(folder, texts, words):
-    with pytest.raises(InputError, match=re.escape(words)):
-        jaxalign.load(folder).encode(texts)
 
 
 def test_hash_is_the_weight_files_own(folder, sharded):
