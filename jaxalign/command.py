@@ -252,8 +252,7 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
         _keep_programs(arguments)
         model = load(source)
         mesh = _mesh(arguments, device, model)
-        # Devices decide which rows share a call, so a journal is of one mesh, too.
-        known = facts(model, prompts, options) | {"devices": dict(mesh.shape) if mesh else 1}
+        known = facts(model, prompts, options, mesh)
         require_same("the model, prompts or options", json.dumps(known, sort_keys=True).encode())
         journal = Journal(_journal_folder(arguments.output), known)
         result = heads_study(model, prompts, options, progress=first, journal=journal, mesh=mesh)

@@ -182,7 +182,7 @@ def metadata(
 ) -> dict[str, Any]:
     """The study's ``metadata`` object; the caller adds where the prompts came from."""
     options, source, ledger = runner.options, runner.model.source, runner.ledger
-    [device] = jax.tree.leaves(runner.model.params)[0].devices()
+    device, *_ = jax.tree.leaves(runner.model.params)[0].devices()  # all are of one kind
     passes = forward_passes(runner, given, kept, reference)
     return {
         "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -126,8 +126,10 @@ def heads_study(
     )
 
 
-def facts(model: Model, prompts: PromptSet, options: Options) -> dict[str, Any]:
-    """Everything that decides the numbers of a study, by which a journal knows it."""
+def facts(
+    model: Model, prompts: PromptSet, options: Options, mesh: Mesh | None = None
+) -> dict[str, Any]:
+    """Everything that decides the numbers and calls of a study, by which a journal knows it."""
     described = describe(jax.local_devices()[0])
     return {
         "weights": model.weights_sha256,
@@ -135,6 +137,8 @@ def facts(model: Model, prompts: PromptSet, options: Options) -> dict[str, Any]:
         "prompts": asdict(prompts),
         "options": asdict(options),
         "device": described["device_kind"],
+        # How many prompts and rows make a call depends on it.
+        "devices": dict(mesh.shape) if mesh else None,
         "versions": described["versions"],
         "compiler options": described["compiler_options"],
     }
