@@ -177,6 +177,38 @@ class Edit:
         return Edit(head=head, residual=residual)
 
 
+def check_shapes(
+    edit: Edit, layers: int, tokens: tuple[int, ...], heads: int, width: int, *, rows: bool = False
+) -> None:
+    """Check an edit's arrays against a run, before broadcasting or indexing hides a misfit.
+
+    Args:
+        layers, heads, width: ``L``, ``H``, ``D`` of the model.
+        tokens: ``(B, S)``.
+        rows: whether masks carry the axis ``M`` of a batch of edits.
+
+    Raises:
+        ValueError: an array has another shape than the run's; names it and both shapes.
+    """
+    wanted: dict[str, tuple[Any, tuple[int, ...]]] = {}
+    if edit.head is not None:
+        part = width if edit.head.mode == "true" else width // heads
+        wanted["head.mask"] = edit.head.mask, (layers, *tokens, heads)
+        wanted["head.value"] = edit.head.value, (layers, *tokens, heads, part)
+    if edit.residual is not None:
+        wanted["residual.mask"] = edit.residual.mask, (layers + 1, *tokens)
+        wanted["residual.value"] = edit.residual.value, (layers + 1, *tokens, width)
+    if edit.attn_add is not None:
+        wanted["attn_add"] = edit.attn_add, (layers, *tokens, width)
+    for name, (array, (steps, *sizes)) in wanted.items():
+        has_rows = rows and name.endswith("mask")
+        shape = jnp.shape(array)[1 if has_rows else 0 :]
+        fits = len(shape) == 1 + len(sizes) and shape[0] == steps
+        if not fits or any(n not in (1, size) for n, size in zip(shape[1:], sizes, strict=True)):
+            axes = ", ".join(["M"] * has_rows + [str(steps)] + [f"{size}|1" for size in sizes])
+            raise ValueError(f"edit.{name} has shape {jnp.shape(array)}, expected [{axes}]")
+
+
 def head_ablation_masks(num_layers: int, num_heads: int) -> Bool[np.ndarray, "M L 1 1 H"]:
     """One edit a head, layer by layer: ``M = L·H`` masks."""
     rows = np.eye(num_layers * num_heads, dtype=bool)

@@ -1,7 +1,8 @@
-"""Claims about what users bring: tensors in memory, and texts."""
+"""Claims about what users bring: tensors in memory, texts, and edits of their own."""
 
 import json
 import re
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,8 @@ from tiny_run import WEIGHTS, write_model
 
 import jaxalign
 from jaxalign import InputError, params_from_state_dict
-from jaxalign.model import ModelConfig
+from jaxalign.edit import check_shapes
+from jaxalign.model import ModelConfig, init_params
 
 UNEMBED = "embed_out.weight"
 DENSE = "gpt_neox.layers.0.attention.dense.weight"
@@ -95,3 +97,53 @@ def test_texts_are_encoded_as_padded_tokens_with_their_lengths(folder):
 def test_texts_that_cannot_be_encoded_are_refused(folder, texts, words):
     with pytest.raises(InputError, match=re.escape(words)):
         jaxalign.load(str(folder)).encode(texts)
+
+
+HEADS = jaxalign.head_ablation_masks(3, 4)
+STEPS = jaxalign.residual_patch_masks(3, 5)
+
+
+def head(mask, *value, mode="true"):
+    return jaxalign.Edit(head=jaxalign.HeadEdit(mask, np.zeros(value, np.float32), mode))
+
+
+def residual(mask, *value):
+    return jaxalign.Edit(residual=jaxalign.ResidualEdit(mask, np.zeros(value, np.float32)))
+
+
+def first_row(edit):
+    first = {
+        name: replace(site, mask=site.mask[0])
+        for name in ("head", "residual")
+        if (site := getattr(edit, name)) is not None
+    }
+    return replace(edit, **first)
+
+
+@pytest.mark.parametrize(
+    ("edit", "words"),
+    [
+        (
+            jaxalign.zero_ablation(2, 4),
+            "head.mask has shape {}2, 1, 1, 4), expected [{}3, 2|1, 5|1",
+        ),
+        (head(HEADS, 2, 1, 1, 1, 1), "head.value has shape (2, 1, 1, 1, 1), expected [3, 2|1, 5|1"),
+        (head(HEADS, 3, 1, 1, 4, 8), "head.value has shape (3, 1, 1, 4, 8), expected [3, 2|1, 5|1"),
+        (head(HEADS, 3, 1, 1, 4, 32, mode="edge-align"), "expected [3, 2|1, 5|1, 4|1, 8|1]"),
+        (head(HEADS, 3), "head.value has shape (3,), expected [3, 2|1, 5|1, 4|1, 32|1]"),
+        (residual(STEPS[:, :3], 4, 1, 5, 32), "residual.mask has shape {}3, 1, 5), expected [{}4"),
+        (residual(STEPS, 3, 1, 5, 32), "residual.value has shape (3, 1, 5, 32), expected [4, 2|1"),
+        (residual(STEPS, 4, 3, 5, 32), "residual.value has shape (4, 3, 5, 32), expected [4, 2|1"),
+        (jaxalign.Edit(attn_add=np.zeros((3, 1, 1, 31))), "attn_add has shape (3, 1, 1, 31)"),
+    ],
+)
+def test_edit_that_does_not_fit_the_run_is_refused_by_name_and_shape(edit, words):
+    config = ModelConfig(97, 3, 4, 32, 64, rotary_dims=2)
+    params = init_params(jax.random.key(0), config)
+    if edit.attn_add is None:
+        rows = len(edit.masks()[0])
+        with pytest.raises(ValueError, match=re.escape(words.format(f"({rows}, ", "M, "))):
+            check_shapes(edit, 3, (2, 5), 4, 32, rows=True)
+        edit = first_row(edit)
+    with pytest.raises(ValueError, match=re.escape(words.format("(", ""))):
+        jaxalign.forward(params, jnp.zeros((2, 5), jnp.int32), config, edit=edit)
