@@ -4,11 +4,19 @@ A model is a pure function of arrays, an edit is an array argument, so a whole s
 compiled batch.
 """
 
-from jaxalign.convert import Model, load, locate
-from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
+from jaxalign.convert import Model, load, locate, params_from_state_dict
+from jaxalign.edit import (
+    Edit,
+    HeadEdit,
+    ResidualEdit,
+    head_ablation_masks,
+    residual_patch_masks,
+    zero_ablation,
+)
 from jaxalign.errors import InputError
 from jaxalign.experiments.heads import Options, heads_study
-from jaxalign.model import ModelConfig, forward
+from jaxalign.metrics import Answer, logit_difference
+from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
 from jaxalign.prompts import read_prompts
 from jaxalign.sweep import sweep
@@ -21,20 +29,29 @@ __all__ = [
     "F16",
     "F32",
     "INT8_SIM",
+    "Answer",
     "Edit",
     "HeadEdit",
     "InputError",
     "Model",
     "ModelConfig",
     "Options",
+    "Params",
     "ResidualEdit",
     "Scheme",
+    "cast",
     "forward",
     "head_ablation_masks",
+    "head_contributions",
     "heads_study",
+    "init_params",
     "jit",
     "load",
     "locate",
+    "logit_difference",
+    "params_from_state_dict",
     "read_prompts",
+    "residual_patch_masks",
     "sweep",
+    "zero_ablation",
 ]

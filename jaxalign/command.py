@@ -210,10 +210,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"jaxalign: error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         print(
-            "jaxalign: error: interrupted; earlier results are unchanged. Run it again.",
+            "jaxalign: error: interrupted; earlier results are unchanged. "
+            f"Run it again{_what_is_kept(arguments)}.",
             file=sys.stderr,
         )
     return BAD_INPUT
+
+
+def _journal_folder(output: Path) -> Path:
+    return output.with_name(f"{output.name}.journal")
+
+
+def _what_is_kept(arguments: argparse.Namespace) -> str:
+    if arguments.command is None and _journal_folder(arguments.output).is_dir():
+        return ": with the same options it goes on from the calls that are finished"
+    return ""
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -247,8 +258,7 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
         mesh = choose_mesh(model.config, devices, budget, reserve=reserve)
         known = facts(model, prompts, options, mesh)
         require_same({**known, "options": None, **known["options"]})
-        folder = arguments.output.with_name(f"{arguments.output.name}.journal")
-        journal = Journal(folder, known)
+        journal = Journal(_journal_folder(arguments.output), known)
         result = heads_study(model, prompts, options, progress=first, journal=journal, mesh=mesh)
         if not first:
             return 0

@@ -119,10 +119,67 @@ class Edit:
         return Edit(head=head, residual=residual, attn_add=None)
 
 
+def check_shapes(
+    edit: Edit, layers: int, tokens: tuple[int, ...], heads: int, width: int, *, rows: bool = False
+) -> None:
+    """Check an edit's arrays against a run, before broadcasting or indexing hides a misfit.
+
+    Args:
+        layers, heads, width: ``L``, ``H``, ``D`` of the model.
+        tokens: ``(B, S)``.
+        rows: whether masks carry the axis ``M`` of a batch of edits.
+
+    Raises:
+        ValueError: an array has another shape than the run's; names it and both shapes.
+    """
+    wanted: dict[str, tuple[Any, tuple[int, ...]]] = {}
+    if edit.head is not None:
+        part = width if edit.head.mode == "true" else width // heads
+        wanted["head.mask"] = edit.head.mask, (layers, *tokens, heads)
+        wanted["head.value"] = edit.head.value, (layers, *tokens, heads, part)
+    if edit.residual is not None:
+        wanted["residual.mask"] = edit.residual.mask, (layers + 1, *tokens)
+        wanted["residual.value"] = edit.residual.value, (layers + 1, *tokens, width)
+    if edit.attn_add is not None:
+        wanted["attn_add"] = edit.attn_add, (layers, *tokens, width)
+    for name, (array, (steps, *sizes)) in wanted.items():
+        has_rows = rows and name.endswith("mask")
+        shape = jnp.shape(array)[1 if has_rows else 0 :]
+        fits = len(shape) == 1 + len(sizes) and shape[0] == steps
+        # Every head has its own place in a mask; all else may stand for all.
+        whole = 1 if name == "head.mask" else 0
+        least = [1] * (len(sizes) - whole) + list(sizes[len(sizes) - whole :])
+        if not fits or any(n not in pair for n, *pair in zip(shape[1:], least, sizes, strict=True)):
+            shown = [str(n) if n == one else f"{n}|1" for one, n in zip(least, sizes, strict=True)]
+            axes = ", ".join(["M"] * has_rows + [str(steps), *shown])
+            raise ValueError(f"edit.{name} has shape {jnp.shape(array)}, expected [{axes}]")
+
+
 def head_ablation_masks(num_layers: int, num_heads: int) -> Bool[np.ndarray, "M L 1 1 H"]:
     """One edit a head, layer by layer: ``M = L·H`` masks."""
     rows = np.eye(num_layers * num_heads, dtype=bool)
     return rows.reshape(-1, num_layers, 1, 1, num_heads)
+
+
+def zero_ablation(num_layers: int, num_heads: int) -> Edit:
+    """Every head replaced by zero in turn: a batch of ``M = L·H`` edits, layer by layer.
+
+    Example:
+        >>> jaxalign.zero_ablation(6, 8).rows
+        48
+    """
+    masks = head_ablation_masks(num_layers, num_heads)
+    return Edit(head=HeadEdit(masks, np.zeros((num_layers, 1, 1, 1, 1), np.float32)))
+
+
+def residual_patch_masks(num_layers: int, length: int) -> Bool[np.ndarray, "M steps 1 S"]:
+    """One edit a step and position: ``M = (L + 1)·S`` masks, step by step from the embedding.
+
+    Row ``step·S + position`` replaces the residual stream there; step 0 is the embedding, step
+    ``l + 1`` is after block ``l``.
+    """
+    rows = np.eye((num_layers + 1) * length, dtype=bool)
+    return rows.reshape(-1, num_layers + 1, 1, length)
 
 
 def edit_heads(

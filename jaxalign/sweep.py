@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.edit import Edit
+from jaxalign.edit import Edit, check_shapes
 from jaxalign.errors import InputError
 from jaxalign.metrics import Answer, AnswerLogits, AnswerMetrics
 from jaxalign.model.config import ModelConfig
@@ -84,6 +84,10 @@ def sweep(
     check_dtype(params, scheme)
     if any(edit.attn_add is not None for edit in edits):
         raise ValueError("attn_add has no mask, so rows cannot choose it: give it to forward")
+    for edit in edits:
+        check_shapes(
+            edit, config.num_layers, tokens.shape, config.num_heads, config.hidden_size, rows=True
+        )
     later = touch_later(edits, len(tokens)) if later is None else later
     edits = jax.tree.map(jnp.asarray, list(edits))
     run = _plain if plan == "vmap" else _wave

@@ -1,7 +1,6 @@
 """Claims about programs kept between runs: they are found again, and never cost a result."""
 
 import contextlib
-import json
 import os
 import resource
 import subprocess
@@ -15,7 +14,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
-from tiny_run import write_model, write_prompts
 
 from jaxalign import command, compilation_cache
 from jaxalign.compilation_cache import enable_compilation_cache
@@ -362,34 +360,3 @@ def test_folder_and_no_folder_exclude_each_other(capsys):
         command.main(["--compilation-cache", "there", "--no-compilation-cache"])
     assert left.value.code == 2
     assert "not allowed with argument" in capsys.readouterr().err
-
-
-@pytest.mark.slow
-def test_study_with_every_kept_program_damaged_says_the_same(tmp_path):
-    model, prompts = write_model(tmp_path / "model"), write_prompts(tmp_path / "prompts.json")
-    folder = tmp_path / "programs"
-
-    def study(*flags):
-        files = ("--model", model, "--prompts", prompts, "--output", tmp_path / "r.json")
-        small = ("--device", "cpu", "--no-figures", "--max-repair-k", "2")
-        line = [sys.executable, "cli.py", *map(str, files), *small, *flags]
-        done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0
-        content = json.loads((tmp_path / "r.json").read_text())
-        for name in ("timestamp", "total_runtime_seconds", "seconds"):
-            del content["metadata"][name]
-        return done.stderr, content
-
-    there = ("--compilation-cache", str(folder))
-    fresh = study("--no-compilation-cache")
-    assert fresh[0] == ""
-    assert study(*there) == fresh, "kept"
-    assert study(*there) == fresh, "loaded"
-    kept = entries(folder)
-    assert len(kept) > 10
-    for path in kept:
-        path.write_bytes(path.read_bytes()[:-20])
-    stderr, content = study(*there)
-    assert content == fresh[1]
-    assert stderr.count("\n") == 1
-    assert "cannot be read and is compiled again" in stderr

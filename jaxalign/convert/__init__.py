@@ -3,7 +3,7 @@
 from jaxalign.convert.checkpoint import open_checkpoint
 from jaxalign.convert.hub import ModelUnavailable, Source, locate
 from jaxalign.convert.model import Model, load
-from jaxalign.convert.neox import load_params, save_checkpoint
+from jaxalign.convert.neox import load_params, params_from_state_dict, save_checkpoint
 
 __all__ = [
     "Model",
@@ -13,5 +13,6 @@ __all__ = [
     "load_params",
     "locate",
     "open_checkpoint",
+    "params_from_state_dict",
     "save_checkpoint",
 ]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
@@ -39,12 +42,7 @@ class Checkpoint:
                 "use a checkpoint whose weights are not quantized or packed",
             )
         tensor = _with_file(self.files[name], lambda file: file.get_tensor(name))
-        if not np.isfinite(tensor).all():
-            bad = int((~np.isfinite(tensor)).sum())
-            raise InputError(
-                f"{self.files[name]}: tensor {name!r} has {bad} values that are NaN or infinite",
-                "download the checkpoint again; if it is your own, find the step that broke it",
-            )
+        _check_finite(tensor, f"{self.files[name]}: tensor {name!r}")
         return tensor
 
     def sha256(self) -> str:
@@ -55,6 +53,40 @@ class Checkpoint:
                 while chunk := file.read(1 << 22):
                     digest.update(chunk)
         return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class StateDict:
+    """Tensors in memory under their published names, to be read as a ``Checkpoint``'s are."""
+
+    files: Mapping[str, Any]
+    folder: str = "the state dict"
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        return {name: tuple(tensor.shape) for name, tensor in self.files.items()}
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor as a NumPy array.
+
+        Raises:
+            InputError: it is not an array of floating-point numbers, or holds NaN or infinity.
+        """
+        try:
+            tensor = np.asarray(self.files[name])
+        except (TypeError, RuntimeError) as error:  # PyTorch's bfloat16, or a tensor with gradients
+            raise InputError(
+                f"tensor {name!r} is not one that NumPy can read ({error})",
+                "give tensor.detach().float().cpu().numpy()",
+            ) from error
+        if not jnp.issubdtype(tensor.dtype, jnp.floating):
+            raise InputError(
+                f"tensor {name!r} is of type {tensor.dtype}, expected floating-point numbers",
+                "give weights that are not quantized or packed",
+            )
+        _check_finite(tensor, f"tensor {name!r}")
+        return tensor
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
@@ -84,6 +116,15 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     if indexed is not None:
         _check_index(folder, indexed, files)
     return Checkpoint(folder, files, shapes)
+
+
+def _check_finite(tensor: np.ndarray, called: str) -> None:
+    bad = int((~np.isfinite(tensor)).sum())
+    if bad:
+        raise InputError(
+            f"{called} has {bad} values that are NaN or infinite",
+            "download the checkpoint again; if it is your own, find the step that broke it",
+        )
 
 
 def _check_index(folder: Path, indexed: dict[str, str], files: dict[str, Path]) -> None:

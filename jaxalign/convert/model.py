@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+import numpy as np
 from tokenizers import Tokenizer
 
 from jaxalign.convert.checkpoint import open_checkpoint
@@ -16,6 +18,8 @@ from jaxalign.convert.neox import load_params
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
+from jaxalign.prompts import encode
+from jaxalign.shapes import Lengths, Tokens
 
 # Vocabularies are padded up to a multiple of this for tensor parallelism (Pythia-12b: 50277
 # tokens, 50688 rows); a larger gap means that tokenizer and weights do not belong together.
@@ -39,6 +43,29 @@ class Model:
     tokenizer: Tokenizer
     source: Source
     weights_sha256: str
+
+    def encode(self, texts: Sequence[str]) -> tuple[Tokens, Lengths]:
+        """Token ids of some texts as ``forward`` and ``sweep`` take them.
+
+        No special tokens are added. ``encode(answers)[0][:, 0]`` are the first tokens of answers.
+
+        Returns:
+            tokens: int32 ``[B, S]``, padded on the right with 0 to the longest text.
+            lengths: int32 ``[B]``, real tokens of each text.
+
+        Raises:
+            InputError: no text, one without tokens, or one longer than the model's context.
+        """
+        if isinstance(texts, str) or not texts:
+            raise InputError(f"texts are {texts!r}", "give a list of one text or more")
+        rows = [
+            encode(text, f"texts[{i}]", self.tokenizer, self.config) for i, text in enumerate(texts)
+        ]
+        lengths = np.array([len(row) for row in rows], np.int32)
+        tokens = np.zeros((len(rows), lengths.max()), np.int32)
+        for padded, row in zip(tokens, rows, strict=True):
+            padded[: len(row)] = row
+        return jnp.asarray(tokens), jnp.asarray(lengths)
 
 
 def load(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxalign.convert.checkpoint import SINGLE, Checkpoint
+from jaxalign.convert.checkpoint import SINGLE, Checkpoint, StateDict
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, param_shapes
@@ -81,6 +81,9 @@ BUFFERS = re.compile(
     r"|gpt_neox\.rotary_emb\.inv_freq"
 )
 
+# What transformers 5 calls a tensor in memory, and still publishes under its old name.
+RENAMED = {"lm_head.weight": "embed_out.weight"}
+
 
 def _leaves(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Our leaves by dotted name, with their shapes."""
@@ -94,7 +97,7 @@ def _published_names(row: Row, config: ModelConfig) -> list[str]:
     return [row.published.format(layer=layer) for layer in range(config.num_layers)]
 
 
-def _check_names(checkpoint: Checkpoint, config: ModelConfig, rows: list[Row]) -> None:
+def _check_names(checkpoint: Checkpoint | StateDict, config: ModelConfig, rows: list[Row]) -> None:
     """Every tensor is expected and every expected tensor is there, or an error that names one."""
     expected = {name for row in rows for name in _published_names(row, config)}
     present = {name for name in checkpoint.files if not BUFFERS.fullmatch(name)}
@@ -112,7 +115,9 @@ def _check_names(checkpoint: Checkpoint, config: ModelConfig, rows: list[Row]) -
         )
 
 
-def load_params(checkpoint: Checkpoint, config: ModelConfig, dtype: Any = jnp.float32) -> Params:
+def load_params(
+    checkpoint: Checkpoint | StateDict, config: ModelConfig, dtype: Any = jnp.float32
+) -> Params:
     """Published tensors as our parameters in ``dtype``.
 
     One stacked leaf at a time is filled from the memory-mapped files and handed to the device, so
@@ -134,8 +139,36 @@ def load_params(checkpoint: Checkpoint, config: ModelConfig, dtype: Any = jnp.fl
     return jax.tree_util.tree_unflatten(tree, [loaded[name] for name in shapes])
 
 
+def params_from_state_dict(
+    tensors: Mapping[str, Any], config: ModelConfig, dtype: Any = jnp.float32
+) -> Params:
+    """Tensors in memory under the names that Hugging Face's GPT-NeoX gives them, as parameters.
+
+    Args:
+        tensors: arrays, or PyTorch tensors on the CPU (``GPTNeoXForCausalLM.state_dict()``).
+        config: the architecture, for example ``ModelConfig.from_hf(model.config.to_dict())``.
+        dtype: of the parameters.
+
+    Raises:
+        InputError: a tensor is missing, unknown, of a wrong shape, or not finite; named.
+
+    Example:
+        >>> params = params_from_state_dict(hf.state_dict(), config)
+        >>> jaxalign.forward(params, tokens, config).logits
+    """
+    named = {
+        published if (published := RENAMED.get(name, name)) not in tensors else name: tensor
+        for name, tensor in tensors.items()
+    }
+    return load_params(StateDict(named), config, dtype)
+
+
 def _load_leaf(
-    checkpoint: Checkpoint, config: ModelConfig, row: Row, shape: tuple[int, ...], dtype: Any
+    checkpoint: Checkpoint | StateDict,
+    config: ModelConfig,
+    row: Row,
+    shape: tuple[int, ...],
+    dtype: Any,
 ) -> jax.Array:
     names = _published_names(row, config)
     stacked = _aligned(shape, dtype)
@@ -169,7 +202,7 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _check_tied(checkpoint: Checkpoint) -> None:
+def _check_tied(checkpoint: Checkpoint | StateDict) -> None:
     embed, unembed = map(checkpoint.read, ("gpt_neox.embed_in.weight", "embed_out.weight"))
     if not np.array_equal(embed, unembed):
         raise InputError(

@@ -26,6 +26,7 @@ NEUTRAL = frozenset(
         "id2label",
         "initializer_range",
         "is_decoder",
+        "is_encoder_decoder",
         "label2id",
         "model_type",
         "output_attentions",

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from jaxalign.edit import Edit, edit_heads, edit_residual
+from jaxalign.edit import Edit, check_shapes, edit_heads, edit_residual
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.layers import at_position, attention, layer_norm, mlp
 from jaxalign.model.params import Block, Params
@@ -157,7 +157,8 @@ def forward(
         last_only: logits of each prompt's last real position only.
 
     Raises:
-        ValueError: unknown capture name, or parameters of another dtype than the scheme's.
+        ValueError: unknown capture name, parameters of another dtype than the scheme's, or an edit
+            of another shape than the run's.
 
     Example:
         >>> model = jaxalign.load("demo")
@@ -169,6 +170,7 @@ def forward(
         raise ValueError(f"capture asks for {unknown}, expected names of {CAPTURES}")
     check_dtype(params, scheme)
     edit = edit or Edit()
+    check_shapes(edit, config.num_layers, tokens.shape, config.num_heads, config.hidden_size)
     size = tokens.shape[1]
     lengths = jnp.full(tokens.shape[0], size) if lengths is None else lengths
     real = real_positions(lengths, size)

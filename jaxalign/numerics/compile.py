@@ -89,7 +89,10 @@ class Program:
         static = self._kwargs.get("static_argnames", ())
         leaves, tree = jax.tree.flatten((args, {k: v for k, v in kwds.items() if k not in static}))
         fixed = tuple(sorted((k, v) for k, v in kwds.items() if k in static))
-        return tree, tuple((leaf.shape, np.dtype(leaf.dtype)) for leaf in leaves), fixed
+        kinds = (
+            (leaf.shape, np.dtype(leaf.dtype), getattr(leaf, "sharding", None)) for leaf in leaves
+        )
+        return tree, tuple(kinds), fixed
 
 
 def jit(fun: Callable[..., Any], **kwargs: Any) -> Program:

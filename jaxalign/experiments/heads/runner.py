@@ -295,7 +295,7 @@ class Runner:
                 values = self.keep(("repair", scheme.name, number, start), call)
                 values = np.take_along_axis(values, np.pad(1 + first, ((1, 0), (0, 0))), axis=0)
                 values = values[:, : len(batch.index)].astype(np.float64)
-                touched = np.asarray(part).any(axis=(3, 4))  # [M, L, B]
+                touched = np.any(part, axis=(3, 4))  # [M, L, B]
                 births = np.where(
                     touched.any(axis=1), 1 + touched.argmax(axis=1), self.config.num_layers
                 )
@@ -320,6 +320,14 @@ class Runner:
         def array(*shape: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(shape, dtype)
 
+        def low_params(scheme: Scheme) -> Params:
+            def low(leaf: Any) -> jax.ShapeDtypeStruct:
+                return jax.ShapeDtypeStruct(
+                    leaf.shape, jnp.dtype(scheme.compute_dtype), sharding=leaf.sharding
+                )
+
+            return jax.tree.map(low, params)
+
         common: dict[str, Any] = {"config": config, "head_mode": options.head_mode}
         for B, S in sorted({batch.shape for batch in work}):
             asked = runs.Question(
@@ -339,17 +347,13 @@ class Runner:
                     **common,
                 )
             for scheme in options.schemes:
-                low = jax.tree.map(
-                    lambda a, s=scheme: array(*a.shape, dtype=s.compute_dtype), params
-                )
+                low = low_params(scheme)
                 gradient = array(L, B, S, D) if true else state
                 runs.low_run.ahead(
                     pool, params, low, asked, state, gradient, scheme=scheme, **common
                 )
             for scheme in options.schemes:
-                low = jax.tree.map(
-                    lambda a, s=scheme: array(*a.shape, dtype=s.compute_dtype), params
-                )
+                low = low_params(scheme)
                 orders = len(RANKINGS) + RANDOM_ORDERS if scheme.name in options.repaired else 0
                 count = self.num_heads + orders * self.repaired_heads
                 _, most = self.chunks(S, 1 + count, 1)

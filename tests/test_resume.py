@@ -1,0 +1,250 @@
+"""Claims about a command that is cut off: the next run goes on, and says what an unbroken one does.
+
+Each run is a process of its own; one that is killed cannot tidy up.
+"""
+
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from tiny_run import PROMPTS, write_model, write_prompts
+
+ROOT = Path(__file__).parent.parent
+TIMES = ("timestamp", "total_runtime_seconds", "seconds")
+LIMIT = 300  # seconds; a run takes a few
+# The command with a journal from its first call on, which says what it computes and may stop at a
+# call or in the middle of writing one, until it is killed.
+DRIVER = """
+import functools, os, sys, time
+from jaxalign import command, journal
+
+mode, _, number = sys.argv[1].partition(":")
+replace = os.replace
+count = 0
+
+def stop():
+    print("stopped", flush=True)
+    time.sleep(600)
+
+class Told(journal.Journal):
+    def keep(self, key, compute, like=0):
+        def told():
+            global count
+            count += 1
+            print("computes", *key, flush=True)
+            if mode == "call" and count == int(number):
+                stop()
+            return compute()
+        return super().keep(key, told, like)
+
+def replaced(source, target):
+    if mode == "write" and str(target).endswith(".npz") and count == int(number):
+        stop()
+    if mode == "full disk" and str(target).endswith(number):
+        raise OSError(28, "No space left on device")
+    replace(source, target)
+
+os.replace = replaced
+command.Journal = functools.partial(Told, patience=0.0)
+sys.exit(command.main(sys.argv[2:]))
+"""
+CUT = 5  # the call that a run is cut off at
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """A tiny model, prompts for three batches, and a folder that spares later runs compiling."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tasks = {name: PROMPTS[name] * 33 for name in ("factual", "rivers")}
+    prompts = write_prompts(folder / "prompts.json", PROMPTS | tasks)
+    return write_model(folder / "model"), prompts, folder / "programs"
+
+
+def start(inputs, output, mode, *more):
+    model, prompts, programs = inputs
+    files = ("--model", model, "--prompts", prompts, "--output", output)
+    small = ("--device", "cpu", "--no-figures", "--max-repair-k", 2, "--disable-int8")
+    options = (*files, *small, "--compilation-cache", programs, *more)
+    return subprocess.Popen(
+        [sys.executable, "-c", DRIVER, mode, *map(str, options)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(inputs, output, *more, mode="", at_stop=signal.SIGKILL):
+    """A run to its end, or to where it stops and is sent ``at_stop``."""
+    process = start(inputs, output, mode, *more)
+    guard = threading.Timer(LIMIT, process.kill)
+    guard.start()
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            if line == "stopped\n":
+                process.send_signal(at_stop)
+                break
+        out, err = process.communicate(timeout=LIMIT)
+    finally:
+        guard.cancel()
+        process.kill()
+    lines += out.splitlines()
+    computed = [line for line in lines if line.startswith("computes ")]
+    return SimpleNamespace(code=process.returncode, computed=computed, out=lines, err=err)
+
+
+def content(output):
+    """The result, but for when it was made and how long that took."""
+    found = json.loads(output.read_text())
+    for name in TIMES:
+        del found["metadata"][name]
+    return json.dumps(found)
+
+
+def journal_of(output):
+    return output.with_name(f"{output.name}.journal")
+
+
+def chunks(output):
+    return {path.name: path.stat().st_mtime_ns for path in journal_of(output).glob("*.npz")}
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tmp_path_factory):
+    """A run that nothing cuts off."""
+    output = tmp_path_factory.mktemp("whole") / "experiment.json"
+    ran = run(inputs, output)
+    assert (ran.code, ran.err) == (0, "")
+    assert len(ran.computed) == 12, "three batches through four calls"
+    return SimpleNamespace(computed=ran.computed, content=content(output), output=output)
+
+
+@pytest.fixture(scope="module")
+def killed(inputs, whole, tmp_path_factory):
+    """What a run leaves that is killed while it computes a call."""
+    output = tmp_path_factory.mktemp("killed") / "experiment.json"
+    ran = run(inputs, output, mode=f"call:{CUT}")
+    assert ran.code == -signal.SIGKILL
+    assert ran.computed == whole.computed[:CUT]
+    return output
+
+
+@pytest.fixture
+def output(killed, tmp_path):
+    """A copy of what the killed run left, times of files included."""
+    shutil.copytree(killed.parent, tmp_path / "results")
+    return tmp_path / "results" / killed.name
+
+
+def assert_finished(output, whole):
+    """The result is the unbroken run's to the bit, and nothing else is left."""
+    assert content(output) == whole.content
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_killed_run_leaves_its_finished_calls_and_no_result(output):
+    assert len(chunks(output)) == CUT - 1
+    assert list(output.parent.iterdir()) == [journal_of(output)]
+
+
+def test_next_run_computes_only_the_rest_and_writes_the_result_of_an_unbroken_one(
+    inputs, output, whole
+):
+    ran = run(inputs, output)
+    assert (ran.code, ran.err) == (0, "")
+    assert ran.computed == whole.computed[CUT - 1 :]
+    assert_finished(output, whole)
+
+
+def test_run_may_be_killed_again_and_finished_calls_stay_untouched(inputs, output, whole):
+    before = chunks(output)
+    ran = run(inputs, output, mode="call:4")
+    assert ran.computed == whole.computed[CUT - 1 : CUT + 3]
+    after = chunks(output)
+    assert len(after) == CUT + 2
+    assert {name: after[name] for name in before} == before
+    ran = run(inputs, output)
+    assert ran.computed == whole.computed[CUT + 2 :]
+    assert_finished(output, whole)
+
+
+def test_call_that_was_being_written_is_computed_again_and_its_half_file_goes(
+    inputs, output, whole
+):
+    ran = run(inputs, output, mode="write:2")
+    assert ran.code == -signal.SIGKILL
+    half = [path.name for path in journal_of(output).iterdir() if ".npz." in path.name]
+    assert len(half) == 1
+    assert len(chunks(output)) == CUT
+    ran = run(inputs, output)
+    assert ran.computed == whole.computed[CUT:]
+    assert_finished(output, whole)
+
+
+@pytest.mark.parametrize(
+    ("more", "differ"), [(("--seed", 8), "options"), (("--devices", 2), "devices")]
+)
+def test_journal_of_other_options_is_not_used_and_one_line_says_so(
+    more, differ, inputs, output, whole
+):
+    ran = run(inputs, output, *more, mode="call:1")
+    assert ran.computed == whole.computed[:1], "from the start"
+    folder = journal_of(output)
+    assert ran.err == (
+        f"jaxalign: note: {folder} is of another study ({differ} differ), so nothing of it is "
+        "used\n"
+    )
+    assert not folder.exists()
+
+
+def test_control_c_keeps_what_is_finished_and_says_so(inputs, output, whole):
+    ran = run(inputs, output, mode="call:2", at_stop=signal.SIGINT)
+    assert ran.code == 2
+    assert ran.err == (
+        "jaxalign: error: interrupted; earlier results are unchanged. Run it again: with the same "
+        "options it goes on from the calls that are finished.\n"
+    )
+    ran = run(inputs, output)
+    assert ran.computed == whole.computed[CUT:]
+    assert_finished(output, whole)
+
+
+def test_result_that_cannot_be_written_costs_no_finished_call(inputs, output, whole):
+    ran = run(inputs, output, mode=f"full disk:{output.name}")
+    assert ran.code == 2
+    assert ran.err.count("\n") == 1
+    assert f"error: {output} cannot be written (No space left on device)" in ran.err
+    assert len(chunks(output)) == len(whole.computed)
+    assert list(output.parent.iterdir()) == [journal_of(output)]
+    ran = run(inputs, output)
+    assert (ran.code, ran.computed) == (0, [])
+    assert_finished(output, whole)
+
+
+def test_full_disk_for_the_journal_costs_one_line_and_no_result(inputs, tmp_path, whole):
+    output = tmp_path / "results" / "experiment.json"
+    ran = run(inputs, output, mode="full disk:.npz")
+    assert (ran.code, ran.computed) == (0, whole.computed)
+    first = journal_of(output) / "clean-f32-0.npz"
+    assert ran.err == (
+        f"jaxalign: note: {first} cannot be written (No space left on device), so a run that is "
+        "cut off starts anew\n"
+    )
+    assert_finished(output, whole)
+
+
+def test_chunk_damaged_after_the_kill_is_computed_again(inputs, output, whole):
+    damaged = sorted(journal_of(output).glob("*.npz"))[0]
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    ran = run(inputs, output)
+    assert len(ran.computed) == len(whole.computed) - CUT + 2
+    assert (ran.code, ran.err) == (0, "")
+    assert_finished(output, whole)
