@@ -14,6 +14,7 @@ from jax._src.compilation_cache import combine_executable_and_time, compress_exe
 from tiny_run import refusal, write_model, write_prompts
 
 import jaxalign
+from jaxalign.command import ACTIVATIONS
 from jaxalign.experiments.heads import Options
 from jaxalign.experiments.heads.runner import Runner
 from jaxalign.prompts import read_prompts, tokenize
@@ -87,7 +88,8 @@ def test_budget_below_one_row_is_refused_with_an_arithmetic_that_adds_up(inputs,
 def test_heads_that_the_devices_do_not_divide_are_refused_where_they_would_have_to(inputs, output):
     config = jaxalign.load(str(inputs[0])).config
     third, whole = (COPIES * part_bytes(config, n) / 1e9 for n in (3, 1))
-    line = refused(inputs, output, "--devices", 3, "--memory-gb", (third + whole) / 2)
+    enough = (third + whole) / 2 / (1 - ACTIVATIONS)
+    line = refused(inputs, output, "--devices", 3, "--memory-gb", enough)
     assert "must be spread over 3 of 3 devices, but the model's 2 heads cannot be divided" in line
 
 

@@ -45,3 +45,22 @@ def top_k_masks(
     masks = place[:, None] < np.arange(1, k + 1)[:, None, None]  # [O, k, B, N]
     masks = masks.reshape(-1, orders.shape[1], num_layers, orders.shape[2] // num_layers)
     return masks.transpose(0, 2, 1, 3)[:, :, :, None]
+
+
+def distinct(
+    masks: Bool[np.ndarray, "M L B 1 H"],
+) -> tuple[Bool[np.ndarray, "M L B 1 H"], Int[np.ndarray, "M B"]]:
+    """Masks of which none edits a prompt as one before it does: a sweep never begins the others.
+
+    Orders begin with heads that are restored alone, too, and often agree on the first few.
+
+    Returns:
+        The masks, empty where they would repeat; and which row each would repeat, or itself.
+    """
+    rows = np.packbits(masks.transpose(2, 0, 1, 3, 4).reshape(masks.shape[2], len(masks), -1), -1)
+    first = np.empty(masks.shape[::2][:2], int)
+    for prompt, own in enumerate(rows):
+        _, index, inverse = np.unique(own, axis=0, return_index=True, return_inverse=True)
+        first[:, prompt] = index[inverse.ravel()]
+    repeats = first != np.arange(len(masks))[:, None]
+    return masks & ~repeats[:, None, :, None, None], first

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,7 +19,7 @@ from jaxalign.experiments.heads import runs
 from jaxalign.experiments.heads.donors import DRAWS, Donors
 from jaxalign.experiments.heads.ledger import Ledger
 from jaxalign.experiments.heads.options import Options
-from jaxalign.experiments.heads.rankings import RANDOM_ORDERS, top_k_masks
+from jaxalign.experiments.heads.rankings import RANDOM_ORDERS, distinct, top_k_masks
 from jaxalign.journal import Journal
 from jaxalign.memory import plan_chunks
 from jaxalign.metrics import AnswerMetrics, Drift
@@ -310,67 +309,6 @@ class Runner:
         clean, restored, curves = np.split(out, (1, 1 + alone), axis=1)
         return restored - clean, np.concatenate([clean, curves], axis=1)
 
-    def compile_ahead(self, work: list[Batch], pool: Executor) -> None:
-        """Compile the programs of the study's batches while its first ones run."""
-        options, config, params = self.options, self.config, self.model.params
-        L, H, D = config.num_layers, config.num_heads, config.hidden_size
-        true = options.head_mode == "true"
-        heads = (H, config.head_size)
-
-        def array(*shape: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(shape, dtype)
-
-        def low_params(scheme: Scheme) -> Params:
-            def low(leaf: Any) -> jax.ShapeDtypeStruct:
-                return jax.ShapeDtypeStruct(
-                    leaf.shape, jnp.dtype(scheme.compute_dtype), sharding=leaf.sharding
-                )
-
-            return jax.tree.map(low, params)
-
-        common: dict[str, Any] = {"config": config, "head_mode": options.head_mode}
-        for B, S in sorted({batch.shape for batch in work}):
-            asked = runs.Question(
-                array(B, S, dtype=np.int32), *[array(B, dtype=np.int32) for _ in range(3)]
-            )
-            state = array(L, B, S, *heads)
-            for rows in self.row_ranges(S, KINDS, KINDS):
-                runs.importance_run.ahead(
-                    pool,
-                    params,
-                    asked,
-                    array(L, H, D if true else config.head_size),
-                    array(DRAWS, L, B, S, *heads),
-                    rows=rows,
-                    plan=options.plan,
-                    mesh=self.mesh,
-                    **common,
-                )
-            for scheme in options.schemes:
-                low = low_params(scheme)
-                gradient = array(L, B, S, D) if true else state
-                runs.low_run.ahead(
-                    pool, params, low, asked, state, gradient, scheme=scheme, **common
-                )
-            for scheme in options.schemes:
-                low = low_params(scheme)
-                orders = len(RANKINGS) + RANDOM_ORDERS if scheme.name in options.repaired else 0
-                count = self.num_heads + orders * self.repaired_heads
-                _, most = self.chunks(S, 1 + count, 1)
-                masks = array(min(count, most - 1), L, B, 1, H, dtype=bool)
-                runs.repair_run.ahead(
-                    pool,
-                    params,
-                    low,
-                    asked,
-                    state,
-                    masks,
-                    scheme=scheme,
-                    plan=options.plan,
-                    mesh=self.mesh,
-                    **common,
-                )
-
     def repair_masks(
         self, batch: Batch, orders: Int[np.ndarray, "O P N"], k: int
     ) -> Bool[np.ndarray, "M L B 1 H"]:
@@ -382,25 +320,6 @@ class Runner:
             return alone
         chosen = batch.fill(list(orders.swapaxes(0, 1))).swapaxes(0, 1)
         return np.concatenate([alone, top_k_masks(chosen, k, config.num_layers)])
-
-
-def distinct(
-    masks: Bool[np.ndarray, "M L B 1 H"],
-) -> tuple[Bool[np.ndarray, "M L B 1 H"], Int[np.ndarray, "M B"]]:
-    """Masks of which none edits a prompt as one before it does: a sweep never begins the others.
-
-    Orders begin with heads that are restored alone, too, and often agree on the first few.
-
-    Returns:
-        The masks, empty where they would repeat; and which row each would repeat, or itself.
-    """
-    rows = np.packbits(masks.transpose(2, 0, 1, 3, 4).reshape(masks.shape[2], len(masks), -1), -1)
-    first = np.empty(masks.shape[::2][:2], int)
-    for prompt, own in enumerate(rows):
-        _, index, inverse = np.unique(own, axis=0, return_index=True, return_inverse=True)
-        first[:, prompt] = index[inverse.ravel()]
-    repeats = first != np.arange(len(masks))[:, None]
-    return masks & ~repeats[:, None, :, None, None], first
 
 
 def question(prompts: Sequence[Prompt], batch: Batch) -> runs.Question:

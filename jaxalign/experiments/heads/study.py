@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxalign.convert import Model
 from jaxalign.environment import describe
 from jaxalign.errors import InputError
+from jaxalign.experiments.heads.ahead import compile_ahead
 from jaxalign.experiments.heads.assemble import (
     Base,
     Low,
@@ -94,7 +95,7 @@ def heads_study(
     means = runner.reference_means(every.states[len(tokenized) :])
     work = runner.study_batches([tokenized[i] for i in kept])
     with ThreadPoolExecutor(COMPILERS) as pool:
-        runner.compile_ahead(work, pool)
+        compile_ahead(runner, work, pool)
         base = _base(runner, [tokenized[i] for i in kept], work, every.take(kept), means)
         lows: dict[str, Low] = {}
         repairs = []
