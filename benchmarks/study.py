@@ -2,8 +2,8 @@
 
 Three precisions, three kinds of ablation, repair curves, each head restored alone, first-order
 effects and statistics, on one of Pythia's shapes with random weights and two tasks of random
-prompts, each of one length. The baseline makes as many passes of each kind, batched, all of them in
-f32, and computes no statistics. Where it would take too long, a share of every kind is timed, which
+prompts, each of one length. The baseline makes as many passes of each kind, one prompt at a time or
+batched, all of them in f32, and computes no statistics. Where it would take too long, a share of every kind is timed, which
 the row and the record say.
 """
 
@@ -35,6 +35,7 @@ TASKS = ("factual", "ioi")
 REFERENCES = 8
 BATCH_SIZES = (16, 32, 64)
 ROWS = {
+    "one": "PyTorch + hooks, one prompt at a time, f32 alone",
     "all": "PyTorch + hooks, batched, f32 alone",
     "last": "PyTorch + hooks, batched, f32 alone, logits at the last position only",
 }
@@ -100,12 +101,13 @@ def run_baseline(
     net: Any,
     tasks: Sequence[Task],
     counts: Counts,
-    unembed: str,
+    name: str,
     most_seconds: float,
     result: HeadsResult,
 ) -> dict[str, Any]:
     """A row: all passes timed, or as large a share of each kind as ``most_seconds`` allow."""
-    sizes = [batch_size(net, task, unembed) for task in tasks]
+    unembed = "last" if name == "last" else "all"
+    sizes = [1 if name == "one" else batch_size(net, task, unembed) for task in tasks]
     kinds: dict[tuple[int, str], list[Pass]] = defaultdict(list)
     for one in all_passes(net, tasks, sizes, counts, unembed):
         kinds[one.task.start, one.kind].append(one)
@@ -127,7 +129,7 @@ def run_baseline(
         if kind in COMPARED:
             worst = max(worst, difference(net, chosen[0], unembed, result))
     return {
-        "name": unembed,
+        "name": name,
         "seconds": round(total, 3),
         "batch": sizes,
         "passes": dict(whole),
@@ -164,10 +166,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         )
         rows = []
         net = pytorch.load(folder) if options.baselines else None
-        for unembed in options.baselines:
+        for name in options.baselines:
             tasks = baseline_tasks(net, model, prompts, settings.seed)
             seconds = 60 * options.most_minutes
-            rows.append(run_baseline(net, tasks, counts, unembed, seconds, result))
+            rows.append(run_baseline(net, tasks, counts, name, seconds, result))
     return {
         "model": options.model,
         "prompts": [options.prompts] * len(TASKS),

@@ -6,7 +6,12 @@ from scipy import stats as scipy_stats
 
 from jaxalign import stats
 from jaxalign.experiments.heads.donors import DRAWS, choose_donors
-from jaxalign.experiments.heads.rankings import RANDOM_ORDERS, repair_orders, top_k_masks
+from jaxalign.experiments.heads.rankings import (
+    RANDOM_ORDERS,
+    distinct,
+    repair_orders,
+    top_k_masks,
+)
 from jaxalign.metrics import head_drift, logit_difference
 from jaxalign.prompts import Prompt, PromptText
 from jaxalign.results import mean_maps
@@ -109,6 +114,19 @@ def test_top_k_masks_hold_the_first_k_heads_of_each_prompt():
             for prompt in range(2):
                 chosen = np.flatnonzero(flat[order * 3 + k - 1, prompt])
                 assert set(chosen) == set(orders[order, prompt, :k])
+
+
+def test_a_mask_that_repeats_an_earlier_one_is_emptied_and_says_which_it_repeats():
+    orders = np.random.default_rng(0).permuted(np.tile(np.arange(4), (6, 3, 1)), axis=-1)
+    masks = top_k_masks(orders, 4, num_layers=2)  # [24, 2, 3, 1, 2]
+    kept, first = distinct(masks)
+    for prompt in range(3):
+        own = masks[:, :, prompt].reshape(24, -1)
+        assert np.array_equal(own[first[:, prompt]], own), "each row is the one that it repeats"
+        begun = kept[:, :, prompt].any(axis=(1, 2, 3))
+        assert begun.sum() == len(np.unique(own, axis=0)) < 24
+        assert np.array_equal(np.flatnonzero(begun), np.unique(first[:, prompt]))
+        assert np.array_equal(kept[begun][:, :, prompt], masks[begun][:, :, prompt])
 
 
 def test_donors_are_other_prompts_of_the_task_and_length():

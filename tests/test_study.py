@@ -220,6 +220,23 @@ def test_all_heads_restored_give_the_same_margin_in_any_order(model, precision):
         assert abs(curves[0, -1] - repair.logit_diff_quantized) > 0
 
 
+def test_repairs_that_repeat_another_are_not_computed_and_have_its_bits(
+    model, studies, monkeypatch
+):
+    def as_they_are(masks):
+        rows = np.arange(len(masks))[:, None]
+        return masks, np.broadcast_to(rows, masks.shape[::2][:2])
+
+    monkeypatch.setattr("jaxalign.experiments.heads.runner.distinct", as_they_are)
+    options = Options(repaired=("f16", "int8-sim"), max_repair_k=K, use_all_prompts=True)
+    every = heads_study(model, PROMPTS, options)
+    for ours, wanted in zip(studies["true"].repairs, every.repairs, strict=True):
+        assert np.array_equal(ours.random, wanted.random)
+        assert all(np.array_equal(ours.curves[name], wanted.curves[name]) for name in ours.curves)
+    rows = [run.metadata["computed"]["layer_rows"] for run in (studies["true"], every)]
+    assert rows[0] < rows[1]
+
+
 def test_memory_budget_changes_chunks_but_not_numbers(model, studies):
     # Room for the weights, the shared replacement values and thirty rows of sixteen positions.
     needed = (

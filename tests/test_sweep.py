@@ -173,6 +173,35 @@ def test_runs_stand_in_line_by_birth_whatever_order_their_rows_have(edits):
     assert np.array_equal(runs.prompt[place], np.broadcast_to(np.arange(B), place.shape))
 
 
+def test_batches_of_one_shape_are_stacked_wherever_they_stand_in_the_list(edits, tokens):
+    donors = edits["donors"]
+    others = Edit(head=HeadEdit(donors.head.mask[::-1], -donors.head.value))
+    chosen = [donors, edits["zero"], others, edits["patching"]]
+    stacks, places = stack_edits(chosen)
+    assert places == [(0, 0, 0), (1, 0, 0), (0, L * H, 1), (2, 0, 0)]
+    assert stacks[0].head.mask.shape[:2] == (L, 2 * L * H)
+    assert stacks[0].head.value.shape == (L, 2, B, S, H, D)
+    params, config = make()
+
+    def run(some):
+        return jit(lambda p: sweep(p, tokens, LENGTHS, config, some, logits_of))(params)
+
+    for together, edit in zip(run(chosen), chosen, strict=True):
+        [alone] = run([edit])
+        np.testing.assert_allclose(together, alone, atol=1e-6 * np.abs(alone).max())
+        assert np.abs(alone[1:] - alone[0]).max() > 1e-2 * np.abs(alone).max()
+
+
+def test_a_run_replaces_no_head_but_its_own_and_none_is_no_work(edits, tokens):
+    params, config = make()
+    idle = np.zeros((5, L, B, 1, H), bool)
+    idle[2, 1, 3, 0, [0, 2, 3]] = True  # three heads of one layer, for one prompt alone
+    edit = Edit(head=HeadEdit(idle, edits["donors"].head.value))
+    [found] = jit(lambda p: sweep(p, tokens, LENGTHS, config, [edit], logits_of))(params)
+    changed = (np.asarray(found[1:]) != np.asarray(found[:1])).any(axis=-1)
+    assert np.argwhere(changed).tolist() == [[2, 3]]
+
+
 def test_row_order_does_not_matter(edits, tokens):
     params, config = make()
     chosen = edits["several heads, by prompt"]
