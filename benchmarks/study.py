@@ -3,8 +3,8 @@
 Three precisions, three kinds of ablation, repair curves, each head restored alone, first-order
 effects and statistics, on one of Pythia's shapes with random weights and two tasks of random
 prompts, each of one length. The baseline makes as many passes of each kind, one prompt at a time or
-batched, all of them in f32, and computes no statistics. Where it would take too long, a share of every kind is timed, which
-the row and the record say.
+batched, all of them in f32, and computes no statistics. Where it would take too long, a share of
+every kind is timed, which the row and the record say.
 """
 
 from __future__ import annotations
