@@ -291,7 +291,15 @@ def _load(source: Source, devices: Sequence[jax.Device]) -> Model:
     """The model; in the host's memory where several devices take their parts from it."""
     if len(devices) == 1:
         return load(source)
-    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+    try:
+        [host, *_] = jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise InputError(
+            "several devices take their parts of the model from the host's memory, which "
+            f"JAX_PLATFORMS={jax.config.jax_platforms} leaves out",
+            f"set JAX_PLATFORMS={jax.config.jax_platforms},cpu",
+        ) from error
+    with jax.default_device(host):
         return load(source)
 
 

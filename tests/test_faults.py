@@ -93,6 +93,20 @@ def test_heads_that_the_devices_do_not_divide_are_refused_where_they_would_have_
     assert "must be spread over 3 of 3 devices, but the model's 2 heads cannot be divided" in line
 
 
+def test_devices_without_their_host_are_refused_with_the_setting(inputs, output, monkeypatch):
+    found = jax.local_devices
+
+    def without_cpu(*arguments, backend=None, **more):
+        if backend == "cpu":
+            raise RuntimeError("Unknown backend cpu")
+        return found(*arguments, backend=backend, **more)
+
+    monkeypatch.setattr(jax, "local_devices", without_cpu)
+    line = refused(inputs, output, "--devices", 2)
+    assert "from the host's memory" in line
+    assert ",cpu" in line
+
+
 @pytest.mark.parametrize("count", [0, 9])
 def test_more_devices_than_there_are_is_refused_with_their_number(count, inputs, output):
     line = refused(inputs, output, "--devices", count)
