@@ -12,6 +12,7 @@ its rows. ``jax.vmap`` over ``edit.row_axes()`` and ``sweep.sweep`` both read it
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -108,8 +109,12 @@ class Edit:
         def lengthened(mask: Any) -> Array:
             return jnp.concatenate([jnp.zeros_like(mask[:1]), mask])
 
-        head = self.head and replace(self.head, mask=lengthened(self.head.mask))
-        residual = self.residual and replace(self.residual, mask=lengthened(self.residual.mask))
+        return self.map_masks(lengthened)
+
+    def map_masks(self, change: Callable[[Any], Any]) -> Edit:
+        """This edit with the mask of each site that is given changed."""
+        head = self.head and replace(self.head, mask=change(self.head.mask))
+        residual = self.residual and replace(self.residual, mask=change(self.residual.mask))
         return replace(self, head=head, residual=residual)
 
     def row_axes(self) -> Any:

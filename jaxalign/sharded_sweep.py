@@ -13,7 +13,6 @@ devices run one program on equal inputs, so their clean rows agree to the bit.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -118,9 +117,7 @@ def _take(edit: Edit, index: Int[Array, " R"]) -> Edit:
     def taken(mask: Array) -> Array:
         return mask.at[index].get(mode="fill", fill_value=False)
 
-    head = edit.head and replace(edit.head, mask=taken(edit.head.mask))
-    residual = edit.residual and replace(edit.residual, mask=taken(edit.residual.mask))
-    return replace(edit, head=head, residual=residual)
+    return edit.map_masks(taken)
 
 
 def _specs(edit: Edit) -> Edit:

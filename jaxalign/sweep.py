@@ -89,7 +89,9 @@ def sweep(
             edit, config.num_layers, tokens.shape, config.num_heads, config.hidden_size, rows=True
         )
     later = touch_later(edits, len(tokens)) if later is None else later
-    edits = jax.tree.map(jnp.asarray, list(edits))
+    # Masks that are constants would have the compiler sort and sum them, which takes it seconds.
+    edits = [edit.map_masks(jax.lax.optimization_barrier) for edit in edits]
+    edits = jax.tree.map(jnp.asarray, edits)
     run = _plain if plan == "vmap" else _wave
     final = run(params, tokens, lengths, edits, config, scheme, later)
     values = _read(params, final, readout)
