@@ -180,9 +180,10 @@ def test_a_random_checkpoint_reads_words_as_their_tokens():
 
 def test_the_baseline_of_the_study_makes_the_passes_that_the_study_stands_for(capsys):
     _, found = run(capsys, "study", "--quick", "--device", "cpu")
-    [every, last] = found["rows"]
-    heads, orders = 12, 12
+    [one, every, last] = found["rows"]
+    heads, orders, prompts = 12, 12, 3
     assert every["passes"] == last["passes"]
+    assert one["passes"] == {kind: prompts * count for kind, count in every["passes"].items()}
     # Two tasks, one batch each; 3 precisions, 4 draws, 2 low precisions, 10 heads restored in turn.
     assert every["passes"] == {
         "clean": 2 * 3,
