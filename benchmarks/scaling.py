@@ -22,7 +22,7 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import scaling_plot, workload
-from benchmarks.record import ROOT, answer, grammar, text_table
+from benchmarks.record import RESULTS, ROOT, answer, grammar, text_table
 from benchmarks.timing import PRODUCTS, matrix_peak
 from benchmarks.workload import TINY
 from jaxalign.errors import InputError
@@ -109,8 +109,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "fits": {name: fit(axis) for name, axis in {**found, "all": records.values()}.items()},
         "chunks": chunks,
     }
-    if options.save:
-        scaling_plot.draw(record, options.figures)
     return record
 
 
@@ -205,7 +203,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the benchmark; returns the exit code."""
-    return answer(parse(arguments), NAME, measure, table)
+    options = parse(arguments)
+    code = answer(options, NAME, measure, table)
+    if options.save and not code:  # from the file, so that a plot that fails loses no measurement
+        record = json.loads((RESULTS / f"{NAME}.json").read_text())
+        scaling_plot.draw(record, options.figures)
+    return code
 
 
 if __name__ == "__main__":
