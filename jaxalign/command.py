@@ -295,9 +295,9 @@ def _load(source: Source, devices: Sequence[jax.Device]) -> Model:
         [host, *_] = jax.local_devices(backend="cpu")
     except RuntimeError as error:
         raise InputError(
-            "several devices take their parts of the model from the host's memory, which "
-            f"JAX_PLATFORMS={jax.config.jax_platforms} leaves out",
-            f"set JAX_PLATFORMS={jax.config.jax_platforms},cpu",
+            "several devices take their parts of the model from the host's memory, and "
+            "JAX_PLATFORMS leaves the host's CPU out",
+            "add it, for example JAX_PLATFORMS=cuda,cpu",
         ) from error
     with jax.default_device(host):
         return load(source)
