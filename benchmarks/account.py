@@ -100,26 +100,27 @@ def _layer(runner: Runner, runs: int, length: int, last: bool) -> dict[str, floa
     x, kv = _draw(runs, length, D), _draw(runs, length, *heads)
     norm = _alone(lambda a: layers.layer_norm(a, weights.mlp_norm, config.norm_eps), x)
     if last:
-        products = _alone(dot, x, weights.attention.qkv[:, 1:])
+        products = _alone(dot, x, weights.attention.key_value)
         projected = _alone(lambda a: layers.keys_values(a, weights.attention, config), x)
         query, position = _draw(runs, 1, *heads), jnp.full((runs, 1), length - 1)
         softmax = _alone(jax.nn.softmax, _draw(runs, config.num_heads, 1, length))
         read = _alone(layers.attend, query, kv, kv, position)
         rest = {QKV: products, OUT: 0.0, MLP: 0.0, GELU: 0.0, NORMS: norm, SOFTMAX: softmax}
         return rest | {ATTENTION: projected - products + read - softmax}
-    qkv, out = (_alone(dot, x, w) for w in (weights.attention.qkv, weights.attention.out))
+    matrices = weights.attention.query, weights.attention.key_value, weights.attention.out
+    query, key_value, out = (_alone(dot, x, w) for w in matrices)
     mlp = _alone(dot, x, weights.mlp.up) + _alone(dot, _draw(runs, length, F), weights.mlp.down)
     softmax = _alone(jax.nn.softmax, _draw(runs, config.num_heads, length, length))
     attention = _alone(lambda a: layers.attention(a, weights.attention, config), x)
     whole_mlp = _alone(lambda a: layers.mlp(a, weights.mlp, config), x)
     return {
-        QKV: qkv,
+        QKV: query + key_value,
         OUT: out,
         MLP: mlp,
         GELU: whole_mlp - mlp,
         NORMS: 2 * norm,
         SOFTMAX: softmax,
-        ATTENTION: attention - qkv - out - softmax,
+        ATTENTION: attention - query - key_value - out - softmax,
     }
 
 
@@ -133,7 +134,7 @@ def _last_positions(runner: Runner, runs: int, length: int) -> dict[str, float]:
     up, down = _alone(dot, x, weights.mlp.up), _alone(dot, _draw(runs, 1, F), weights.mlp.down)
     whole_mlp = _alone(lambda a: layers.mlp(a, weights.mlp, config), x)
     return {
-        QKV: _alone(dot, x, weights.attention.qkv[:, :1]),
+        QKV: _alone(dot, x, weights.attention.query),
         OUT: _alone(dot, x, weights.attention.out),
         MLP: up + down,
         GELU: whole_mlp - up - down,

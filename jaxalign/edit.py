@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxalign.numerics.dot import dot
+from jaxalign.numerics.dot import dense, dot
+from jaxalign.numerics.qtensor import QTensor
 from jaxalign.shapes import Array, Bool, Float, Leaf, lead
 
 HEAD_MODES = ("true", "edge-align")
@@ -190,7 +191,7 @@ def residual_patch_masks(num_layers: int, length: int) -> Bool[np.ndarray, "M st
 def edit_heads(
     attn_out: Float[Array, "*rows B S D"],
     z: Float[Array, "*rows B S H h"],
-    w_out: Float[Array, "A D"],
+    w_out: Float[Array, "A D"] | QTensor,
     edit: HeadEdit,
 ) -> Float[Array, "*rows B S D"]:
     """The projected attention output of one layer after ``edit`` (arrays of that layer).
@@ -203,7 +204,7 @@ def edit_heads(
     mask = lead(edit.mask[..., None], z)
     given = jnp.where(mask, lead(jnp.asarray(edit.value, jnp.float32), z), 0).sum(axis=-2)
     kept_out = jnp.where(mask, z, 0)
-    removed = dot(kept_out.reshape(*kept_out.shape[:-2], -1), w_out)
+    removed = dot(kept_out.reshape(*kept_out.shape[:-2], -1), dense(w_out, z.dtype))
     return _move(attn_out, given - removed, mask.any(axis=-2))
 
 

@@ -20,7 +20,8 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxalign.edit import Edit, HeadEdit
-from jaxalign.numerics.dot import dot
+from jaxalign.numerics.dot import dense, dot
+from jaxalign.numerics.qtensor import QTensor
 from jaxalign.shapes import Array, Bool, Float, Int, Leaf
 
 
@@ -87,7 +88,7 @@ class RunEdits:
     query: Leaf | None = None
 
     def on_attention(
-        self, attn_out: Float[Array, "N S D"], z: Float[Array, "N S H h"], w_out: Array
+        self, attn_out: Float[Array, "N S D"], z: Float[Array, "N S H h"], w_out: Array | QTensor
     ) -> Float[Array, "N S D"]:
         """The runs' projected attention output after their edits (``edit.edit_heads``)."""
         for number, stack in enumerate(self.stacks):
@@ -101,7 +102,7 @@ class RunEdits:
                 if head.mode == "edge-align":
                     return self._blocks(attn_out, mask, head)
                 removed = jnp.where(mask[..., None], z, 0)
-                moved = -dot(removed.reshape(*removed.shape[:-2], -1), w_out)
+                moved = -dot(removed.reshape(*removed.shape[:-2], -1), dense(w_out, z.dtype))
                 moved = _each_head(mask, lambda i: self._head_value(head, i), moved)
                 return _move(attn_out, moved, mask.any(axis=-1, keepdims=True))
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 from typing import Any
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int8, UInt8
 
 # A leaf of a parameter tree. Tree transformations put other things than arrays there (axis
 # numbers, shardings, shape structs), so the type of a leaf is checked where it is used.
@@ -44,9 +44,11 @@ __all__ = [
     "Bool",
     "Float",
     "Int",
+    "Int8",
     "Leaf",
     "Lengths",
     "Residual",
     "Tokens",
+    "UInt8",
     "lead",
 ]

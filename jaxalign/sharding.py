@@ -29,8 +29,10 @@ EDITS, MODEL = "edits", "model"
 SPREAD_AXIS = {
     "embed": -2,
     "unembed": -2,
-    "qkv": -1,
-    "qkv_bias": -1,
+    "query": -1,
+    "query_bias": -1,
+    "key_value": -1,
+    "key_value_bias": -1,
     "out": -2,
     "up": -1,
     "up_bias": -1,

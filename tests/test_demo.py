@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxalign.convert.checkpoint import open_checkpoint
-from jaxalign.convert.neox import load_params
+from jaxalign.convert.table import load_params
 from jaxalign.demo import corpus, ioi
 from jaxalign.demo.batches import training_batch
 from jaxalign.demo.entities import HELD_OUT_PAIRS, NAMES, OBJECTS, PLACES, is_held_out_pair

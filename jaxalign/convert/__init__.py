@@ -3,7 +3,7 @@
 from jaxalign.convert.checkpoint import open_checkpoint
 from jaxalign.convert.hub import ModelUnavailable, Source, locate
 from jaxalign.convert.model import Model, load
-from jaxalign.convert.neox import load_params, params_from_state_dict, save_checkpoint
+from jaxalign.convert.table import load_params, params_from_state_dict, save_checkpoint
 
 __all__ = [
     "Model",

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from jaxalign.convert.checkpoint import open_checkpoint
 from jaxalign.convert.hub import BUNDLED_NAME, Source, locate
-from jaxalign.convert.neox import load_params
+from jaxalign.convert.table import load_params
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params

@@ -14,7 +14,8 @@ from jaxalign.edit import Edit, check_shapes, edit_heads, edit_residual
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.layers import at_position, attention, layer_norm, mlp
 from jaxalign.model.params import Block, Params
-from jaxalign.numerics.dot import dot
+from jaxalign.numerics.dot import dense, dot
+from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, Bool, Float, Leaf, Lengths, Tokens, lead
@@ -68,7 +69,7 @@ def read_heads(
 ) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S D"]]:
     """First half of a block: each head's ``z`` and the attention output before edits."""
     normed = layer_norm(x, weights.attention_norm, config.norm_eps)
-    z, attn_out = attention(normed, weights.attention, config)
+    z, attn_out = attention(normed, weights.attention, config, real)
     return z, round_activation(attn_out, "attn_out", scheme, real)
 
 
@@ -95,7 +96,7 @@ def feed_forward(
 ) -> Float[Array, "*rows B S D"]:
     """The MLP with its norm, as the scheme leaves it."""
     normed = layer_norm(x, weights.mlp_norm, config.norm_eps)
-    return round_activation(mlp(normed, weights.mlp, config), "mlp_out", scheme, real)
+    return round_activation(mlp(normed, weights.mlp, config, real), "mlp_out", scheme, real)
 
 
 def block(
@@ -195,7 +196,7 @@ def forward(
 
 
 def head_contributions(
-    state: Float[Array, "*rows H h"], w_out: Float[Array, "A D"] | None
+    state: Float[Array, "*rows H h"], w_out: Float[Array, "A D"] | QTensor | None
 ) -> Float[Array, "H *rows C"]:
     """What each head adds to the residual stream: ``c[i] = z[i] @ W_O[i]``, in f32.
 
@@ -213,7 +214,7 @@ def head_contributions(
     return jnp.einsum(
         "...ie,ied->i...d",
         state,
-        w_out.reshape(H, h, -1),
+        dense(w_out, state.dtype).reshape(H, h, -1),
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )

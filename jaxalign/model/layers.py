@@ -11,7 +11,8 @@ from jax import lax
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MLP, Attention, Norm
 from jaxalign.numerics.dot import dot
-from jaxalign.shapes import Array, Float, Int, lead
+from jaxalign.numerics.qtensor import QTensor
+from jaxalign.shapes import Array, Bool, Float, Int, lead
 
 
 def layer_norm(x: Float[Array, "*rows D"], norm: Norm, eps: float) -> Float[Array, "*rows D"]:
@@ -52,20 +53,27 @@ def at_position(
 
 
 def _project(
-    x: Float[Array, "*rows A"], w: Float[Array, "A *out"], bias: Float[Array, "*out"] | None
+    x: Float[Array, "*rows A"],
+    w: Float[Array, "A *out"] | QTensor,
+    bias: Float[Array, "*out"] | None,
+    real: Bool[Array, "B S"] | None,
 ) -> Array:
     """``x w + b`` in ``x``'s dtype, ``[*rows, *out]``."""
-    y = dot(x, w)
+    y = dot(x, w, real)
     if bias is not None:
         y = y + lead(bias.astype(jnp.float32), y)
     return y.astype(x.dtype)
 
 
 def keys_values(
-    x: Float[Array, "*rows B S D"], weights: Attention, config: ModelConfig
+    x: Float[Array, "*rows B S D"],
+    weights: Attention,
+    config: ModelConfig,
+    real: Bool[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S H h"]]:
     """Rotated keys and the values of normed inputs at every position."""
-    k, v = _heads(x, weights, slice(1, 3), config)
+    y = _project(x, weights.key_value, weights.key_value_bias, real)
+    k, v = (_heads(part, config) for part in jnp.moveaxis(y, -2, 0))
     return rotate(k, jnp.arange(x.shape[-2])[None], config), v
 
 
@@ -74,18 +82,16 @@ def queries(
     positions: Int[Array, "#B Q"],
     weights: Attention,
     config: ModelConfig,
+    real: Bool[Array, "B Q"] | None = None,
 ) -> Float[Array, "*rows B Q H h"]:
     """Rotated queries of normed inputs that stand at ``positions``."""
-    [q] = _heads(x, weights, slice(0, 1), config)
+    q = _heads(_project(x, weights.query, weights.query_bias, real), config)
     return rotate(q, positions, config)
 
 
-def _heads(x: Array, weights: Attention, parts: slice, config: ModelConfig) -> list[Array]:
-    """Queries, keys and values of normed inputs, or some of them, by head."""
-    heads = (config.num_heads, config.head_size)
-    bias = None if weights.qkv_bias is None else weights.qkv_bias[parts]
-    y = _project(x, weights.qkv[:, parts], bias)
-    return [part.reshape(*x.shape[:-1], *heads) for part in jnp.moveaxis(y, -2, 0)]
+def _heads(y: Array, config: ModelConfig) -> Array:
+    """A projection by head, ``[…, H, h]``."""
+    return y.reshape(*y.shape[:-1], -1, config.head_size)
 
 
 def attend(
@@ -118,20 +124,28 @@ def attend(
 
 
 def project_heads(
-    z: Float[Array, "*rows B Q H h"], weights: Attention
+    z: Float[Array, "*rows B Q H h"],
+    weights: Attention,
+    real: Bool[Array, "B Q"] | None = None,
 ) -> Float[Array, "*rows B Q D"]:
     """The attention output ``concat(z) @ W_O + b``."""
-    return _project(z.reshape(*z.shape[:-2], -1), weights.out, weights.out_bias)
+    return _project(z.reshape(*z.shape[:-2], -1), weights.out, weights.out_bias, real)
 
 
 def attention(
-    x: Float[Array, "*rows B S D"], weights: Attention, config: ModelConfig
+    x: Float[Array, "*rows B S D"],
+    weights: Attention,
+    config: ModelConfig,
+    real: Bool[Array, "B S"] | None = None,
 ) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S D"]]:
-    """Causal self-attention of normed inputs ``x``: ``z`` and the projected output."""
+    """Causal self-attention of normed inputs ``x``: ``z`` and the projected output.
+
+    ``real`` (positions that hold a token) matters where an input is rounded over a whole example.
+    """
     everywhere = jnp.arange(x.shape[-2])[None]
-    q, k, v = _heads(x, weights, slice(0, 3), config)
-    z = attend(rotate(q, everywhere, config), rotate(k, everywhere, config), v, everywhere)
-    return z, project_heads(z, weights)
+    q = queries(x, everywhere, weights, config, real)
+    z = attend(q, *keys_values(x, weights, config, real), everywhere)
+    return z, project_heads(z, weights, real)
 
 
 def activate(x: Float[Array, "*rows F"], name: str) -> Float[Array, "*rows F"]:
@@ -151,8 +165,13 @@ def activate(x: Float[Array, "*rows F"], name: str) -> Float[Array, "*rows F"]:
     raise ValueError(f"activation is {name!r}, which ModelConfig would have refused")
 
 
-def mlp(x: Float[Array, "*rows D"], weights: MLP, config: ModelConfig) -> Float[Array, "*rows D"]:
+def mlp(
+    x: Float[Array, "*rows D"],
+    weights: MLP,
+    config: ModelConfig,
+    real: Bool[Array, "B S"] | None = None,
+) -> Float[Array, "*rows D"]:
     """``activation(x W_up + b) W_down + b`` of normed inputs, rounded after each step."""
-    hidden = _project(x, weights.up, weights.up_bias)
+    hidden = _project(x, weights.up, weights.up_bias, real)
     active = activate(hidden.astype(jnp.float32), config.activation).astype(x.dtype)
-    return _project(active, weights.down, weights.down_bias)
+    return _project(active, weights.down, weights.down_bias, real)

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 
 from jaxalign.model.config import ModelConfig
+from jaxalign.numerics.qtensor import QTensor
+from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.shapes import Leaf
+from jaxalign.shapes import Array, Float, Leaf
 
 
 @struct.dataclass
@@ -26,13 +31,16 @@ class Norm:
 class Attention:
     """Attention projections.
 
-    ``qkv`` ``[L, D, 3, H·h]``: the query heads, the key heads and the value heads;
+    ``query`` ``[L, D, H·h]``; ``key_value`` ``[L, D, 2, K·h]``: the key heads and the value heads;
     ``out`` ``[L, H·h, D]``: rows ``i·h … (i+1)·h`` are ``W_O`` of head ``i``;
-    ``qkv_bias`` ``[L, 3, H·h]`` and ``out_bias`` ``[L, D]``, or None.
+    ``query_bias`` ``[L, H·h]``, ``key_value_bias`` ``[L, 2, K·h]`` and ``out_bias`` ``[L, D]``, or
+    None.
     """
 
-    qkv: Leaf
-    qkv_bias: Leaf | None
+    query: Leaf
+    query_bias: Leaf | None
+    key_value: Leaf
+    key_value_bias: Leaf | None
     out: Leaf
     out_bias: Leaf | None
 
@@ -93,8 +101,10 @@ def param_shapes(config: ModelConfig) -> Params:
         blocks=Block(
             attention_norm=Norm(leaf(L, D), leaf(L, D)),
             attention=Attention(
-                qkv=leaf(L, D, 3, D),
-                qkv_bias=leaf(L, 3, D) if bias else None,
+                query=leaf(L, D, D),
+                query_bias=leaf(L, D) if bias else None,
+                key_value=leaf(L, D, 2, D),
+                key_value_bias=leaf(L, 2, D) if bias else None,
                 out=leaf(L, D, D),
                 out_bias=leaf(L, D) if bias else None,
             ),
@@ -129,9 +139,33 @@ def init_params(key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32) -
     return jax.tree_util.tree_unflatten(tree, leaves)
 
 
+# The matrices of linear layers in blocks, which are what a scheme packs.
+MATRICES = ("query", "key_value", "out", "up", "down")
+
+
 def cast(params: Params, scheme: Scheme) -> Params:
-    """The parameters in the scheme's dtype (the same arrays where they already are)."""
-    return jax.tree.map(lambda leaf: jnp.asarray(leaf, scheme.compute_dtype), params)
+    """The parameters as a scheme has them: packed matrices, the rest in its dtype.
+
+    Codes are rounded to the nearest; a scheme that chooses them by activations is for
+    ``calibrate``. Arrays that already are in the dtype stay the same arrays.
+
+    Raises:
+        InputError: the scheme's groups do not divide a matrix's inputs.
+    """
+
+    def leaf(path: Any, value: Any) -> Any:
+        if scheme.weights is not None and path[-1].name in MATRICES:
+            return pack(value, scheme)
+        return jnp.asarray(value, scheme.compute_dtype)
+
+    return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+def pack(stacked: Float[Array, "L A *out"], scheme: Scheme) -> QTensor:
+    """The matrices of all layers in a scheme's weight format, a layer at a time."""
+    assert scheme.weights is not None
+    one = functools.partial(quantize, form=scheme.weights, outputs=stacked.ndim - 2)
+    return replace(lax.map(one, stacked.astype(jnp.float32)), inputs=scheme.inputs)
 
 
 def count(params: Params) -> int:

@@ -1,14 +1,68 @@
-"""A precision scheme as a frozen value: what the weights are, and where activations are rounded."""
+"""A precision scheme as a frozen value: what the weights are, and where activations are rounded.
+
+Names are read by a small grammar, so that every group size has one: ``nf4``, ``int4-g128``,
+``awq-g64``; ``@f16`` or ``@bf16`` behind a name computes in that dtype, as deployed (by default
+weights are unpacked to f32, so that the damage is that of the weights alone).
+"""
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 
 from jaxalign.errors import InputError
 
 # Where a scheme may round activations, in the order the model reaches them.
 SITES = ("embed", "attn_out", "mlp_out", "resid", "final_norm")
+
+# How a linear layer's input may be rounded: int8 or float8 with one scale a token, int8 with one
+# fixed scale from calibration, and LLM.int8's split into int8 and f16 columns.
+INPUTS = ("int8-token", "int8-static", "e4m3fn-token", "e5m2-token", "llm-int8")
+
+# Codes of packed weights, with the bits of each.
+CODES = {"int4": 4, "nf4": 4, "fp4": 4, "int8": 8, "e4m3fn": 8, "e5m2": 8}
+
+COMPUTE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class WeightFormat:
+    """How the matrix of a linear layer is stored.
+
+    Attributes:
+        codes: one of ``CODES``.
+        group: inputs that share a scale; None where all inputs of an output channel do.
+        levels: the scale of symmetric codes is ``max|w| / levels``. Tools disagree (7 or 7.5, 127
+            or 127.5), so it is stated.
+        zero: whether each group has a zero point beside its scale (asymmetric codes).
+        double: whether the scales are quantized, too (QLoRA, arXiv 2305.14314, section 3).
+    """
+
+    codes: str
+    group: int | None = None
+    levels: float = 1.0
+    zero: bool = False
+    double: bool = False
+
+    @property
+    def bits(self) -> int:
+        """Bits of a code."""
+        return CODES[self.codes]
+
+    def groups(self, inputs: int) -> int:
+        """How many groups the inputs of a channel make.
+
+        Raises:
+            InputError: the group size does not divide them.
+        """
+        group = self.group or inputs
+        if inputs % group:
+            raise InputError(
+                f"a linear layer has {inputs} inputs, which groups of {group} do not divide",
+                f"use a group size that divides {inputs}, or one scale a channel",
+            )
+        return inputs // group
 
 
 @dataclass(frozen=True)
@@ -17,15 +71,27 @@ class Scheme:
 
     Attributes:
         name: how users call it and how results name it.
-        compute_dtype: dtype of weights and activations. Norms, rotary angles, softmax and logits
-            are computed in f32 whatever it is, and rounded once.
+        compute_dtype: dtype of activations and of weights that are not packed. Norms, rotary
+            angles, softmax and logits are computed in f32 whatever it is, and rounded once.
         int8_sites: the sites (of ``SITES``) after which activations are rounded to signed int8
             per example and at once dequantized; empty for none.
+        weights: how the linear layers of the blocks are stored; None for ``compute_dtype``.
+            Embedding, unembedding, norms and biases are never packed.
+        inputs: how the input of a packed linear layer is rounded (of ``INPUTS``), or None.
+        method: what chooses codes and scales: "" for rounding to the nearest code, or "awq",
+            "gptq", "smoothquant", "hqq".
+        act_order: GPTQ takes columns by falling second moment of their input.
+        alpha: SmoothQuant's exponent, how much of the range goes from activations to weights.
     """
 
     name: str
     compute_dtype: str = "float32"
     int8_sites: tuple[str, ...] = ()
+    weights: WeightFormat | None = None
+    inputs: str | None = None
+    method: str = ""
+    act_order: bool = False
+    alpha: float = 0.5
 
     def __post_init__(self) -> None:
         unknown = [site for site in self.int8_sites if site not in SITES]
@@ -34,8 +100,13 @@ class Scheme:
 
     @property
     def rounds_activations(self) -> bool:
-        """Whether any site rounds over a whole example, so that every position must be computed."""
-        return bool(self.int8_sites)
+        """Whether a rounding looks at a whole example, so that every position must be computed."""
+        return bool(self.int8_sites) or self.inputs == "llm-int8"
+
+    @property
+    def needs_texts(self) -> bool:
+        """Whether its weights or scales are chosen by activations on calibration texts."""
+        return self.method in ("awq", "gptq", "smoothquant") or self.inputs == "int8-static"
 
 
 F32 = Scheme("f32")
@@ -43,7 +114,49 @@ F16 = Scheme("f16", compute_dtype="float16")
 BF16 = Scheme("bf16", compute_dtype="bfloat16")
 INT8_SIM = Scheme("int8-sim", int8_sites=SITES)
 
-SCHEMES = {scheme.name: scheme for scheme in (F32, F16, BF16, INT8_SIM)}
+_INT8 = WeightFormat("int8", levels=127)
+_FLOAT8 = {
+    name: WeightFormat(codes, levels=levels)
+    for name, codes, levels in (("e4m3", "e4m3fn", 448.0), ("e5m2", "e5m2", 57344.0))
+}
+
+SCHEMES = {
+    scheme.name: scheme
+    for scheme in (
+        F32,
+        F16,
+        BF16,
+        INT8_SIM,
+        Scheme("fp8-e4m3", weights=_FLOAT8["e4m3"], inputs="e4m3fn-token"),
+        Scheme("fp8-e5m2", weights=_FLOAT8["e5m2"], inputs="e5m2-token"),
+        Scheme("int8", weights=_INT8, inputs="int8-token"),
+        Scheme("llm-int8", weights=_INT8, inputs="llm-int8"),
+        Scheme("smoothquant", weights=_INT8, inputs="int8-token", method="smoothquant"),
+        Scheme("smoothquant-static", weights=_INT8, inputs="int8-static", method="smoothquant"),
+        *(
+            Scheme(f"{codes}{suffix}", weights=WeightFormat(codes, group=64, double=double))
+            for codes in ("nf4", "fp4")
+            for suffix, double in (("", False), ("-dq", True))
+        ),
+    )
+}
+
+# Families with a group size in their name: "-g128", or "-channel" for one scale a channel.
+_GROUPED = {
+    "int4": Scheme("int4", weights=WeightFormat("int4", levels=15, zero=True)),
+    "int4-sym": Scheme("int4-sym", weights=WeightFormat("int4", levels=7)),
+    "awq": Scheme("awq", weights=WeightFormat("int4", levels=15, zero=True), method="awq"),
+    "gptq": Scheme("gptq", weights=WeightFormat("int4", levels=15, zero=True), method="gptq"),
+    "gptq-actorder": Scheme(
+        "gptq-actorder",
+        weights=WeightFormat("int4", levels=15, zero=True),
+        method="gptq",
+        act_order=True,
+    ),
+    "hqq": Scheme("hqq", weights=WeightFormat("int4", levels=15, zero=True), method="hqq"),
+}
+_NAME = re.compile(r"(?P<base>.+?)(?:-(?P<group>g[1-9]\d*|channel))?(?:@(?P<compute>\w+))?")
+EXAMPLES = (*SCHEMES, *(f"{base}-g128" for base in _GROUPED))
 
 
 def scheme_named(name: str) -> Scheme:
@@ -51,8 +164,19 @@ def scheme_named(name: str) -> Scheme:
 
     Raises:
         InputError: no scheme has that name; the nearest ones are suggested.
+
+    Example:
+        >>> scheme_named("int4-sym-g32@f16").weights.group
+        32
     """
-    if name not in SCHEMES:
-        near = difflib.get_close_matches(name, SCHEMES, n=3, cutoff=0.3) or list(SCHEMES)
+    match = _NAME.fullmatch(name)
+    base, group, compute = match.group("base", "group", "compute") if match else (name, None, None)
+    scheme = (_GROUPED if group else SCHEMES).get(base)
+    if scheme is None or (compute and (compute not in COMPUTE or scheme.weights is None)):
+        near = difflib.get_close_matches(name, EXAMPLES, n=3, cutoff=0.4) or list(EXAMPLES)
         raise InputError(f"unknown precision scheme {name!r}", f"use one of {', '.join(near)}")
-    return SCHEMES[name]
+    scheme = replace(scheme, name=name)
+    if group and scheme.weights:
+        size = None if group == "channel" else int(group[1:])
+        scheme = replace(scheme, weights=replace(scheme.weights, group=size))
+    return replace(scheme, compute_dtype=COMPUTE[compute]) if compute else scheme

@@ -1,0 +1,187 @@
+"""Tables from published tensors to our parameters: complete, exclusive, there and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors.numpy import save_file
+
+from jaxalign.convert import neox
+from jaxalign.convert.checkpoint import SINGLE, Checkpoint, StateDict
+from jaxalign.convert.rows import Row
+from jaxalign.errors import InputError
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.params import Params, param_shapes
+
+ALIGNMENT = 64  # bytes, as XLA's buffers
+
+
+def _leaves(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Our leaves by dotted name, with their shapes."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(param_shapes(config))
+    return {".".join(key.name for key in path): leaf.shape for path, leaf in paths}
+
+
+def _rows(config: ModelConfig, shapes: Mapping[str, Any]) -> list[Row]:
+    """The rows of the table whose slots this model has."""
+    return [row for row in neox.TABLE if all(slot.leaf in shapes for slot in row.slots)]
+
+
+def _check_names(checkpoint: Checkpoint | StateDict, config: ModelConfig, rows: list[Row]) -> None:
+    """Every tensor is expected and every expected tensor is there, or an error that names one."""
+    expected = {name for row in rows for name in row.names(config)}
+    present = {name for name in checkpoint.files if not neox.BUFFERS.fullmatch(name)}
+    if config.tied_embeddings:
+        present.discard(neox.UNEMBED)
+    for name in sorted(expected - present):
+        raise InputError(
+            f"{checkpoint.folder}: tensor {name!r} is missing ({len(expected - present)} in all)",
+            "use the config.json that belongs to these weights, or download them again",
+        )
+    for name in sorted(present - expected):
+        raise InputError(
+            f"{checkpoint.folder}: tensor {name!r} is not known ({len(present - expected)} in all)",
+            "use a GPT-NeoX checkpoint with the config.json that belongs to it",
+        )
+
+
+def load_params(
+    checkpoint: Checkpoint | StateDict, config: ModelConfig, dtype: Any = jnp.float32
+) -> Params:
+    """Published tensors as our parameters in ``dtype``.
+
+    One stacked leaf at a time is filled from the memory-mapped files and handed to the device, so
+    beside the finished parameters there is never more than one leaf in memory; on the CPU, where
+    the leaf itself becomes the parameter, never more than one tensor.
+
+    Raises:
+        InputError: a tensor is missing, unknown, of a wrong shape, or not finite; named.
+    """
+    shapes = _leaves(config)
+    rows = _rows(config, shapes)
+    _check_names(checkpoint, config, rows)
+    if config.tied_embeddings and neox.UNEMBED in checkpoint.files:
+        _check_tied(checkpoint)
+    loaded = {name: _load_leaf(checkpoint, config, rows, name, shapes, dtype) for name in shapes}
+    _, tree = jax.tree_util.tree_flatten(param_shapes(config))
+    return jax.tree_util.tree_unflatten(tree, [loaded[name] for name in shapes])
+
+
+def params_from_state_dict(
+    tensors: Mapping[str, Any], config: ModelConfig, dtype: Any = jnp.float32
+) -> Params:
+    """Tensors in memory under the names that Hugging Face's GPT-NeoX gives them, as parameters.
+
+    Args:
+        tensors: arrays, or PyTorch tensors on the CPU (``GPTNeoXForCausalLM.state_dict()``).
+        config: the architecture, for example ``ModelConfig.from_hf(model.config.to_dict())``.
+        dtype: of the parameters.
+
+    Raises:
+        InputError: a tensor is missing, unknown, of a wrong shape, or not finite; named.
+
+    Example:
+        >>> params = params_from_state_dict(hf.state_dict(), config)
+        >>> jaxalign.forward(params, tokens, config).logits
+    """
+    named = {
+        published if (published := neox.RENAMED.get(name, name)) not in tensors else name: tensor
+        for name, tensor in tensors.items()
+    }
+    return load_params(StateDict(named), config, dtype)
+
+
+def _load_leaf(
+    checkpoint: Checkpoint | StateDict,
+    config: ModelConfig,
+    rows: list[Row],
+    leaf: str,
+    shapes: dict[str, tuple[int, ...]],
+    dtype: Any,
+) -> jax.Array:
+    stacked = _aligned(shapes[leaf], dtype)
+    for row in rows:
+        layers = stacked if "{layer}" in row.published else stacked[None]
+        own = [(i, slot) for i, slot in enumerate(row.slots) if slot.leaf == leaf]
+        for i, slot in own:
+            for layer, name in zip(layers, row.names(config), strict=True):
+                _check_shape(checkpoint, config, row, name, shapes)
+                place = slot.of(layer)
+                with np.errstate(over="ignore"):
+                    place[...] = row.load(checkpoint.read(name), config)[i]
+                if not np.isfinite(place).all():
+                    raise InputError(
+                        f"{checkpoint.folder}: tensor {name!r} has values outside "
+                        f"{jnp.dtype(dtype).name}",
+                        "load it in float32",
+                    )
+    # Another device copies in the background: the next leaf waits until this one can be freed.
+    return jax.block_until_ready(jax.device_put(stacked))
+
+
+def _check_shape(
+    checkpoint: Checkpoint | StateDict,
+    config: ModelConfig,
+    row: Row,
+    name: str,
+    shapes: dict[str, tuple[int, ...]],
+) -> None:
+    # The table's rearrangements are their own check: what `save` would write must have the shape
+    # that is on disk.
+    layers = 1 if "{layer}" in row.published else 0
+    slots = [slot.of(np.broadcast_to(np.int8(0), shapes[slot.leaf][layers:])) for slot in row.slots]
+    expected = row.save(slots, config).shape
+    if checkpoint.shapes[name] != expected:
+        raise InputError(
+            f"{checkpoint.folder}: tensor {name!r} has shape {checkpoint.shapes[name]}, "
+            f"expected {expected}",
+            "use the config.json that belongs to these weights",
+        )
+
+
+def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """An uninitialised array that the CPU backend takes over as it is; others it would copy."""
+    size = math.prod(shape) * jnp.dtype(dtype).itemsize
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _check_tied(checkpoint: Checkpoint | StateDict) -> None:
+    embed, unembed = map(checkpoint.read, (neox.EMBED, neox.UNEMBED))
+    if not np.array_equal(embed, unembed):
+        raise InputError(
+            f"{checkpoint.folder}: config.json ties the embeddings, but tensor "
+            f"{neox.UNEMBED!r} differs from {neox.EMBED!r}",
+            "set tie_word_embeddings to false in config.json",
+        )
+
+
+def save_checkpoint(
+    params: Params, config: ModelConfig, folder: Path | str, dtype: str = "float16"
+) -> None:
+    """Write ``config.json`` and ``model.safetensors`` in the published layout."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    leaves = {".".join(key.name for key in path): np.asarray(leaf) for path, leaf in paths}
+    tensors = {}
+    for row in _rows(config, {name: leaf.shape for name, leaf in leaves.items()}):
+        layered = "{layer}" in row.published
+        for layer, name in enumerate(row.names(config)):
+            slots = [
+                slot.of(leaves[slot.leaf][layer] if layered else leaves[slot.leaf])
+                for slot in row.slots
+            ]
+            tensors[name] = np.ascontiguousarray(row.save(slots, config)).astype(jnp.dtype(dtype))
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    (folder / SINGLE).chmod(0o644)  # the library leaves it to its owner alone
+    settings = config.to_hf() | {"torch_dtype": dtype}
+    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")

@@ -1,0 +1,124 @@
+"""Packed matrices: a quantized weight that stands wherever an array stood.
+
+For a matrix ``[…, A, *out]`` of ``A`` inputs:
+
+=================  ==========================  =================================================
+``codes``          uint8 ``[…, A/2, *out]``    4-bit codes: input ``2i`` in the high half of byte
+                                               ``i``, input ``2i + 1`` in the low half
+                   int8 ``[…, A, *out]``       8-bit codes; float8 codes in their own dtype
+``scale``          ``[…, G, *out]``            one a group of ``A/G`` inputs that stand together
+``zero``           ``[…, G, *out]`` or None    zero points
+``group_of``       int32 ``[…, A]`` or None    the group of each input, where those of a group do
+                                               not stand together (GPTQ's act-order)
+``input_divisor``  f32 ``[…, A]`` or None      what the layer's input is divided by (AWQ,
+                                               SmoothQuant, where no norm before it can take it)
+``input_scale``    f32 ``[…]`` or None         the fixed scale of static int8 inputs
+=================  ==========================  =================================================
+
+A weight is ``value(code) · scale``, or ``(value(code) − zero) · scale``: computed in f32, rounded
+to ``scale``'s dtype, then to the dtype of the run. ``value`` is the code itself for int8, float8
+and for int4 with zero points, ``code − 8`` for int4 without, and the codebook's entry for nf4 and
+fp4. Leading axes (layers) are those of an array, so ``scan``, ``vmap`` and indexing over layers
+treat a ``QTensor`` as they treat an array.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+
+from jaxalign.numerics.codebooks import CODEBOOKS
+from jaxalign.numerics.scheme import WeightFormat
+from jaxalign.shapes import Array, Float, Leaf, UInt8
+
+
+@struct.dataclass
+class QTensor:
+    """A packed matrix; the table above has its fields.
+
+    Attributes:
+        format: how it is packed (static).
+        inputs: how the layer's input is rounded, of ``scheme.INPUTS``, or None (static).
+        outputs: how many axes the outputs have, ``*out`` (static).
+    """
+
+    codes: Leaf
+    scale: Leaf
+    zero: Leaf | None = None
+    group_of: Leaf | None = None
+    input_divisor: Leaf | None = None
+    input_scale: Leaf | None = None
+    format: WeightFormat = struct.field(pytree_node=False, default=WeightFormat("int8"))
+    inputs: str | None = struct.field(pytree_node=False, default=None)
+    outputs: int = struct.field(pytree_node=False, default=1)
+
+    @property
+    def axis(self) -> int:
+        """The axis of the inputs, counted from the end."""
+        return -1 - self.outputs
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the matrix that it stands for."""
+        shape = list(self.codes.shape)
+        shape[self.axis] *= 8 // self.format.bits
+        return tuple(shape)
+
+    @property
+    def size(self) -> int:
+        """How many numbers it stands for."""
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in memory."""
+        return sum(part.size * jnp.dtype(part.dtype).itemsize for part in jax.tree.leaves(self))
+
+
+def pack_nibbles(codes: UInt8[Array, "..."], axis: int) -> UInt8[Array, "..."]:
+    """4-bit codes two to a byte along ``axis``, the first of a pair in the high half."""
+    pairs = jnp.moveaxis(codes, axis, -1).reshape(*_without(codes.shape, axis), -1, 2)
+    return jnp.moveaxis(pairs[..., 0] << 4 | pairs[..., 1], -1, axis)
+
+
+def unpack_nibbles(packed: UInt8[Array, "..."], axis: int) -> UInt8[Array, "..."]:
+    """``pack_nibbles`` undone."""
+    pairs = jnp.stack([packed >> 4, packed & 15], axis=axis % packed.ndim + 1)
+    shape = list(packed.shape)
+    shape[axis] *= 2
+    return pairs.reshape(shape)
+
+
+def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
+    axis %= len(shape)
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def unpack(w: QTensor) -> Float[Array, "..."]:
+    """The matrix ``[…, A, *out]`` that ``w`` stands for, in ``w.scale``'s dtype."""
+    values = code_values(w)
+    if w.zero is not None:
+        values = values - _spread(w, w.zero.astype(jnp.float32))
+    return (values * _spread(w, w.scale.astype(jnp.float32))).astype(w.scale.dtype)
+
+
+def code_values(w: QTensor) -> Float[Array, "..."]:
+    """``value(code)`` of every code, f32."""
+    if w.format.bits == 8:
+        return w.codes.astype(jnp.float32)
+    codes = unpack_nibbles(w.codes, w.axis)
+    if w.format.codes in CODEBOOKS:
+        return jnp.asarray(CODEBOOKS[w.format.codes])[codes]
+    values = codes.astype(jnp.float32)
+    return values if w.zero is not None else values - 8
+
+
+def _spread(w: QTensor, part: Array) -> Array:
+    """A scale or zero point for every input."""
+    if w.group_of is not None:
+        index = w.group_of.reshape(*w.group_of.shape, *[1] * w.outputs)
+        return jnp.take_along_axis(part, index, axis=w.axis)
+    return jnp.repeat(part, w.shape[w.axis] // part.shape[w.axis], axis=w.axis)
