@@ -108,19 +108,19 @@ def _layer(runner: Runner, runs: int, length: int, last: bool) -> dict[str, floa
         rest = {QKV: products, OUT: 0.0, MLP: 0.0, GELU: 0.0, NORMS: norm, SOFTMAX: softmax}
         return rest | {ATTENTION: projected - products + read - softmax}
     matrices = weights.attention.query, weights.attention.key_value, weights.attention.out
-    query, key_value, out = (_alone(dot, x, w) for w in matrices)
+    queries, read, out = (_alone(dot, x, w) for w in matrices)
     mlp = _alone(dot, x, weights.mlp.up) + _alone(dot, _draw(runs, length, F), weights.mlp.down)
     softmax = _alone(jax.nn.softmax, _draw(runs, config.num_heads, length, length))
     attention = _alone(lambda a: layers.attention(a, weights.attention, config), x)
     whole_mlp = _alone(lambda a: layers.mlp(a, weights.mlp, config), x)
     return {
-        QKV: query + key_value,
+        QKV: queries + read,
         OUT: out,
         MLP: mlp,
         GELU: whole_mlp - mlp,
         NORMS: 2 * norm,
         SOFTMAX: softmax,
-        ATTENTION: attention - query - key_value - out - softmax,
+        ATTENTION: attention - queries - read - out - softmax,
     }
 
 
