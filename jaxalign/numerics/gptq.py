@@ -6,6 +6,7 @@ paper: act-order (inputs by falling second moment), and inputs that are always 0
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -174,5 +175,5 @@ def _nearest(w: Array, scale: Array, zero: Array, form: WeightFormat) -> tuple[A
     if form.codes == "int4":
         code = jnp.clip(steps, -8, 7)
         return (code + 8).astype(jnp.uint8), code * scale
-    code = jnp.clip(steps, -127, 127)
+    code = jnp.clip(steps, -math.ceil(form.levels), 127)
     return lax.bitcast_convert_type(code.astype(jnp.int8), jnp.uint8), code * scale
