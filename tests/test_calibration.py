@@ -22,7 +22,15 @@ from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.sweep import sweep
 
 CONFIG = ModelConfig(64, 2, 4, 32, 64, rotary_dims=4)
-CALIBRATED = ("awq-g16", "gptq-g16", "gptq-actorder-g16", "smoothquant", "smoothquant-static")
+CALIBRATED = ("awq-g16", "gptq-actorder-g16", "smoothquant-static")
+
+
+watched = jit(groups.linear_inputs, static_argnames=("config",))
+
+
+@functools.partial(jit, static_argnames=("config",))
+def through(x, weights, real, *, config):
+    return block(x, weights, Edit(), config, F32, real)
 
 
 @functools.cache
@@ -72,8 +80,8 @@ def stream(count=3, size=8):
 def test_linear_inputs_are_what_the_block_multiplies(parallel):
     config = replace(CONFIG, parallel_residual=parallel)
     weights, (x, real) = first_layer(), stream()
-    seen = groups.linear_inputs(weights, x, real, config)
-    y, inside = block(x, weights, Edit(), config, F32, real)
+    seen = watched(weights, x, real, config=config)
+    _, inside = through(x, weights, real, config=config)
     middle = x if parallel else inside["attn_out"] + x
     up = layer_norm(middle, weights.mlp_norm, config.norm_eps)
     hidden = dot(up, weights.mlp.up) + weights.mlp.up_bias[None, None]
@@ -87,7 +95,7 @@ def test_linear_inputs_are_what_the_block_multiplies(parallel):
         np.testing.assert_allclose(seen[name], inputs, atol=1e-6, err_msg=name)
     for group in groups.groups_of(weights):
         first, *others = (seen[name] for name in group.linears)
-        assert all(other is first for other in others), "a group reads one input"
+        assert all(np.array_equal(other, first) for other in others), "a group reads one input"
 
 
 def test_every_matrix_that_a_scheme_packs_is_in_a_group():
@@ -99,7 +107,7 @@ def test_every_matrix_that_a_scheme_packs_is_in_a_group():
 
 
 @pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
-@pytest.mark.parametrize("name", ["awq-g16", "smoothquant"])
+@pytest.mark.parametrize("name", ["awq-g16", "smoothquant-static"])
 def test_scales_folded_into_norms_leave_the_f32_model_as_it_was(name, parallel):
     config = replace(CONFIG, parallel_residual=parallel)
     weights, (x, real) = first_layer(), stream()
@@ -109,16 +117,18 @@ def test_scales_folded_into_norms_leave_the_f32_model_as_it_was(name, parallel):
         if group.norm:
             scaled, scale = layer.scale_group(scaled, group, found, scheme_named(name))
             assert scale.max() > 1.5 * scale.min(), "a scale of ones would test nothing"
-    before, after = (block(x, w, Edit(), config, F32, real)[0] for w in (weights, scaled))
+    before, after = (through(x, w, real, config=config)[0] for w in (weights, scaled))
     assert not np.array_equal(weights.attention.query, scaled.attention.query)
     np.testing.assert_allclose(after, before, atol=1e-5 * np.abs(before).max())
 
 
 def test_a_divided_input_and_scaled_rows_leave_the_product_as_it_was():
     weights, (x, real) = first_layer(), stream()
-    inputs = groups.linear_inputs(weights, x, real, CONFIG)["mlp.down"]
+    inputs = watched(weights, x, real, config=CONFIG)["mlp.down"]
     *_, group = groups.groups_of(weights)
     *_, found = layer.observe(weights, x, real, config=CONFIG, second=True)
+    loud = jnp.ones(CONFIG.intermediate_size).at[7].set(0.1)
+    found, inputs = found.divided(loud), inputs / loud[None, None]
     scaled, scale = layer.scale_group(weights, group, found, scheme_named("awq-g16"))
     assert scale.max() > 1.5 * scale.min()
     exact = dot(inputs, weights.mlp.down)
@@ -128,7 +138,9 @@ def test_a_divided_input_and_scaled_rows_leave_the_product_as_it_was():
 
 
 def test_each_method_divides_where_it_says():
-    awq, smooth, gptq = (calibrated(n).blocks for n in ("awq-g16", "smoothquant", "gptq-g16"))
+    awq, smooth, gptq = (
+        calibrated(n).blocks for n in ("awq-g16", "smoothquant-static", "gptq-actorder-g16")
+    )
     original = model().blocks
     for blocks, norms, divisor in ((awq, True, True), (smooth, True, False), (gptq, False, False)):
         for norm in ("attention_norm", "mlp_norm"):
@@ -142,10 +154,8 @@ def test_each_method_divides_where_it_says():
 # The driver
 
 
-@pytest.mark.parametrize("name", ["f32", "f16", "int4-g16", "nf4-dq", "int8"])
+@pytest.mark.parametrize("name", ["f16", "int4-sym-g16", "int8"])
 def test_schemes_that_need_no_texts_are_cast(name):
-    if name == "nf4-dq":
-        name = "int4-sym-g16"
     scheme = scheme_named(name)
     assert same_bits(calibrate(model(), CONFIG, scheme), cast(model(), scheme))
 
@@ -188,7 +198,7 @@ def test_static_input_scale_is_the_largest_calibration_input_over_127():
         assert scale == pytest.approx(largest / 127, rel=1e-5)
 
 
-@pytest.mark.parametrize(("name", "rounded"), [("gptq-g16", True), ("awq-g16", False)])
+@pytest.mark.parametrize(("name", "rounded"), [("gptq-actorder-g16", True), ("awq-g16", False)])
 def test_gptq_sees_what_rounded_layers_give_and_awq_what_the_model_gives(
     name, rounded, monkeypatch
 ):
@@ -215,8 +225,8 @@ def test_the_same_arguments_give_the_same_bits_whatever_the_padding_holds(name):
 
 def test_texts_in_several_batches_choose_almost_the_same_codes(monkeypatch):
     monkeypatch.setattr(driver, "CALL_POSITIONS", 5 * 16)  # 12 texts: 5, 5, 2 and filler
-    parts = calibrate(model(), CONFIG, scheme_named("gptq-g16"), *texts())
-    whole = calibrated("gptq-g16")
+    parts = calibrate(model(), CONFIG, scheme_named("gptq-actorder-g16"), *texts())
+    whole = calibrated("gptq-actorder-g16")
     for name in MATRICES:
         part = "attention" if hasattr(whole.blocks.attention, name) else "mlp"
         a, b = (np.asarray(unpack(getattr(getattr(p.blocks, part), name))) for p in (whole, parts))
@@ -250,7 +260,7 @@ def test_a_calibration_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, mon
 
 
 def test_a_folder_of_other_texts_is_not_used(tmp_path, capsys):
-    scheme, folder = scheme_named("gptq-g16"), tmp_path / "journal"
+    scheme, folder = scheme_named("gptq-actorder-g16"), tmp_path / "journal"
     calibrate(model(), CONFIG, scheme, *texts(), folder=folder)
     other = calibrate(model(), CONFIG, scheme, *texts(seed=1), folder=folder)
     assert "texts differ" in capsys.readouterr().err
@@ -258,14 +268,14 @@ def test_a_folder_of_other_texts_is_not_used(tmp_path, capsys):
 
 
 def test_the_bar_is_silent_where_there_is_no_terminal(capsys):
-    calibrate(model(), CONFIG, scheme_named("gptq-g16"), *texts(), progress=True)
+    calibrate(model(), CONFIG, scheme_named("gptq-actorder-g16"), *texts(), progress=True)
     assert capsys.readouterr() == ("", "")
 
 
 # What is refused
 
 
-def refusal(params=None, given=None, name="gptq-g16", **options):
+def refusal(params=None, given=None, name="gptq-actorder-g16", **options):
     with pytest.raises(InputError) as caught:
         calibrate(params or model(), CONFIG, scheme_named(name), *(given or ()), **options)
     return str(caught.value)
@@ -305,7 +315,7 @@ def test_a_matrix_that_is_not_finite_is_named():
     out = params.blocks.attention.out.at[1, 0, 0].set(jnp.nan)
     attention = replace(params.blocks.attention, out=out)
     broken = replace(params, blocks=replace(params.blocks, attention=attention))
-    assert "layer 1: " in refusal(broken, texts(), "smoothquant")
+    assert "layer 1: " in refusal(broken, texts(), "smoothquant-static")
 
 
 def test_moments_that_cannot_be_factored_ask_for_more_damping():
@@ -317,9 +327,11 @@ def test_moments_that_cannot_be_factored_ask_for_more_damping():
 # What it is for
 
 
-@pytest.mark.parametrize("name", ["gptq-actorder-g16", "awq-g16"])
-def test_the_wave_on_calibrated_parameters_equals_the_plan_that_defines_it(name):
-    low, scheme = calibrated(name), scheme_named(name)
+def test_the_wave_on_calibrated_parameters_equals_the_plan_that_defines_it():
+    low, other = calibrated("gptq-actorder-g16"), calibrated("awq-g16")
+    assert low.blocks.attention.query.group_of is not None
+    assert other.blocks.mlp.down.input_divisor is not None
+    low = replace(low, blocks=replace(low.blocks, mlp=other.blocks.mlp))
     tokens, lengths = texts(3, 8)
     masks = head_ablation_masks(CONFIG.num_layers, CONFIG.num_heads)
     zero = Edit(head=HeadEdit(masks, jnp.zeros((CONFIG.num_layers, 1, 1, 1, 1))))
@@ -331,7 +343,7 @@ def test_the_wave_on_calibrated_parameters_equals_the_plan_that_defines_it(name)
                 edits=[zero],
                 readout=lambda logits: logits,
                 plan=plan,
-                scheme=scheme,
+                scheme=F32,
             )
         )(low, tokens, lengths)[0]
         for plan in ("wave", "vmap")

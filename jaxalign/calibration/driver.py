@@ -20,7 +20,7 @@ import numpy as np
 from tqdm import tqdm
 
 from jaxalign.calibration.groups import get, groups_of
-from jaxalign.calibration.layer import choose, observe
+from jaxalign.calibration.layer import choose, core_of, observe
 from jaxalign.calibration.texts import check_texts
 from jaxalign.edit import Edit
 from jaxalign.environment import describe
@@ -86,7 +86,7 @@ def calibrate(
     given = check_texts(tokens, lengths, config, scheme) if scheme.needs_texts else ()
     texts = _Texts(_start(params, *given) if given else [], config)
     facts = _facts(params, config, scheme, given, damping) if folder else {}
-    journal = Journal(folder, facts, patience=0)
+    journal = Journal(folder, facts, patience=0.0)
     layers = len(jax.tree.leaves(params.blocks)[0])
     bar = tqdm(
         range(layers),
@@ -167,7 +167,7 @@ def _layer(weights: Block, texts: _Texts, scheme: Scheme, damping: float, number
                 "finite in f32",
                 "check the checkpoint: its weights are broken or too large for f32 activations",
             )
-    chosen = choose(weights, seen, scheme=scheme, damping=damping)
+    chosen = choose(weights, seen, jnp.float32(damping), scheme=core_of(scheme))
     for name in (name for group in groups_of(weights) for name in group.linears):
         if not _finite(get(weights, name)):
             raise InputError(f"layer {number}: {name} is not finite", "check the checkpoint")
@@ -199,8 +199,8 @@ def _like(weights: Block, scheme: Scheme) -> Block:
         a = len(get(weights, group.linears[0]))
         rows, square = shape((a,), jnp.float32), shape((a, a), jnp.float32)
         seen.append(Moments(shape((), jnp.float32), rows, rows, square))
-    run = functools.partial(choose.fun, scheme=scheme, damping=DAMPING)
-    return jax.eval_shape(run, weights, tuple(seen) or None)
+    run = functools.partial(choose.fun, scheme=core_of(scheme))
+    return jax.eval_shape(run, weights, tuple(seen) or None, shape((), jnp.float32))
 
 
 def _in_dtype(params: Params, scheme: Scheme) -> Params:

@@ -43,19 +43,36 @@ def observe(
     )
 
 
-@functools.partial(jit, static_argnames=("scheme", "damping"))
+@functools.partial(jit, static_argnames=("scheme",))
 def choose(
-    weights: Block, seen: tuple[Moments, ...] | None, *, scheme: Scheme, damping: float
+    weights: Block,
+    seen: tuple[Moments, ...] | None,
+    damping: Float[Array, ""],
+    *,
+    scheme: Scheme,
 ) -> Block:
-    """A layer with its matrices packed, from the moments of what they read."""
+    """A layer with its matrices packed, from the moments of what they read.
+
+    Schemes that differ in name or compute dtype alone choose the same, so give this one without
+    (``core_of``) and they share a program.
+    """
     groups = groups_of(weights)
     for group, found in zip(groups, seen or [None] * len(groups), strict=True):
         weights = quantize_group(weights, group, found, scheme, damping)
     return weights
 
 
+def core_of(scheme: Scheme) -> Scheme:
+    """What of a scheme decides how its matrices are packed."""
+    return replace(scheme, name="", compute_dtype="float32")
+
+
 def quantize_group(
-    weights: Block, group: Group, found: Moments | None, scheme: Scheme, damping: float = DAMPING
+    weights: Block,
+    group: Group,
+    found: Moments | None,
+    scheme: Scheme,
+    damping: float | Float[Array, ""] = DAMPING,
 ) -> Block:
     """Scale a group's input and matrices, and pack these.
 
@@ -108,13 +125,17 @@ def scale_group(
 
 
 def pack_matrix(
-    w: Float[Array, "A *out"], name: str, found: Moments | None, scheme: Scheme, damping: float
+    w: Float[Array, "A *out"],
+    name: str,
+    found: Moments | None,
+    scheme: Scheme,
+    damping: float | Float[Array, ""],
 ) -> QTensor:
     """One scaled matrix in the scheme's format, its codes chosen by the scheme's method."""
     form = scheme.weights
     assert form is not None
     if scheme.method == "hqq":
-        # For the integrator: hqq(w, form, outputs) -> QTensor.
+        # The one place that asks for HQQ: hqq(w, form, outputs) -> QTensor.
         return importlib.import_module("jaxalign.numerics.hqq").hqq(w, form, w.ndim - 1)
     if scheme.method == "gptq":
         assert found is not None

@@ -39,7 +39,7 @@ def gptq(
     second: Float[Array, "A A"],
     form: WeightFormat,
     *,
-    damping: float = DAMPING,
+    damping: float | Float[Array, ""] = DAMPING,
     act_order: bool = False,
     static_groups: bool = False,
 ) -> QTensor:
@@ -97,7 +97,9 @@ def gptq(
     )
 
 
-def inverse_factor(hessian: Float[Array, "A A"], damping: float) -> Float[Array, "A A"]:
+def inverse_factor(
+    hessian: Float[Array, "A A"], damping: float | Float[Array, ""]
+) -> Float[Array, "A A"]:
     """Upper ``U`` with ``Uᵀ U = (H + λI)⁻¹``, ``λ = damping · mean(diag H)``.
 
     From one factorization, of ``H`` with its axes reversed: ``H + λI = R Rᵀ`` with upper ``R``,
