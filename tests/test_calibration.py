@@ -272,6 +272,15 @@ def test_the_bar_is_silent_where_there_is_no_terminal(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+def test_hqq_needs_no_texts():
+    hqq = pytest.importorskip("jaxalign.numerics.hqq", reason="HQQ is not merged yet").hqq
+    scheme = scheme_named("hqq-g16")
+    low = calibrate(model(), CONFIG, scheme)
+    for number in range(CONFIG.num_layers):
+        alone = hqq(model().blocks.mlp.up[number], scheme.weights)
+        assert (low.blocks.mlp.up.codes[number] == alone.codes).mean() > 0.99
+
+
 # What is refused
 
 

@@ -219,7 +219,7 @@ def test_gptq_equals_optimal_brain_quantization_column_by_column(form, options):
     codes, values = reference_gptq(w, np.asarray(second), form, **options)
     # f32 sums tip a code at a tie, and later inputs then differ, too.
     equal = (codes_of(ours) == codes).mean()
-    assert equal > 0.97, f"{equal:.2%} of codes"
+    assert equal > 0.99, f"{equal:.2%} of codes"
     errors = [relative_error(x, w, rounded) for rounded in (unpack(ours), values)]
     assert errors[0] == pytest.approx(errors[1], rel=0.02)
 

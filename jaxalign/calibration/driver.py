@@ -160,7 +160,7 @@ def _layer(weights: Block, texts: _Texts, scheme: Scheme, damping: float, number
     for stream in texts.catch_up():
         own = observe(weights, stream.x, stream.real, config=texts.config, second=second)
         seen = own if seen is None else tuple(a + b for a, b in zip(seen, own, strict=True))
-    for group, found in zip(groups_of(weights), seen or ()):  # noqa: B905 - none without texts
+    for group, found in zip(groups_of(weights), seen or (), strict=bool(seen)):
         if not _finite(found):
             raise InputError(
                 f"layer {number}: what {group.linears[0]} reads on the calibration texts is not "

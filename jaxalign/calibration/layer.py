@@ -21,8 +21,8 @@ from jaxalign.numerics.scheme import Scheme
 from jaxalign.numerics.smoothquant import smoothing_scale, static_input_scale
 from jaxalign.shapes import Array, Bool, Float
 
-# "It is hard to clip precisely" before queries meet keys (AWQ's code), and GPT-NeoX keeps the
-# values in the same matrix.
+# The error of a query or a key is multiplied by the other one, so a clip chosen by it alone is no
+# good (AWQ's code leaves them); GPT-NeoX publishes the values in the same matrix.
 NEVER_CLIPPED = ("attention.query", "attention.key_value")
 
 
@@ -92,7 +92,7 @@ def quantize_group(
             pack_matrix(get(weights, name), name, found, scheme, damping),
             inputs=scheme.inputs,
             input_divisor=None if group.norm else scale,
-            input_scale=static_input_scale(found.largest) if static and found else None,
+            input_scale=static_input_scale(found.largest) if static and found is not None else None,
         )
         weights = put(weights, name, packed)
     return weights
