@@ -8,8 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jaxalign
-from jaxalign.calibration import calibrate, calibration_texts, driver, groups, layer
+from jaxalign.calibration import calibrate, driver, groups, layer
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.errors import InputError
 from jaxalign.model import ModelConfig, cast, forward, init_params
@@ -359,23 +358,3 @@ def test_the_wave_on_calibrated_parameters_equals_the_plan_that_defines_it():
     }
     assert np.abs(run["wave"] - run["vmap"]).max() < 1e-4 * np.abs(run["vmap"]).max()
     assert not np.allclose(run["wave"][0], run["wave"][1], atol=1e-3), "an edit does something"
-
-
-def test_on_the_bundled_model_awq_and_gptq_lie_nearer_to_f32_than_rounding():
-    bundled, prompts = jaxalign.load("demo"), jaxalign.read_prompts()
-    given = calibration_texts(prompts, bundled)
-    tokens, lengths = bundled.encode([p.prompt for task in prompts.tasks.values() for p in task])
-    real = np.arange(tokens.shape[1])[None] < np.asarray(lengths)[:, None]
-    run = jit(lambda p: forward(p, tokens, bundled.config, lengths=lengths).logits)
-
-    def log_probabilities(params):
-        return np.asarray(jax.nn.log_softmax(run(params)), np.float64)[real]
-
-    exact = log_probabilities(bundled.params)
-    found = {}
-    for method in ("int4", "awq", "gptq"):
-        scheme = scheme_named(f"{method}-g32")
-        low = log_probabilities(calibrate(bundled.params, bundled.config, scheme, *given))
-        found[method] = (np.exp(exact) * (exact - low)).sum(axis=-1).mean()
-    assert found["awq"] < 0.97 * found["int4"], found
-    assert found["gptq"] < 0.8 * found["int4"], found
