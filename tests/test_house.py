@@ -36,6 +36,7 @@ FLOORS = [
     ("jaxalign.experiments", 5),
     ("jaxalign.plots", 6),
     ("jaxalign.report", 6),
+    ("jaxalign.grammar", 7),
     ("jaxalign.command", 7),
     ("jaxalign.demo", 8),
     ("jaxalign", 8),
