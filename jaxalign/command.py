@@ -23,7 +23,7 @@ from jaxalign.experiments.speed import forward_speed
 from jaxalign.experiments.verify import Check, verify
 from jaxalign.grammar import build_parser
 from jaxalign.journal import Journal
-from jaxalign.numerics.scheme import F16, F32, INT8_SIM
+from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme, scheme_named
 from jaxalign.plots import draw_all, drawing_process
 from jaxalign.prompts import SHIPPED, read_prompts
 from jaxalign.report import summary
@@ -146,11 +146,10 @@ def _keep_programs(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    if arguments.disable_int8 and arguments.repair_int8:
-        raise InputError("--repair-int8 and --disable-int8 exclude each other", "choose one")
+    schemes = _schemes(arguments)
     return Options(
-        schemes=(F16,) if arguments.disable_int8 else (F16, INT8_SIM),
-        repaired=("f16", "int8-sim") if arguments.repair_int8 else ("f16",),
+        schemes=schemes,
+        repaired=_repaired(arguments, [scheme.name for scheme in schemes]),
         head_mode=arguments.head_mode,
         mean_positions=arguments.mean_positions,
         max_repair_k=arguments.max_repair_k,
@@ -159,6 +158,33 @@ def _options(arguments: argparse.Namespace) -> Options:
         plan=arguments.plan,
         seed=arguments.seed,
     )
+
+
+def _listed(names: str) -> list[str]:
+    return [name.strip() for name in names.split(",") if name.strip()]
+
+
+def _schemes(arguments: argparse.Namespace) -> tuple[Scheme, ...]:
+    if arguments.schemes is None:
+        return (F16,) if arguments.disable_int8 else (F16, INT8_SIM)
+    if arguments.disable_int8:
+        raise InputError("--schemes and --disable-int8 exclude each other", "leave int8-sim out")
+    return tuple(scheme_named(name) for name in _listed(arguments.schemes))
+
+
+def _repaired(arguments: argparse.Namespace, names: list[str]) -> tuple[str, ...]:
+    """The schemes that get repair curves; those of int8-sim take long, so only when asked for."""
+    if arguments.repair_int8 and INT8_SIM.name not in names:
+        raise InputError(
+            "--repair-int8 is given, but int8-sim is not among the schemes", "choose one"
+        )
+    chosen = [name for name in names if name != INT8_SIM.name]
+    if arguments.repair is not None:
+        words = {"all": names, "none": []}
+        chosen = words.get(arguments.repair, _listed(arguments.repair))
+    if arguments.repair_int8:
+        chosen = [*chosen, INT8_SIM.name]
+    return tuple(dict.fromkeys(chosen))
 
 
 def _described(source: Source, platform: str) -> str:

@@ -24,6 +24,7 @@ examples:
   %(prog)s --model demo                     the bundled model, offline
   %(prog)s --model EleutherAI/pythia-160m --revision step3000
   %(prog)s --model ./my-checkpoint --prompts my-prompts.json --use-all-prompts
+  %(prog)s --schemes nf4,awq-g128,llm-int8  other precisions than f16 and simulated int8
   %(prog)s --device gpu --memory-gb 40      on all GPUs of this machine, with larger batches
   %(prog)s plot                             draw the figures of results/experiment.json again
   %(prog)s verify                           check numbers that others published for Pythia-70M
@@ -42,7 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="jaxalign",
         description="Which attention heads matter, which ones lower precision moves, and what\n"
-        "restoring them buys: the heads study in f32, f16 and simulated int8.",
+        "restoring them buys: the heads study in f32 and any list of lower precisions.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -133,6 +134,26 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
         default=Options.max_repair_k,
         metavar="K",
         help="restore the top 1 … K heads (default: %(default)s)",
+    )
+    study.add_argument(
+        "--schemes",
+        metavar="LIST",
+        help="low precisions, with commas: f16, bf16, int8-sim, int8, llm-int8, nf4, fp4, "
+        "int4-g128, awq-g128, gptq-g128, hqq-g64, smoothquant, fp8-e4m3, ...; docs/schemes.md has "
+        "them all (default: f16,int8-sim)",
+    )
+    study.add_argument(
+        "--repair",
+        metavar="LIST",
+        help="schemes with repair curves, with commas, or 'all' or 'none' (default: all but "
+        "int8-sim)",
+    )
+    study.add_argument(
+        "--calibration",
+        type=Path,
+        metavar="F",
+        help="texts that awq, gptq and smoothquant are calibrated on, one a line (default: the "
+        "reference texts of the prompts file)",
     )
     study.add_argument("--disable-int8", action="store_true", help="leave simulated int8 out")
     study.add_argument("--repair-int8", action="store_true", help="repair curves for int8, too")
