@@ -23,10 +23,11 @@ from jaxalign.experiments.speed import forward_speed
 from jaxalign.experiments.verify import Check, verify
 from jaxalign.grammar import build_parser
 from jaxalign.journal import Journal
-from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme, scheme_named
+from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
 from jaxalign.plots import draw_all, drawing_process
 from jaxalign.prompts import SHIPPED, read_prompts
 from jaxalign.report import summary
+from jaxalign.schemes_command import compare_schemes, listed, named
 from jaxalign.sharding import choose_mesh, usable_devices
 
 BAD_INPUT = 2
@@ -40,7 +41,7 @@ ACTIVATIONS = 0.25
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    actions = {"plot": _plot, "verify": _verify, None: _run}
+    actions = {"schemes": compare_schemes, "plot": _plot, "verify": _verify, None: _run}
     try:
         return actions[arguments.command](arguments)
     except InputError as error:
@@ -160,16 +161,12 @@ def _options(arguments: argparse.Namespace) -> Options:
     )
 
 
-def _listed(names: str) -> list[str]:
-    return [name.strip() for name in names.split(",") if name.strip()]
-
-
 def _schemes(arguments: argparse.Namespace) -> tuple[Scheme, ...]:
     if arguments.schemes is None:
         return (F16,) if arguments.disable_int8 else (F16, INT8_SIM)
     if arguments.disable_int8:
         raise InputError("--schemes and --disable-int8 exclude each other", "leave int8-sim out")
-    return tuple(scheme_named(name) for name in _listed(arguments.schemes))
+    return named(arguments.schemes)
 
 
 def _repaired(arguments: argparse.Namespace, names: list[str]) -> tuple[str, ...]:
@@ -181,7 +178,7 @@ def _repaired(arguments: argparse.Namespace, names: list[str]) -> tuple[str, ...
     chosen = [name for name in names if name != INT8_SIM.name]
     if arguments.repair is not None:
         words = {"all": names, "none": []}
-        chosen = words.get(arguments.repair, _listed(arguments.repair))
+        chosen = words.get(arguments.repair, listed(arguments.repair))
     if arguments.repair_int8:
         chosen = [*chosen, INT8_SIM.name]
     return tuple(dict.fromkeys(chosen))
