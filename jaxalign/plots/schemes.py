@@ -19,17 +19,19 @@ def schemes(result: SchemesResult) -> Page:
     """One row a scheme, most bits first: KL, head drift and the change of the answer's lead."""
     title = "What does each precision scheme change, and is it more than noise?"
     reading = (
-        "Filled: the scheme against f32, mean over prompts with its 95 % interval. Hollow: f32 with "
-        "random noise in its weights, as large as the scheme's error in every matrix; a scheme left "
-        "of it spares what matters. Grey bar: the same precision in other batches; what lies within "
-        "it is no effect. Right: the change of the answer's lead over the best other token."
+        "Filled: the scheme against f32, mean over prompts with its 95 % interval. Hollow: f32 "
+        "with random noise in its weights, as large as the scheme's error in every matrix; a "
+        "scheme left of it spares what matters. Grey bar: the same precision in other batches; "
+        "what lies within it is no effect. Right: the change of the answer's lead over the best "
+        "other token."
     )
     model = result.metadata["model"]
     revision = model["revision"] or f"none (weights sha256 {model['weights_sha256'][:12]})"
     caption = (
         f"Model {model['name']}; revision {revision}; device "
         f"{result.metadata['environment']['platform']}; "
-        f"{counted(result.metadata['prompts'], 'prompt')}, {result.metadata['positions']} positions."
+        f"{counted(result.metadata['prompts'], 'prompt')}, "
+        f"{result.metadata['positions']} positions."
     )
     rows = [row for row in result.rows if row.margin_change is not None]
     page = new_page(
