@@ -29,6 +29,7 @@ from jaxalign.prompts import SHIPPED, read_prompts
 from jaxalign.report import summary
 from jaxalign.schemes_command import compare_schemes, listed, named
 from jaxalign.sharding import choose_mesh, usable_devices
+from jaxalign.training_command import over_training
 
 BAD_INPUT = 2
 MISMATCH = 1
@@ -68,6 +69,8 @@ def _what_is_kept(arguments: argparse.Namespace) -> str:
 def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     with processes(arguments.coordinator, arguments.processes, arguments.process_id):
+        if arguments.revisions:
+            return over_training(arguments, lambda one: _study(one, options))
         return _study(arguments, options)
 
 

@@ -43,6 +43,7 @@ examples:
                                             model where that cannot be had
   %(prog)s --model demo                     the bundled model, offline
   %(prog)s --model EleutherAI/pythia-160m --revision step3000
+  %(prog)s --model EleutherAI/pythia-70m --revisions step1000,step10000,step143000
   %(prog)s --model ./my-checkpoint --prompts my-prompts.json --use-all-prompts
   %(prog)s --schemes nf4,awq-g128,llm-int8  other precisions than f16 and simulated int8
   %(prog)s --device gpu --memory-gb 40      on all GPUs of this machine, with larger batches
@@ -86,6 +87,12 @@ def _add_what_runs(parser: argparse.ArgumentParser) -> None:
         "or the bundled model where that cannot be had)",
     )
     model.add_argument("--revision", metavar="R", help="branch, tag (step3000) or commit")
+    model.add_argument(
+        "--revisions",
+        metavar="LIST",
+        help="several, with commas: one study each, and a figure of importance and drift over "
+        "training; of a local --model, the names of its folders",
+    )
     model.add_argument("--prompts", type=Path, metavar="F", help="prompts file (default: shipped)")
     model.add_argument(
         "--use-all-prompts",

@@ -38,6 +38,7 @@ FLOORS = [
     ("jaxalign.plots", 6),
     ("jaxalign.report", 6),
     ("jaxalign.grammar", 7),
+    ("jaxalign.training_command", 7),
     ("jaxalign.schemes_command", 7),
     ("jaxalign.command", 7),
     ("jaxalign.demo", 8),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 
 from jaxalign.plots.page import GREY, INK, PALE, Page, counted, new_page
 from jaxalign.plots.values import numbers_text, places_for
@@ -29,11 +30,12 @@ def schemes(result: SchemesResult) -> Page:
     revision = model["revision"] or f"none (weights sha256 {model['weights_sha256'][:12]})"
     caption = (
         f"Model {model['name']}; revision {revision}; device "
-        f"{result.metadata['environment']['platform']}; "
+        f"{result.metadata['environment']['device_kind']}; "
         f"{counted(result.metadata['prompts'], 'prompt')}, "
         f"{result.metadata['positions']} positions."
     )
     rows = [row for row in result.rows if row.margin_change is not None]
+    rows.sort(key=lambda row: -row.bits)
     page = new_page(
         caption, title, reading, width=9.6, body=0.85 + ROW * max(len(rows), 3), below=0.22
     )
@@ -56,9 +58,14 @@ def schemes(result: SchemesResult) -> Page:
 def _measure(ax: Axes, title: str, rows: Sequence[tuple[Estimate, NoiseFloor]]) -> None:
     ax.set_title(title)
     ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-"))
+    )
     seen = [value.value for value, _ in rows if value.value] or [1.0]
-    left = min([*seen, *(floor.plan for _, floor in rows if floor.plan > 0)]) / 3
-    ax.set_xlim(left, max([*seen, *(floor.weights or 0 for _, floor in rows)]) * 3)
+    seen += [floor.weights for _, floor in rows if floor.weights]
+    # Batching in f32 lies many decades below everything else, which would leave no room for it.
+    left = min(seen) / 10
+    ax.set_xlim(left, max(seen) * 3)
     for height, (value, floor) in enumerate(rows):
         ax.axhline(height, color=PALE, lw=0.4, zorder=0)
         ax.barh(height, max(floor.plan, left) - left, left=left, height=0.6, color=PALE, zorder=1)
