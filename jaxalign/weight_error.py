@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -82,11 +83,13 @@ def noisy(high: Params, low: Params, key: jax.Array, config: ModelConfig) -> Par
         return jax.tree_util.tree_map_with_path(leaf, weights)
 
     keys = jax.random.split(key, config.num_layers)
-    return high.replace(blocks=lax.map(layer, (keys, high.blocks, low.blocks)))
+    return replace(high, blocks=lax.map(layer, (keys, high.blocks, low.blocks)))
 
 
 def _noise(key: jax.Array, error: Array, name: str, head_size: int) -> Array:
     """Noise of an error's shape and of its norm in every head."""
+    shape: tuple[int, ...]
+    axes: tuple[int, ...]
     if name == "out":
         shape, axes = (-1, head_size, error.shape[-1]), (1, 2)
     elif name in ("query", "key_value"):

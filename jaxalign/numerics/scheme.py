@@ -64,6 +64,10 @@ class WeightFormat:
             )
         return inputs // group
 
+    def bits_per_weight(self, inputs: int) -> float:
+        """Bits of a weight as deployed."""
+        return self.bits + (16 + 4 * self.zero) * self.groups(inputs) / inputs
+
 
 @dataclass(frozen=True)
 class Scheme:
@@ -114,7 +118,7 @@ F16 = Scheme("f16", compute_dtype="float16")
 BF16 = Scheme("bf16", compute_dtype="bfloat16")
 INT8_SIM = Scheme("int8-sim", int8_sites=SITES)
 
-_INT8 = WeightFormat("int8", levels=127)
+_INT8 = WeightFormat("int8", levels=127.0)
 _FLOAT8 = {
     name: WeightFormat(codes, levels=levels)
     for name, codes, levels in (("e4m3", "e4m3fn", 448.0), ("e5m2", "e5m2", 57344.0))
@@ -143,17 +147,17 @@ SCHEMES = {
 
 # Families with a group size in their name: "-g128", or "-channel" for one scale a channel.
 _GROUPED = {
-    "int4": Scheme("int4", weights=WeightFormat("int4", levels=15, zero=True)),
-    "int4-sym": Scheme("int4-sym", weights=WeightFormat("int4", levels=7)),
-    "awq": Scheme("awq", weights=WeightFormat("int4", levels=15, zero=True), method="awq"),
-    "gptq": Scheme("gptq", weights=WeightFormat("int4", levels=15, zero=True), method="gptq"),
+    "int4": Scheme("int4", weights=WeightFormat("int4", levels=15.0, zero=True)),
+    "int4-sym": Scheme("int4-sym", weights=WeightFormat("int4", levels=7.0)),
+    "awq": Scheme("awq", weights=WeightFormat("int4", levels=15.0, zero=True), method="awq"),
+    "gptq": Scheme("gptq", weights=WeightFormat("int4", levels=15.0, zero=True), method="gptq"),
     "gptq-actorder": Scheme(
         "gptq-actorder",
-        weights=WeightFormat("int4", levels=15, zero=True),
+        weights=WeightFormat("int4", levels=15.0, zero=True),
         method="gptq",
         act_order=True,
     ),
-    "hqq": Scheme("hqq", weights=WeightFormat("int4", levels=15, zero=True), method="hqq"),
+    "hqq": Scheme("hqq", weights=WeightFormat("int4", levels=15.0, zero=True), method="hqq"),
 }
 _NAME = re.compile(r"(?P<base>.+?)(?:-(?P<group>g[1-9]\d*|channel))?(?:@(?P<compute>\w+))?")
 EXAMPLES = (*SCHEMES, *(f"{base}-g128" for base in _GROUPED))

@@ -135,10 +135,8 @@ def _row(job: _Work, scheme: Scheme, params: Params) -> SchemeRow:
 
     def estimate(values: np.ndarray, *names: str, test: bool = False) -> Estimate:
         rng = stats.generator(job.seed, "schemes", scheme.name, *names)
-        mean = stats.mean_interval(values, rng)
-        return Estimate(
-            *(number(x) for x in mean), stats.sign_flip_p(values, rng) if test else None
-        )
+        value, low, high = (number(x) for x in stats.mean_interval(values, rng))
+        return Estimate(value, low, high, stats.sign_flip_p(values, rng) if test else None)
 
     def floor(name: str) -> NoiseFloor:
         measure, plan = getattr(found, name), getattr(again, name)
