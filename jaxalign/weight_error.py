@@ -55,6 +55,7 @@ def _folded(high: Norm, low: Norm) -> Float[Array, " D"]:
     """By what a calibrated norm's output has to be multiplied less: 1 where it is the same."""
 
     def ratio(a: Array, b: Array) -> Array:
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         return jnp.where(a == b, 1, a / jnp.where(b == 0, 1, b))
 
     scale = ratio(low.scale, high.scale)

@@ -68,7 +68,7 @@ def compare(
     real = real_positions(lengths, tokens.shape[1])
 
     def over_positions(values: Array) -> Array:
-        return jnp.where(real, values, 0).sum(axis=-1) / lengths
+        return jnp.where(real, values, 0).sum(axis=-1) / lengths.astype(jnp.float32)
 
     last = (jnp.arange(len(lengths)), lengths - 1)
     same = (logits.argmax(axis=-1) == base.argmax(axis=-1)).astype(jnp.float32)

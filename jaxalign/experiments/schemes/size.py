@@ -12,7 +12,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MATRICES, Params, param_shapes
 from jaxalign.numerics.scheme import Scheme
 
-DEPLOYED_REST = 16  # bits of embeddings, norms and biases beside packed matrices
+DEPLOYED_REST = 16.0  # bits of embeddings, norms and biases beside packed matrices
 
 
 def deployed_bytes(config: ModelConfig, scheme: Scheme) -> float:
@@ -35,7 +35,7 @@ def memory_bytes(params: Params) -> int:
 def _leaves(config: ModelConfig, scheme: Scheme) -> list[tuple[float, int, bool]]:
     """Bits a number, numbers, and whether it is a matrix of a block, leaf by leaf."""
     paths, _ = jax.tree_util.tree_flatten_with_path(param_shapes(config))
-    width = 8 * jnp.dtype(scheme.compute_dtype).itemsize
+    width = 8.0 * jnp.dtype(scheme.compute_dtype).itemsize
 
     def bits(path: Any, leaf: jax.ShapeDtypeStruct) -> float:
         if scheme.weights is None:

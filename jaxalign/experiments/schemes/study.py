@@ -94,6 +94,8 @@ def schemes_study(
     limit = model.config.max_positions
     work = list(batches([prompt.tokens for prompt in tokenized], most, limit))
     job = _Work(model, tokenized, work, seed)
+    for scheme in schemes:
+        mean_bits(model.config, scheme)  # refuses groups that do not divide, before any work
     rows = [
         _row(job, scheme, model.params if scheme == F32 else prepare(model.params, scheme))
         for scheme in _bar([F32, *schemes], progress)
