@@ -64,7 +64,9 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
         for scheme in known:
             low = low_params(scheme)
             gradient = array(L, B, S, D) if true else state
-            runs.low_run.ahead(pool, params, low, asked, state, gradient, scheme=scheme, **common)
+            runs.low_run.ahead(
+                pool, params, low, asked, state, gradient, scheme=scheme.run, **common
+            )
         for scheme in known:
             low = low_params(scheme)
             orders = len(RANKINGS) + RANDOM_ORDERS if scheme.name in options.repaired else 0
@@ -78,7 +80,7 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
                 asked,
                 state,
                 masks,
-                scheme=scheme,
+                scheme=scheme.run,
                 plan=options.plan,
                 mesh=runner.mesh,
                 **common,

@@ -129,8 +129,8 @@ def _most_prompts(model: Model, memory_gb: float, length: int) -> int:
 
 def _row(job: _Work, scheme: Scheme, params: Params) -> SchemeRow:
     high, config = job.model.params, job.model.config
-    found = job.compare(high, params, scheme=scheme)
-    again = job.compare(params, params, scheme=scheme, reference_scheme=scheme, alone=True)
+    found = job.compare(high, params, scheme=scheme.run)
+    again = job.compare(params, params, scheme=scheme.run, reference_scheme=scheme.run, alone=True)
     noise = None
     if scheme != F32:
         noise = _weight_noise(job, scheme, params)
