@@ -28,11 +28,13 @@ def test_quotients_are_divided_and_not_multiplied_by_a_reciprocal():
     assert np.array_equal(codes, np.round(x / scale[:, None]).astype(np.int8))
 
 
-def test_two_factors_of_llm_int8_are_not_made_one():
-    x = np.random.default_rng(0).uniform(-5, 5, (4096, 64)).astype(np.float16).astype(np.float32)
-    row = np.abs(x).max(1, keepdims=True)
-    factor = np.float32(127) * (np.float32(1) / row)
-    assert (np.round(x * factor) != np.round(x * 127 / row)).any(), "numpy tells them apart"
+def test_factors_of_llm_int8_are_multiplied_in_its_order():
+    """``x · (127 · (1 / row))`` and ``(x · 127) · (1 / row)`` part at ties."""
+    step = np.arange(8, 16, dtype=np.float32)[:, None] / 512
+    x = step * np.concatenate([np.arange(64) + 0.5, [127]]).astype(np.float32)
+    inverse = np.float32(1) / x.max(1, keepdims=True)
+    factor = np.float32(127) * inverse
+    assert (np.round(x * factor) != np.round(x * np.float32(127) * inverse)).any()
     codes, _, _ = jit(llm_int8)(jnp.asarray(x))
     assert np.array_equal(codes, np.round(x * factor).astype(np.int8))
 
@@ -64,18 +66,19 @@ def test_float8_codes_of_large_numbers_are_finite():
 
 def test_int8_products_are_summed_in_32_bits_exactly():
     """int8 · int8 is int8 unless asked otherwise, and f32 sums stop being exact at 2^24."""
-    inputs = 2048
-    w = np.full((inputs, 1), 127, np.int8)
-    w[0] = 126
+    rng = np.random.default_rng(0)
+    x, w = rng.integers(100, 128, (16, 4096)), rng.integers(100, 128, (4096, 16))
+    x[:, 0] = 127  # so that the scale of every token is 1, and the codes are x
     packed = QTensor(
-        jnp.asarray(w),
-        jnp.ones((1, 1)),
+        jnp.asarray(w, jnp.int8),
+        jnp.ones((1, 16)),
         format=scheme_named("int8").weights,
         inputs="int8-token",
     )
-    ours = jit(dot)(jnp.full((1, inputs), 127.0), packed)
-    exact = 127 * int(w.astype(int).sum())
-    assert exact > 2**24
-    assert ours.item() == np.float32(exact)
-    parts = np.cumsum(127 * w.astype(np.float32), dtype=np.float32)[-1]
-    assert parts != np.float32(exact), "f32 sums would have missed it"
+    ours = jit(dot)(jnp.asarray(x, jnp.float32), packed)
+    exact = (x @ w).astype(np.float32)
+    assert exact.min() > 2**24
+    assert np.array_equal(ours, exact)
+    assert (x.astype(np.float32) @ w.astype(np.float32) != exact).any(), "f32 sums miss it"
+    static = replace(packed, inputs="int8-static", input_scale=jnp.float32(1))
+    assert np.array_equal(jit(dot)(jnp.asarray(x, jnp.float32), static), exact)

@@ -1,6 +1,8 @@
 """Schemes: their names, what they share, what they cost, and round-to-nearest by its formulas."""
 
 import functools
+import re
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -112,3 +114,19 @@ def test_int4_rounding_equals_its_formulas_to_the_bit(symmetric, group):
     assert np.array_equal(np.asarray(packed.scale).T.reshape(-1, 1), scale)
     assert symmetric or np.array_equal(np.asarray(packed.zero).T.reshape(-1, 1), zero)
     assert np.array_equal(np.asarray(jit(unpack)(packed)).T, values)
+
+
+def test_the_page_of_schemes_has_every_scheme_with_the_bits_that_it_has():
+    page = (Path(__file__).parent.parent / "docs" / "schemes.md").read_text()
+    table = page.split("## All of them")[1].split("\n## ")[0]
+    rows = [line.split("|")[1:-1] for line in table.splitlines() if line.startswith("| `")]
+    stated = {}
+    for names, _, _, bits, *_ in rows:
+        found, bits = re.findall(r"`([^`]+)`", names), bits.split(",")
+        stated |= dict(zip(found, bits if len(bits) > 1 else bits * len(found), strict=True))
+    assert set(EXAMPLES) <= set(stated)
+    for name, bits in stated.items():
+        scheme = scheme_named(name)
+        dtype = np.dtype(jnp.dtype(scheme.compute_dtype)).itemsize * 8
+        exact = scheme.weights.bits_per_weight(4096) if scheme.weights else dtype
+        assert float(bits) == pytest.approx(exact, abs=6e-4), name

@@ -108,7 +108,5 @@ def round_scales(scale: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
     middles = jnp.asarray((values[1:] + values[:-1]) / 2)
     unit = moved * (jnp.ones_like(whole) / lax.optimization_barrier(whole))
     product = jnp.asarray(values)[jnp.searchsorted(middles, unit, side="left")] * block
-    product = product.reshape(*flat.shape[:-1], -1)[..., :count]
-    # The barrier keeps product and sum two roundings.
-    rounded = lax.optimization_barrier(product) + offset
+    rounded = product.reshape(*flat.shape[:-1], -1)[..., :count] + offset
     return jnp.moveaxis(rounded.reshape(published.shape), -1, axis)

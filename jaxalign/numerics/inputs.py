@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 
 import jax.numpy as jnp
-from jax import lax
 
 from jaxalign.numerics.quantize import FLOAT8, LEAST_RANGE, divide, to_float8
 from jaxalign.shapes import Array, Bool, Float, Int8, lead
@@ -83,7 +82,6 @@ def llm_int8(
     column = counted.any(axis=-2, keepdims=True) if x.ndim > 1 else counted
     row = jnp.where(counted, 0, jnp.abs(half)).max(axis=-1).astype(jnp.float32)
     inverse = divide(jnp.ones_like(row), jnp.where(row > 0, row, 1))
-    # The barrier keeps the compiler from making one factor of the two.
-    factor = lax.optimization_barrier(127 * inverse)[..., None]
-    codes = jnp.where(column, 0, jnp.round(half.astype(jnp.float32) * factor))
+    scaled = half.astype(jnp.float32) * (127 * inverse)[..., None]
+    codes = jnp.where(column, 0, jnp.round(scaled))
     return codes.astype(jnp.int8), row, jnp.where(column, half, 0)

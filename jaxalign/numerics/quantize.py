@@ -116,5 +116,5 @@ def _absmax_int8(x: Array, form: WeightFormat, axis: int) -> tuple[Array, Array,
     """bitsandbytes' int8: of weights in f16, scaled by ``127 · (1 / absmax)`` in f32."""
     half = x.astype(jnp.float16).astype(jnp.float32)
     largest = jnp.abs(half).max(axis=axis, keepdims=True)
-    factor = lax.optimization_barrier(form.levels * _reciprocal(largest))
-    return jnp.round(half * factor).astype(jnp.int8), largest, None
+    codes = jnp.round(half * (form.levels * _reciprocal(largest)))
+    return codes.astype(jnp.int8), largest, None
