@@ -23,6 +23,7 @@ FLOORS = [
     ("jaxalign.flops", 4),
     ("jaxalign.sharded_sweep", 4),
     ("jaxalign.journal", 4),
+    ("jaxalign.calibration", 4),
     ("jaxalign.compilation_cache", 2),
     ("jaxalign.environment", 2),
     ("jaxalign.edit", 2),

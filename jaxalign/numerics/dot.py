@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.numerics.inputs import float8_tokens, int8_static, int8_tokens, llm_int8
+from jaxalign.numerics.observed import Observed
 from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.numerics.quantize import divide
 from jaxalign.shapes import Array, Bool, Float, lead
@@ -33,6 +34,9 @@ def dot(
         real: True at positions of ``x`` ``[*rows, B, S, A]`` that hold a token of the prompt, for
             roundings that look at a whole example.
     """
+    if isinstance(w, Observed):
+        w.see(x)
+        w = w.codes
     if isinstance(w, QTensor):
         return _packed(x, w, real)
     return _product(x, w)

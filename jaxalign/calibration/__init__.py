@@ -1,0 +1,6 @@
+"""Schemes that choose weights, codes and scales by what linear layers read on some texts."""
+
+from jaxalign.calibration.driver import calibrate
+from jaxalign.calibration.texts import calibration_texts
+
+__all__ = ["calibrate", "calibration_texts"]

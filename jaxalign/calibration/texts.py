@@ -1,0 +1,61 @@
+"""Calibration texts: where they come from by default, and whether the model can read them."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.convert import Model
+from jaxalign.errors import InputError
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.decoder import real_positions
+from jaxalign.numerics.scheme import Scheme
+from jaxalign.prompts import PromptSet
+from jaxalign.shapes import Lengths, Tokens
+
+
+def calibration_texts(prompts: PromptSet, model: Model) -> tuple[Tokens, Lengths]:
+    """The reference texts of a prompt set as ``calibrate`` takes them: tokens and lengths."""
+    return model.encode(list(prompts.reference))
+
+
+def check_texts(
+    tokens: Tokens | None, lengths: Lengths | None, config: ModelConfig, scheme: Scheme
+) -> tuple[np.ndarray, np.ndarray]:
+    """The texts on the host, padding as 0.
+
+    Raises:
+        InputError: there are none, or the model cannot read one of them.
+    """
+    if tokens is None or lengths is None or not len(tokens):
+        raise InputError(
+            f"scheme {scheme.name!r} is chosen by activations on calibration texts, and got none",
+            "give --calibration FILE, or prompts with reference texts",
+        )
+    ids, counts = np.asarray(tokens), np.asarray(lengths)
+    if counts.shape != ids.shape[:1] or counts.max() > ids.shape[1]:
+        raise InputError(
+            f"calibration texts are tokens {ids.shape} with lengths {counts.shape} up to "
+            f"{counts.max()}",
+            "give one length a text, and no more than there are tokens",
+        )
+    if counts.min() < 1:
+        raise InputError(
+            f"calibration text {int(counts.argmin())} has no tokens",
+            "give it a text, or leave it out",
+        )
+    real = np.asarray(real_positions(jnp.asarray(counts), ids.shape[1]))
+    if counts.max() > config.max_positions:
+        raise InputError(
+            f"calibration text {int(counts.argmax())} has {counts.max()} tokens, more than the "
+            f"model's context of {config.max_positions}",
+            "cut it into several texts",
+        )
+    known = np.where(real, ids, 0)
+    if known.min() < 0 or known.max() >= config.vocab_size:
+        raise InputError(
+            f"calibration texts have tokens from {known.min()} to {known.max()}, outside the "
+            f"vocabulary of {config.vocab_size}",
+            "use the tokenizer.json that was published with these weights",
+        )
+    return known.astype(np.int32), counts.astype(np.int32)
