@@ -230,10 +230,17 @@ def _what_is_kept(arguments: argparse.Namespace) -> str:
 def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     with processes(arguments.coordinator, arguments.processes, arguments.process_id):
-        return _study(arguments, options)
+        overflows = _study(arguments, options)
+    # Only now, since an error in there ends the other processes, and bids them start again.
+    if overflows:
+        raise InputError(
+            overflows[0], "read that precision's columns as incomplete; bf16 has f32's range"
+        )
+    return 0
 
 
-def _study(arguments: argparse.Namespace, options: Options) -> int:
+def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
+    """Run it and report; the notes on activations that left a precision's range."""
     first = is_first()
     if first:
         results.check_writable(arguments.output)
@@ -246,7 +253,8 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
         print(f"{job} of {_described(source, device.platform)}", flush=True)
     if arguments.benchmark_speed:
         _keep_programs(arguments)
-        return _speed(arguments, load(source), options)
+        _speed(arguments, load(source), options)
+        return []
     draws = first and not arguments.no_figures
     # Started first, since it imports what it needs while this process computes.
     with drawing_process() if draws else contextlib.nullcontext() as second:
@@ -260,8 +268,9 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
         require_same({**known, "options": None, **known["options"]})
         journal = Journal(_journal_folder(arguments.output), known)
         result = heads_study(model, prompts, options, progress=first, journal=journal, mesh=mesh)
+        overflows = [note for note in result.metadata["notes"] if "overflow" in note]
         if not first:
-            return 0
+            return overflows
         result.metadata["prompts"] |= origin
         # As the file has it, so that `plot` draws the same.
         result = results.write(result, arguments.output)
@@ -271,12 +280,7 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
             figures = arguments.output.parent / "figures"
             draw_all(result, figures, second)
             print(f"figures: {figures}")
-    overflows = [note for note in result.metadata["notes"] if "overflow" in note]
-    if overflows:
-        raise InputError(
-            overflows[0], "read that precision's columns as incomplete; bf16 has f32's range"
-        )
-    return 0
+    return overflows
 
 
 def _devices(arguments: argparse.Namespace, device: jax.Device) -> list[jax.Device]:
@@ -336,7 +340,7 @@ def _prompts_origin(path: Path | None) -> dict[str, str]:
     return {"file": "shipped" if path is None else str(path), "sha256": digest}
 
 
-def _speed(arguments: argparse.Namespace, model, options: Options) -> int:  # type: ignore[no-untyped-def]
+def _speed(arguments: argparse.Namespace, model, options: Options) -> None:  # type: ignore[no-untyped-def]
     timings = forward_speed(
         model,
         arguments.benchmark_prompt,
@@ -348,7 +352,6 @@ def _speed(arguments: argparse.Namespace, model, options: Options) -> int:  # ty
     for t in timings:
         shown = f"{t.median * 1e3:8.3f} ms  (quartiles {t.low * 1e3:.3f} … {t.high * 1e3:.3f})"
         print(f"{t.scheme:>10}  {shown}")
-    return 0
 
 
 def _plot(arguments: argparse.Namespace) -> int:
