@@ -70,11 +70,19 @@ def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     with processes(arguments.coordinator, arguments.processes, arguments.process_id):
         if arguments.revisions:
-            return over_training(arguments, lambda one: _study(one, options))
-        return _study(arguments, options)
+            overflows = over_training(arguments, lambda one: _study(one, options))
+        else:
+            overflows = _study(arguments, options)
+    # Only now, since an error in there ends the other processes, and bids them start again.
+    if overflows:
+        raise InputError(
+            overflows[0], "read that precision's columns as incomplete; bf16 has f32's range"
+        )
+    return 0
 
 
-def _study(arguments: argparse.Namespace, options: Options) -> int:
+def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
+    """Run it and report; the notes on activations that left a precision's range."""
     first = is_first()
     if first:
         results.check_writable(arguments.output)
@@ -87,7 +95,8 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
         print(f"{job} of {_described(source, device.platform)}", flush=True)
     if arguments.benchmark_speed:
         _keep_programs(arguments)
-        return _speed(arguments, load(source), options)
+        _speed(arguments, load(source), options)
+        return []
     draws = first and not arguments.no_figures
     # Started first, since it imports what it needs while this process computes.
     with drawing_process() if draws else contextlib.nullcontext() as second:
@@ -101,8 +110,9 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
         require_same({**known, "options": None, **known["options"]})
         journal = Journal(_journal_folder(arguments.output), known)
         result = heads_study(model, prompts, options, progress=first, journal=journal, mesh=mesh)
+        overflows = [note for note in result.metadata["notes"] if "overflow" in note]
         if not first:
-            return 0
+            return overflows
         result.metadata["prompts"] |= origin
         # As the file has it, so that `plot` draws the same.
         result = results.write(result, arguments.output)
@@ -112,12 +122,7 @@ def _study(arguments: argparse.Namespace, options: Options) -> int:
             figures = arguments.output.parent / "figures"
             draw_all(result, figures, second)
             print(f"figures: {figures}")
-    overflows = [note for note in result.metadata["notes"] if "overflow" in note]
-    if overflows:
-        raise InputError(
-            overflows[0], "read that precision's columns as incomplete; bf16 has f32's range"
-        )
-    return 0
+    return overflows
 
 
 def _devices(arguments: argparse.Namespace, device: jax.Device) -> list[jax.Device]:
@@ -199,7 +204,7 @@ def _prompts_origin(path: Path | None) -> dict[str, str]:
     return {"file": "shipped" if path is None else str(path), "sha256": digest}
 
 
-def _speed(arguments: argparse.Namespace, model, options: Options) -> int:  # type: ignore[no-untyped-def]
+def _speed(arguments: argparse.Namespace, model, options: Options) -> None:  # type: ignore[no-untyped-def]
     timings = forward_speed(
         model,
         arguments.benchmark_prompt,
@@ -211,7 +216,6 @@ def _speed(arguments: argparse.Namespace, model, options: Options) -> int:  # ty
     for t in timings:
         shown = f"{t.median * 1e3:8.3f} ms  (quartiles {t.low * 1e3:.3f} … {t.high * 1e3:.3f})"
         print(f"{t.scheme:>10}  {shown}")
-    return 0
 
 
 def _plot(arguments: argparse.Namespace) -> int:
