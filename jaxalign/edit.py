@@ -31,14 +31,17 @@ HEAD_MODES = ("true", "edge-align")
 class HeadEdit:
     """Replace the contributions of attention heads, all positions or some.
 
+    Heads are query heads: where several share keys and values, each still has its own ``z`` and
+    ``W_O``. A contribution is what ``W_O`` writes, before a post norm where the model has one.
+
     A true head adds ``c[l,i] = z[l,i] @ W_O[l,i]`` to the residual stream; replacing heads moves
     the projected output by ``Σ (value − c)`` over the replaced heads, summed in f32 and rounded
-    once. In ``edge-align`` mode a "head" is a block of ``h`` coordinates of the projected output,
+    once. In ``edge-align`` mode a "head" is a block of ``D/H`` coordinates of the projected output,
     bias included (kept for parity with published results; these are not attention heads).
 
     Attributes:
         mask: bool ``[L, B|1, S|1, H]``: which heads are replaced. A batch of M edits: ``[M, …]``.
-        value: ``[L, B|1, S|1, H, D]`` (edge-align ``[…, H, h]``): what stands in their place.
+        value: ``[L, B|1, S|1, H, D]`` (edge-align ``[…, H, D/H]``): what stands in their place.
         mode: "true" or "edge-align".
     """
 
@@ -140,6 +143,8 @@ def check_shapes(
     """
     wanted: dict[str, tuple[Any, tuple[int, ...]]] = {}
     if edit.head is not None:
+        if edit.head.mode == "edge-align" and width % heads:
+            raise ValueError(f"edge-align cuts {width} coordinates into {heads} equal blocks")
         part = width if edit.head.mode == "true" else width // heads
         wanted["head.mask"] = edit.head.mask, (layers, *tokens, heads)
         wanted["head.value"] = edit.head.value, (layers, *tokens, heads, part)
