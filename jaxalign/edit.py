@@ -205,7 +205,7 @@ def edit_heads(
     outside the mask must not leak in, and what is not edited must keep its bits.
     """
     if edit.mode == "edge-align":
-        return _edit_blocks(attn_out, z.shape, edit)
+        return _edit_blocks(attn_out, z.shape[-2], edit)
     mask = lead(edit.mask[..., None], z)
     given = jnp.where(mask, lead(jnp.asarray(edit.value, jnp.float32), z), 0).sum(axis=-2)
     kept_out = jnp.where(mask, z, 0)
@@ -213,8 +213,8 @@ def edit_heads(
     return _move(attn_out, given - removed, mask.any(axis=-2))
 
 
-def _edit_blocks(attn_out: Array, heads: tuple[int, ...], edit: HeadEdit) -> Array:
-    blocks = attn_out.reshape(heads)
+def _edit_blocks(attn_out: Array, heads: int, edit: HeadEdit) -> Array:
+    blocks = attn_out.reshape(*attn_out.shape[:-1], heads, -1)
     value = lead(jnp.asarray(edit.value, jnp.float32).astype(attn_out.dtype), blocks)
     mask = lead(edit.mask[..., None], blocks)
     return jnp.where(mask, value, blocks).reshape(attn_out.shape)
