@@ -102,7 +102,7 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
     with drawing_process() if draws else contextlib.nullcontext() as second:
         _keep_programs(arguments)
         devices = _devices(arguments, device)
-        model = _load(source, devices)
+        model = _load(source, devices, arguments.memory_gb)
         budget = arguments.memory_gb * 1e9
         reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
         mesh = choose_mesh(model.config, devices, budget, reserve=reserve)
@@ -133,10 +133,10 @@ def _devices(arguments: argparse.Namespace, device: jax.Device) -> list[jax.Devi
     return usable_devices(device.platform, count)
 
 
-def _load(source: Source, devices: Sequence[jax.Device]) -> Model:
+def _load(source: Source, devices: Sequence[jax.Device], memory_gb: float | None = None) -> Model:
     """The model; in the host's memory where several devices take their parts from it."""
     if len(devices) == 1:
-        return load(source)
+        return load(source, memory_gb=memory_gb)
     try:
         [host, *_] = jax.local_devices(backend="cpu")
     except RuntimeError as error:

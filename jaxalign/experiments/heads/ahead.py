@@ -24,7 +24,7 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
     options, config, params = runner.options, runner.config, runner.model.params
     L, H, D = config.num_layers, config.num_heads, config.hidden_size
     true = options.head_mode == "true"
-    heads = (H, config.head_size)
+    heads = (H, config.head_size if true else config.edge_size)
 
     def array(*shape: int, dtype: Any = np.float32) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype)
@@ -54,7 +54,7 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
                 pool,
                 params,
                 asked,
-                array(L, H, D if true else config.head_size),
+                array(L, H, D if true else config.edge_size),
                 array(DRAWS, L, B, S, *heads),
                 rows=rows,
                 plan=options.plan,

@@ -112,7 +112,7 @@ class Runner:
         devices, spread = (self.mesh.shape[EDITS], self.mesh.shape[MODEL]) if self.mesh else (1, 1)
         # The low-precision copy stands beside the f32 one while the two are compared.
         budget = self.options.memory_gb * 1e9 - 2 * part_bytes(config, spread)
-        width = config.hidden_size if self.options.head_mode == "true" else config.head_size
+        width = config.hidden_size if self.options.head_mode == "true" else config.edge_size
         values = 4 * tables * self.num_heads * length * width
         prompts, each = plan_chunks(
             config,
