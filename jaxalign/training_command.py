@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxalign import results
+from jaxalign.distributed import is_first
 from jaxalign.errors import InputError
 from jaxalign.plots import draw_training
 from jaxalign.results import HeadsResult
@@ -19,11 +20,16 @@ def result_file(output: Path, revision: str) -> Path:
     return output.with_name(f"{output.stem}.{revision.replace('/', '-')}{output.suffix}")
 
 
-def over_training(arguments: argparse.Namespace, study: Callable[[argparse.Namespace], int]) -> int:
+def over_training(
+    arguments: argparse.Namespace, study: Callable[[argparse.Namespace], list[str]]
+) -> list[str]:
     """Study every revision, keep a result of each, and draw importance and drift over training.
 
     A folder given as ``--model`` holds one folder a revision. A study that was cut off goes on from
     its own finished calls.
+
+    Returns:
+        What each study says of activations that left a precision's range.
 
     Raises:
         InputError: fewer than two revisions, one named twice, or no model named.
@@ -46,6 +52,7 @@ def over_training(arguments: argparse.Namespace, study: Callable[[argparse.Names
                 "give a folder that has one folder for each of --revisions",
             )
     found: list[tuple[str, HeadsResult]] = []
+    overflows: list[str] = []
     for revision in revisions:
         one = copy.copy(arguments)
         one.output, one.no_figures = result_file(arguments.output, revision), True
@@ -53,10 +60,10 @@ def over_training(arguments: argparse.Namespace, study: Callable[[argparse.Names
         one.model, one.revision = (
             (str(folder), None) if folder.is_dir() else (arguments.model, revision)
         )
-        if code := study(one):
-            return code
-        found.append((revision, results.read(one.output)))
-    if not arguments.no_figures:
+        overflows += study(one)
+        if is_first():
+            found.append((revision, results.read(one.output)))
+    if found and not arguments.no_figures:
         [path, _] = draw_training(found, arguments.output.parent / "figures")
         print(f"figure: {path}")
-    return 0
+    return overflows
