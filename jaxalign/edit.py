@@ -31,14 +31,17 @@ HEAD_MODES = ("true", "edge-align")
 class HeadEdit:
     """Replace the contributions of attention heads, all positions or some.
 
+    Heads are query heads: where several share keys and values, each still has its own ``z`` and
+    ``W_O``. A contribution is what ``W_O`` writes, before a post norm where the model has one.
+
     A true head adds ``c[l,i] = z[l,i] @ W_O[l,i]`` to the residual stream; replacing heads moves
     the projected output by ``Σ (value − c)`` over the replaced heads, summed in f32 and rounded
-    once. In ``edge-align`` mode a "head" is a block of ``h`` coordinates of the projected output,
+    once. In ``edge-align`` mode a "head" is a block of ``D/H`` coordinates of the projected output,
     bias included (kept for parity with published results; these are not attention heads).
 
     Attributes:
         mask: bool ``[L, B|1, S|1, H]``: which heads are replaced. A batch of M edits: ``[M, …]``.
-        value: ``[L, B|1, S|1, H, D]`` (edge-align ``[…, H, h]``): what stands in their place.
+        value: ``[L, B|1, S|1, H, D]`` (edge-align ``[…, H, D/H]``): what stands in their place.
         mode: "true" or "edge-align".
     """
 
@@ -140,6 +143,8 @@ def check_shapes(
     """
     wanted: dict[str, tuple[Any, tuple[int, ...]]] = {}
     if edit.head is not None:
+        if edit.head.mode == "edge-align" and width % heads:
+            raise ValueError(f"edge-align cuts {width} coordinates into {heads} equal blocks")
         part = width if edit.head.mode == "true" else width // heads
         wanted["head.mask"] = edit.head.mask, (layers, *tokens, heads)
         wanted["head.value"] = edit.head.value, (layers, *tokens, heads, part)
@@ -200,7 +205,7 @@ def edit_heads(
     outside the mask must not leak in, and what is not edited must keep its bits.
     """
     if edit.mode == "edge-align":
-        return _edit_blocks(attn_out, z.shape, edit)
+        return _edit_blocks(attn_out, z.shape[-2], edit)
     mask = lead(edit.mask[..., None], z)
     given = jnp.where(mask, lead(jnp.asarray(edit.value, jnp.float32), z), 0).sum(axis=-2)
     kept_out = jnp.where(mask, z, 0)
@@ -208,8 +213,8 @@ def edit_heads(
     return _move(attn_out, given - removed, mask.any(axis=-2))
 
 
-def _edit_blocks(attn_out: Array, heads: tuple[int, ...], edit: HeadEdit) -> Array:
-    blocks = attn_out.reshape(heads)
+def _edit_blocks(attn_out: Array, heads: int, edit: HeadEdit) -> Array:
+    blocks = attn_out.reshape(*attn_out.shape[:-1], heads, -1)
     value = lead(jnp.asarray(edit.value, jnp.float32).astype(attn_out.dtype), blocks)
     mask = lead(edit.mask[..., None], blocks)
     return jnp.where(mask, value, blocks).reshape(attn_out.shape)

@@ -2,9 +2,10 @@
 
 Matrix products only, a multiply-add counted as two: norms, rotations, softmax and activations cost
 time, but next to nothing of this count. What is counted is what no exact f32 wave can leave out:
-each prompt's real positions, the pairs of positions that the causal mask lets see each other, in
-the last layer everything after keys and values at the last position alone, and the logits of that
-position. Divided by time and by a machine's measured peak it says how much of the machine was used.
+each prompt's real positions, the pairs of positions that the causal mask and a layer's window let
+see each other, in the last layer everything after keys and values at the last position alone, and
+the logits of that position. Divided by time and by a machine's measured peak it says how much of
+the machine was used.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class WaveFlops:
         attention: scores and weighted values, one number a layer.
         out: ``W_O`` of the rows that enter the layer, one number a layer.
         newborn: the edited head's own ``z W_O`` in each row that begins, one number a layer.
-        mlp: both products of the MLP, one number a layer.
+        mlp: the products of the MLP (two, gated three), one number a layer.
         unembed: logits of each row's last position.
     """
 
@@ -62,26 +63,35 @@ def wave_flops(config: ModelConfig, lengths: Sequence[int], births: Sequence[int
         771.247570944
     """
     D, F, V, last = config.hidden_size, config.intermediate_size, config.vocab_size, len(lengths)
+    Q, K = config.attention_width, config.num_kv_heads * config.head_size
     positions = sum(lengths)
-    pairs = sum(length * (length + 1) // 2 for length in lengths)
+    products = 3 if config.gated else 2
+    windows = config.windows or (None,) * config.num_layers
     rows = 1
     layers = []
     for layer in range(config.num_layers):
         shortcut = layer == config.num_layers - 1
-        queries, visible = (last, positions) if shortcut else (positions, pairs)
+        queries = last if shortcut else positions
+        visible = sum(_visible(length, windows[layer], shortcut) for length in lengths)
         newborn = births.count(layer)
         # In a parallel-residual block a newborn row shares the MLP of the clean row.
         through_mlp = rows if config.parallel_residual else rows + newborn
         layers.append(
             (
-                rows * 2 * D * D * (queries + 2 * positions),
-                rows * 4 * D * visible,
-                rows * 2 * D * D * queries,
+                rows * 2 * D * (Q * queries + 2 * K * positions),
+                rows * 4 * Q * visible,
+                rows * 2 * D * Q * queries,
                 newborn * 2 * config.head_size * D * queries,
-                through_mlp * 4 * D * F * queries,
+                through_mlp * 2 * products * D * F * queries,
             )
         )
         rows += newborn
     qkv, attention, out, newborn_heads, mlp = zip(*layers, strict=True)
     unembed = rows * 2 * D * V * last
     return WaveFlops(qkv, attention, out, newborn_heads, mlp, unembed)
+
+
+def _visible(length: int, window: int | None, last_only: bool) -> int:
+    """Pairs of a query and a key that it sees, of all positions or of the last."""
+    seen = range(length, length + 1) if last_only else range(1, length + 1)
+    return sum(before if window is None else min(before, window) for before in seen)

@@ -36,6 +36,8 @@ SPREAD_AXIS = {
     "out": -2,
     "up": -1,
     "up_bias": -1,
+    "gate": -1,
+    "gate_bias": -1,
     "down": -2,
 }
 TOKEN_AXES = ("embed", "unembed")
@@ -137,7 +139,7 @@ def _does_not_fit(
             f"the parameters must be spread over {would[0]} of {count} devices, but the model's "
             f"{_indivisible(config, would[0])} cannot be divided by {would[0]}",
             f"use a number of devices with a divisor of at least {would[0]} that divides "
-            f"{config.num_heads} heads, or raise --memory-gb",
+            f"{_fewest(config)}, or raise --memory-gb",
         )
     most = possible[-1]
     return InputError(
@@ -151,9 +153,18 @@ def _indivisible(config: ModelConfig, parts: int) -> str:
     """What of the model cannot be cut into ``parts`` equal parts; empty where all can."""
     if config.num_heads % parts:
         return f"{config.num_heads} heads"
+    if config.num_kv_heads % parts:  # each stays with the query heads that it serves
+        return f"{config.num_kv_heads} key and value heads"
     if config.intermediate_size % parts:
         return f"{config.intermediate_size} hidden units of the MLP"
     return ""
+
+
+def _fewest(config: ModelConfig) -> str:
+    """The heads that decide over how many devices a copy can be spread."""
+    if config.num_kv_heads < config.num_heads:
+        return f"{config.num_kv_heads} key and value heads"
+    return f"{config.num_heads} heads"
 
 
 def part_bytes(config: ModelConfig, spread: int, bytes_each: int = 4) -> int:
@@ -188,7 +199,7 @@ def param_shardings(mesh: Mesh, config: ModelConfig) -> Params:
     if what := _indivisible(config, spread):
         raise InputError(
             f"the model's {what} cannot be divided over {spread} devices",
-            f"spread the parameters over a divisor of {config.num_heads} devices",
+            f"spread the parameters over a number of devices that divides {_fewest(config)}",
         )
 
     def sharding(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:

@@ -16,7 +16,7 @@ from jaxalign.errors import InputError
 from jaxalign.metrics import Answer, AnswerLogits, AnswerMetrics
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import check_dtype, forward, unembed
-from jaxalign.model.layers import at_position
+from jaxalign.model.layers import at_position, soft_cap
 from jaxalign.model.params import Params
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.scheme import F32, Scheme
@@ -94,7 +94,7 @@ def sweep(
     edits = jax.tree.map(jnp.asarray, edits)
     run = _plain if plan == "vmap" else _wave
     final = run(params, tokens, lengths, edits, config, scheme, later)
-    values = _read(params, final, readout)
+    values = _read(params, final, config, readout)
     starts = np.cumsum([1] + [edit.rows for edit in edits])
     rows = [np.r_[0, a:b] for a, b in itertools.pairwise(starts)]
     return [jax.tree.map(lambda v, i=i: v[i], values) for i in rows]
@@ -167,10 +167,12 @@ def _wave_backward(
 _wave.defvjp(_wave_forward, _wave_backward)
 
 
-def _read(params: Params, final: Float[Array, "R B D"], readout: Readout) -> Any:
+def _read(
+    params: Params, final: Float[Array, "R B D"], config: ModelConfig, readout: Readout
+) -> Any:
     """Unembed and read out; rows and vocabulary in blocks that stay in cache where it can be."""
     if isinstance(readout, Answer):
-        return _fold(params, final, readout)
+        return _fold(params, final, config, readout)
     vocab = params.embed.shape[0]
     rows, batch, width = final.shape
     blocks = max(1, -(-rows * batch * vocab * 4 // LOGIT_BYTES))
@@ -178,13 +180,15 @@ def _read(params: Params, final: Float[Array, "R B D"], readout: Readout) -> Any
     padded = jnp.pad(final, ((0, blocks * size - rows), (0, 0), (0, 0)))
 
     def read(block: Float[Array, "N B D"]) -> Any:
-        return jax.vmap(readout)(unembed(params, block))
+        return jax.vmap(readout)(unembed(params, block, config))
 
     values = jax.lax.map(read, padded.reshape(blocks, size, batch, width))
     return jax.tree.map(lambda v: v.reshape(blocks * size, *v.shape[2:])[:rows], values)
 
 
-def _fold(params: Params, final: Float[Array, "R B D"], answer: Answer) -> AnswerMetrics:
+def _fold(
+    params: Params, final: Float[Array, "R B D"], config: ModelConfig, answer: Answer
+) -> AnswerMetrics:
     """``answer`` folded over blocks of the vocabulary, which lie in rows: ``W_U h``, not ``h W_U``.
 
     A column's maximum then runs along whole vectors, and each part of ``W_U`` is read once.
@@ -212,7 +216,8 @@ def _fold(params: Params, final: Float[Array, "R B D"], answer: Answer) -> Answe
 
         def fold(block: tuple[Array, Answer, AnswerLogits]) -> AnswerLogits:
             h, answer, before = block
-            return answer.fold(before, dot(weights, h.T), tokens)
+            logits = soft_cap(dot(weights, h.T), config.logit_cap)
+            return answer.fold(before, logits, tokens)
 
         return jax.lax.map(fold, (final, asked, seen)), None
 

@@ -25,9 +25,10 @@ from jax import lax
 from jaxalign.edit import Edit, ResidualEdit
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import (
+    add_to_stream,
     embed,
-    feed_forward,
     head_contributions,
+    layer_windows,
     num_layers,
     read_heads,
     real_positions,
@@ -36,7 +37,7 @@ from jaxalign.model.layers import (
     at_position,
     attend,
     keys_values,
-    layer_norm,
+    normalize,
     project_heads,
     queries,
 )
@@ -95,24 +96,19 @@ class _Line:
 
         return lax.fori_loop(0, count, body, carry)
 
-    def feed_forward(self, x: Array, weights: Block, real: Array) -> Array:
-        return feed_forward(x, weights, self.config, self.scheme, real)
-
     def add(
         self, attn_out: Array, mlp_out: Array | None, skip: Array, weights: Block, real: Array
     ) -> tuple[Array, Array]:
-        """The stream after a block and what its MLP added; ``mlp_out`` where it is known."""
-        if self.config.parallel_residual:
-            mlp_out = self.feed_forward(skip, weights, real) if mlp_out is None else mlp_out
-            y = (mlp_out + attn_out) + skip
-        else:
-            middle = attn_out + skip
-            mlp_out = self.feed_forward(middle, weights, real)
-            y = mlp_out + middle
-        return round_activation(y, "resid", self.scheme, real), mlp_out
+        """The stream after a block and its MLP's output; ``mlp_out`` where it is known."""
+        return add_to_stream(skip, attn_out, mlp_out, weights, self.config, self.scheme, real)
 
     def layer(
-        self, x: Float[Array, "N S D"], weights: Block, edits: Sequence[Edit], step: Array
+        self,
+        x: Float[Array, "N S D"],
+        weights: Block,
+        edits: Sequence[Edit],
+        step: Array,
+        window: Array | None,
     ) -> Float[Array, "N S D"]:
         """All runs through one block; those born in it fork inside."""
         rooms = -(-len(self.last) // self.size)  # blocks that hold clean runs
@@ -124,7 +120,7 @@ class _Line:
             after, clean = carry
             rows = lax.dynamic_slice_in_dim(x, at, self.size)
             real = self.real[block.prompt]
-            z, attn_out = read_heads(rows, weights, self.config, self.scheme, real)
+            z, attn_out = read_heads(rows, weights, self.config, self.scheme, real, window)
             mine = RunEdits(edits if self.touch_later else [], block)
             edited = mine.on_attention(attn_out, z, weights.attention.out)
             y, mlp_out = self.add(edited, None, rows, weights, real)
@@ -150,18 +146,24 @@ class _Line:
         return self.walk(self.alive[step], self.alive[step + 1], born, x)
 
     def last_layer(
-        self, x: Float[Array, "N S D"], weights: Block, edits: Sequence[Edit], step: Array
+        self,
+        x: Float[Array, "N S D"],
+        weights: Block,
+        edits: Sequence[Edit],
+        step: Array,
+        window: Array | None,
     ) -> Float[Array, "N 1 D"]:
         """The last block, which only each prompt's last real position leaves."""
         query = self.last[self.runs.prompt]
         skip = at_position(x, query)
-        norm, eps = weights.attention_norm, self.config.norm_eps
-        q = queries(layer_norm(skip, norm, eps), query[:, None], weights.attention, self.config)
+        norm, config = weights.attention_norm, self.config
+        q = queries(normalize(skip, norm, config), query[:, None], weights.attention, config)
 
         def read(at: Array, block: Runs, z: Array) -> Array:
             rows, own = (lax.dynamic_slice_in_dim(a, at, self.size) for a in (x, q))
-            k, v = keys_values(layer_norm(rows, norm, eps), weights.attention, self.config)
-            return _put(z, attend(own, k, v, self.last[block.prompt][:, None]), at)
+            k, v = keys_values(normalize(rows, norm, config), weights.attention, config)
+            last, scale, cap = self.last[block.prompt], config.score_scale, config.attention_cap
+            return _put(z, attend(own, k, v, last[:, None], scale, cap, window), at)
 
         z = self.walk(0, self.alive[step], read, jnp.zeros_like(q))
         attn_out = project_heads(z, weights.attention)
@@ -228,7 +230,7 @@ def wave(
     # The last block may reach past the last run.
     runs = jax.tree.map(lambda a: jnp.pad(a, (0, size)), runs)
     line = _Line(runs, alive, size, real, lengths - 1, config, scheme, touch_later)
-    clean = embed(params, tokens, scheme, real)
+    clean = embed(params, tokens, config, scheme, real)
     x = _put(lax.empty((len(runs.prompt), *clean.shape[1:]), clean.dtype), clean, 0)
     if any(stack.residual is not None for stack in stacks):
         first = [Edit(residual=_steps(stack.residual, 0)) for stack in stacks]
@@ -239,7 +241,7 @@ def wave(
         x = line.walk(alive[0], alive[1], born, x)
     # The stream's first step is the embedding.
     after = [replace(stack, residual=_steps(stack.residual, slice(1, None))) for stack in stacks]
-    steps = (params.blocks, after, jnp.arange(1, layers + 1))
+    steps = (params.blocks, after, jnp.arange(1, layers + 1), layer_windows(config))
 
     def layer(number: Any, x: Array) -> Array:
         step = jax.tree.map(lambda a: lax.dynamic_index_in_dim(a, number, keepdims=False), steps)
@@ -249,7 +251,7 @@ def wave(
     x = lax.fori_loop(0, layers if scheme.rounds_activations else layers - 1, layer, x)
     if not scheme.rounds_activations:
         x = line.last_layer(x, *jax.tree.map(lambda a: a[-1], steps))
-    normed = layer_norm(x, params.final_norm, config.norm_eps)
+    normed = normalize(x, params.final_norm, config)
     if scheme.rounds_activations:
         normed = round_activation(normed, "final_norm", scheme, real[runs.prompt])
         normed = at_position(normed, (lengths - 1)[runs.prompt])

@@ -1,5 +1,6 @@
 """Claims about the command: a whole run, its files and figures, and how it refuses bad input."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -21,6 +22,7 @@ from tiny_run import (
     run,
     study,
     without_times,
+    write_loud_model,
     write_model,
     write_prompts,
 )
@@ -110,6 +112,7 @@ def test_result_says_what_was_run(whole, inputs):
     assert versions["jax"] == jax.__version__
     assert "jaxalign" in versions
     assert metadata["plan"]["calls"]
+    assert (metadata["plan"]["processes"], metadata["plan"]["mesh"]) == (1, None)
     assert whole.content["head_mode"] == "true"
     assert {entry["task_type"] for entry in whole.content["prompts"]} == {"FactualRecall", "rivers"}
 
@@ -322,24 +325,13 @@ def test_wrong_input_is_found_before_the_model_is_looked_for(tmp_path, monkeypat
 # Activations beyond f16.
 
 
-def overflowing(inputs, folder):
-    """The model with head L0H1's values a hundred thousand times as large: beyond f16, not f32."""
-    model = write_model(folder / "loud")
-
-    def scale(tensors):
-        values = tensors["gpt_neox.layers.0.attention.query_key_value.weight"]
-        values[48 + 32 : 96] *= np.float16(1e5**0.5)
-        values[48 + 32 : 96] *= np.float16(1e5**0.5)
-
-    return edit_weights(model, scale), inputs[1]
-
-
 @pytest.fixture(scope="module")
 def overflow(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("overflow")
-    ran = study(*overflowing(inputs, folder), folder / "experiment.json")
+    model = write_loud_model(folder / "loud")
+    ran = study(model, inputs[1], folder / "experiment.json")
     content = json.loads((folder / "experiment.json").read_text())
-    return SimpleNamespace(ran=ran, content=content, figures=folder / "figures")
+    return SimpleNamespace(ran=ran, model=model, content=content, figures=folder / "figures")
 
 
 def test_overflow_is_one_line_and_exit_code_2_after_the_result_is_written(overflow):
@@ -349,6 +341,25 @@ def test_overflow_is_one_line_and_exit_code_2_after_the_result_is_written(overfl
     assert "read that precision's columns as incomplete" in overflow.ran.err
     assert len(list(overflow.figures.iterdir())) == 14
     assert [n for n in overflow.content["metadata"]["notes"] if n.startswith("f16: activations ov")]
+
+
+def test_overflow_is_said_by_every_process_once_the_run_of_all_has_ended_well(
+    overflow, inputs, output, monkeypatch
+):
+    """An error within it would end the others, and bid them start again."""
+    ends = []
+
+    @contextlib.contextmanager
+    def several(*_):
+        yield
+        ends.append("well")
+
+    monkeypatch.setattr(command, "processes", several)
+    monkeypatch.setattr(command, "is_first", lambda: False)
+    ran = study(overflow.model, inputs[1], output)
+    assert ends == ["well"]
+    assert ran == (2, "", overflow.ran.err)
+    assert not output.exists()
 
 
 def test_heads_that_overflow_are_listed_and_null(overflow):

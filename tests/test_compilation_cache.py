@@ -13,31 +13,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
 from jaxalign import command, compilation_cache
 from jaxalign.compilation_cache import enable_compilation_cache
 from jaxalign.numerics import PrecisionError
 
 ROOT = Path(__file__).parent.parent
-SETTINGS = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_enable_xla_caches",
-)
 HIT, MISS = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
 X = np.linspace(-1, 1, 7, dtype=np.float32)
 
 
 @pytest.fixture(autouse=True)
-def settings_as_before(monkeypatch):
+def settings_as_before(no_kept_programs, monkeypatch):
     """Each test leaves JAX's settings as it found them; the canary has tests of its own."""
-    before = {name: getattr(jax.config, name) for name in SETTINGS}
     monkeypatch.setattr(compilation_cache, "require_exact_compilation", lambda: None)
-    yield
-    for name, value in before.items():
-        jax.config.update(name, value)
-    jax_cache.reset_cache()
 
 
 @pytest.fixture

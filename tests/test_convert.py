@@ -333,8 +333,9 @@ def test_unknown_setting_is_refused_and_named(folder, tmp_path):
 
 
 def test_other_architecture_is_refused_and_named(folder, tmp_path):
-    edit_config(folder, model_type="llama")
-    refused(folder, tmp_path, "'llama' model, expected 'gpt_neox'", "use a GPT-NeoX checkpoint")
+    edit_config(folder, model_type="gpt2")
+    families = "one of gpt_neox, llama, qwen2, qwen3, mistral, gemma2"
+    refused(folder, tmp_path, f"'gpt2' model, expected {families}", "one of these families")
 
 
 @pytest.mark.parametrize("content", ["{}", '{"model": {"type": "BPE"}}', "no JSON"])

@@ -13,7 +13,15 @@ import numpy as np
 import process_worker as worker
 import pytest
 from loopback import free_address, run_of, wait_until
-from tiny_run import PROMPTS, refusal, study, without_times, write_model, write_prompts
+from tiny_run import (
+    PROMPTS,
+    refusal,
+    study,
+    without_times,
+    write_loud_model,
+    write_model,
+    write_prompts,
+)
 
 from jaxalign.convert import load, locate
 from jaxalign.distributed import processes
@@ -48,18 +56,17 @@ def small(inputs):
 
 
 @pytest.fixture(scope="module")
-def start(inputs, small, tmp_path_factory):
+def start(inputs, small):
     """Starts the study in two processes, each with a folder of its own for what it writes."""
-    programs = tmp_path_factory.mktemp("programs")
-    model, prompts = inputs
+    tiny, prompts = inputs
 
-    def start(folder, *others):
+    def start(folder, *others, model=tiny):
         """``others`` are further options of the second process."""
         own = ["cli.py", "--model", model, "--prompts", prompts, "--device", "cpu", *small]
         outputs = (folder / f"output {index}" / "experiment.json" for index in range(2))
         first, second = ([*own, "--output", output] for output in outputs)
         commands = [first, [*second, *others]]
-        return run_of(commands, folder, JAXALIGN_CACHE=programs)
+        return run_of(commands, folder)
 
     return start
 
@@ -96,6 +103,23 @@ def test_both_processes_end_well_and_only_the_first_reports(together):
 def test_only_the_first_process_writes(together):
     assert [path.name for path in together.output.parent.iterdir()] == ["experiment.json"]
     assert not (together.folder / "output 1").exists()
+
+
+def test_the_file_says_that_two_processes_shared_the_work(together):
+    plan = json.loads(together.output.read_text())["metadata"]["plan"]
+    assert plan["processes"] == 2
+    assert plan["mesh"] == {"edits": 2, "model": 1}
+
+
+def test_an_overflow_ends_both_with_its_line_and_nobody_is_to_start_again(start, tmp_path):
+    with start(tmp_path, model=write_loud_model(tmp_path / "loud")) as started:
+        first, second = (one.end() for one in started)
+    assert first.code == second.code == 2
+    assert first.err == second.err
+    assert re.fullmatch(r"jaxalign: error: f16: activations overflow in 3 heads .*\n", first.err)
+    assert "again" not in first.err
+    output = tmp_path / "output 0"
+    assert [path.name for path in output.iterdir()] == ["experiment.json"], "it is written whole"
 
 
 def test_devices_of_two_processes_share_a_sweep_of_parameters_spread_over_some(tmp_path):

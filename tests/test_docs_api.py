@@ -160,11 +160,11 @@ def test_patching_map_equals_a_loop_over_steps_and_positions():
 
 
 def test_patching_every_position_at_the_embedding_is_the_clean_run():
-    names, run, stream = patching_run()
+    names, (*run, config), stream = patching_run()
     mask = np.zeros((1, names["L"] + 1, 1, 1), bool)
     mask[:, 0] = True
     edit = jaxalign.Edit(residual=jaxalign.ResidualEdit(mask, stream))
-    [m] = jaxalign.sweep(*run, [edit], names["margin"])
+    [m] = jaxalign.jit(lambda *run: jaxalign.sweep(*run, config, [edit], names["margin"]))(*run)
     np.testing.assert_allclose(m[1, 0], names["m_clean"], atol=1e-4)
     np.testing.assert_allclose(m[0, 0], names["m"][0], atol=1e-4)
 

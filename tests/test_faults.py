@@ -2,12 +2,14 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import jax
+import kept_programs
 import numpy as np
 import pytest
 from jax._src.compilation_cache import combine_executable_and_time, compress_executable
@@ -23,6 +25,7 @@ from jaxalign.sharding import part_bytes
 ROOT = Path(__file__).parent.parent
 TIMES = ("timestamp", "total_runtime_seconds", "seconds")
 LIMIT = 300  # seconds; a run takes a few
+DAMAGED = 6  # programs, of more; the smallest, which are soon compiled again
 COPIES = 2  # of the parameters: f32's, and a low precision's beside them
 
 
@@ -133,6 +136,7 @@ def run(inputs, output, programs, *more, first=""):
         capture_output=True,
         text=True,
         timeout=LIMIT,
+        env=kept_programs.apart(),
     )
     assert done.returncode == 0, done.stderr
     assert list(output.parent.iterdir()) == [output]
@@ -160,6 +164,7 @@ def kept(inputs, tmp_path_factory):
 def test_three_devices_share_four_heads_and_say_what_one_says(inputs, output, kept):
     ran = run(inputs, output, kept.programs, "--devices", 3)
     assert ran.err == ""
+    assert ran.content["metadata"]["plan"]["mesh"] == {"edits": 3, "model": 1}
     for name in ("zero_importance", "mean_importance", "resample_importance"):
         three, one = (
             np.array([prompt[name] for prompt in content["prompts"]], float)
@@ -174,12 +179,16 @@ def test_full_disk_for_compiled_programs_costs_one_line_and_no_result(
     result = len(json.dumps(kept.ran.content)) * 2
     sizes = [path.stat().st_size for path in entries(kept.programs)]
     assert max(sizes) > result, "some program is larger than the result, so there is a limit"
-    ran = run(inputs, output, tmp_path / "programs", first=FULL_DISK.format(result))
+    programs = tmp_path / "programs"
+    shutil.copytree(kept.programs, programs)
+    max(entries(programs), key=lambda path: path.stat().st_size).unlink()
+    before = entries(programs)
+    ran = run(inputs, output, programs, first=FULL_DISK.format(result))
     assert re.fullmatch(
         r"jaxalign: note: compiled programs are not kept in \S+ for the next run \(.+\)\n", ran.err
     )
     assert ran.content == kept.ran.content
-    assert all(path.stat().st_size < result for path in entries(tmp_path / "programs"))
+    assert entries(programs) == before, "no half of the one that was compiled"
 
 
 def test_programs_of_another_version_are_left_alone_and_compiled_anew(inputs, output, kept):
@@ -198,15 +207,16 @@ def test_damaged_programs_cost_one_line_and_no_result(inputs, output, kept, tmp_
         lambda whole: compress_executable(combine_executable_and_time(b"not a program", 1)),
     )
     programs = tmp_path / "programs"
-    programs.mkdir()
-    for i, path in enumerate(entries(kept.programs)):
-        (programs / path.name).write_bytes(damage[i % 3](path.read_bytes()))
-    damaged = {path: path.stat().st_size for path in entries(programs)}
+    shutil.copytree(kept.programs, programs)
+    smallest = sorted(entries(programs), key=lambda path: path.stat().st_size)[:DAMAGED]
+    for i, path in enumerate(smallest):
+        path.write_bytes(damage[i % 3](path.read_bytes()))
+    damaged = {path: path.stat().st_size for path in smallest}
     ran = run(inputs, output, programs)
     assert re.fullmatch(
         r"jaxalign: note: a program kept in \S+ cannot be read and is compiled again \(.+\)\n",
         ran.err,
     )
     assert ran.content == kept.ran.content
-    again = [path for path in entries(programs) if path.stat().st_size > damaged[path]]
-    assert len(again) > 5, "what is compiled again takes the place of what was damaged"
+    again = [path for path in smallest if path.stat().st_size > damaged[path]]
+    assert again == smallest, "what is compiled again takes the place of what was damaged"

@@ -1,8 +1,10 @@
 """Claims about a command that is cut off: the next run goes on, and says what an unbroken one does.
 
-Each run is a process of its own; one that is killed cannot tidy up.
+A run that is cut off is a process of its own; one that is killed cannot tidy up. A process of its
+own goes on from there once; elsewhere this one does, which is quicker.
 """
 
+import functools
 import json
 import shutil
 import signal
@@ -12,8 +14,12 @@ import threading
 from pathlib import Path
 from types import SimpleNamespace
 
+import jax
 import pytest
+import tiny_run
 from tiny_run import PROMPTS, write_model, write_prompts
+
+from jaxalign import command, journal
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("timestamp", "total_runtime_seconds", "seconds")
@@ -59,20 +65,22 @@ CUT = 5  # the call that a run is cut off at
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    """A tiny model, prompts for three batches, and a folder that spares later runs compiling."""
+    """A tiny model, and prompts for three batches."""
     folder = tmp_path_factory.mktemp("inputs")
     tasks = {name: PROMPTS[name] * 33 for name in ("factual", "rivers")}
     prompts = write_prompts(folder / "prompts.json", PROMPTS | tasks)
-    return write_model(folder / "model"), prompts, folder / "programs"
+    return write_model(folder / "model"), prompts
+
+
+def options(inputs, output):
+    model, prompts = inputs
+    files = ("--model", model, "--prompts", prompts, "--output", output)
+    return *files, "--device", "cpu", "--no-figures", "--max-repair-k", 2, "--disable-int8"
 
 
 def start(inputs, output, mode, *more):
-    model, prompts, programs = inputs
-    files = ("--model", model, "--prompts", prompts, "--output", output)
-    small = ("--device", "cpu", "--no-figures", "--max-repair-k", 2, "--disable-int8")
-    options = (*files, *small, "--compilation-cache", programs, *more)
     return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, mode, *map(str, options)],
+        [sys.executable, "-c", DRIVER, mode, *map(str, (*options(inputs, output), *more))],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -99,6 +107,25 @@ def run(inputs, output, *more, mode="", at_stop=signal.SIGKILL):
     lines += out.splitlines()
     computed = [line for line in lines if line.startswith("computes ")]
     return SimpleNamespace(code=process.returncode, computed=computed, out=lines, err=err)
+
+
+def go_on(inputs, output):
+    """A run to its end in this process."""
+    computed = []
+
+    class Told(journal.Journal):
+        def keep(self, key, compute, like=0):
+            def told():
+                computed.append(" ".join(map(str, ("computes", *key))))
+                return compute()
+
+            return super().keep(key, told, like)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "Journal", functools.partial(Told, patience=0.0))
+        ran = tiny_run.run(*options(inputs, output))
+    jax.config.update("jax_default_device", None)
+    return SimpleNamespace(code=ran.code, computed=computed, out=ran.out, err=ran.err)
 
 
 def content(output):
@@ -171,7 +198,7 @@ def test_run_may_be_killed_again_and_finished_calls_stay_untouched(inputs, outpu
     after = chunks(output)
     assert len(after) == CUT + 2
     assert {name: after[name] for name in before} == before
-    ran = run(inputs, output)
+    ran = go_on(inputs, output)
     assert ran.computed == whole.computed[CUT + 2 :]
     assert_finished(output, whole)
 
@@ -184,7 +211,7 @@ def test_call_that_was_being_written_is_computed_again_and_its_half_file_goes(
     half = [path.name for path in journal_of(output).iterdir() if ".npz." in path.name]
     assert len(half) == 1
     assert len(chunks(output)) == CUT
-    ran = run(inputs, output)
+    ran = go_on(inputs, output)
     assert ran.computed == whole.computed[CUT:]
     assert_finished(output, whole)
 
@@ -212,7 +239,7 @@ def test_control_c_keeps_what_is_finished_and_says_so(inputs, output, whole):
         "jaxalign: error: interrupted; earlier results are unchanged. Run it again: with the same "
         "options it goes on from the calls that are finished.\n"
     )
-    ran = run(inputs, output)
+    ran = go_on(inputs, output)
     assert ran.computed == whole.computed[CUT:]
     assert_finished(output, whole)
 
@@ -224,7 +251,7 @@ def test_result_that_cannot_be_written_costs_no_finished_call(inputs, output, wh
     assert f"error: {output} cannot be written (No space left on device)" in ran.err
     assert len(chunks(output)) == len(whole.computed)
     assert list(output.parent.iterdir()) == [journal_of(output)]
-    ran = run(inputs, output)
+    ran = go_on(inputs, output)
     assert (ran.code, ran.computed) == (0, [])
     assert_finished(output, whole)
 
@@ -244,7 +271,7 @@ def test_full_disk_for_the_journal_costs_one_line_and_no_result(inputs, tmp_path
 def test_chunk_damaged_after_the_kill_is_computed_again(inputs, output, whole):
     damaged = sorted(journal_of(output).glob("*.npz"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    ran = run(inputs, output)
+    ran = go_on(inputs, output)
     assert len(ran.computed) == len(whole.computed) - CUT + 2
     assert (ran.code, ran.err) == (0, "")
     assert_finished(output, whole)

@@ -81,6 +81,34 @@ def run(mesh, params, config, tokens, chosen, scheme=F32, plan="wave", readout=l
     )
 
 
+@pytest.fixture(scope="module")
+def by_one(edits, tokens):
+    """What one device says of every batch of edits in f32, by plan."""
+    params, config = make()
+    chosen = list(edits.values())
+    return functools.cache(lambda plan: run(None, params, config, tokens, chosen, plan=plan))
+
+
+@pytest.fixture(scope="module")
+def by_one_in(edits, tokens):
+    """What one device says of two batches of edits, by scheme."""
+
+    @functools.cache
+    def said(scheme):
+        params, config = make(scheme=scheme)
+        return run(None, params, config, tokens, few(edits), scheme)
+
+    return said
+
+
+def few(edits):
+    return [edits["zero"], edits["several heads, by prompt"]]
+
+
+def distance(one, other):
+    return np.sqrt(sum(float(jnp.square(a - b).sum()) for a, b in zip(one, other, strict=True)))
+
+
 @pytest.mark.parametrize("devices", [1, 2, 3, 8])
 def test_every_row_is_dealt_once_and_what_is_left_edits_nothing(edits, devices):
     for edit in edits.values():
@@ -103,30 +131,24 @@ def test_at_every_layer_the_busiest_device_has_no_more_rows_than_it_must(devices
 
 
 @pytest.mark.parametrize(("devices", "plan"), [(2, "wave"), (8, "wave"), (3, "vmap")])
-def test_many_devices_equal_one_device_in_f32(edits, tokens, devices, plan):
+def test_many_devices_equal_one_device_in_f32(edits, tokens, by_one, devices, plan):
     params, config = make()
     chosen = list(edits.values())
-    expected = run(None, params, config, tokens, chosen, plan=plan)
     found = run(mesh_of(devices), params, config, tokens, chosen, plan=plan)
-    for name, ours, theirs in zip(edits, found, expected, strict=True):
+    for name, ours, theirs in zip(edits, found, by_one(plan), strict=True):
         assert ours.shape == theirs.shape
         assert np.abs(ours - theirs).max() <= 1e-6 * np.abs(theirs).max(), name
         assert not np.allclose(theirs[0], theirs[1], atol=1e-3), f"{name} edits nothing"
 
 
 @pytest.mark.parametrize("scheme", [F16, INT8_SIM], ids=lambda s: s.name)
-def test_many_devices_differ_from_one_by_less_than_the_precision_does(edits, tokens, scheme):
+def test_many_devices_differ_from_one_by_less_than_the_precision_does(
+    edits, tokens, by_one_in, scheme
+):
     low, config = make(scheme=scheme)
-    exact, _ = make()
-    chosen = [edits["zero"], edits["several heads, by prompt"]]
-    one = run(None, low, config, tokens, chosen, scheme)
-    many = run(mesh_of(3), low, config, tokens, chosen, scheme)
-    f32 = run(None, exact, config, tokens, chosen)
-    noise, drift = (
-        np.sqrt(sum(float(jnp.square(a - b).sum()) for a, b in zip(one, other, strict=True)))
-        for other in (many, f32)
-    )
-    assert noise < drift / 2
+    many = run(mesh_of(3), low, config, tokens, few(edits), scheme)
+    one = by_one_in(scheme)
+    assert distance(one, many) < distance(one, by_one_in(F32)) / 2
 
 
 @pytest.mark.parametrize("plan", ["wave", "vmap"])
@@ -152,7 +174,7 @@ def test_masks_may_be_arguments_of_the_compiled_function(edits, tokens):
         return sharded_sweep(mesh, params, tokens, LENGTHS, config, chosen, answer)
 
     [found] = compute(shard_params(params, mesh, config), edit.head.mask, edit.head.value, answer)
-    [expected] = sweep(params, tokens, LENGTHS, config, [edit], answer)
+    [expected] = jit(lambda p: sweep(p, tokens, LENGTHS, config, [edit], answer))(params)
     np.testing.assert_allclose(found.logit_diff, expected.logit_diff, atol=1e-5)
 
 
@@ -178,44 +200,36 @@ def test_a_sharded_sweep_works_inside_grad_and_vmap(edits, tokens):
     assert float(jnp.abs(slopes[0]).max()) > 0
     both = jax.jit(jax.vmap(functools.partial(total, call=many, params=placed)))
     pair = both(jnp.stack([value, 2 * value]))
-    np.testing.assert_allclose(pair[0], total(value, sweep, params), rtol=1e-4)
+    one = jax.jit(functools.partial(total, call=sweep, params=params))
+    np.testing.assert_allclose(pair[0], one(value), rtol=1e-4)
 
 
 def test_without_a_mesh_it_is_the_sweep_to_the_bit(edits, tokens):
     params, config = make()
     chosen = [edits["zero"]]
-    assert np.array_equal(
-        sharded_sweep(None, params, tokens, LENGTHS, config, chosen, lambda x: x)[0],
-        sweep(params, tokens, LENGTHS, config, chosen, lambda x: x)[0],
+    without, plain = (
+        jit(lambda p, call=call: call(p, tokens, LENGTHS, config, chosen, lambda x: x))(params)
+        for call in (functools.partial(sharded_sweep, None), sweep)
     )
+    assert np.array_equal(without[0], plain[0])
 
 
 @pytest.mark.parametrize("spread", [2, 4])
-def test_a_copy_spread_over_devices_equals_a_whole_one_in_f32(edits, tokens, spread):
+def test_a_copy_spread_over_devices_equals_a_whole_one_in_f32(edits, tokens, by_one, spread):
     params, config = make()
-    chosen = list(edits.values())
-    expected = run(None, params, config, tokens, chosen)
-    found = run(mesh_of(2, spread), params, config, tokens, chosen)
-    for name, ours, theirs in zip(edits, found, expected, strict=True):
+    found = run(mesh_of(2, spread), params, config, tokens, list(edits.values()))
+    for name, ours, theirs in zip(edits, found, by_one("wave"), strict=True):
         assert np.abs(ours - theirs).max() <= 1e-6 * np.abs(theirs).max(), name
 
 
 @pytest.mark.parametrize("scheme", [F16, INT8_SIM], ids=lambda s: s.name)
 def test_a_spread_copy_differs_from_a_whole_one_by_less_than_the_precision_does(
-    edits, tokens, scheme
+    edits, tokens, by_one_in, scheme
 ):
     low, config = make(scheme=scheme)
-    exact, _ = make()
-    chosen = [edits["zero"]]
-    [one], [spread], [f32] = (
-        run(mesh, params, config, tokens, chosen, s)
-        for mesh, params, s in (
-            (None, low, scheme),
-            (mesh_of(1, 4), low, scheme),
-            (None, exact, F32),
-        )
-    )
-    assert jnp.linalg.norm(spread - one) < jnp.linalg.norm(f32 - one)
+    spread = run(mesh_of(1, 4), low, config, tokens, few(edits), scheme)
+    one = by_one_in(scheme)
+    assert distance(one, spread) < distance(one, by_one_in(F32))
 
 
 def test_the_answer_is_read_from_a_spread_vocabulary(edits, tokens):
@@ -273,21 +287,25 @@ def exchanges(spread, edit, **other):
     return dict(found)
 
 
+@pytest.mark.usefixtures("no_kept_programs")
 @pytest.mark.parametrize("spread", [2, 4])
 def test_a_layer_of_a_spread_copy_makes_megatrons_two_sums_and_one_for_births(edits, spread):
     # After W_O and after the MLP; and each head that a birth replaces, which one device holds.
     assert exchanges(spread, edits["zero"]) == {"sums": 2 + 1}
 
 
+@pytest.mark.usefixtures("no_kept_programs")
 def test_edits_of_later_layers_are_one_more_sum_in_each(edits):
     # What they take out of the runs alive; what they put in lies whole on every device.
     assert exchanges(2, edits["several heads, by prompt"]) == {"sums": 2 + 1 + 1}
 
 
+@pytest.mark.usefixtures("no_kept_programs")
 def test_a_birth_in_a_sequential_block_needs_the_sum_of_its_mlp(edits):
     assert exchanges(2, edits["zero"], parallel_residual=False) == {"sums": 2 + 2}
 
 
+@pytest.mark.usefixtures("no_kept_programs")
 def test_devices_with_whole_copies_exchange_nothing_within_a_layer(edits):
     assert exchanges(1, edits["zero"]) == {}
 

@@ -44,8 +44,9 @@ def test_permutation_p_value_agrees_with_scipy(rng):
     _, _, _, p = stats.correlation_of_means(x, y, rng)
     expected = scipy_stats.permutation_test(
         (x.mean(axis=0),),
-        lambda a: scipy_stats.pearsonr(a, y[0])[0],
+        lambda a, axis: scipy_stats.pearsonr(a, np.broadcast_to(y[0], a.shape), axis=axis)[0],
         permutation_type="pairings",
+        vectorized=True,
         n_resamples=10_000,
         rng=np.random.default_rng(1),
     ).pvalue

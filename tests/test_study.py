@@ -245,10 +245,14 @@ def test_memory_budget_changes_chunks_but_not_numbers(model, studies):
         + 4 * 6 * 12 * 16 * 32
         + 30 * bytes_per_row(model.config, 16)
     )
-    tight = Options(max_repair_k=K, use_all_prompts=True, memory_gb=needed / 1e9)
+    tight = Options(schemes=(), repaired=(), use_all_prompts=True, memory_gb=needed / 1e9)
     small = heads_study(model, PROMPTS, tight)
     large = studies["true"]
-    assert small.metadata["computed"]["calls"] > 2 * large.metadata["computed"]["calls"]
+    calls = [
+        sum(call["times"] for call in run.metadata["plan"]["calls"] if call["precision"] == "f32")
+        for run in (small, large)
+    ]
+    assert calls[0] > 2 * calls[1]
     for a, b in zip(small.prompts, large.prompts, strict=True):
         scale = np.abs(b.zero_importance).max()
         np.testing.assert_allclose(a.zero_importance, b.zero_importance, atol=2e-5 * scale)

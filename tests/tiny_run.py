@@ -67,6 +67,17 @@ def edit_config(folder: Path, **settings: Any) -> Path:
     return folder
 
 
+def write_loud_model(folder: Path) -> Path:
+    """The model with head L0H1's values a hundred thousand times as large: beyond f16, not f32."""
+
+    def scale(tensors: dict[str, np.ndarray]) -> None:
+        values = tensors["gpt_neox.layers.0.attention.query_key_value.weight"]
+        values[48 + 32 : 96] *= np.float16(1e5**0.5)
+        values[48 + 32 : 96] *= np.float16(1e5**0.5)
+
+    return edit_weights(write_model(folder), scale)
+
+
 def write_prompts(path: Path, content: Any = PROMPTS) -> Path:
     """A prompts file; a text is written as it is, anything else as JSON."""
     path.write_text(content if isinstance(content, str) else json.dumps(content))

@@ -21,6 +21,7 @@ DEADLINE_SECONDS = 10.0
 # twice, and this name follows it.
 TRANSPORT_ERROR: type[Exception] = hub_errors.HTTPError
 WANTED = ["config.json", "tokenizer.json", "*.safetensors", INDEX]
+UNWANTED = ["consolidated*"]  # Mistral's second copy of the weights, in a layout of its own
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,9 @@ def _from_hub(model: str, revision: str | None) -> Source:
         # By the name that was asked for, not its commit: only then does the cache remember the
         # name, and find the model by it without a network.
         folder = Path(
-            huggingface_hub.snapshot_download(model, revision=revision, allow_patterns=WANTED)
+            huggingface_hub.snapshot_download(
+                model, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+            )
         )
     except hub_errors.HFValidationError as error:
         raise InputError(

@@ -16,6 +16,7 @@ from jaxalign.convert.checkpoint import open_checkpoint
 from jaxalign.convert.hub import BUNDLED_NAME, Source, locate
 from jaxalign.convert.table import load_params
 from jaxalign.errors import InputError
+from jaxalign.memory import require_room
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
 from jaxalign.prompts import encode
@@ -69,18 +70,23 @@ class Model:
 
 
 def load(
-    model: str | Source | None = BUNDLED_NAME, revision: str | None = None, dtype: Any = jnp.float32
+    model: str | Source | None = BUNDLED_NAME,
+    revision: str | None = None,
+    dtype: Any = jnp.float32,
+    memory_gb: float | None = None,
 ) -> Model:
-    """Load a GPT-NeoX checkpoint.
+    """Load a checkpoint of one of ``model.families``.
 
     Args:
         model: folder, hub repository, "demo", None (the default model or the bundled one in its
             place), or a ``Source`` already located.
         revision: of the hub repository.
         dtype: of the parameters in memory, whatever it is on disk.
+        memory_gb: what they may take, in 1e9 bytes; the memory that is available by default.
 
     Raises:
-        InputError: anything about it that cannot be used, named.
+        InputError: anything about it that cannot be used, named; parameters that do not fit into
+            memory, before one is read.
 
     Example:
         >>> jaxalign.load("demo").config.num_layers
@@ -91,6 +97,7 @@ def load(
     tokenizer = _read_tokenizer(source.folder / "tokenizer.json")
     check_vocabulary(tokenizer, config)
     checkpoint = open_checkpoint(source.folder)
+    require_room(config, dtype, memory_gb)
     params = load_params(checkpoint, config, dtype)
     return Model(params, config, tokenizer, source, checkpoint.sha256())
 

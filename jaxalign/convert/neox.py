@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.convert.rows import Row, Slot, same, turned
+from jaxalign.convert.rows import Row, Slot, Table, same, turned
 from jaxalign.model.config import ModelConfig
 
 
@@ -60,3 +60,5 @@ BUFFERS = re.compile(
 RENAMED = {"lm_head.weight": "embed_out.weight"}
 
 EMBED, UNEMBED = "gpt_neox.embed_in.weight", "embed_out.weight"
+
+NEOX = Table(TABLE, EMBED, UNEMBED, BUFFERS, RENAMED)

@@ -1,9 +1,10 @@
-"""One row of a conversion table: a published tensor and the leaves that it fills."""
+"""Conversion tables: rows, each a published tensor and the leaves that it fills."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -50,6 +51,25 @@ class Row:
         if "{layer}" not in self.published:
             return [self.published]
         return [self.published.format(layer=layer) for layer in range(config.num_layers)]
+
+
+@dataclass(frozen=True)
+class Table:
+    """How a family publishes its tensors.
+
+    Attributes:
+        rows: of every tensor that one of the family's models may have.
+        embed, unembed: what it calls the embedding and the unembedding.
+        buffers: names of tensors that are no parameters: older versions of transformers saved
+            them with the weights, and the model computes them again.
+        renamed: what a tensor is called in memory, and how it is published all the same.
+    """
+
+    rows: tuple[Row, ...]
+    embed: str
+    unembed: str
+    buffers: re.Pattern[str]
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
 
 def same(published: str, leaf: str, part: int | None = None) -> Row:

@@ -13,14 +13,25 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
-from jaxalign.convert import neox
 from jaxalign.convert.checkpoint import SINGLE, Checkpoint, StateDict
-from jaxalign.convert.rows import Row
+from jaxalign.convert.llama import GEMMA2, LLAMA
+from jaxalign.convert.neox import NEOX
+from jaxalign.convert.rows import Row, Table
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
+from jaxalign.model.families import FAMILIES
 from jaxalign.model.params import Params, param_shapes
 
 ALIGNMENT = 64  # bytes, as XLA's buffers
+
+TABLES: dict[str, Table] = {
+    "gpt_neox": NEOX,
+    "llama": LLAMA,
+    "qwen2": LLAMA,
+    "qwen3": LLAMA,
+    "mistral": LLAMA,
+    "gemma2": GEMMA2,
+}
 
 
 def _leaves(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -31,15 +42,17 @@ def _leaves(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _rows(config: ModelConfig, shapes: Mapping[str, Any]) -> list[Row]:
     """The rows of the table whose slots this model has."""
-    return [row for row in neox.TABLE if all(slot.leaf in shapes for slot in row.slots)]
+    table = TABLES[config.family]
+    return [row for row in table.rows if all(slot.leaf in shapes for slot in row.slots)]
 
 
 def _check_names(checkpoint: Checkpoint | StateDict, config: ModelConfig, rows: list[Row]) -> None:
     """Every tensor is expected and every expected tensor is there, or an error that names one."""
+    table = TABLES[config.family]
     expected = {name for row in rows for name in row.names(config)}
-    present = {name for name in checkpoint.files if not neox.BUFFERS.fullmatch(name)}
+    present = {name for name in checkpoint.files if not table.buffers.fullmatch(name)}
     if config.tied_embeddings:
-        present.discard(neox.UNEMBED)
+        present.discard(table.unembed)
     for name in sorted(expected - present):
         raise InputError(
             f"{checkpoint.folder}: tensor {name!r} is missing ({len(expected - present)} in all)",
@@ -48,7 +61,8 @@ def _check_names(checkpoint: Checkpoint | StateDict, config: ModelConfig, rows: 
     for name in sorted(present - expected):
         raise InputError(
             f"{checkpoint.folder}: tensor {name!r} is not known ({len(present - expected)} in all)",
-            "use a GPT-NeoX checkpoint with the config.json that belongs to it",
+            f"use a {FAMILIES[config.family].title} checkpoint with the config.json that belongs "
+            "to it",
         )
 
 
@@ -67,8 +81,9 @@ def load_params(
     shapes = _leaves(config)
     rows = _rows(config, shapes)
     _check_names(checkpoint, config, rows)
-    if config.tied_embeddings and neox.UNEMBED in checkpoint.files:
-        _check_tied(checkpoint)
+    table = TABLES[config.family]
+    if config.tied_embeddings and table.unembed in checkpoint.files:
+        _check_tied(checkpoint, table)
     loaded = {name: _load_leaf(checkpoint, config, rows, name, shapes, dtype) for name in shapes}
     _, tree = jax.tree_util.tree_flatten(param_shapes(config))
     return jax.tree_util.tree_unflatten(tree, [loaded[name] for name in shapes])
@@ -77,10 +92,11 @@ def load_params(
 def params_from_state_dict(
     tensors: Mapping[str, Any], config: ModelConfig, dtype: Any = jnp.float32
 ) -> Params:
-    """Tensors in memory under the names that Hugging Face's GPT-NeoX gives them, as parameters.
+    """Tensors in memory under the names that Hugging Face's models give them, as parameters.
 
     Args:
-        tensors: arrays, or PyTorch tensors on the CPU (``GPTNeoXForCausalLM.state_dict()``).
+        tensors: arrays, or PyTorch tensors on the CPU (``state_dict()`` of a causal language model
+            of transformers).
         config: the architecture, for example ``ModelConfig.from_hf(model.config.to_dict())``.
         dtype: of the parameters.
 
@@ -91,8 +107,9 @@ def params_from_state_dict(
         >>> params = params_from_state_dict(hf.state_dict(), config)
         >>> jaxalign.forward(params, tokens, config).logits
     """
+    renamed = TABLES[config.family].renamed
     named = {
-        published if (published := neox.RENAMED.get(name, name)) not in tensors else name: tensor
+        published if (published := renamed.get(name, name)) not in tensors else name: tensor
         for name, tensor in tensors.items()
     }
     return load_params(StateDict(named), config, dtype)
@@ -154,12 +171,12 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _check_tied(checkpoint: Checkpoint | StateDict) -> None:
-    embed, unembed = map(checkpoint.read, (neox.EMBED, neox.UNEMBED))
+def _check_tied(checkpoint: Checkpoint | StateDict, table: Table) -> None:
+    embed, unembed = map(checkpoint.read, (table.embed, table.unembed))
     if not np.array_equal(embed, unembed):
         raise InputError(
             f"{checkpoint.folder}: config.json ties the embeddings, but tensor "
-            f"{neox.UNEMBED!r} differs from {neox.EMBED!r}",
+            f"{table.unembed!r} differs from {table.embed!r}",
             "set tie_word_embeddings to false in config.json",
         )
 

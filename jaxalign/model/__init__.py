@@ -1,4 +1,4 @@
-"""GPT-NeoX as a pure function of arrays."""
+"""Decoders as pure functions of arrays: GPT-NeoX, the Llama line, Gemma 2."""
 
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import CAPTURES, Output, forward, head_contributions

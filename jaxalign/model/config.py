@@ -2,44 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from jaxalign.errors import InputError
-
-# Settings that do not reach the forward pass of a trained model: bookkeeping, token numbers,
-# initialisation, dropout (off outside training), and how transformers returns its results.
-NEUTRAL = frozenset(
-    {
-        "_name_or_path",
-        "architectures",
-        "attention_dropout",
-        "attn_implementation",
-        "bos_token_id",
-        "chunk_size_feed_forward",
-        "classifier_dropout",
-        "dtype",
-        "eos_token_id",
-        "gradient_checkpointing",
-        "hidden_dropout",
-        "id2label",
-        "initializer_range",
-        "is_decoder",
-        "is_encoder_decoder",
-        "label2id",
-        "model_type",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "problem_type",
-        "return_dict",
-        "torch_dtype",
-        "torchscript",
-        "transformers_version",
-        "use_cache",
-    }
-)
+from jaxalign.model.families import FAMILIES, Settings
+from jaxalign.model.rotary import RotaryScaling
 
 ACTIVATIONS = (
     "gelu",
@@ -51,16 +21,17 @@ ACTIVATIONS = (
     "relu",
     "silu",
 )
+NORMS = ("layer", "rms", "rms+1")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A GPT-NeoX decoder (Black et al. 2022, arXiv 2204.06745; Pythia: arXiv 2304.01373).
+    """A decoder of one of ``FAMILIES``; the defaults are GPT-NeoX's.
 
     Attributes:
         vocab_size: ``V``.
         num_layers: ``L``.
-        num_heads: ``H``.
+        num_heads: ``H``, query heads: those that studies edit.
         hidden_size: ``D``, the width of the residual stream.
         intermediate_size: ``F``, the width of the MLP.
         max_positions: longest sequence the model was trained on.
@@ -68,9 +39,27 @@ class ModelConfig:
         rotary_base: base of the rotary frequencies.
         parallel_residual: attention and MLP both read the block's input and are added together.
         tied_embeddings: the unembedding is the embedding.
-        attention_bias: whether the attention projections have biases.
+        attention_bias: whether queries, keys and values have biases.
         activation: the MLP's nonlinearity, by its Hugging Face name.
-        norm_eps: epsilon of the layer norms.
+        norm_eps: epsilon of the norms.
+        family: one of ``FAMILIES``, which says how files spell it.
+        key_value_heads: ``K``, each serving ``H / K`` query heads; ``H`` by default.
+        head_width: ``h``; ``D / H`` by default.
+        norm: "layer", "rms" (Zhang and Sennrich 2019, arXiv 1910.07467) or "rms+1" (scaled by
+            ``1 + w``).
+        gated: the MLP multiplies its activation of one projection with another (Shazeer 2020,
+            arXiv 2002.05202).
+        mlp_bias: whether the MLP has biases.
+        attention_out_bias: whether ``W_O`` has one; as ``attention_bias`` by default.
+        query_key_norms: each head's queries and keys are normed before they are rotated.
+        post_norms: norms behind attention and MLP, before they are added to the stream.
+        windows: of each layer, how many positions up to its own a query sees, None for all; empty
+            where no layer has one.
+        rotary_scaling: slower rotations for longer contexts.
+        query_scalar: scores are divided by its root; ``h`` by default.
+        attention_cap: scores are ``c · tanh(score / c)``.
+        logit_cap: so are logits.
+        scaled_embedding: the stream begins with embeddings times ``sqrt(D)``.
     """
 
     vocab_size: int
@@ -86,33 +75,112 @@ class ModelConfig:
     attention_bias: bool = True
     activation: str = "gelu"
     norm_eps: float = 1e-5
+    family: str = "gpt_neox"
+    key_value_heads: int | None = None
+    head_width: int | None = None
+    norm: str = "layer"
+    gated: bool = False
+    mlp_bias: bool = True
+    attention_out_bias: bool | None = None
+    query_key_norms: bool = False
+    post_norms: bool = False
+    windows: tuple[int | None, ...] = ()
+    rotary_scaling: RotaryScaling | None = None
+    query_scalar: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    scaled_embedding: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "num_layers", "num_heads", "hidden_size", "intermediate_size"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}", "give a positive number")
-        if self.hidden_size % self.num_heads:
-            raise InputError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_heads}",
-                "correct config.json",
-            )
+        self._check_sizes()
         if self.rotary_dims % 2 or not 0 <= self.rotary_dims <= self.head_size:
             raise InputError(
                 f"rotary embeddings turn {self.rotary_dims} of {self.head_size} coordinates, "
                 "expected an even number within the head",
                 "correct rotary_pct in config.json",
             )
-        if self.activation not in ACTIVATIONS:
+        for what, value, known in (
+            ("hidden_act", self.activation, ACTIVATIONS),
+            ("norm", self.norm, NORMS),
+            ("family", self.family, tuple(FAMILIES)),
+        ):
+            if value not in known:
+                raise InputError(
+                    f"{what} {value!r} is not implemented",
+                    f"use a model with one of {', '.join(known)}",
+                )
+        if self.windows and len(self.windows) != self.num_layers:
             raise InputError(
-                f"hidden_act {self.activation!r} is not implemented",
-                f"use a model with one of {', '.join(ACTIVATIONS)}",
+                f"there are {len(self.windows)} windows for {self.num_layers} layers",
+                "give one for each layer, or none",
+            )
+        numbers = ("query_scalar", "attention_cap", "logit_cap")
+        positive = [(name, getattr(self, name)) for name in numbers]
+        positive += [("sliding_window", window) for window in self.windows]
+        for name, number in positive:
+            if number is not None and not 0 < number < math.inf:
+                raise InputError(f"{name} is {number}", "give a positive number")
+
+    def _check_sizes(self) -> None:
+        names = ("vocab_size", "num_layers", "num_heads", "hidden_size", "intermediate_size")
+        for name in (*names, "num_kv_heads"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}", "give a positive number")
+        if self.head_width is None and self.hidden_size % self.num_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_heads}",
+                "correct config.json",
+            )
+        if self.head_size < 1:
+            raise InputError(f"head_dim is {self.head_size}", "give a positive number")
+        if self.num_heads % self.num_kv_heads:
+            raise InputError(
+                f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
+                f"{self.num_kv_heads}",
+                "correct config.json",
             )
 
     @property
+    def num_kv_heads(self) -> int:
+        """``K``, key and value heads."""
+        return self.num_heads if self.key_value_heads is None else self.key_value_heads
+
+    @property
     def head_size(self) -> int:
-        """``h = D / H``."""
+        """``h``, the width of a head."""
+        return self.hidden_size // self.num_heads if self.head_width is None else self.head_width
+
+    @property
+    def attention_width(self) -> int:
+        """``H · h``, the width of all heads' ``z`` together."""
+        return self.num_heads * self.head_size
+
+    @property
+    def edge_size(self) -> int:
+        """``D / H``, the width of one of edge-align's blocks of the projected output.
+
+        Raises:
+            InputError: the heads do not divide the stream.
+        """
+        if self.hidden_size % self.num_heads:
+            raise InputError(
+                f"edge-align cuts the stream of {self.hidden_size} coordinates into "
+                f"{self.num_heads} equal blocks, which is not possible",
+                "use head mode true",
+            )
         return self.hidden_size // self.num_heads
+
+    @property
+    def score_scale(self) -> float:
+        """What scores are multiplied by, ``1 / sqrt(h)`` unless ``query_scalar`` says otherwise."""
+        return 1 / math.sqrt(self.head_size if self.query_scalar is None else self.query_scalar)
+
+    @property
+    def out_bias(self) -> bool:
+        """Whether ``W_O`` has a bias."""
+        given = self.attention_out_bias
+        return self.attention_bias if given is None else given
 
     @classmethod
     def from_hf(cls, settings: Mapping[str, Any]) -> ModelConfig:
@@ -122,77 +190,17 @@ class ModelConfig:
             InputError: another architecture, a missing setting, or one that may change the
                 computation and is not known here, named.
         """
-        left = {k: v for k, v in settings.items() if k not in NEUTRAL and v is not None}
-        if settings.get("model_type", "gpt_neox") != "gpt_neox":
+        family = settings.get("model_type", "gpt_neox")
+        if family not in FAMILIES:
             raise InputError(
-                f"config.json is of a {settings['model_type']!r} model, expected 'gpt_neox'",
-                "use a GPT-NeoX checkpoint such as one of the Pythia family",
+                f"config.json is of a {family!r} model, expected one of {', '.join(FAMILIES)}",
+                "use a checkpoint of one of these families",
             )
-
-        def need(name: str) -> Any:
-            if name not in left:
-                raise InputError(f"config.json lacks {name!r}", "use a complete config.json")
-            return left.pop(name)
-
-        hidden, heads = int(need("hidden_size")), int(need("num_attention_heads"))
-        fraction, base = _rotary(left)
-        config = cls(
-            vocab_size=int(need("vocab_size")),
-            num_layers=int(need("num_hidden_layers")),
-            num_heads=heads,
-            hidden_size=hidden,
-            intermediate_size=int(need("intermediate_size")),
-            max_positions=int(left.pop("max_position_embeddings", 2048)),
-            rotary_dims=int(hidden // max(heads, 1) * fraction),
-            rotary_base=base,
-            parallel_residual=bool(left.pop("use_parallel_residual", True)),
-            tied_embeddings=bool(left.pop("tie_word_embeddings", False)),
-            attention_bias=bool(left.pop("attention_bias", True)),
-            activation=str(left.pop("hidden_act", "gelu")),
-            norm_eps=float(left.pop("layer_norm_eps", 1e-5)),
-        )
-        if left:
-            raise InputError(
-                f"config.json has settings that are not known: {', '.join(sorted(left))}",
-                "they may change what the model computes; remove them only if they do not",
-            )
+        reading = Settings(settings)
+        config = cls(family=family, **FAMILIES[family].read(reading))
+        reading.finish()
         return config
 
     def to_hf(self) -> dict[str, Any]:
         """The settings as a Hugging Face ``config.json`` (the widely read, old spelling)."""
-        return {
-            "architectures": ["GPTNeoXForCausalLM"],
-            "model_type": "gpt_neox",
-            "vocab_size": self.vocab_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "max_position_embeddings": self.max_positions,
-            "rotary_pct": self.rotary_dims / self.head_size,
-            "rotary_emb_base": self.rotary_base,
-            "use_parallel_residual": self.parallel_residual,
-            "tie_word_embeddings": self.tied_embeddings,
-            "attention_bias": self.attention_bias,
-            "hidden_act": self.activation,
-            "layer_norm_eps": self.norm_eps,
-        }
-
-
-def _rotary(left: dict[str, Any]) -> tuple[float, float]:
-    """Take the rotary fraction and base out of ``left``, from whichever spelling holds them."""
-    new = left.pop("rope_parameters", None) or {}
-    scaling = left.pop("rope_scaling", None) or {}
-    for name, given in (("rope_parameters", new), ("rope_scaling", scaling)):
-        kind = given.get("rope_type", given.get("type", "default"))
-        unknown = set(given) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-        if kind != "default" or unknown:
-            raise InputError(
-                f"{name} asks for rotary scaling ({kind}{''.join(f', {u}' for u in unknown)})",
-                "use a model with plain rotary embeddings; scaling is not implemented",
-            )
-    old_base = left.pop("rotary_emb_base", left.pop("rope_theta", 10000.0))
-    old_fraction = left.pop("rotary_pct", left.pop("partial_rotary_factor", 0.25))
-    left.pop("rope_theta", None), left.pop("partial_rotary_factor", None)
-    fraction = new.get("partial_rotary_factor", old_fraction)
-    return float(fraction), float(new.get("rope_theta", old_base))
+        return FAMILIES[self.family].write(self)

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 
 from jaxalign.edit import Edit, check_shapes, edit_heads, edit_residual
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.layers import at_position, attention, layer_norm, mlp
-from jaxalign.model.params import Block, Params
+from jaxalign.model.layers import at_position, attention, mlp, normalize, soft_cap
+from jaxalign.model.params import Block, Norm, Params
 from jaxalign.numerics.dot import dense, dot
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.shapes import Array, Bool, Float, Leaf, Lengths, Tokens, lead
+from jaxalign.shapes import Array, Bool, Float, Int, Leaf, Lengths, Tokens, lead
 
 # Activations that a run can return. Those of blocks come stacked, [L, …].
 CAPTURES = ("embed", "z", "attn_out", "mlp_out", "resid", "final_norm")
@@ -31,8 +33,8 @@ class Output:
     Attributes:
         logits: f32 ``[B, S, V]``, or ``[B, V]`` when only the last position was asked for.
         activations: by name of ``CAPTURES``: ``embed`` and ``final_norm`` ``[B, S, D]``,
-            ``z`` ``[L, B, S, H, h]``, ``attn_out`` (before edits), ``mlp_out`` and ``resid``
-            (after block and edits) ``[L, B, S, D]``.
+            ``z`` ``[L, B, S, H, h]``, ``attn_out`` (before edits) and ``mlp_out`` (both before
+            post norms), and ``resid`` (after block and edits) ``[L, B, S, D]``.
     """
 
     logits: Leaf
@@ -54,10 +56,26 @@ def check_dtype(params: Params, scheme: Scheme) -> None:
 
 
 def embed(
-    params: Params, tokens: Tokens, scheme: Scheme, real: Bool[Array, "B S"]
+    params: Params,
+    tokens: Tokens,
+    config: ModelConfig,
+    scheme: Scheme,
+    real: Bool[Array, "B S"],
 ) -> Float[Array, "B S D"]:
     """The residual stream before the first block."""
-    return round_activation(params.embed[tokens], "embed", scheme, real)
+    x = params.embed[tokens]
+    if config.scaled_embedding:
+        x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
+    return round_activation(x, "embed", scheme, real)
+
+
+def layer_windows(config: ModelConfig) -> Int[Array, " L"] | None:
+    """Each layer's window, as data for the loop over layers; None where no layer has one."""
+    if not any(config.windows):
+        return None
+    everything = np.iinfo(np.int32).max
+    sizes = [everything if window is None else window for window in config.windows]
+    return jnp.asarray(np.array(sizes, np.int32))
 
 
 def read_heads(
@@ -66,10 +84,11 @@ def read_heads(
     config: ModelConfig,
     scheme: Scheme,
     real: Bool[Array, "B S"],
+    window: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S D"]]:
     """First half of a block: each head's ``z`` and the attention output before edits."""
-    normed = layer_norm(x, weights.attention_norm, config.norm_eps)
-    z, attn_out = attention(normed, weights.attention, config, real)
+    normed = normalize(x, weights.attention_norm, config)
+    z, attn_out = attention(normed, weights.attention, config, real, window)
     return z, round_activation(attn_out, "attn_out", scheme, real)
 
 
@@ -94,9 +113,45 @@ def feed_forward(
     scheme: Scheme,
     real: Bool[Array, "B S"],
 ) -> Float[Array, "*rows B S D"]:
-    """The MLP with its norm, as the scheme leaves it."""
-    normed = layer_norm(x, weights.mlp_norm, config.norm_eps)
+    """The MLP with the norm before it, as the scheme leaves it."""
+    normed = normalize(x, weights.mlp_norm, config)
     return round_activation(mlp(normed, weights.mlp, config, real), "mlp_out", scheme, real)
+
+
+def post_norm(
+    x: Float[Array, "*rows D"], norm: Norm | None, config: ModelConfig
+) -> Float[Array, "*rows D"]:
+    """What is added to the stream: ``x`` after the norm that some families have there."""
+    return x if norm is None else normalize(x, norm, config)
+
+
+def add_to_stream(
+    x: Float[Array, "*rows B S D"],
+    attn_out: Float[Array, "*rows B S D"],
+    mlp_out: Float[Array, "*rows B S D"] | None,
+    weights: Block,
+    config: ModelConfig,
+    scheme: Scheme,
+    real: Bool[Array, "B S"],
+) -> tuple[Float[Array, "*rows B S D"], Float[Array, "*rows B S D"]]:
+    """Second half of a block: the stream ``x`` after attention and MLP, and the MLP's output.
+
+    Parallel residual: ``x + Attn(LN1(x)) + MLP(LN2(x))``; sequential: the MLP reads
+    ``x + Attn(LN1(x))``. The parallel sum is taken in the order ``(mlp + attn) + x``, which is
+    transformers' and matters in 16-bit floats.
+
+    Args:
+        mlp_out: the MLP's output where it is known, which only a parallel block can use.
+    """
+    attended = post_norm(attn_out, weights.attention_post_norm, config)
+    if config.parallel_residual:
+        mlp_out = feed_forward(x, weights, config, scheme, real) if mlp_out is None else mlp_out
+        y = (post_norm(mlp_out, weights.mlp_post_norm, config) + attended) + x
+    else:
+        middle = attended + x
+        mlp_out = feed_forward(middle, weights, config, scheme, real)
+        y = post_norm(mlp_out, weights.mlp_post_norm, config) + middle
+    return round_activation(y, "resid", scheme, real), mlp_out
 
 
 def block(
@@ -106,32 +161,26 @@ def block(
     config: ModelConfig,
     scheme: Scheme,
     real: Bool[Array, "B S"],
+    window: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
     """One decoder block and its activations.
 
-    Parallel residual: ``x + Attn(LN1(x)) + MLP(LN2(x))``; sequential: the MLP reads
-    ``x + Attn(LN1(x))``. The parallel sum is taken in the order ``(mlp + attn) + x``, which is
-    transformers' and matters in 16-bit floats.
+    Edits of heads act on what ``W_O`` writes: where a post norm follows, before it.
     """
-    z, attn_out = read_heads(x, weights, config, scheme, real)
+    z, attn_out = read_heads(x, weights, config, scheme, real, window)
     edited = edit_attention(attn_out, z, weights, edit)
-    if config.parallel_residual:
-        mlp_out = feed_forward(x, weights, config, scheme, real)
-        y = (mlp_out + edited) + x
-    else:
-        middle = edited + x
-        mlp_out = feed_forward(middle, weights, config, scheme, real)
-        y = mlp_out + middle
-    y = round_activation(y, "resid", scheme, real)
+    y, mlp_out = add_to_stream(x, edited, None, weights, config, scheme, real)
     if edit.residual is not None:
         y = edit_residual(y, edit.residual)
     return y, {"z": z, "attn_out": attn_out, "mlp_out": mlp_out, "resid": y}
 
 
-def unembed(params: Params, normed: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
+def unembed(
+    params: Params, normed: Float[Array, "*rows D"], config: ModelConfig
+) -> Float[Array, "*rows V"]:
     """Logits in f32, whatever the run's precision."""
     matrix = params.embed if params.unembed is None else params.unembed
-    return dot(normed, matrix.T)
+    return soft_cap(dot(normed, matrix.T), config.logit_cap)
 
 
 def forward(
@@ -175,24 +224,25 @@ def forward(
     size = tokens.shape[1]
     lengths = jnp.full(tokens.shape[0], size) if lengths is None else lengths
     real = real_positions(lengths, size)
-    start = x = embed(params, tokens, scheme, real)
+    start = x = embed(params, tokens, config, scheme, real)
     if edit.residual is not None:
         first = replace(edit.residual, mask=edit.residual.mask[0], value=edit.residual.value[0])
         start = x = edit_residual(x, first)
         after = replace(edit.residual, mask=edit.residual.mask[1:], value=edit.residual.value[1:])
         edit = replace(edit, residual=after)
 
-    def step(x: Array, layer: tuple[Block, Edit]) -> tuple[Array, dict[str, Array]]:
-        y, activations = block(x, *layer, config, scheme, real)
+    def step(x: Array, layer: tuple[Block, Edit, Array | None]) -> tuple[Array, dict[str, Array]]:
+        weights, edit, window = layer
+        y, activations = block(x, weights, edit, config, scheme, real, window)
         return y, {name: activations[name] for name in capture if name in activations}
 
-    x, activations = lax.scan(step, x, (params.blocks, edit))
-    normed = layer_norm(x, params.final_norm, config.norm_eps)
+    x, activations = lax.scan(step, x, (params.blocks, edit, layer_windows(config)))
+    normed = normalize(x, params.final_norm, config)
     normed = round_activation(normed, "final_norm", scheme, real)
     activations |= {k: v for k, v in (("embed", start), ("final_norm", normed)) if k in capture}
     if last_only:
         normed = at_position(normed, lengths - 1)[..., 0, :]
-    return Output(logits=unembed(params, normed), activations=activations)
+    return Output(logits=unembed(params, normed, config), activations=activations)
 
 
 def head_contributions(

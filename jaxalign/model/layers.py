@@ -10,6 +10,7 @@ from jax import lax
 
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MLP, Attention, Norm
+from jaxalign.model.rotary import frequencies
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.shapes import Array, Bool, Float, Int, lead
@@ -21,9 +22,35 @@ def layer_norm(x: Float[Array, "*rows D"], norm: Norm, eps: float) -> Float[Arra
     centred = wide - wide.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
     unit = centred * lax.rsqrt(variance + eps)
+    assert norm.bias is not None
     scale, bias = (lead(p.astype(jnp.float32), x) for p in (norm.scale, norm.bias))
     scaled = unit * scale + bias
     return scaled.astype(x.dtype)
+
+
+def rms_norm(
+    x: Float[Array, "*rows D"], norm: Norm, eps: float, from_one: bool = False
+) -> Float[Array, "*rows D"]:
+    """``x / sqrt(mean x² + eps)`` in f32, times ``w`` or (``from_one``) ``1 + w``.
+
+    As their authors' code has it: ``w`` multiplies what was rounded to ``x.dtype``, ``1 + w`` what
+    was not.
+    """
+    wide = x.astype(jnp.float32)
+    unit = wide * lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + eps)
+    scale = lead(norm.scale, x)
+    if from_one:
+        return (unit * (1 + scale.astype(jnp.float32))).astype(x.dtype)
+    return scale.astype(x.dtype) * unit.astype(x.dtype)
+
+
+def normalize(
+    x: Float[Array, "*rows D"], norm: Norm, config: ModelConfig
+) -> Float[Array, "*rows D"]:
+    """``x`` after a norm of the model's kind."""
+    if config.norm == "layer":
+        return layer_norm(x, norm, config.norm_eps)
+    return rms_norm(x, norm, config.norm_eps, from_one=config.norm == "rms+1")
 
 
 def rotate(
@@ -31,12 +58,12 @@ def rotate(
 ) -> Float[Array, "*rows B S H h"]:
     """Turn the first ``rotary_dims`` coordinates by their position's angles.
 
-    Coordinates ``i`` and ``i + rotary_dims / 2`` form a pair with frequency
-    ``base^(−2i / rotary_dims)`` (RoFormer, arXiv 2104.09864, in GPT-NeoX's half layout); angles
-    and products in f32, rounded once.
+    Coordinates ``i`` and ``i + rotary_dims / 2`` form a pair (RoFormer, arXiv 2104.09864, in
+    GPT-NeoX's half layout), ``rotary.frequencies`` their frequencies; angles and products in f32,
+    rounded once.
     """
     half = config.rotary_dims // 2
-    frequency = config.rotary_base ** (-jnp.arange(half, dtype=jnp.float32) / max(half, 1))
+    frequency = frequencies(config.rotary_dims, config.rotary_base, config.rotary_scaling)
     angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     cos, sin = lead(jnp.cos(angle), x), lead(jnp.sin(angle), x)
     first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
@@ -70,11 +97,15 @@ def keys_values(
     weights: Attention,
     config: ModelConfig,
     real: Bool[Array, "B S"] | None = None,
-) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S H h"]]:
-    """Rotated keys and the values of normed inputs at every position."""
+    positions: Int[Array, "#B S"] | None = None,
+) -> tuple[Float[Array, "*rows B S K h"], Float[Array, "*rows B S K h"]]:
+    """Rotated keys and the values of normed inputs, which stand at every position by default."""
     y = _project(x, weights.key_value, weights.key_value_bias, real)
     k, v = (_heads(part, config) for part in jnp.moveaxis(y, -2, 0))
-    return rotate(k, jnp.arange(x.shape[-2])[None], config), v
+    if weights.key_norm is not None:
+        k = normalize(k, weights.key_norm, config)
+    positions = jnp.arange(x.shape[-2])[None] if positions is None else positions
+    return rotate(k, positions, config), v
 
 
 def queries(
@@ -86,6 +117,8 @@ def queries(
 ) -> Float[Array, "*rows B Q H h"]:
     """Rotated queries of normed inputs that stand at ``positions``."""
     q = _heads(_project(x, weights.query, weights.query_bias, real), config)
+    if weights.query_norm is not None:
+        q = normalize(q, weights.query_norm, config)
     return rotate(q, positions, config)
 
 
@@ -94,24 +127,49 @@ def _heads(y: Array, config: ModelConfig) -> Array:
     return y.reshape(*y.shape[:-1], -1, config.head_size)
 
 
+def soft_cap(x: Float[Array, "..."], cap: float | None) -> Float[Array, "..."]:
+    """``c · tanh(x / c)``; ``x`` where there is no cap."""
+    return x if cap is None else cap * jnp.tanh(x / cap)
+
+
 def attend(
     q: Float[Array, "*rows B Q H h"],
-    k: Float[Array, "*rows B S H h"],
-    v: Float[Array, "*rows B S H h"],
+    k: Float[Array, "*rows B S K h"],
+    v: Float[Array, "*rows B S K h"],
     positions: Int[Array, "#B Q"],
+    scale: float | None = None,
+    cap: float | None = None,
+    window: Int[Array, ""] | None = None,
 ) -> Float[Array, "*rows B Q H h"]:
     """What each head reads, ``z``: causal, from queries at ``positions``.
 
     Scores and softmax are f32; the probabilities are rounded to the run's dtype.
+
+    Args:
+        scale: of the scores, ``1 / sqrt(h)`` by default.
+        cap: soft cap of the scores.
+        window: how many positions a query sees, its own the last; None for all before it.
     """
+    groups = q.shape[-2] // k.shape[-2]
+    if groups > 1:
+        # To a key/value head the queries of its group are more queries at the same positions.
+        own = q.reshape(*q.shape[:-2], -1, groups, q.shape[-1])
+        own = jnp.moveaxis(own, -2, -4)
+        folded = own.reshape(*q.shape[:-3], -1, *k.shape[-2:])
+        z = attend(folded, k, v, jnp.tile(positions, (1, groups)), scale, cap, window)
+        return jnp.moveaxis(z.reshape(own.shape), -4, -2).reshape(q.shape)
     scores = jnp.einsum(
         "...qhe,...khe->...hqk",
         q,
         k,
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
-    ) * (1 / math.sqrt(q.shape[-1]))
-    visible = jnp.arange(k.shape[-3])[None, None] <= positions[:, :, None]  # [B|1, Q, S]
+    ) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    scores = soft_cap(scores, cap)
+    keys = jnp.arange(k.shape[-3])[None, None]
+    visible = keys <= positions[:, :, None]  # [B|1, Q, S]
+    if window is not None:
+        visible = visible & (keys > positions[:, :, None] - window)
     visible = lead(visible[:, None], scores)
     probabilities = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
     return jnp.einsum(
@@ -137,6 +195,7 @@ def attention(
     weights: Attention,
     config: ModelConfig,
     real: Bool[Array, "B S"] | None = None,
+    window: Int[Array, ""] | None = None,
 ) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S D"]]:
     """Causal self-attention of normed inputs ``x``: ``z`` and the projected output.
 
@@ -144,7 +203,8 @@ def attention(
     """
     everywhere = jnp.arange(x.shape[-2])[None]
     q = queries(x, everywhere, weights, config, real)
-    z = attend(q, *keys_values(x, weights, config, real), everywhere)
+    k, v = keys_values(x, weights, config, real)
+    z = attend(q, k, v, everywhere, config.score_scale, config.attention_cap, window)
     return z, project_heads(z, weights, real)
 
 
@@ -171,7 +231,17 @@ def mlp(
     config: ModelConfig,
     real: Bool[Array, "B S"] | None = None,
 ) -> Float[Array, "*rows D"]:
-    """``activation(x W_up + b) W_down + b`` of normed inputs, rounded after each step."""
+    """``activation(x W_up + b) W_down + b`` of normed inputs, rounded after each step.
+
+    Gated: ``(activation(x W_gate + b) * (x W_up + b)) W_down + b``.
+    """
     hidden = _project(x, weights.up, weights.up_bias, real)
-    active = activate(hidden.astype(jnp.float32), config.activation).astype(x.dtype)
-    return _project(active, weights.down, weights.down_bias, real)
+    if weights.gate is None:
+        hidden = _active(hidden, config)
+    else:
+        hidden = _active(_project(x, weights.gate, weights.gate_bias, real), config) * hidden
+    return _project(hidden, weights.down, weights.down_bias, real)
+
+
+def _active(x: Array, config: ModelConfig) -> Array:
+    return activate(x.astype(jnp.float32), config.activation).astype(x.dtype)

@@ -20,7 +20,7 @@ from jaxalign.shapes import Array, Bool, Float, Lengths, Tokens
 
 
 class GPTNeoX(nn.Module):
-    """GPT-NeoX; ``apply`` takes the tree that ``convert.load_params`` returns.
+    """GPT-NeoX or another family; ``apply`` takes the tree that ``convert.load_params`` returns.
 
     Attributes:
         config: the architecture.

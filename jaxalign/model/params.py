@@ -21,10 +21,10 @@ from jaxalign.shapes import Array, Float, Leaf
 
 @struct.dataclass
 class Norm:
-    """Layer norm. ``scale``, ``bias``: ``[L, D]`` (the final norm ``[D]``)."""
+    """A norm. ``scale``, ``bias``: ``[L, D]`` (the final norm ``[D]``); RMS norms have no bias."""
 
     scale: Leaf
-    bias: Leaf
+    bias: Leaf | None = None
 
 
 @struct.dataclass
@@ -34,7 +34,7 @@ class Attention:
     ``query`` ``[L, D, H·h]``; ``key_value`` ``[L, D, 2, K·h]``: the key heads and the value heads;
     ``out`` ``[L, H·h, D]``: rows ``i·h … (i+1)·h`` are ``W_O`` of head ``i``;
     ``query_bias`` ``[L, H·h]``, ``key_value_bias`` ``[L, 2, K·h]`` and ``out_bias`` ``[L, D]``, or
-    None.
+    None; ``query_norm`` and ``key_norm``, whose scale is ``[L, h]``, or None.
     """
 
     query: Leaf
@@ -43,26 +43,35 @@ class Attention:
     key_value_bias: Leaf | None
     out: Leaf
     out_bias: Leaf | None
+    query_norm: Norm | None = None
+    key_norm: Norm | None = None
 
 
 @struct.dataclass
 class MLP:
-    """``up`` ``[L, D, F]``, ``down`` ``[L, F, D]``, and their biases ``[L, F]`` and ``[L, D]``."""
+    """``up`` ``[L, D, F]``, ``down`` ``[L, F, D]``, and their biases ``[L, F]`` and ``[L, D]``.
+
+    A gated MLP has ``gate`` and its bias, too, of ``up``'s shapes; what is not there is None.
+    """
 
     up: Leaf
-    up_bias: Leaf
+    up_bias: Leaf | None
     down: Leaf
-    down_bias: Leaf
+    down_bias: Leaf | None
+    gate: Leaf | None = None
+    gate_bias: Leaf | None = None
 
 
 @struct.dataclass
 class Block:
-    """One decoder block, or all of them stacked."""
+    """One decoder block, or all of them stacked; post norms only in families that have them."""
 
     attention_norm: Norm
     attention: Attention
     mlp_norm: Norm
     mlp: MLP
+    attention_post_norm: Norm | None = None
+    mlp_post_norm: Norm | None = None
 
 
 @struct.dataclass
@@ -92,26 +101,42 @@ def param_shapes(config: ModelConfig) -> Params:
         config.vocab_size,
     )
 
+    H, K = config.attention_width, config.num_kv_heads * config.head_size
+
     def leaf(*shape: int) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, jnp.float32)
 
-    bias = config.attention_bias
+    def norm(*shape: int) -> Norm:
+        return Norm(leaf(*shape), leaf(*shape) if config.norm == "layer" else None)
+
+    bias, head_norm = config.attention_bias, config.query_key_norms
     return Params(
         embed=leaf(V, D),
         blocks=Block(
-            attention_norm=Norm(leaf(L, D), leaf(L, D)),
+            attention_norm=norm(L, D),
             attention=Attention(
-                query=leaf(L, D, D),
-                query_bias=leaf(L, D) if bias else None,
-                key_value=leaf(L, D, 2, D),
-                key_value_bias=leaf(L, 2, D) if bias else None,
-                out=leaf(L, D, D),
-                out_bias=leaf(L, D) if bias else None,
+                query=leaf(L, D, H),
+                query_bias=leaf(L, H) if bias else None,
+                key_value=leaf(L, D, 2, K),
+                key_value_bias=leaf(L, 2, K) if bias else None,
+                out=leaf(L, H, D),
+                out_bias=leaf(L, D) if config.out_bias else None,
+                query_norm=norm(L, config.head_size) if head_norm else None,
+                key_norm=norm(L, config.head_size) if head_norm else None,
             ),
-            mlp_norm=Norm(leaf(L, D), leaf(L, D)),
-            mlp=MLP(leaf(L, D, F), leaf(L, F), leaf(L, F, D), leaf(L, D)),
+            mlp_norm=norm(L, D),
+            mlp=MLP(
+                up=leaf(L, D, F),
+                up_bias=leaf(L, F) if config.mlp_bias else None,
+                down=leaf(L, F, D),
+                down_bias=leaf(L, D) if config.mlp_bias else None,
+                gate=leaf(L, D, F) if config.gated else None,
+                gate_bias=leaf(L, F) if config.gated and config.mlp_bias else None,
+            ),
+            attention_post_norm=norm(L, D) if config.post_norms else None,
+            mlp_post_norm=norm(L, D) if config.post_norms else None,
         ),
-        final_norm=Norm(leaf(D), leaf(D)),
+        final_norm=norm(D),
         unembed=None if config.tied_embeddings else leaf(V, D),
     )
 
@@ -129,7 +154,7 @@ def init_params(key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32) -
     def draw(path: Any, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
         name = path[-1].name
         if name == "scale":
-            return jnp.ones(shape, dtype)
+            return jnp.full(shape, 0 if config.norm == "rms+1" else 1, dtype)
         if name.endswith("bias"):
             return jnp.zeros(shape, dtype)
         shrink = math.sqrt(2 * config.num_layers) if name in ("out", "down") else 1.0
@@ -140,7 +165,7 @@ def init_params(key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32) -
 
 
 # The matrices of linear layers in blocks, which are what a scheme packs.
-MATRICES = ("query", "key_value", "out", "up", "down")
+MATRICES = ("query", "key_value", "out", "gate", "up", "down")
 
 
 def cast(params: Params, scheme: Scheme) -> Params:

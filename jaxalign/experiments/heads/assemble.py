@@ -215,6 +215,12 @@ def metadata(
             "description": "layer_rows: passes of one edited copy of one prompt through one block; "
             "without the wave each of total_forward_passes would make num_layers of them",
         },
-        "plan": {"engine": options.plan, "memory_gb": options.memory_gb, "calls": ledger.table()},
+        "plan": {
+            "engine": options.plan,
+            "memory_gb": options.memory_gb,
+            "processes": jax.process_count(),
+            "mesh": dict(runner.mesh.shape) if runner.mesh else None,
+            "calls": ledger.table(),
+        },
         "environment": describe(device),
     }

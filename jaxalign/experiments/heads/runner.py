@@ -112,7 +112,7 @@ class Runner:
         devices, spread = (self.mesh.shape[EDITS], self.mesh.shape[MODEL]) if self.mesh else (1, 1)
         # The low-precision copy stands beside the f32 one while the two are compared.
         budget = self.options.memory_gb * 1e9 - 2 * part_bytes(config, spread)
-        width = config.hidden_size if self.options.head_mode == "true" else config.head_size
+        width = config.hidden_size if self.options.head_mode == "true" else config.edge_size
         values = 4 * tables * self.num_heads * length * width
         prompts, each = plan_chunks(
             config,
@@ -246,7 +246,7 @@ class Runner:
                 pad([clean.states[i] for i in batch.index], batch),
                 pad([clean.gradients[i] for i in batch.index], batch),
                 config=self.config,
-                scheme=scheme,
+                scheme=scheme.run,
                 head_mode=self.options.head_mode,
             )
             self.ledger.record("clean", scheme.name, "scan", batch.shape, 1, self.copies(batch))
@@ -286,7 +286,7 @@ class Runner:
                     pad([states[i] for i in batch.index], batch),
                     part,
                     config=self.config,
-                    scheme=scheme,
+                    scheme=scheme.run,
                     head_mode=self.options.head_mode,
                     plan=plan,
                     mesh=self.mesh,

@@ -84,7 +84,8 @@ def _clean(
         last_only=True,
     )
     state = out.activations[site]
-    heads = (*state.shape[:3], config.num_heads, config.head_size)
+    width = config.edge_size if head_mode == "edge-align" else config.head_size
+    heads = (*state.shape[:3], config.num_heads, width)
     return question.answer(out.logits), state.reshape(heads)
 
 
@@ -105,7 +106,7 @@ def clean_run(
 
     gradient, (metrics, state) = jax.grad(total, has_aux=True)(jnp.zeros(shape))
     if head_mode == "edge-align":
-        gradient = gradient.reshape(*shape[:3], config.num_heads, config.head_size)
+        gradient = gradient.reshape(*shape[:3], config.num_heads, config.edge_size)
     return metrics, state, gradient
 
 

@@ -1,0 +1,78 @@
+"""Gemma 2 (Gemma Team 2024, arXiv 2408.00118).
+
+Beside the Llama line's block: a norm behind attention and MLP, too; norms scale by ``1 + w``;
+embeddings times ``sqrt(D)``; soft caps on attention scores and logits; a window in every other
+layer; scores divided by the root of a number of its own.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jaxalign.errors import InputError
+from jaxalign.model.families.llama import common, write_common
+from jaxalign.model.families.settings import Family, Settings, layer_types
+
+if TYPE_CHECKING:
+    from jaxalign.model.config import ModelConfig
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    settings.left.setdefault("head_dim", 256)
+    settings.left.setdefault("num_key_value_heads", 4)
+    fields = common(settings)
+    settings.only("use_bidirectional_attention", False)
+    activation = str(settings.take("hidden_activation", "gelu_pytorch_tanh"))
+    settings.only("hidden_act", activation)  # older files repeat it here
+    caps = {
+        field: settings.nullable(name, default)
+        for field, name, default in (
+            ("attention_cap", "attn_logit_softcapping", 50.0),
+            ("logit_cap", "final_logit_softcapping", 30.0),
+        )
+    }
+    return fields | {
+        "tied_embeddings": bool(settings.take("tie_word_embeddings", True)),
+        "attention_bias": bool(settings.take("attention_bias", False)),
+        "activation": activation,
+        "norm": "rms+1",
+        "post_norms": True,
+        "scaled_embedding": True,
+        "query_scalar": float(settings.take("query_pre_attn_scalar", 256)),
+        **{field: cap if cap is None else float(cap) for field, cap in caps.items()},
+        "windows": _windows(settings, fields["num_layers"]),
+    }
+
+
+def _windows(settings: Settings, layers: int) -> tuple[int | None, ...]:
+    size = settings.nullable("sliding_window", 4096)
+    settings.only("sliding_window_size", size)
+    size = size if size is None else int(size)
+    windows = settings.windows(layers, size)
+    if windows is None:
+        if size is None:
+            raise InputError(
+                "config.json has a null sliding_window, but a Gemma 2 whose every other layer has "
+                "one",
+                "give sliding_window, or layer_types",
+            )
+        windows = tuple(size if layer % 2 == 0 else None for layer in range(layers))
+    return windows if any(windows) else ()
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    sizes = [window for window in config.windows if window is not None]
+    assert config.query_scalar is not None
+    scalar = config.query_scalar
+    return write_common(config, "Gemma2ForCausalLM") | {
+        "hidden_activation": config.activation,
+        "attention_bias": config.attention_bias,
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "attn_logit_softcapping": config.attention_cap,
+        "final_logit_softcapping": config.logit_cap,
+        "sliding_window": sizes[0] if sizes else None,
+        "layer_types": layer_types(config),
+    }
+
+
+GEMMA2 = Family("Gemma 2", _read, _write)

@@ -1,0 +1,242 @@
+"""Greedy generation with a cache of keys and values.
+
+A key's place in the cache is its position, so a query at position ``p`` sees the places up to
+``p``, whatever an earlier padding left behind them: prompts of several lengths go on side by side,
+and each new token overwrites the padding's place.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax.numpy as jnp
+from flax import struct
+from jax import lax
+
+from jaxalign.errors import InputError
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.decoder import (
+    add_to_stream,
+    check_dtype,
+    embed,
+    layer_windows,
+    real_positions,
+    unembed,
+)
+from jaxalign.model.layers import (
+    at_position,
+    attend,
+    keys_values,
+    normalize,
+    project_heads,
+    queries,
+)
+from jaxalign.model.params import Block, Params
+from jaxalign.numerics.compile import jit
+from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.shapes import Array, Bool, Float, Int, Leaf, Lengths, Tokens
+
+
+@struct.dataclass
+class Cache:
+    """What a model remembers of its prompts.
+
+    Attributes:
+        keys, values: ``[L, B, T, K, h]``, by position; ``T`` positions in all.
+        lengths: int ``[B]``, tokens seen so far: the position of the next one.
+    """
+
+    keys: Leaf
+    values: Leaf
+    lengths: Leaf
+
+
+# New tokens so far; whether a prompt has ended; its new tokens' number; they; the logits of the
+# next; the cache.
+State = tuple[Array, Array, Array, Array, Array, Cache]
+
+
+@struct.dataclass
+class Generated:
+    """New tokens: int ``[B, N]``, and how many each prompt has, its end token among them."""
+
+    tokens: Leaf
+    lengths: Leaf
+
+
+def _block(
+    x: Float[Array, "B Q D"],
+    layer: tuple[Block, Array, Array, Array | None],
+    positions: Int[Array, "B Q"],
+    real: Bool[Array, "B Q"],
+    config: ModelConfig,
+    scheme: Scheme,
+) -> tuple[Float[Array, "B Q D"], tuple[Array, Array]]:
+    """One block of new positions, over what the cache remembers and themselves."""
+    weights, keys, values, window = layer
+    normed = normalize(x, weights.attention_norm, config)
+    q = queries(normed, positions, weights.attention, config, real)
+    k, v = keys_values(normed, weights.attention, config, real, positions)
+    place = jnp.arange(len(x))[:, None], positions
+    keys, values = keys.at[place].set(k), values.at[place].set(v)
+    z = attend(q, keys, values, positions, config.score_scale, config.attention_cap, window)
+    attn_out = project_heads(z, weights.attention, real)
+    y, _ = add_to_stream(x, attn_out, None, weights, config, scheme, real)
+    return y, (keys, values)
+
+
+def _extend(
+    params: Params,
+    tokens: Int[Array, "B Q"],
+    positions: Int[Array, "B Q"],
+    real: Bool[Array, "B Q"],
+    cache: Cache,
+    config: ModelConfig,
+    scheme: Scheme,
+) -> tuple[Float[Array, "B Q D"], Cache]:
+    """The final norm's output of new positions, and the cache with them in it."""
+    x = embed(params, tokens, config, scheme, real)
+    step = functools.partial(_block, positions=positions, real=real, config=config, scheme=scheme)
+    layers = (params.blocks, cache.keys, cache.values, layer_windows(config))
+    x, (keys, values) = lax.scan(step, x, layers)
+    lengths = cache.lengths + real.sum(axis=1, dtype=cache.lengths.dtype)
+    return normalize(x, params.final_norm, config), Cache(keys, values, lengths)
+
+
+def prefill(
+    params: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    config: ModelConfig,
+    *,
+    positions: int,
+    scheme: Scheme = F32,
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Read prompts: the logits of the token after each, and a cache to go on with.
+
+    Args:
+        params: in the scheme's dtype.
+        tokens: ``[B, S]``, padded on the right.
+        lengths: ``[B]`` real tokens.
+        config: the architecture (static).
+        positions: ``T``, how many the cache has room for (static).
+        scheme: the precision (static).
+
+    Raises:
+        InputError: a scheme that rounds over a whole example, which a cache cannot know.
+        ValueError: parameters of another dtype than the scheme's.
+    """
+    check_dtype(params, scheme)
+    if scheme.rounds_activations:
+        raise InputError(
+            f"scheme {scheme.name!r} rounds over all positions of an example, and a cache has "
+            "only those so far",
+            "generate with a scheme that rounds weights, or tokens one by one",
+        )
+    batch, size = tokens.shape
+    shape = (config.num_layers, batch, positions, config.num_kv_heads, config.head_size)
+    empty = jnp.zeros(shape, params.dtype)
+    everywhere = jnp.broadcast_to(jnp.arange(size), tokens.shape)
+    cache = Cache(empty, empty, jnp.zeros_like(lengths))
+    real = real_positions(lengths, size)
+    normed, cache = _extend(params, tokens, everywhere, real, cache, config, scheme)
+    return unembed(params, at_position(normed, lengths - 1)[:, 0], config), cache
+
+
+def step(
+    params: Params,
+    token: Int[Array, " B"],
+    cache: Cache,
+    config: ModelConfig,
+    *,
+    scheme: Scheme = F32,
+) -> tuple[Float[Array, "B V"], Cache]:
+    """Read one more token of each prompt: the logits of the next, and the cache with it."""
+    positions = cache.lengths[:, None]
+    real = jnp.ones_like(positions, bool)
+    normed, cache = _extend(params, token[:, None], positions, real, cache, config, scheme)
+    return unembed(params, normed[:, 0], config), cache
+
+
+def generate(
+    params: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    config: ModelConfig,
+    *,
+    steps: int,
+    end: Sequence[int] = (),
+    fill: int = 0,
+    scheme: Scheme = F32,
+) -> Generated:
+    """Go on greedily: the likeliest next token, over and over, until an end token or ``steps``.
+
+    Args:
+        params: in the scheme's dtype.
+        tokens: ``[B, S]``, padded on the right.
+        lengths: ``[B]`` real tokens.
+        config: the architecture (static).
+        steps: new tokens at most (static).
+        end: tokens that end a text (static).
+        fill: what stands behind an end token (static).
+        scheme: the precision (static).
+
+    Raises:
+        InputError: no step, or a scheme that rounds over a whole example.
+        ValueError: parameters of another dtype than the scheme's.
+
+    Example:
+        >>> tokens, lengths = model.encode(["The capital of France is"])
+        >>> generate(model.params, tokens, lengths, model.config, steps=3).tokens.shape
+        (1, 3)
+    """
+    if steps < 1:
+        raise InputError(f"steps is {steps}", "generate one token or more")
+    return _generate(
+        params,
+        tokens,
+        lengths,
+        config=config,
+        steps=steps,
+        end=tuple(end),
+        fill=fill,
+        scheme=scheme,
+    )
+
+
+@functools.partial(jit, static_argnames=("config", "steps", "end", "fill", "scheme"))
+def _generate(
+    params: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    *,
+    config: ModelConfig,
+    steps: int,
+    end: tuple[int, ...],
+    fill: int,
+    scheme: Scheme,
+) -> Generated:
+    room = tokens.shape[1] + steps
+    logits, cache = prefill(params, tokens, lengths, config, positions=room, scheme=scheme)
+    # No token is -1: without an end token nothing ends.
+    ends = jnp.array(end or (-1,), tokens.dtype)
+    new = jnp.full((len(tokens), steps), fill, tokens.dtype)
+
+    def going(state: State) -> Array:
+        count, done, *_ = state
+        return (count < steps) & ~done.all()
+
+    def go(state: State) -> State:
+        count, done, written, new, logits, cache = state
+        token = jnp.where(done, fill, logits.argmax(axis=-1)).astype(new.dtype)
+        new = lax.dynamic_update_slice_in_dim(new, token[:, None], count, axis=1)
+        written = written + (~done).astype(written.dtype)
+        done = done | (token[:, None] == ends[None]).any(axis=1)
+        logits, cache = step(params, token, cache, config, scheme=scheme)
+        return count + 1, done, written, new, logits, cache
+
+    done = jnp.zeros(len(tokens), bool)
+    state = jnp.array(0), done, jnp.zeros_like(lengths), new, logits, cache
+    _, _, written, new, _, _ = lax.while_loop(going, go, state)
+    return Generated(new, written)

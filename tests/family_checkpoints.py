@@ -1,0 +1,138 @@
+"""Tiny random checkpoints of every family, written by transformers itself.
+
+All parameters are random, those of one axis too: their defaults (ones and zeros) would hide a
+missing norm or bias.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxalign.convert import load_params, open_checkpoint
+from jaxalign.model import ModelConfig, Params
+
+SIZES = {
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+GEMMA2 = {"head_dim": 16, "query_pre_attn_scalar": 9, "sliding_window": 4} | {
+    "attn_logit_softcapping": 2.0,
+    "final_logit_softcapping": 3.0,
+}
+
+# By name: the family and the settings that differ from SIZES.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama, no groups": ("llama", {"num_key_value_heads": 4, "tie_word_embeddings": True}),
+    "llama, one key": ("llama", {"num_key_value_heads": 1, "rms_norm_eps": 1e-2}),
+    "llama, biases": ("llama", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}),
+    "llama, scaled like 3.1": ("llama", {"rope_parameters": LLAMA3, "head_dim": 12}),
+    "llama, scaled linearly": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 500.0}},
+    ),
+    "qwen2": ("qwen2", {"tie_word_embeddings": True}),
+    "qwen2, windows": (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 3, "max_window_layers": 1},
+    ),
+    "qwen3": ("qwen3", {"head_dim": 16}),
+    "qwen3, biases, windows": (
+        "qwen3",
+        {
+            "head_dim": 12,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "tie_word_embeddings": True,
+        },
+    ),
+    "mistral": ("mistral", {"sliding_window": None, "head_dim": 16}),
+    "mistral, window": ("mistral", {"sliding_window": 4, "num_key_value_heads": 1}),
+    "gemma2": ("gemma2", GEMMA2),
+    "gemma2, no caps": (
+        "gemma2",
+        GEMMA2
+        | {
+            "attn_logit_softcapping": None,
+            "final_logit_softcapping": None,
+            "head_dim": 8,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+}
+# One of each family, with windows where the family has them.
+ONE_EACH = (
+    "llama, scaled like 3.1",
+    "qwen2, windows",
+    "qwen3, biases, windows",
+    "mistral, window",
+    "gemma2",
+)
+
+
+def torch_and_transformers() -> tuple[Any, Any]:
+    """Both libraries; what they warn about at import is not ours."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        import transformers
+
+        _ = transformers.LlamaForCausalLM, transformers.Gemma2ForCausalLM
+        _ = transformers.Qwen2ForCausalLM, transformers.Qwen3ForCausalLM
+        _ = transformers.MistralForCausalLM, transformers.GPTNeoXForCausalLM
+    return torch, transformers
+
+
+def theirs(variant: str, **overrides: Any) -> Any:
+    """transformers' model of a variant, every parameter random, in f32."""
+    torch, transformers = torch_and_transformers()
+    family, settings = VARIANTS[variant]
+    config = transformers.AutoConfig.for_model(family, **(SIZES | settings | overrides))
+    config._attn_implementation = "eager"
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=draw)
+            scaled = 0.3 * noise + (1 if "norm" in name and family != "gemma2" else 0)
+            parameter.copy_(scaled if parameter.ndim == 1 else 0.25 * noise)
+    return model
+
+
+def write(folder: Path, variant: str, **overrides: Any) -> Any:
+    """Write a variant's checkpoint as transformers publishes it; the model."""
+    model = theirs(variant, **overrides)
+    model.save_pretrained(folder)
+    return model
+
+
+def read(folder: Path) -> tuple[Params, ModelConfig]:
+    """A checkpoint as ours."""
+    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    return load_params(open_checkpoint(folder), config), config
+
+
+def prompts(batch: int = 3, length: int = 11) -> np.ndarray:
+    """Random tokens."""
+    return np.random.default_rng(1).integers(3, 97, (batch, length)).astype(np.int32)

@@ -1,0 +1,309 @@
+"""Every family against transformers: logits, parameters there and back, settings."""
+
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from family_checkpoints import VARIANTS, prompts, read, torch_and_transformers, write
+
+from jaxalign.convert import params_from_state_dict, save_checkpoint
+from jaxalign.convert.table import TABLES, _leaves, _rows
+from jaxalign.errors import InputError
+from jaxalign.model import ModelConfig, cast, count, forward, param_shapes
+from jaxalign.model.families import FAMILIES
+from jaxalign.numerics import BF16, jit
+
+pytest.importorskip("torch")
+pytest.importorskip("transformers")
+
+
+@pytest.fixture(scope="module")
+def checkpoints(tmp_path_factory):
+    """Folder and transformers' model of a variant, written once."""
+    kept = {}
+
+    def get(variant):
+        if variant not in kept:
+            folder = tmp_path_factory.mktemp("checkpoint")
+            kept[variant] = folder, write(folder, variant)
+        return kept[variant]
+
+    return get
+
+
+def settings_of(folder):
+    return json.loads((folder / "config.json").read_text())
+
+
+def expected_logits(model, tokens):
+    torch, _ = torch_and_transformers()
+    with torch.no_grad():
+        return model(torch.from_numpy(tokens).long()).logits.float().numpy()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_logits_equal_transformers(checkpoints, variant):
+    folder, model = checkpoints(variant)
+    params, config = read(folder)
+    expected = expected_logits(model, prompts())
+    ours = jit(lambda p, t: forward(p, t, config).logits)(params, prompts())
+    far = np.abs(ours - expected).max() / np.abs(expected).max()
+    print(f"{variant}: {far:.1e} of the largest logit, {np.abs(expected).max():.2f}")
+    assert far <= 1e-5
+    assert expected.std() > 0.1
+
+
+@pytest.mark.parametrize("variant", ["llama, biases", "qwen3, biases, windows", "gemma2"])
+def test_bf16_differs_from_transformers_by_rounding_only(checkpoints, variant):
+    torch, transformers = torch_and_transformers()
+    folder, model = checkpoints(variant)
+    params, config = read(folder)
+    exact = expected_logits(model, prompts())
+    low = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.bfloat16, attn_implementation="eager"
+    ).eval()
+    expected = expected_logits(low, prompts())
+    run = jit(lambda p, t: forward(p, t, config, scheme=BF16).logits)
+    ours = run(cast(params, BF16), prompts())
+    drift = np.linalg.norm(expected - exact)
+    assert np.linalg.norm(ours - expected) < 2 * drift
+    assert np.linalg.norm(ours - exact) < 1.5 * drift
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_checkpoint_there_and_back_is_the_same_parameters(checkpoints, variant, tmp_path):
+    folder, model = checkpoints(variant)
+    params, config = read(folder)
+    save_checkpoint(params, config, tmp_path, "float32")
+    again, config_again = read(tmp_path)
+    assert config_again == config
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, again))
+    in_memory = params_from_state_dict(model.state_dict(), config)
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, in_memory))
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_table_fills_every_leaf_exactly_once(checkpoints, variant):
+    folder, _ = checkpoints(variant)
+    config = ModelConfig.from_hf(settings_of(folder))
+    shapes = _leaves(config)
+    filled = {name: np.zeros(shape, int) for name, shape in shapes.items()}
+    for row in _rows(config, shapes):
+        for slot in row.slots:
+            slot.of(filled[slot.leaf])[...] += 1
+    for name, times in filled.items():
+        assert (times == 1).all(), name
+
+
+def test_every_family_has_a_table_and_a_tested_checkpoint():
+    assert (
+        set(TABLES) == set(FAMILIES) == {family for family, _ in VARIANTS.values()} | {"gpt_neox"}
+    )
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_settings_we_write_are_read_by_transformers_as_the_same_model(checkpoints, variant):
+    torch, transformers = torch_and_transformers()
+    folder, model = checkpoints(variant)
+    written = ModelConfig.from_hf(settings_of(folder)).to_hf()
+    config = transformers.AutoConfig.for_model(**written)
+    config._attn_implementation = "eager"
+    again = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    again.load_state_dict(model.state_dict())
+    assert np.array_equal(expected_logits(again, prompts()), expected_logits(model, prompts()))
+
+
+@pytest.mark.parametrize("variant", ["llama, scaled like 3.1", "llama, scaled linearly", "qwen3"])
+def test_old_spelling_of_rotation_is_the_new_one(checkpoints, variant):
+    folder, _ = checkpoints(variant)
+    new = settings_of(folder)
+    rope = new.pop("rope_parameters")
+    old = new | {"rope_theta": rope.pop("rope_theta")}
+    if rope["rope_type"] != "default":
+        old["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
+    assert ModelConfig.from_hf(old) == ModelConfig.from_hf(settings_of(folder))
+    both = {"rope_parameters": {"rope_theta": 1.0}, "rope_scaling": {"type": "linear", "factor": 2}}
+    with pytest.raises(InputError, match="both rope_parameters and rope_scaling"):
+        ModelConfig.from_hf(new | both)
+
+
+BARE = {
+    "vocab_size": 97,
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 64,
+}
+
+
+def config_of(family, **settings):
+    return ModelConfig.from_hf(BARE | {"model_type": family} | settings)
+
+
+def test_null_and_missing_settings_mean_what_they_mean_to_transformers():
+    assert config_of("mistral").windows == (4096, 4096)
+    assert config_of("mistral", sliding_window=None).windows == ()
+    gemma = config_of("gemma2")
+    assert (gemma.attention_cap, gemma.logit_cap, gemma.head_size) == (50.0, 30.0, 256)
+    assert gemma.windows == (4096, None)
+    assert gemma.tied_embeddings
+    bare = config_of("gemma2", attn_logit_softcapping=None, final_logit_softcapping=None)
+    assert (bare.attention_cap, bare.logit_cap) == (None, None)
+    assert config_of("qwen3").head_size == 128
+    assert config_of("qwen2").windows == ()
+    assert config_of("qwen2", use_sliding_window=True, max_window_layers=1).windows == (None, 4096)
+    assert config_of("llama", num_key_value_heads=None).num_kv_heads == 8
+
+
+def published(family, **settings):
+    """Settings as the hub has them, in the spelling of their time."""
+    heads, kv, hidden, inner, layers, vocab, positions = settings.pop("sizes")
+    return {
+        "model_type": family,
+        "num_attention_heads": heads,
+        "num_key_value_heads": kv,
+        "hidden_size": hidden,
+        "intermediate_size": inner,
+        "num_hidden_layers": layers,
+        "vocab_size": vocab,
+        "max_position_embeddings": positions,
+        **settings,
+    }
+
+
+LLAMA_31 = {
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+    "rope_type": "llama3",
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "parameters"),
+    [
+        (
+            published(
+                "llama",
+                sizes=(32, 32, 4096, 11008, 32, 32000, 4096),
+                rms_norm_eps=1e-5,
+                pretraining_tp=1,
+                rope_scaling=None,
+                tie_word_embeddings=False,
+            ),
+            6_738_415_616,
+        ),
+        (
+            published(
+                "llama",
+                sizes=(32, 8, 4096, 14336, 32, 128256, 131072),
+                mlp_bias=False,
+                rope_scaling=LLAMA_31,
+                rope_theta=500000.0,
+            ),
+            8_030_261_248,
+        ),
+        (
+            published(
+                "qwen2",
+                sizes=(14, 2, 896, 4864, 24, 151936, 32768),
+                max_window_layers=24,
+                sliding_window=32768,
+                use_mrope=False,
+                use_sliding_window=False,
+                rope_theta=1000000.0,
+                tie_word_embeddings=True,
+            ),
+            494_032_768,
+        ),
+        (
+            published(
+                "qwen3",
+                sizes=(16, 8, 1024, 3072, 28, 151936, 40960),
+                head_dim=128,
+                max_window_layers=28,
+                rope_theta=1000000,
+                sliding_window=None,
+                tie_word_embeddings=True,
+            ),
+            596_049_920,
+        ),
+        (
+            published("mistral", sizes=(32, 8, 4096, 14336, 32, 32000, 32768), sliding_window=4096),
+            7_241_732_096,
+        ),
+        (
+            published(
+                "gemma2",
+                sizes=(8, 4, 2304, 9216, 26, 256000, 8192),
+                head_dim=256,
+                hidden_act="gelu_pytorch_tanh",
+                cache_implementation="hybrid",
+                query_pre_attn_scalar=256,
+            ),
+            2_614_341_888,
+        ),
+    ],
+    ids=["Llama 2 7B", "Llama 3.1 8B", "Qwen2.5 0.5B", "Qwen3 0.6B", "Mistral 7B", "Gemma 2 2B"],
+)
+def test_published_models_have_their_published_number_of_parameters(settings, parameters):
+
+    assert count(param_shapes(ModelConfig.from_hf(settings))) == parameters
+
+
+@pytest.mark.parametrize(
+    ("family", "setting", "words"),
+    [
+        ("llama", {"sliding_window": 128}, "not known: sliding_window"),
+        ("llama", {"quantization_config": {}}, "not known: quantization_config"),
+        ("llama", {"pretraining_tp": 2}, "pretraining_tp 2, expected 1"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved True"),
+        ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.*dynamic"),
+        ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_parameters.*ya"),
+        ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
+        ("llama", {"rope_scaling": LLAMA_31 | {"beta_fast": 3}}, "beta_fast"),
+        ("llama", {"rope_scaling": LLAMA_31 | {"factor": 0}}, "factor is 0"),
+        ("llama", {"rope_scaling": LLAMA_31 | {"low_freq_factor": 9}}, "low < high"),
+        ("llama", {"num_key_value_heads": 3}, "not a multiple of num_key_value_heads 3"),
+        ("llama", {"num_key_value_heads": 0}, "num_kv_heads is 0"),
+        ("llama", {"head_dim": 7}, "7 of 7 coordinates"),
+        ("llama", {"hidden_act": "swiglu"}, "hidden_act 'swiglu'"),
+        ("mistral", {"layer_types": ["full_attention"] * 2}, "not known: layer_types"),
+        ("mistral", {"sliding_window": 0}, "sliding_window is 0"),
+        ("qwen2", {"use_mrope": True}, "use_mrope True"),
+        ("qwen2", {"layer_types": ["full_attention"]}, "each of 2 layers"),
+        ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "but no sliding_window"),
+        ("qwen3", {"layer_types": ["linear_attention"] * 2}, "linear_attention"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ("gemma2", {"sliding_window": None}, "null sliding_window"),
+        ("gemma2", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ("gemma2", {"final_logit_softcapping": -1.0}, "logit_cap is -1"),
+        ("gemma3_text", {}, "'gemma3_text'.*llama, qwen2, qwen3, mistral, gemma2"),
+    ],
+)
+def test_settings_that_change_the_computation_are_refused_by_name(family, setting, words):
+    with pytest.raises(InputError, match=words):
+        config_of(family, **setting)
+
+
+def test_windows_and_caps_change_what_is_computed(checkpoints):
+    params, config = read(checkpoints("gemma2")[0])
+
+    plain = forward(params, jnp.asarray(prompts()), config).logits
+    for change in (
+        {"windows": ()},
+        {"windows": (None, 4, None)},
+        {"attention_cap": None},
+        {"logit_cap": None},
+        {"query_scalar": None},
+        {"scaled_embedding": False},
+        {"norm": "rms"},
+    ):
+        other = forward(params, jnp.asarray(prompts()), replace(config, **change)).logits
+        assert np.abs(other - plain).max() > 1e-3, change
