@@ -3,23 +3,22 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from dataclasses import replace
-
-import jax
+from typing import Any
 
 from jaxalign.calibration.groups import Group, get, groups_of, linear_inputs, put
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import Block
+from jaxalign.model.params import Block, Norm
 from jaxalign.numerics.awq import clip, search_clip, search_scale
 from jaxalign.numerics.compile import jit
 from jaxalign.numerics.gptq import DAMPING, gptq
+from jaxalign.numerics.hqq import hqq
 from jaxalign.numerics.moments import Moments, moments
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.numerics.smoothquant import smoothing_scale, static_input_scale
-from jaxalign.shapes import Array, Bool, Float
+from jaxalign.shapes import Array, Bool, Float, Int
 
 # The error of a query or a key is multiplied by the other one, so a clip chosen by it alone is no
 # good (AWQ's code leaves them); GPT-NeoX publishes the values in the same matrix.
@@ -31,6 +30,7 @@ def observe(
     weights: Block,
     x: Float[Array, "B S D"],
     real: Bool[Array, "B S"],
+    window: Int[Array, ""] | None = None,
     *,
     config: ModelConfig,
     second: bool,
@@ -38,17 +38,18 @@ def observe(
     """The moments of each group's input."""
     return tuple(
         moments(inputs[group.linears[0]], real, second)
-        for inputs in [linear_inputs(weights, x, real, config)]
+        for inputs in [linear_inputs(weights, x, real, config, window)]
         for group in groups_of(weights)
     )
 
 
-@functools.partial(jit, static_argnames=("scheme",))
+@functools.partial(jit, static_argnames=("config", "scheme"))
 def choose(
     weights: Block,
     seen: tuple[Moments, ...] | None,
     damping: Float[Array, ""],
     *,
+    config: ModelConfig,
     scheme: Scheme,
 ) -> Block:
     """A layer with its matrices packed, from the moments of what they read.
@@ -58,7 +59,7 @@ def choose(
     """
     groups = groups_of(weights)
     for group, found in zip(groups, seen or [None] * len(groups), strict=True):
-        weights = quantize_group(weights, group, found, scheme, damping)
+        weights = quantize_group(weights, group, found, config, scheme, damping)
     return weights
 
 
@@ -71,6 +72,7 @@ def quantize_group(
     weights: Block,
     group: Group,
     found: Moments | None,
+    config: ModelConfig,
     scheme: Scheme,
     damping: float | Float[Array, ""] = DAMPING,
 ) -> Block:
@@ -80,10 +82,11 @@ def quantize_group(
         weights: of one layer, f32.
         group: which linear layers.
         found: moments of what they read; None for "hqq", which looks at the weights alone.
+        config: the architecture.
         scheme: the precision.
         damping: GPTQ's.
     """
-    weights, scale = scale_group(weights, group, found, scheme)
+    weights, scale = scale_group(weights, group, found, config, scheme)
     if found is not None and scale is not None:
         found = found.divided(scale)
     static = scheme.inputs == "int8-static"
@@ -99,7 +102,7 @@ def quantize_group(
 
 
 def scale_group(
-    weights: Block, group: Group, found: Moments | None, scheme: Scheme
+    weights: Block, group: Group, found: Moments | None, config: ModelConfig, scheme: Scheme
 ) -> tuple[Block, Float[Array, " A"] | None]:
     """Multiply a group's matrices by the scale of its input, and divide the norm by it.
 
@@ -119,9 +122,17 @@ def scale_group(
         shape = get(weights, name).shape
         weights = put(weights, name, (matrix * scale[:, None]).reshape(shape))
     if group.norm:
-        norm = jax.tree.map(lambda part: part / scale, getattr(weights, group.norm))
-        weights = replace(weights, **{group.norm: norm})
+        norm = divide_norm(getattr(weights, group.norm), scale, config)
+        divided: dict[str, Any] = {group.norm: norm}
+        weights = replace(weights, **divided)
     return weights, scale
+
+
+def divide_norm(norm: Norm, scale: Float[Array, " A"], config: ModelConfig) -> Norm:
+    """The norm whose output is divided by ``scale``; "rms+1" keeps its scale less 1."""
+    least = 1 if config.norm == "rms+1" else 0
+    bias = None if norm.bias is None else norm.bias / scale
+    return replace(norm, scale=(norm.scale + least) / scale - least, bias=bias)
 
 
 def pack_matrix(
@@ -135,8 +146,7 @@ def pack_matrix(
     form = scheme.weights
     assert form is not None
     if scheme.method == "hqq":
-        # The one place that asks for HQQ: hqq(w, form, outputs) -> QTensor.
-        return importlib.import_module("jaxalign.numerics.hqq").hqq(w, form, w.ndim - 1)
+        return hqq(w, form, w.ndim - 1)
     if scheme.method == "gptq":
         assert found is not None
         order = scheme.act_order
