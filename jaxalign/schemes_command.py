@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from jaxalign import results
+from jaxalign.calibration import preparer, read_texts
 from jaxalign.compilation_cache import enable_compilation_cache
 from jaxalign.convert import load, locate
 from jaxalign.environment import select_device
@@ -13,7 +14,7 @@ from jaxalign.experiments.schemes import schemes_study
 from jaxalign.grammar import TABLE
 from jaxalign.numerics.scheme import Scheme, scheme_named
 from jaxalign.plots import draw_schemes
-from jaxalign.prompts import read_prompts
+from jaxalign.prompts import PromptSet, read_prompts
 from jaxalign.report import schemes_table
 
 
@@ -34,6 +35,16 @@ def named(names: str) -> tuple[Scheme, ...]:
     return schemes
 
 
+def calibration(arguments: argparse.Namespace, prompts: PromptSet) -> tuple[str, ...]:
+    """The texts that schemes are calibrated on: a file's, or the prompts' reference texts.
+
+    Raises:
+        InputError: the file cannot be used.
+    """
+    path = arguments.calibration
+    return prompts.reference if path is None else read_texts(path)
+
+
 def compare_schemes(arguments: argparse.Namespace) -> int:
     """Compare, print the table, write the result and its figure."""
     output = arguments.schemes_output
@@ -45,10 +56,12 @@ def compare_schemes(arguments: argparse.Namespace) -> int:
     print(f"{len(schemes)} schemes of {source.model} on {device.platform}", flush=True)
     if not arguments.no_compilation_cache:
         enable_compilation_cache(arguments.compilation_cache)
+    model = load(source)
     result = schemes_study(
-        load(source),
+        model,
         prompts,
         schemes,
+        prepare=preparer(model, calibration(arguments, prompts)),
         memory_gb=arguments.memory_gb,
         seed=arguments.seed,
         progress=True,

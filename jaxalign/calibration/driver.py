@@ -27,14 +27,14 @@ from jaxalign.environment import describe
 from jaxalign.errors import InputError
 from jaxalign.journal import Journal
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import block, check_dtype, embed, real_positions
+from jaxalign.model.decoder import block, check_dtype, embed, layer_windows, real_positions
 from jaxalign.model.params import Block, Params, cast
 from jaxalign.numerics.compile import jit
 from jaxalign.numerics.gptq import DAMPING
 from jaxalign.numerics.moments import Moments
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.shapes import Array, Bool, Float, Lengths, Tokens
+from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens
 
 # Positions of texts in one call.
 CALL_POSITIONS = 4096
@@ -84,7 +84,7 @@ def calibrate(
         return cast(params, scheme)
     check_dtype(params, F32)
     given = check_texts(tokens, lengths, config, scheme) if scheme.needs_texts else ()
-    texts = _Texts(_start(params, *given) if given else [], config)
+    texts = _Texts(_start(params, config, *given) if given else [], config)
     facts = _facts(params, config, scheme, given, damping) if folder else {}
     journal = Journal(folder, facts, patience=0.0)
     layers = len(jax.tree.leaves(params.blocks)[0])
@@ -95,13 +95,14 @@ def calibrate(
         leave=False,
         unit="layer",
     )
-    like = _like(_layer_of(params, 0), scheme)
+    like = _like(_layer_of(params, 0), scheme, config)
     chosen: list[Block] = []
     for number in bar:
         weights = _layer_of(params, number)
         compute = functools.partial(_layer, weights, texts, scheme, damping, number)
         chosen.append(journal.keep(("layer", number), compute, like))
-        texts.behind.append(chosen[-1] if scheme.method in SEES_ROUNDED else weights)
+        passed = chosen[-1] if scheme.method in SEES_ROUNDED else weights
+        texts.behind.append((number, passed))
     blocks = jax.tree.map(lambda *parts: jnp.stack(parts), *chosen)
     # Matrices are packed already, so only the rest changes its dtype.
     return _in_dtype(replace(params, blocks=blocks), scheme)
@@ -125,20 +126,29 @@ class _Texts:
 
     streams: list[_Stream]
     config: ModelConfig
-    behind: list[Block] = field(default_factory=list)
+    behind: list[tuple[int, Block]] = field(default_factory=list)
+
+    def window(self, layer: int) -> Int[Array, ""] | None:
+        """How far a layer's attention reaches back, in families with windows."""
+        windows = layer_windows(self.config)
+        return None if windows is None else windows[layer]
 
     def catch_up(self) -> list[_Stream]:
         """Take the texts through the layers that are behind."""
-        for weights in self.behind:
+        for layer, weights in self.behind:
             run = functools.partial(_advanced, weights, config=self.config)
+            window = self.window(layer)
             self.streams = [
-                replace(stream, x=np.asarray(run(stream.x, stream.real))) for stream in self.streams
+                replace(stream, x=np.asarray(run(stream.x, stream.real, window)))
+                for stream in self.streams
             ]
         self.behind.clear()
         return self.streams
 
 
-def _start(params: Params, tokens: np.ndarray, lengths: np.ndarray) -> list[_Stream]:
+def _start(
+    params: Params, config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray
+) -> list[_Stream]:
     """The texts' embeddings, in batches of one shape; rows that fill the last one are empty."""
     count, size = tokens.shape
     width = min(count, max(1, CALL_POSITIONS // size))
@@ -148,7 +158,7 @@ def _start(params: Params, tokens: np.ndarray, lengths: np.ndarray) -> list[_Str
     streams = []
     for start in range(0, count, width):
         part = slice(start, start + width)
-        x = embed(params, jnp.asarray(tokens[part]), F32, jnp.asarray(real[part]))
+        x = embed(params, jnp.asarray(tokens[part]), config, F32, jnp.asarray(real[part]))
         streams.append(_Stream(np.asarray(x), real[part]))
     return streams
 
@@ -158,7 +168,8 @@ def _layer(weights: Block, texts: _Texts, scheme: Scheme, damping: float, number
     seen: tuple[Moments, ...] | None = None
     second = scheme.method in ("awq", "gptq")
     for stream in texts.catch_up():
-        own = observe(weights, stream.x, stream.real, config=texts.config, second=second)
+        given = weights, stream.x, stream.real, texts.window(number)
+        own = observe(*given, config=texts.config, second=second)
         seen = own if seen is None else tuple(a + b for a, b in zip(seen, own, strict=True))
     for group, found in zip(groups_of(weights), seen or (), strict=bool(seen)):
         if not _finite(found):
@@ -167,7 +178,9 @@ def _layer(weights: Block, texts: _Texts, scheme: Scheme, damping: float, number
                 "finite in f32",
                 "check the checkpoint: its weights are broken or too large for f32 activations",
             )
-    chosen = choose(weights, seen, jnp.float32(damping), scheme=core_of(scheme))
+    chosen = choose(
+        weights, seen, jnp.float32(damping), scheme=core_of(scheme), config=texts.config
+    )
     for name in (name for group in groups_of(weights) for name in group.linears):
         if not _finite(get(weights, name)):
             raise InputError(f"layer {number}: {name} is not finite", "check the checkpoint")
@@ -186,12 +199,17 @@ def _finite(tree: Any) -> bool:
 
 @functools.partial(jit, static_argnames=("config",))
 def _advanced(
-    weights: Block, x: Float[Array, "B S D"], real: Bool[Array, "B S"], *, config: ModelConfig
+    weights: Block,
+    x: Float[Array, "B S D"],
+    real: Bool[Array, "B S"],
+    window: Int[Array, ""] | None,
+    *,
+    config: ModelConfig,
 ) -> Float[Array, "B S D"]:
-    return block(x, weights, Edit(), config, F32, real)[0]
+    return block(x, weights, Edit(), config, F32, real, window)[0]
 
 
-def _like(weights: Block, scheme: Scheme) -> Block:
+def _like(weights: Block, scheme: Scheme, config: ModelConfig) -> Block:
     """A tree as ``_layer`` returns it, for the journal."""
     groups, shape = groups_of(weights), jax.ShapeDtypeStruct
     seen = []
@@ -199,7 +217,7 @@ def _like(weights: Block, scheme: Scheme) -> Block:
         a = len(get(weights, group.linears[0]))
         rows, square = shape((a,), jnp.float32), shape((a, a), jnp.float32)
         seen.append(Moments(shape((), jnp.float32), rows, rows, square))
-    run = functools.partial(choose.fun, scheme=core_of(scheme))
+    run = functools.partial(choose.fun, scheme=core_of(scheme), config=config)
     return jax.eval_shape(run, weights, tuple(seen) or None, shape((), jnp.float32))
 
 

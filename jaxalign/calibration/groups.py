@@ -12,7 +12,7 @@ from jaxalign.model.decoder import block
 from jaxalign.model.params import Block
 from jaxalign.numerics.observed import Observed
 from jaxalign.numerics.scheme import F32
-from jaxalign.shapes import Array, Bool, Float
+from jaxalign.shapes import Array, Bool, Float, Int
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,11 @@ def put(weights: Block, name: str, value: Any) -> Block:
 
 
 def linear_inputs(
-    weights: Block, x: Float[Array, "B S D"], real: Bool[Array, "B S"], config: ModelConfig
+    weights: Block,
+    x: Float[Array, "B S D"],
+    real: Bool[Array, "B S"],
+    config: ModelConfig,
+    window: Int[Array, ""] | None = None,
 ) -> dict[str, Float[Array, "B S _"]]:
     """What each linear layer of a block reads, by the dotted name of its matrix.
 
@@ -70,11 +74,12 @@ def linear_inputs(
         x: the residual stream before it.
         real: which positions are tokens.
         config: the architecture.
+        window: how far its attention reaches back, in families with windows.
     """
     seen: dict[str, Array] = {}
     for group in groups_of(weights):
         for name in group.linears:
             see = functools.partial(seen.__setitem__, name)
             weights = put(weights, name, Observed(get(weights, name), None, see=see))
-    block(x, weights, Edit(), config, F32, real)
+    block(x, weights, Edit(), config, F32, real, window)
     return seen

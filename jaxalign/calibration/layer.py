@@ -6,11 +6,9 @@ import functools
 import importlib
 from dataclasses import replace
 
-import jax
-
 from jaxalign.calibration.groups import Group, get, groups_of, linear_inputs, put
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import Block
+from jaxalign.model.params import Block, divided_norm
 from jaxalign.numerics.awq import clip, search_clip, search_scale
 from jaxalign.numerics.compile import jit
 from jaxalign.numerics.gptq import DAMPING, gptq
@@ -19,7 +17,7 @@ from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.numerics.smoothquant import smoothing_scale, static_input_scale
-from jaxalign.shapes import Array, Bool, Float
+from jaxalign.shapes import Array, Bool, Float, Int
 
 # The error of a query or a key is multiplied by the other one, so a clip chosen by it alone is no
 # good (AWQ's code leaves them); GPT-NeoX publishes the values in the same matrix.
@@ -31,6 +29,7 @@ def observe(
     weights: Block,
     x: Float[Array, "B S D"],
     real: Bool[Array, "B S"],
+    window: Int[Array, ""] | None = None,
     *,
     config: ModelConfig,
     second: bool,
@@ -38,18 +37,19 @@ def observe(
     """The moments of each group's input."""
     return tuple(
         moments(inputs[group.linears[0]], real, second)
-        for inputs in [linear_inputs(weights, x, real, config)]
+        for inputs in [linear_inputs(weights, x, real, config, window)]
         for group in groups_of(weights)
     )
 
 
-@functools.partial(jit, static_argnames=("scheme",))
+@functools.partial(jit, static_argnames=("scheme", "config"))
 def choose(
     weights: Block,
     seen: tuple[Moments, ...] | None,
     damping: Float[Array, ""],
     *,
     scheme: Scheme,
+    config: ModelConfig,
 ) -> Block:
     """A layer with its matrices packed, from the moments of what they read.
 
@@ -58,7 +58,7 @@ def choose(
     """
     groups = groups_of(weights)
     for group, found in zip(groups, seen or [None] * len(groups), strict=True):
-        weights = quantize_group(weights, group, found, scheme, damping)
+        weights = quantize_group(weights, group, found, scheme, config, damping)
     return weights
 
 
@@ -72,6 +72,7 @@ def quantize_group(
     group: Group,
     found: Moments | None,
     scheme: Scheme,
+    config: ModelConfig,
     damping: float | Float[Array, ""] = DAMPING,
 ) -> Block:
     """Scale a group's input and matrices, and pack these.
@@ -81,9 +82,10 @@ def quantize_group(
         group: which linear layers.
         found: moments of what they read; None for "hqq", which looks at the weights alone.
         scheme: the precision.
+        config: the architecture, which says how its norms scale.
         damping: GPTQ's.
     """
-    weights, scale = scale_group(weights, group, found, scheme)
+    weights, scale = scale_group(weights, group, found, scheme, config)
     if found is not None and scale is not None:
         found = found.divided(scale)
     static = scheme.inputs == "int8-static"
@@ -99,7 +101,7 @@ def quantize_group(
 
 
 def scale_group(
-    weights: Block, group: Group, found: Moments | None, scheme: Scheme
+    weights: Block, group: Group, found: Moments | None, scheme: Scheme, config: ModelConfig
 ) -> tuple[Block, Float[Array, " A"] | None]:
     """Multiply a group's matrices by the scale of its input, and divide the norm by it.
 
@@ -119,7 +121,7 @@ def scale_group(
         shape = get(weights, name).shape
         weights = put(weights, name, (matrix * scale[:, None]).reshape(shape))
     if group.norm:
-        norm = jax.tree.map(lambda part: part / scale, getattr(weights, group.norm))
+        norm = divided_norm(getattr(weights, group.norm), scale, config)
         weights = replace(weights, **{group.norm: norm})
     return weights, scale
 
