@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 from dataclasses import replace
+from typing import Any
 
 from jaxalign.calibration.groups import Group, get, groups_of, linear_inputs, put
 from jaxalign.model.config import ModelConfig
@@ -121,7 +122,7 @@ def scale_group(
         shape = get(weights, name).shape
         weights = put(weights, name, (matrix * scale[:, None]).reshape(shape))
     if group.norm:
-        norm = divided_norm(getattr(weights, group.norm), scale, config)
+        norm: Any = divided_norm(getattr(weights, group.norm), scale, config)
         weights = replace(weights, **{group.norm: norm})
     return weights, scale
 
