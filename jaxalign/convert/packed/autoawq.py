@@ -69,7 +69,7 @@ class AutoAWQ:
         codes = _columns(tensors.take(f"{base}.qweight", ["I32"], (inputs, outputs // 8)))
         zero = _columns(tensors.take(f"{base}.qzeros", ["I32"], (groups, outputs // 8)))
         scale = tensors.take(f"{base}.scales", ["F16", "BF16", "F32"], (groups, outputs))
-        layer = checked(integers(codes.T, scale.T, zero.T, None, 4, 15), f"layer {base}")
+        layer = checked(integers(codes.T, scale.T, zero.T, None, 4, 15.0), f"layer {base}")
         return replace(layer, input_divisor=_divisor(tensors, base, inputs))
 
 

@@ -84,7 +84,7 @@ def _int8(tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
         stored = tensors.take(layout, ["U8"], (), (1,))
         if stored.any():
             raise tensors.wrong(layout, f"is {int(stored.max())}, expected 0 (by rows)")
-    form = WeightFormat("int8", levels=127)
+    form = WeightFormat("int8", levels=127.0)
     return checked(Layer(codes, largest * ONE_127TH, None, None, form), f"layer {base}")
 
 

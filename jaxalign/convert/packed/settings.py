@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxalign.convert.packed.layer import Layer
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
 
 
+@runtime_checkable
 class Format(Protocol):
     """A published format: how one linear layer's tensors are read.
 
