@@ -13,13 +13,17 @@ from packed_files import (
     linear,
     original,
     published,
+    write,
     write_awq,
     write_gptq,
 )
 from safetensors.numpy import load_file
 
 import jaxalign
-from jaxalign.convert.packed import load_quantized
+from jaxalign.convert import neox
+from jaxalign.convert.packed import load, load_quantized
+from jaxalign.convert.rows import same, turned
+from jaxalign.numerics.dot import dense
 from jaxalign.numerics.qtensor import QTensor
 
 with warnings.catch_warnings():
@@ -135,6 +139,44 @@ def test_a_kind_left_out_everywhere_stays_as_it_was(source, tmp_path):
     assert len(packed(quantized.params)) == 2
     assert not quantized.notes
     assert_stands_for(quantized, expected, source, tmp_path / "back")
+
+
+def by_projection(config):
+    """A table as Llama's: queries, keys and values each in a tensor of their own."""
+    layer = "gpt_neox.layers.{layer}."
+    rows = [row for row in neox.TABLE if "query_key_value" not in row.published]
+    for name, leaf, part in (
+        ("q_proj", "query", None),
+        ("k_proj", "key_value", 0),
+        ("v_proj", "key_value", 1),
+    ):
+        rows.append(turned(f"{layer}{name}.weight", f"blocks.attention.{leaf}", part))
+        rows.append(same(f"{layer}{name}.bias", f"blocks.attention.{leaf}_bias", part))
+    return tuple(rows), neox.BUFFERS, neox.UNEMBED
+
+
+@pytest.mark.parametrize("left_out", ["", "v_proj"])
+def test_tables_with_keys_and_values_apart(source, tmp_path, monkeypatch, left_out):
+    """A layer's keys and values become one matrix, which is unpacked if only one is quantized."""
+    config, tensors = config_of(source), load_file(source / "model.safetensors")
+    for name in [name for name in tensors if "query_key_value" in name]:
+        fused = tensors.pop(name)
+        heads = fused.reshape(config.num_heads, 3, config.head_size, *fused.shape[1:])
+        base, kind = name.split("attention.query_key_value")
+        for i, part in enumerate(("q_proj", "k_proj", "v_proj")):
+            tensors[f"{base}{part}{kind}"] = heads[:, i].reshape(64, *fused.shape[1:])
+    write(tmp_path / "split", source, tensors, {})
+    monkeypatch.setattr("packed_files.LINEAR", ("q_proj", "k_proj", "v_proj"))
+    expected = write_gptq(
+        tmp_path / "q", tmp_path / "split", skip=lambda name: left_out and left_out in name
+    )
+    monkeypatch.setattr(load, "_table", by_projection)
+    attention = load_quantized(tmp_path / "q", config).params.blocks.attention
+    assert isinstance(attention.query, QTensor)
+    assert isinstance(attention.key_value, QTensor) == (not left_out)
+    for part, name in enumerate(("k_proj", "v_proj")):
+        found = np.asarray(dense(attention.key_value, jnp.float32))[1, :, part]
+        np.testing.assert_array_equal(found.T, expected[f"gpt_neox.layers.1.{name}.weight"])
 
 
 # bitsandbytes, by transformers.

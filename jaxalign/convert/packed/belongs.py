@@ -22,6 +22,9 @@ from jaxalign.shapes import Float
 
 # Four bits leave a relative error near 0.1, two bits near 0.4; codes in a wrong order leave 1.4.
 ABSURD = 0.5
+# Zero points that are off by one move every weight by a whole step, which is 90 % of the error;
+# rounding to the nearest moves as many weights up as down.
+VISIBLE, SHIFTED = 0.02, 0.7
 REMEDY = "give the original that this checkpoint was made from to --model"
 
 
@@ -101,33 +104,27 @@ def check_vocabularies(path: Path, original: Model) -> str:
 def check_weights(path: Path, quantized: Quantized, original: Model) -> dict[str, np.ndarray]:
     """Every matrix's relative error to the original's, by dotted name, a number a layer.
 
-    Tools that move scales between weights, norms and activations (AWQ, SmoothQuant) leave a matrix
-    that is the original's but for a scale an input and an output; theirs are compared after the
-    best such scales.
+    ``‖found − wanted‖ / ‖wanted‖``. Tools that move scales between weights, norms and activations
+    (AWQ, SmoothQuant) leave a matrix that is the original's but for a scale an input and an output;
+    theirs are compared after the best such scales.
 
     Raises:
-        InputError: an error is absurd, as from codes in a wrong order; the matrix is named.
+        InputError: an error is absurd, as from codes in a wrong order, or all of it is one shift,
+            as from zero points that are off by one; the matrix is named.
     """
     errors = {}
     exact, found = _matrices(original.params), _matrices(quantized.params)
     for name, reference in exact.items():
         layers = range(len(reference)) if name.startswith("blocks.") else [None]
-        pick = [jax.tree.map(lambda x, i=i: x if i is None else x[i], found[name]) for i in layers]
-        wanted = [reference if i is None else reference[i] for i in layers]
-        errors[name] = np.array(
-            [
-                _relative_error(_as_multiplied(got), want, quantized.rescaled)
-                for got, want in zip(pick, wanted, strict=True)
-            ]
-        )
-        if not errors[name].max() <= ABSURD:
-            layer = int(errors[name].argmax())
-            raise InputError(
-                f"{path}: {name} of layer {layer} is off by {errors[name][layer]:.2f} of its norm "
-                f"from the original's, expected less than {ABSURD}",
-                "its codes stand in another order than this format's, or it was made from another "
-                "model",
+        of_layers = []
+        for layer in layers:
+            got, want = (
+                x if layer is None else jax.tree.map(lambda leaf, i=layer: leaf[i], x)
+                for x in (found[name], reference)
             )
+            where = f"{path}: {name}" + ("" if layer is None else f" of layer {layer}")
+            of_layers.append(_error(_as_multiplied(got), want, quantized.rescaled, where))
+        errors[name] = np.array(of_layers)
     return errors
 
 
@@ -152,17 +149,33 @@ def _as_multiplied(w: Any) -> Any:
     return matrix / w.input_divisor.reshape(-1, *[1] * w.outputs)
 
 
-def _relative_error(
-    found: Float[Any, "A *out"], wanted: Float[Any, "A *out"], rescaled: bool
+def _error(
+    found: Float[Any, "A *out"], wanted: Float[Any, "A *out"], rescaled: bool, where: str
 ) -> float:
-    """``‖found − wanted‖ / ‖wanted‖``, after the best scales where they may have been moved."""
+    """The relative error of one matrix, if it is one that rounding leaves."""
     got = np.asarray(found, np.float32).reshape(len(found), -1)
     want = np.asarray(wanted, np.float32).reshape(len(wanted), -1)
     if rescaled:
         inputs, outputs = best_scales(got, want)
         want = inputs[:, None] * want * outputs
-    norm = np.linalg.norm(want)
-    return float(np.linalg.norm(got - want) / norm) if norm else float(np.any(got))
+    norm = float(np.linalg.norm(want))
+    error = float(np.linalg.norm(got - want)) / (norm or 1.0)
+    if not error <= ABSURD:
+        raise InputError(
+            f"{where} is off by {error:.2f} of its norm from the original's, expected less than "
+            f"{ABSURD}",
+            "its codes stand in another order than this format's, or it was made from another "
+            "model",
+        )
+    shift = abs(float((got - want).mean())) * got.size**0.5 / (norm or 1.0)
+    if error > VISIBLE and shift > SHIFTED * error:
+        raise InputError(
+            f"{where} is off by {error:.2f} of its norm from the original's, and "
+            f"{shift / error:.0%} of that is one shift of all weights, which rounding does not "
+            "leave",
+            "its zero points are stored in another way; for GPTQ, correct checkpoint_format",
+        )
+    return error
 
 
 def best_scales(

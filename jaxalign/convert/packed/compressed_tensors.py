@@ -44,6 +44,7 @@ class CompressedTensors:
     group: int | None
     kind: str
     symmetric: bool
+    packed: bool
     title: str = "compressed-tensors"
     inputs: str | None = None
     rescales: bool = True
@@ -82,16 +83,14 @@ class CompressedTensors:
         sides = "symmetric" if symmetric else "asymmetric"
         by = f"groups of {group}" if group else f"one scale a {strategy}"
         title = f"compressed-tensors {layout}, {called}, {sides}, {by}"
-        return cls(bits, group, kind, symmetric, title, _inputs(one.get("input_activations")))
+        rounded = _inputs(one.get("input_activations"))
+        return cls(bits, group, kind, symmetric, layout == PACKED, title, rounded)
 
     def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
         """One layer, or None where it is not quantized."""
-        if f"{base}.weight_packed" in tensors:
-            layer = self._packed(tensors, base, shape)
-        elif f"{base}.weight_scale" in tensors:
-            layer = self._plain(tensors, base, shape)
-        else:
+        if not any(f"{base}.{part}" in tensors for part in ("weight_packed", "weight_scale")):
             return None
+        layer = (self._packed if self.packed else self._plain)(tensors, base, shape)
         for unused in ("input_scale", "input_zero_point"):  # static inputs, not rounded here
             if f"{base}.{unused}" in tensors:
                 tensors.take(f"{base}.{unused}", (*SCALES, "I8", *FLOAT8), (1,), ())

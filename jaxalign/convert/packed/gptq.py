@@ -84,7 +84,9 @@ class GPTQ:
         zero = fields(stored, bits).reshape(groups, outputs) + np.uint8(self.offset)
         zero &= np.uint8(2**bits - 1)
         order = _groups(tensors, base, inputs, groups)
-        return checked(integers(codes, scale.T, zero.T, order, bits, 2.0**bits - 1), f"layer {base}")
+        return checked(
+            integers(codes, scale.T, zero.T, order, bits, 2.0**bits - 1), f"layer {base}"
+        )
 
 
 def _groups(tensors: Tensors, base: str, inputs: int, groups: int) -> np.ndarray | None:

@@ -64,8 +64,8 @@ def checked(layer: Layer, where: str) -> Layer:
         raise InputError(f"{where} has scales that are NaN or infinite", AS_WRITTEN)
     if (scale < 0).any():
         raise InputError(f"{where} has {int((scale < 0).sum())} negative scales", AS_WRITTEN)
-    zero = np.argwhere(scale == 0)
-    if len(zero) and any(_values(layer, row, group).any() for row, group in zero):
+    zero = np.argwhere(scale == 0).tolist()
+    if any(_values(layer, row, group).any() for row, group in zero):
         raise InputError(f"{where} has {len(zero)} scales of zero over codes that are not zero",
                          AS_WRITTEN)  # fmt: skip
     if layer.codes.dtype.kind not in "iu" and np.isnan(layer.codes.astype(np.float32)).any():
