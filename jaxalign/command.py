@@ -12,26 +12,24 @@ from pathlib import Path
 import jax
 
 from jaxalign import results
-from jaxalign.compilation_cache import VARIABLE, enable_compilation_cache
+from jaxalign.compilation_cache import enable_compilation_cache
 from jaxalign.convert import Model, ModelUnavailable, Source, load, locate
-from jaxalign.convert.hub import DEFAULT_MODEL
 from jaxalign.distributed import is_first, processes, require_same
-from jaxalign.edit import HEAD_MODES
-from jaxalign.environment import DEVICES, select_device
+from jaxalign.environment import select_device
 from jaxalign.errors import InputError
 from jaxalign.experiments.heads import Options, heads_study
-from jaxalign.experiments.heads.options import MEAN_POSITIONS
 from jaxalign.experiments.heads.study import facts
 from jaxalign.experiments.speed import forward_speed
-from jaxalign.experiments.verify import Check, published, verify
+from jaxalign.experiments.verify import Check, verify
+from jaxalign.grammar import build_parser
 from jaxalign.journal import Journal
-from jaxalign.numerics.scheme import F16, F32, INT8_SIM
+from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
 from jaxalign.plots import draw_all, drawing_process
 from jaxalign.prompts import SHIPPED, read_prompts
 from jaxalign.report import summary
+from jaxalign.schemes_command import compare_schemes, listed, named
 from jaxalign.sharding import choose_mesh, usable_devices
-from jaxalign.sweep import PLANS
-from jaxalign.version import VERSION
+from jaxalign.training_command import over_training
 
 BAD_INPUT = 2
 MISMATCH = 1
@@ -39,171 +37,12 @@ NOT_CHECKED = 3
 # Of several devices each keeps this share of its memory for activations: where the parameters would
 # leave less, they are spread further.
 ACTIVATIONS = 0.25
-DEFAULT_OUTPUT = Path("results/experiment.json")
-
-EXAMPLES = f"""\
-examples:
-  %(prog)s                                  the whole study; {DEFAULT_MODEL}, or the bundled
-                                            model where that cannot be had
-  %(prog)s --model demo                     the bundled model, offline
-  %(prog)s --model EleutherAI/pythia-160m --revision step3000
-  %(prog)s --model ./my-checkpoint --prompts my-prompts.json --use-all-prompts
-  %(prog)s --device gpu --memory-gb 40      on all GPUs of this machine, with larger batches
-  %(prog)s plot                             draw the figures of results/experiment.json again
-  %(prog)s verify                           check numbers that others published for Pythia-70M
-
-a prompts file is JSON: {{"factual": [{{"prompt": "The capital of France is", "target": " Paris",
-"distractor": " Rome"}}, ...], "ioi": [...], "reference": ["Any neutral text", ...]}}; distractors
-are optional, and any other list of such objects is a task of its own.
-
-exit codes: 0 done; 1 verify found a number that differs; 2 bad input, or activations that left a
-precision's range; 3 verify could check nothing.
-"""
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The command line's grammar and help."""
-    parser = argparse.ArgumentParser(
-        prog="jaxalign",
-        description="Which attention heads matter, which ones lower precision moves, and what\n"
-        "restoring them buys: the heads study in f32, f16 and simulated int8.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"jaxalign {VERSION}")
-    _add_what_runs(parser)
-    _add_study(parser)
-    _add_output(parser)
-    _add_speed(parser)
-    _add_commands(parser)
-    return parser
-
-
-def _add_what_runs(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group("what runs")
-    model.add_argument(
-        "--model",
-        metavar="ID|PATH",
-        help=f"hub repository, folder, or 'demo' for the bundled model (default: {DEFAULT_MODEL}, "
-        "or the bundled model where that cannot be had)",
-    )
-    model.add_argument("--revision", metavar="R", help="branch, tag (step3000) or commit")
-    model.add_argument("--prompts", type=Path, metavar="F", help="prompts file (default: shipped)")
-    model.add_argument(
-        "--use-all-prompts",
-        action="store_true",
-        help="keep prompts whose target is not the f32 model's top-1 token",
-    )
-    model.add_argument(
-        "--device", default="auto", metavar="|".join(DEVICES), help="where to compute"
-    )
-    model.add_argument(
-        "--memory-gb",
-        type=float,
-        default=Options.memory_gb,
-        metavar="GB",
-        help="memory of one device for weights and activations (default: %(default)s)",
-    )
-    model.add_argument(
-        "--devices",
-        type=int,
-        metavar="N",
-        help="how many devices of this machine share the work (default: all GPUs, one CPU)",
-    )
-    model.add_argument(
-        "--plan",
-        choices=PLANS,
-        default=Options.plan,
-        help="wave: every edited run starts where its edit does (default); vmap: the plain path "
-        "that defines it, slower",
-    )
-    several = parser.add_argument_group(
-        "several processes, one a machine or GPU; see docs/scaling_out.md"
-    )
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    several.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
-    kept = model.add_mutually_exclusive_group()
-    kept.add_argument(
-        "--compilation-cache",
-        type=Path,
-        metavar="DIR",
-        help="where compiled programs are kept for the next run, within 1 GB (default: "
-        f"jaxalign/programs in your cache folder; {VARIABLE} names another, or none if empty)",
-    )
-    kept.add_argument(
-        "--no-compilation-cache", action="store_true", help="compile everything anew, keep nothing"
-    )
-
-
-def _add_study(parser: argparse.ArgumentParser) -> None:
-    study = parser.add_argument_group("the study")
-    study.add_argument(
-        "--head-mode",
-        choices=HEAD_MODES,
-        default=Options.head_mode,
-        help="true: a head is what it adds to the residual stream (default); edge-align: blocks "
-        "of the projected output, for parity with published results",
-    )
-    study.add_argument(
-        "--mean-positions",
-        choices=MEAN_POSITIONS,
-        default=Options.mean_positions,
-        help="where the reference means of mean ablation are taken (default: last)",
-    )
-    study.add_argument(
-        "--max-repair-k",
-        type=int,
-        default=Options.max_repair_k,
-        metavar="K",
-        help="restore the top 1 … K heads (default: %(default)s)",
-    )
-    study.add_argument("--disable-int8", action="store_true", help="leave simulated int8 out")
-    study.add_argument("--repair-int8", action="store_true", help="repair curves for int8, too")
-    study.add_argument(
-        "--seed", type=int, default=0, help="of everything drawn at random (default: 0)"
-    )
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    out = parser.add_argument_group("what is written")
-    out.add_argument(
-        "--output",
-        type=Path,
-        default=DEFAULT_OUTPUT,
-        metavar="F",
-        help="result file (default: %(default)s); figures go to a folder 'figures' beside it",
-    )
-    out.add_argument("--no-figures", action="store_true", help="write the result file only")
-
-
-def _add_speed(parser: argparse.ArgumentParser) -> None:
-    speed = parser.add_argument_group("speed of one forward pass, instead of the study")
-    speed.add_argument("--benchmark-speed", action="store_true", help="time a pass per precision")
-    speed.add_argument("--benchmark-iters", type=int, default=30, metavar="N")
-    speed.add_argument("--benchmark-warmup", type=int, default=3, metavar="N")
-    speed.add_argument("--benchmark-prompt", default="The capital of France is", metavar="TEXT")
-
-
-def _add_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="command", metavar="plot | verify", title="also")
-    plot = commands.add_parser("plot", help="draw the figures again, from a result file alone")
-    plot.add_argument("--input", type=Path, default=DEFAULT_OUTPUT, metavar="F")
-    plot.add_argument("--figures", type=Path, metavar="DIR", help="default: beside the input")
-    check = commands.add_parser(
-        "verify", help="check numbers that others published for the real Pythia-70M"
-    )
-    check.add_argument(
-        "--model", dest="verify_model", default=published()["model"], metavar="ID|PATH"
-    )
-    check.add_argument("--lambada", type=Path, metavar="F", help="LAMBADA test set, JSON lines")
-    check.add_argument("--wikitext", type=Path, metavar="F", help="WikiText-2 raw test split")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    actions = {"plot": _plot, "verify": _verify, None: _run}
+    actions = {"schemes": compare_schemes, "plot": _plot, "verify": _verify, None: _run}
     try:
         return actions[arguments.command](arguments)
     except InputError as error:
@@ -230,6 +69,8 @@ def _what_is_kept(arguments: argparse.Namespace) -> str:
 def _run(arguments: argparse.Namespace) -> int:
     options = _options(arguments)
     with processes(arguments.coordinator, arguments.processes, arguments.process_id):
+        if arguments.revisions:
+            return over_training(arguments, lambda one: _study(one, options))
         return _study(arguments, options)
 
 
@@ -309,11 +150,10 @@ def _keep_programs(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
-    if arguments.disable_int8 and arguments.repair_int8:
-        raise InputError("--repair-int8 and --disable-int8 exclude each other", "choose one")
+    schemes = _schemes(arguments)
     return Options(
-        schemes=(F16,) if arguments.disable_int8 else (F16, INT8_SIM),
-        repaired=("f16", "int8-sim") if arguments.repair_int8 else ("f16",),
+        schemes=schemes,
+        repaired=_repaired(arguments, [scheme.name for scheme in schemes]),
         head_mode=arguments.head_mode,
         mean_positions=arguments.mean_positions,
         max_repair_k=arguments.max_repair_k,
@@ -322,6 +162,29 @@ def _options(arguments: argparse.Namespace) -> Options:
         plan=arguments.plan,
         seed=arguments.seed,
     )
+
+
+def _schemes(arguments: argparse.Namespace) -> tuple[Scheme, ...]:
+    if arguments.schemes is None:
+        return (F16,) if arguments.disable_int8 else (F16, INT8_SIM)
+    if arguments.disable_int8:
+        raise InputError("--schemes and --disable-int8 exclude each other", "leave int8-sim out")
+    return named(arguments.schemes)
+
+
+def _repaired(arguments: argparse.Namespace, names: list[str]) -> tuple[str, ...]:
+    """The schemes that get repair curves; those of int8-sim take long, so only when asked for."""
+    if arguments.repair_int8 and INT8_SIM.name not in names:
+        raise InputError(
+            "--repair-int8 is given, but int8-sim is not among the schemes", "choose one"
+        )
+    chosen = [name for name in names if name != INT8_SIM.name]
+    if arguments.repair is not None:
+        words = {"all": names, "none": []}
+        chosen = words.get(arguments.repair, listed(arguments.repair))
+    if arguments.repair_int8:
+        chosen = [*chosen, INT8_SIM.name]
+    return tuple(dict.fromkeys(chosen))
 
 
 def _described(source: Source, platform: str) -> str:

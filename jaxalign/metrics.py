@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 
@@ -53,6 +54,20 @@ def answer_metrics(
         distractor_diff=pick(logits, target) - pick(logits, distractor),
         correct=difference > 0,
     )
+
+
+def kl_divergence(
+    base: Float[Array, "*rows V"], moved: Float[Array, "*rows V"]
+) -> Float[Array, "*rows"]:
+    """``KL(p‖q) = Σ p log(p / q)`` in nats, of f32 logits.
+
+    Summed as ``Σ p (e^(−d) − 1 + d)`` with ``d = log p − log q``, which is the same since both sum
+    to 1, and which has no negative terms: what f32 rounds off ``d`` counts only squared, so that a
+    divergence of 1e-8 still has digits.
+    """
+    p, q = jax.nn.log_softmax(base, axis=-1), jax.nn.log_softmax(moved, axis=-1)
+    distance = p - q
+    return (jnp.exp(p) * (jnp.expm1(-distance) + distance)).sum(axis=-1)
 
 
 @struct.dataclass

@@ -9,8 +9,9 @@ import jax
 import pytest
 
 from benchmarks.devices import counted
-from jaxalign.command import ACTIVATIONS, build_parser
+from jaxalign.command import ACTIVATIONS
 from jaxalign.distributed import PATIENCE
+from jaxalign.grammar import build_parser
 from jaxalign.model import ModelConfig
 from jaxalign.sharding import choose_mesh, part_bytes
 from jaxalign.watch import SILENCE

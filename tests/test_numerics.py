@@ -189,7 +189,7 @@ def test_layer_norm_of_f16_is_the_f32_norm_rounded_once():
 
 def test_unknown_scheme_suggests_the_nearest():
     with pytest.raises(InputError, match="int8-sim"):
-        scheme_named("int8")
+        scheme_named("int8sim")
     assert scheme_named("f16") is F16
 
 

@@ -15,11 +15,12 @@ For a matrix ``[…, A, *out]`` of ``A`` inputs:
 ``input_scale``    f32 ``[…]`` or None         the fixed scale of static int8 inputs
 =================  ==========================  =================================================
 
-A weight is ``value(code) · scale``, or ``(value(code) − zero) · scale``: computed in f32, rounded
-to ``scale``'s dtype, then to the dtype of the run. ``value`` is the code itself for int8, float8
+A weight is ``value(code) · scale``, ``(value(code) − zero) · scale``, or, where the format says
+``absmax``, ``(value(code) · scale) · (1 / levels)``: computed in f32, rounded to ``scale``'s dtype,
+then to the dtype of the run. ``value`` is the code itself for int8, float8
 and for int4 with zero points, ``code − 8`` for int4 without, and the codebook's entry for nf4 and
 fp4. Leading axes (layers) are those of an array, so ``scan``, ``vmap`` and indexing over layers
-treat a ``QTensor`` as they treat an array.
+treat a ``QTensor`` as they treat an array. ``invariants.check`` checks all of the above.
 """
 
 from __future__ import annotations
@@ -101,8 +102,11 @@ def unpack(w: QTensor) -> Float[Array, "..."]:
     """The matrix ``[…, A, *out]`` that ``w`` stands for, in ``w.scale``'s dtype."""
     values = code_values(w)
     if w.zero is not None:
-        values = values - _spread(w, w.zero.astype(jnp.float32))
-    return (values * _spread(w, w.scale.astype(jnp.float32))).astype(w.scale.dtype)
+        values = values - spread(w, w.zero.astype(jnp.float32))
+    values = values * spread(w, w.scale.astype(jnp.float32))
+    if w.format.absmax:
+        values = values * (1 / w.format.levels)
+    return values.astype(w.scale.dtype)
 
 
 def code_values(w: QTensor) -> Float[Array, "..."]:
@@ -116,8 +120,8 @@ def code_values(w: QTensor) -> Float[Array, "..."]:
     return values if w.zero is not None else values - 8
 
 
-def _spread(w: QTensor, part: Array) -> Array:
-    """A scale or zero point for every input."""
+def spread(w: QTensor, part: Array) -> Array:
+    """The scale or zero point of every input, ``[…, A, *out]``, from those of groups."""
     if w.group_of is not None:
         index = w.group_of.reshape(*w.group_of.shape, *[1] * w.outputs)
         return jnp.take_along_axis(part, index, axis=w.axis)

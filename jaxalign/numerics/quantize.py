@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
 from jaxalign.numerics.codebooks import CODEBOOKS
+from jaxalign.numerics.double import round_scales
 from jaxalign.numerics.qtensor import QTensor, pack_nibbles
 from jaxalign.numerics.scheme import WeightFormat
 from jaxalign.shapes import Array, Float
@@ -18,6 +21,9 @@ FLOAT8 = {"e4m3fn": jnp.float8_e4m3fn, "e5m2": jnp.float8_e5m2}
 def quantize(w: Float[Array, "..."], form: WeightFormat, outputs: int = 1) -> QTensor:
     """Round ``w`` to the nearest codes.
 
+    Ties go to the even code, in nf4 and fp4 to the lower value. docs/schemes.md has the equation
+    of each format and the package that it equals to the bit.
+
     Args:
         w: f32 ``[…, A, *out]``.
         form: the format.
@@ -25,6 +31,11 @@ def quantize(w: Float[Array, "..."], form: WeightFormat, outputs: int = 1) -> QT
 
     Raises:
         InputError: the format's groups do not divide ``A``.
+
+    Example:
+        >>> w = jnp.array([[0.7], [-0.1], [0.2], [0.3]])
+        >>> unpack(quantize(w, WeightFormat("int4", levels=7)))[:, 0].round(1).tolist()
+        [0.7, -0.1, 0.2, 0.3]
     """
     axis = w.ndim - 1 - outputs
     groups = form.groups(w.shape[axis])
@@ -34,8 +45,11 @@ def quantize(w: Float[Array, "..."], form: WeightFormat, outputs: int = 1) -> QT
     codes = codes.reshape(w.shape)
     if form.bits == 4:
         codes = pack_nibbles(codes, axis)
+    scale = jnp.squeeze(scale, inside)
+    if form.double:
+        scale = round_scales(scale, axis)
     zero = zero if zero is None else jnp.squeeze(zero, inside)
-    return QTensor(codes, jnp.squeeze(scale, inside), zero, format=form, outputs=outputs)
+    return QTensor(codes, scale, zero, format=form, outputs=outputs)
 
 
 def divide(x: Array, by: Array) -> Array:
@@ -43,11 +57,25 @@ def divide(x: Array, by: Array) -> Array:
     return x / lax.optimization_barrier(jnp.broadcast_to(by, x.shape))
 
 
+def to_float8(y: Float[Array, "..."], codes: str) -> Float[Array, "..."]:
+    """``y`` as the nearest float8 code; what is too large becomes the largest one.
+
+    Clipped, then cast: a cast to e4m3fn alone makes NaN of what lies above 464.
+
+    Args:
+        codes: "e4m3fn" or "e5m2".
+    """
+    most = float(jnp.finfo(FLOAT8[codes]).max)
+    return jnp.clip(y, -most, most).astype(FLOAT8[codes])
+
+
 def _codes(x: Array, form: WeightFormat, axis: int) -> tuple[Array, Array, Array | None]:
     """Codes of groups along ``axis``, their scales and zero points (that axis kept, size 1)."""
     largest = jnp.abs(x).max(axis=axis, keepdims=True)
     if form.codes in CODEBOOKS:
         return _nearest(x, largest, CODEBOOKS[form.codes]), largest, None
+    if form.absmax:
+        return _absmax_int8(x, form, axis)
     if form.zero:
         high, low = x.max(axis=axis, keepdims=True), x.min(axis=axis, keepdims=True)
         scale = divide(jnp.maximum(high - low, LEAST_RANGE), jnp.full_like(high, form.levels))
@@ -57,15 +85,36 @@ def _codes(x: Array, form: WeightFormat, axis: int) -> tuple[Array, Array, Array
     scale = divide(jnp.maximum(largest, LEAST_RANGE), jnp.full_like(largest, form.levels))
     y = divide(x, scale)
     if form.codes in FLOAT8:
-        return jnp.clip(y, -form.levels, form.levels).astype(FLOAT8[form.codes]), scale, None
+        return to_float8(y, form.codes), scale, None
     if form.codes == "int4":
         return (jnp.clip(jnp.round(y), -8, 7) + 8).astype(jnp.uint8), scale, None
-    return jnp.clip(jnp.round(y), -127, 127).astype(jnp.int8), scale, None
+    # With 127.5 levels the lowest code, −128, is used, too.
+    return jnp.clip(jnp.round(y), -math.ceil(form.levels), 127).astype(jnp.int8), scale, None
+
+
+def _reciprocal(largest: Array) -> Array:
+    """``1 / largest``, finite where a group is all zeros."""
+    return divide(jnp.ones_like(largest), jnp.maximum(largest, jnp.finfo(largest.dtype).tiny))
 
 
 def _nearest(x: Array, largest: Array, book: np.ndarray) -> Array:
-    """The code of the nearest value of a codebook, the lower one at a midpoint."""
-    unit = jnp.clip(x * divide(jnp.ones_like(largest), largest), -1, 1)
+    """The code of the nearest value of a codebook, the lower one at a midpoint.
+
+    The code is that of the lowest value, and what it changes by at each midpoint below ``x``:
+    comparisons and sums, which a processor does for many elements at once.
+    """
+    unit = jnp.clip(x * _reciprocal(largest), -1, 1)
     order = np.argsort(book, kind="stable")
     middles = (book[order][1:] + book[order][:-1]) / 2
-    return jnp.asarray(order, jnp.uint8)[jnp.searchsorted(middles, unit, side="left")]
+    code = jnp.full(x.shape, int(order[0]), jnp.int32)
+    for middle, step in zip(middles, np.diff(order), strict=True):
+        code = code + jnp.where(unit > float(middle), int(step), 0)
+    return code.astype(jnp.uint8)
+
+
+def _absmax_int8(x: Array, form: WeightFormat, axis: int) -> tuple[Array, Array, None]:
+    """bitsandbytes' int8: of weights in f16, scaled by ``127 · (1 / absmax)`` in f32."""
+    half = x.astype(jnp.float16).astype(jnp.float32)
+    largest = jnp.abs(half).max(axis=axis, keepdims=True)
+    factor = lax.optimization_barrier(form.levels * _reciprocal(largest))
+    return jnp.round(half * factor).astype(jnp.int8), largest, None

@@ -19,11 +19,16 @@ SITES = ("embed", "attn_out", "mlp_out", "resid", "final_norm")
 # How a linear layer's input may be rounded: int8 or float8 with one scale a token, int8 with one
 # fixed scale from calibration, and LLM.int8's split into int8 and f16 columns.
 INPUTS = ("int8-token", "int8-static", "e4m3fn-token", "e5m2-token", "llm-int8")
+# Those that look at a whole example.
+WHOLE_EXAMPLE = ("llm-int8",)
 
 # Codes of packed weights, with the bits of each.
 CODES = {"int4": 4, "nf4": 4, "fp4": 4, "int8": 8, "e4m3fn": 8, "e5m2": 8}
 
 COMPUTE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
+
+# Scales that share a scale of their own where scales are quantized, too.
+SCALES_PER_BLOCK = 256
 
 
 @dataclass(frozen=True)
@@ -34,16 +39,24 @@ class WeightFormat:
         codes: one of ``CODES``.
         group: inputs that share a scale; None where all inputs of an output channel do.
         levels: the scale of symmetric codes is ``max|w| / levels``. Tools disagree (7 or 7.5, 127
-            or 127.5), so it is stated.
+            or 127.5), so it is stated; int8 inputs are rounded by the convention of the weights.
         zero: whether each group has a zero point beside its scale (asymmetric codes).
         double: whether the scales are quantized, too (QLoRA, arXiv 2305.14314, section 3).
+        absmax: whether ``scale`` holds ``max|w|`` itself, so that a weight is
+            ``code · scale / levels``, multiplied in that order (bitsandbytes' int8).
+        scale_bits: bits of a scale in the files of the tools that deploy the format (a scale that
+            is quantized, too, takes 8 and its share of another scale).
+        zero_bits: bits of a zero point in those files.
     """
 
     codes: str
     group: int | None = None
-    levels: float = 1.0
+    levels: int | float = 1.0
     zero: bool = False
     double: bool = False
+    absmax: bool = False
+    scale_bits: int = 32
+    zero_bits: int = 4
 
     @property
     def bits(self) -> int:
@@ -63,6 +76,25 @@ class WeightFormat:
                 f"use a group size that divides {inputs}, or one scale a channel",
             )
         return inputs // group
+
+    def bits_per_weight(self, inputs: int) -> float:
+        """Bits of a weight as deployed: its code, and its share of scale and zero point.
+
+        Memory while computing is ``QTensor.nbytes``: there, scales and zero points are f32.
+
+        Args:
+            inputs: ``A``, how many inputs the matrix has.
+
+        Raises:
+            InputError: the group size does not divide them.
+
+        Example:
+            >>> scheme_named("nf4-dq").weights.bits_per_weight(4096)
+            4.126953125
+        """
+        scale = 8 + self.scale_bits / SCALES_PER_BLOCK if self.double else self.scale_bits
+        shared = scale + (self.zero_bits if self.zero else 0)
+        return self.bits + shared * self.groups(inputs) / inputs
 
 
 @dataclass(frozen=True)
@@ -101,7 +133,26 @@ class Scheme:
     @property
     def rounds_activations(self) -> bool:
         """Whether a rounding looks at a whole example, so that every position must be computed."""
-        return bool(self.int8_sites) or self.inputs == "llm-int8"
+        return bool(self.int8_sites) or self.inputs in WHOLE_EXAMPLE
+
+    @property
+    def run(self) -> Scheme:
+        """What a compiled program needs of the scheme: equal for schemes that can share one.
+
+        How weights are packed is read off the parameters, so ``int4-g128``, ``awq-g128`` and
+        ``gptq-g128`` run as ``f32``. For the static argument of compiled functions.
+
+        Example:
+            >>> scheme_named("awq-g128").run.name, scheme_named("nf4@f16").run.name
+            ('f32', 'f16')
+        """
+        names = {dtype: name for name, dtype in COMPUTE.items()}
+        parts = [names.get(self.compute_dtype, self.compute_dtype)]
+        parts += ["int8-sim"] if self.int8_sites else []
+        inputs = self.inputs if self.inputs in WHOLE_EXAMPLE else None
+        parts += [inputs] if inputs else []
+        name = "int8-sim" if (parts, self.int8_sites) == (["f32", "int8-sim"], SITES) else None
+        return Scheme(name or "+".join(parts), self.compute_dtype, self.int8_sites, inputs=inputs)
 
     @property
     def needs_texts(self) -> bool:
@@ -115,6 +166,7 @@ BF16 = Scheme("bf16", compute_dtype="bfloat16")
 INT8_SIM = Scheme("int8-sim", int8_sites=SITES)
 
 _INT8 = WeightFormat("int8", levels=127)
+_LLM_INT8 = WeightFormat("int8", levels=127, absmax=True)
 _FLOAT8 = {
     name: WeightFormat(codes, levels=levels)
     for name, codes, levels in (("e4m3", "e4m3fn", 448.0), ("e5m2", "e5m2", 57344.0))
@@ -130,7 +182,8 @@ SCHEMES = {
         Scheme("fp8-e4m3", weights=_FLOAT8["e4m3"], inputs="e4m3fn-token"),
         Scheme("fp8-e5m2", weights=_FLOAT8["e5m2"], inputs="e5m2-token"),
         Scheme("int8", weights=_INT8, inputs="int8-token"),
-        Scheme("llm-int8", weights=_INT8, inputs="llm-int8"),
+        Scheme("w8a8", weights=WeightFormat("int8", levels=127.5), inputs="int8-token"),
+        Scheme("llm-int8", weights=_LLM_INT8, inputs="llm-int8"),
         Scheme("smoothquant", weights=_INT8, inputs="int8-token", method="smoothquant"),
         Scheme("smoothquant-static", weights=_INT8, inputs="int8-static", method="smoothquant"),
         *(
@@ -141,19 +194,24 @@ SCHEMES = {
     )
 }
 
+_SYMMETRIC, _ASYMMETRIC, _FLOAT_ZERO = (
+    WeightFormat("int4", levels=7, scale_bits=16),
+    WeightFormat("int4", levels=15, zero=True, scale_bits=16),
+    WeightFormat("int4", levels=15, zero=True, scale_bits=16, zero_bits=16),
+)
+
 # Families with a group size in their name: "-g128", or "-channel" for one scale a channel.
 _GROUPED = {
-    "int4": Scheme("int4", weights=WeightFormat("int4", levels=15, zero=True)),
-    "int4-sym": Scheme("int4-sym", weights=WeightFormat("int4", levels=7)),
-    "awq": Scheme("awq", weights=WeightFormat("int4", levels=15, zero=True), method="awq"),
-    "gptq": Scheme("gptq", weights=WeightFormat("int4", levels=15, zero=True), method="gptq"),
-    "gptq-actorder": Scheme(
-        "gptq-actorder",
-        weights=WeightFormat("int4", levels=15, zero=True),
-        method="gptq",
-        act_order=True,
-    ),
-    "hqq": Scheme("hqq", weights=WeightFormat("int4", levels=15, zero=True), method="hqq"),
+    scheme.name: scheme
+    for scheme in (
+        Scheme("int4", weights=_ASYMMETRIC),
+        Scheme("int4-sym", weights=_SYMMETRIC),
+        Scheme("w4a16", weights=replace(_SYMMETRIC, levels=7.5)),
+        Scheme("awq", weights=_ASYMMETRIC, method="awq"),
+        Scheme("gptq", weights=_ASYMMETRIC, method="gptq"),
+        Scheme("gptq-actorder", weights=_ASYMMETRIC, method="gptq", act_order=True),
+        Scheme("hqq", weights=_FLOAT_ZERO, method="hqq"),
+    )
 }
 _NAME = re.compile(r"(?P<base>.+?)(?:-(?P<group>g[1-9]\d*|channel))?(?:@(?P<compute>\w+))?")
 EXAMPLES = (*SCHEMES, *(f"{base}-g128" for base in _GROUPED))
@@ -173,10 +231,25 @@ def scheme_named(name: str) -> Scheme:
     base, group, compute = match.group("base", "group", "compute") if match else (name, None, None)
     scheme = (_GROUPED if group else SCHEMES).get(base)
     if scheme is None or (compute and (compute not in COMPUTE or scheme.weights is None)):
-        near = difflib.get_close_matches(name, EXAMPLES, n=3, cutoff=0.4) or list(EXAMPLES)
-        raise InputError(f"unknown precision scheme {name!r}", f"use one of {', '.join(near)}")
-    scheme = replace(scheme, name=name)
+        raise InputError(
+            f"unknown precision scheme {name!r}", f"use {_hint(name, base, group, compute)}"
+        )
+    scheme = replace(scheme, name=name) if compute or group else scheme
     if group and scheme.weights:
         size = None if group == "channel" else int(group[1:])
         scheme = replace(scheme, weights=replace(scheme.weights, group=size))
     return replace(scheme, compute_dtype=COMPUTE[compute]) if compute else scheme
+
+
+def _hint(name: str, base: str, group: str | None, compute: str | None) -> str:
+    """What to write in place of a name that no scheme has."""
+    if base in _GROUPED and not group:
+        return f"{base}-g128, {base}-channel, or {base}-g and another group size"
+    if base in SCHEMES and group:
+        return f"{base}, which takes no group size"
+    if base in SCHEMES and SCHEMES[base].weights is None and compute:
+        return f"{base}, which packs no weights that @{compute} could compute with"
+    if (base in SCHEMES or base in _GROUPED) and compute not in COMPUTE:
+        return f"@{' or @'.join(COMPUTE)} behind a name"
+    near = difflib.get_close_matches(name.lower(), EXAMPLES, n=3, cutoff=0.4)
+    return f"one of {', '.join(near or EXAMPLES)}"

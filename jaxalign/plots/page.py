@@ -126,7 +126,7 @@ class Page:
 
 
 def new_page(
-    result: HeadsResult,
+    about: HeadsResult | str,
     title: str,
     reading: str,
     *,
@@ -137,7 +137,7 @@ def new_page(
     """An empty page; sizes in inches.
 
     Args:
-        result: whose caption it carries.
+        about: the result whose caption it carries, or the caption itself.
         title: the question that the figure answers, in plain words.
         reading: how to read it, and what is missing from it.
         width: of the whole page.
@@ -150,7 +150,7 @@ def new_page(
         for text, size in (
             (title, TITLE_SIZE),
             (reading, READING_SIZE),
-            (caption(result), CAPTION_SIZE),
+            (about if isinstance(about, str) else caption(about), CAPTION_SIZE),
         )
     ]
     heights = [len(lines) * size * LEADING / 72 for lines, size in blocks]

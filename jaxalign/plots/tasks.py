@@ -46,7 +46,8 @@ LOOKS = {
     "f16": Look("#0072B2", "s"),
     "int8-sim": Look("#D55E00", "^"),
 }
-MORE_LOOKS = (Look("#009E73", "D"), Look("#CC79A7", "v"), Look("#E69F00", "P"))
+MORE_COLOURS = ("#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#F0E442", "#0072B2", "#D55E00")
+MORE_MARKERS = "DvPX<>ph*"
 
 
 def look(result: HeadsResult, precision: str) -> Look:
@@ -54,7 +55,9 @@ def look(result: HeadsResult, precision: str) -> Look:
     others = [name for name in result.precisions if name not in LOOKS]
     if precision in LOOKS:
         return LOOKS[precision]
-    return MORE_LOOKS[others.index(precision) % len(MORE_LOOKS)]
+    # The two cycles have no common divisor, so that no look repeats before the 63rd precision.
+    place = others.index(precision)
+    return Look(MORE_COLOURS[place % len(MORE_COLOURS)], MORE_MARKERS[place % len(MORE_MARKERS)])
 
 
 def task_specificity(result: HeadsResult) -> Page:

@@ -3,6 +3,7 @@
 from jaxalign.results.average import comparable, mean_maps
 from jaxalign.results.file import SCHEMA, check, check_writable, read, replace_file, write
 from jaxalign.results.record import FORMAT, digits, from_json, number, to_json
+from jaxalign.results.schemes import NoiseFloor, SchemeRow, SchemesResult, write_schemes
 from jaxalign.results.types import (
     RANKINGS,
     Correlation,
@@ -27,10 +28,13 @@ __all__ = [
     "FirstOrder",
     "FirstOrderTest",
     "HeadsResult",
+    "NoiseFloor",
     "PrecisionResult",
     "PromptResult",
     "RepairResult",
     "RepairTest",
+    "SchemeRow",
+    "SchemesResult",
     "Statistics",
     "TaskMean",
     "check",
@@ -44,4 +48,5 @@ __all__ = [
     "replace_file",
     "to_json",
     "write",
+    "write_schemes",
 ]

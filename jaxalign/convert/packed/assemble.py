@@ -105,7 +105,7 @@ def alike(layers: Sequence[Layer]) -> bool:
     """Whether layers differ in nothing but their numbers, so that they can be one ``QTensor``."""
     first = layers[0]
     return all(
-        (one.format.codes, one.format.group) == (first.format.codes, first.format.group)
+        replace(one.format, zero=False) == replace(first.format, zero=False)
         and (one.codes.dtype, one.scale.dtype) == (first.codes.dtype, first.scale.dtype)
         and one.scale.shape == first.scale.shape
         and _same(one.input_divisor, first.input_divisor)

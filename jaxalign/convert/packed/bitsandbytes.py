@@ -33,8 +33,6 @@ from jaxalign.numerics.scheme import WeightFormat
 
 STATE = ".weight.quant_state.bitsandbytes__"
 STORAGE = ("U8", "I8", "F16", "BF16", "F32")
-# What bitsandbytes multiplies int8 codes and their row's maximum by, as an f32.
-ONE_127TH = np.float32(7.874015718698502e-3)
 
 
 @dataclass(frozen=True)
@@ -84,8 +82,8 @@ def _int8(tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
         stored = tensors.take(layout, ["U8"], (), (1,))
         if stored.any():
             raise tensors.wrong(layout, f"is {int(stored.max())}, expected 0 (by rows)")
-    form = WeightFormat("int8", levels=127.0)
-    return checked(Layer(codes, largest * ONE_127TH, None, None, form), f"layer {base}")
+    form = WeightFormat("int8", levels=127, absmax=True)
+    return checked(Layer(codes, largest, None, None, form), f"layer {base}")
 
 
 def _four_bits(tensors: Tensors, base: str, shape: tuple[int, int], name: str) -> Layer:

@@ -100,13 +100,20 @@ def integers(
     zero: np.ndarray | None,
     group_of: np.ndarray | None,
     bits: int,
-    levels: float,
+    levels: int | float,
 ) -> Layer:
     """A layer of unsigned 4- or 8-bit codes and zero points, ``(code − zero) · scale``."""
     if bits == 8:
         codes, zero = signed(codes), None if zero is None else signed(zero)
     group = None if scale.shape[1] == 1 else codes.shape[1] // scale.shape[1]
-    form = WeightFormat(f"int{bits}", group, levels=levels, zero=zero is not None)
+    form = WeightFormat(
+        f"int{bits}",
+        group,
+        levels=levels,
+        zero=zero is not None,
+        scale_bits=8 * scale.itemsize,
+        zero_bits=bits,
+    )
     return Layer(codes, scale, zero, group_of, form)
 
 
@@ -129,4 +136,5 @@ def float8(codes: np.ndarray, scale: np.ndarray) -> Layer:
     """A layer of float8 codes with one scale an output."""
     name = "e4m3fn" if codes.dtype == jnp.float8_e4m3fn else "e5m2"
     levels = float(jnp.finfo(codes.dtype).max)
-    return Layer(codes, scale, None, None, WeightFormat(name, levels=levels))
+    form = WeightFormat(name, levels=levels, scale_bits=8 * scale.itemsize)
+    return Layer(codes, scale, None, None, form)

@@ -13,7 +13,7 @@ from jaxalign.experiments.heads import runs
 from jaxalign.experiments.heads.donors import DRAWS
 from jaxalign.experiments.heads.rankings import RANDOM_ORDERS
 from jaxalign.experiments.heads.runner import KINDS, Runner
-from jaxalign.model.params import Params
+from jaxalign.model.params import Params, cast
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch
 from jaxalign.results import RANKINGS
@@ -30,12 +30,18 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
         return jax.ShapeDtypeStruct(shape, dtype)
 
     def low_params(scheme: Scheme) -> Params:
+        if scheme.weights is not None:
+            return jax.eval_shape(lambda p: cast(p, scheme), params)
+
         def low(leaf: Any) -> jax.ShapeDtypeStruct:
             return jax.ShapeDtypeStruct(
                 leaf.shape, jnp.dtype(scheme.compute_dtype), sharding=leaf.sharding
             )
 
         return jax.tree.map(low, params)
+
+    # What calibration adds to packed matrices, and where a mesh puts them, is not known before.
+    known = [s for s in options.schemes if not s.weights or not (s.method or runner.mesh)]
 
     common: dict[str, Any] = {"config": config, "head_mode": options.head_mode}
     for B, S in sorted({batch.shape for batch in work}):
@@ -55,11 +61,13 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
                 mesh=runner.mesh,
                 **common,
             )
-        for scheme in options.schemes:
+        for scheme in known:
             low = low_params(scheme)
             gradient = array(L, B, S, D) if true else state
-            runs.low_run.ahead(pool, params, low, asked, state, gradient, scheme=scheme, **common)
-        for scheme in options.schemes:
+            runs.low_run.ahead(
+                pool, params, low, asked, state, gradient, scheme=scheme.run, **common
+            )
+        for scheme in known:
             low = low_params(scheme)
             orders = len(RANKINGS) + RANDOM_ORDERS if scheme.name in options.repaired else 0
             count = runner.num_heads + orders * runner.repaired_heads
@@ -72,7 +80,7 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
                 asked,
                 state,
                 masks,
-                scheme=scheme,
+                scheme=scheme.run,
                 plan=options.plan,
                 mesh=runner.mesh,
                 **common,

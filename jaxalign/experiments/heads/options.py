@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from jaxalign.edit import HEAD_MODES
 from jaxalign.errors import InputError
-from jaxalign.numerics.scheme import F16, INT8_SIM, Scheme
+from jaxalign.model.params import Params
+from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
 from jaxalign.sweep import PLANS
 
 MEAN_POSITIONS = ("last", "all")
+
+# How a scheme's parameters are made from the f32 ones.
+Prepare = Callable[[Params, Scheme], Params]
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,21 @@ class Options:
             raise InputError(
                 f"mean positions {self.mean_positions!r} is unknown",
                 f"use {' or '.join(MEAN_POSITIONS)}",
+            )
+        names = [scheme.name for scheme in self.schemes]
+        if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise InputError(
+                f"schemes name {', '.join(repeated)} more than once", "name each scheme once"
+            )
+        if F32.name in names:
+            raise InputError(
+                "f32 is among the schemes, but it is what all others are compared with",
+                "leave it out",
+            )
+        if unknown := [name for name in self.repaired if name not in names]:
+            raise InputError(
+                f"repair is asked for in {', '.join(unknown)}, which is not among the schemes",
+                f"name schemes of {', '.join(names) or 'the study'}",
             )
         if self.plan not in PLANS:
             raise InputError(f"plan {self.plan!r} is unknown", f"use {' or '.join(PLANS)}")

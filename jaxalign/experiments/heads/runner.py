@@ -246,7 +246,7 @@ class Runner:
                 pad([clean.states[i] for i in batch.index], batch),
                 pad([clean.gradients[i] for i in batch.index], batch),
                 config=self.config,
-                scheme=scheme,
+                scheme=scheme.run,
                 head_mode=self.options.head_mode,
             )
             self.ledger.record("clean", scheme.name, "scan", batch.shape, 1, self.copies(batch))
@@ -286,7 +286,7 @@ class Runner:
                     pad([states[i] for i in batch.index], batch),
                     part,
                     config=self.config,
-                    scheme=scheme,
+                    scheme=scheme.run,
                     head_mode=self.options.head_mode,
                     plan=plan,
                     mesh=self.mesh,

@@ -30,7 +30,7 @@ from jaxalign.experiments.heads.assemble import (
 )
 from jaxalign.experiments.heads.donors import choose_donors
 from jaxalign.experiments.heads.ledger import Ledger
-from jaxalign.experiments.heads.options import Options
+from jaxalign.experiments.heads.options import Options, Prepare
 from jaxalign.experiments.heads.rankings import repair_orders
 from jaxalign.experiments.heads.runner import Clean, Runner
 from jaxalign.experiments.heads.statistics import summarize
@@ -56,6 +56,7 @@ def heads_study(
     progress: bool = False,
     journal: Journal | None = None,
     mesh: Mesh | None = None,
+    prepare: Prepare = cast,
 ) -> HeadsResult:
     """Run the heads study.
 
@@ -67,6 +68,8 @@ def heads_study(
         journal: keeps finished calls of a long study (``Journal(folder, facts(…))``); remove it
             when the result is safe.
         mesh: devices to share the work (``sharding.choose_mesh``); one device by default.
+        prepare: makes a scheme's parameters from the f32 ones; rounding to nearest by default,
+            ``calibration.preparer`` for schemes that are chosen by activations.
 
     Returns:
         The result; ``metadata["notes"]`` says what a reader has to know (prompts that were
@@ -100,7 +103,7 @@ def heads_study(
         lows: dict[str, Low] = {}
         repairs = []
         for scheme in options.schemes:
-            low, rows = _low_precision(runner, base, scheme)
+            low, rows = _low_precision(runner, base, scheme, prepare)
             lows[scheme.name] = low
             repairs += rows
             notes += _overflow_notes(scheme, low)
@@ -191,10 +194,13 @@ def _base(
     return Base(prompts, work, clean, donors, importance, other)
 
 
-def _low_precision(runner: Runner, base: Base, scheme: Scheme) -> tuple[Low, list[Any]]:
+def _low_precision(
+    runner: Runner, base: Base, scheme: Scheme, prepare: Prepare
+) -> tuple[Low, list[Any]]:
     """Everything the study asks of one low precision."""
     options, ledger, params = runner.options, runner.ledger, runner.model.params
-    low_params = cast(params, scheme)
+    with ledger.phase(f"parameters {scheme.name}"):
+        low_params = prepare(params, scheme)
     with ledger.phase(f"clean {scheme.name}"):
         found = runner.low(base.prompts, base.work, base.clean, low_params, scheme)
     count, k = len(base.prompts), runner.repaired_heads

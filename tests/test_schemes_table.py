@@ -1,0 +1,151 @@
+"""Claims about the comparison of schemes: what it measures, its noise floors, its command."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from pythia_shape import tiny_config
+from scipy.special import rel_entr, softmax
+from tiny_run import refusal, run, write_model, write_prompts
+
+import jaxalign
+from jaxalign.experiments.schemes.run import compare
+from jaxalign.experiments.schemes.size import deployed_bytes, mean_bits
+from jaxalign.model import ModelConfig
+from jaxalign.model.params import MATRICES, cast
+from jaxalign.numerics.scheme import F16, F32, scheme_named
+from jaxalign.weight_error import low_matrices, noisy
+
+INT4 = scheme_named("int4-g8")
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    config = ModelConfig.from_hf(tiny_config())
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.05 * jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape)),
+        jaxalign.init_params(jax.random.key(0), config),
+    )
+    tokens = jax.random.randint(jax.random.key(1), (3, 6), 0, config.vocab_size)
+    return params, config, tokens, jnp.array([6, 4, 5])
+
+
+def test_kl_agreement_and_margin_are_those_of_the_two_models_logits(tiny):
+    params, config, tokens, lengths = tiny
+    low = cast(params, INT4)
+    target = jnp.array([1, 2, 3])
+    found = compare(params, low, tokens, lengths, target, config=config, scheme=INT4)
+    high, quantized = (
+        np.asarray(
+            jaxalign.forward(p, tokens, config, lengths=lengths, scheme=s).logits, np.float64
+        )
+        for p, s in ((params, F32), (low, INT4))
+    )
+    for b, length in enumerate(lengths):
+        p, q = softmax(high[b, :length], axis=-1), softmax(quantized[b, :length], axis=-1)
+        kl = rel_entr(p, q).sum(axis=-1).mean()
+        np.testing.assert_allclose(found.kl[b], kl, rtol=1e-3)
+        same = (p.argmax(axis=-1) == q.argmax(axis=-1)).mean()
+        np.testing.assert_allclose(found.agreement[b], same, rtol=1e-6)
+        last = quantized[b, length - 1]
+        margin = last[target[b]] - np.delete(last, target[b]).max()
+        np.testing.assert_allclose(found.margin[b], margin, atol=1e-4)
+    assert float(found.kl.max()) > 1e-6
+
+
+def test_a_model_beside_itself_moves_by_plan_noise_only(tiny):
+    params, config, tokens, lengths = tiny
+    target = jnp.array([1, 2, 3])
+    f32 = compare(params, params, tokens, lengths, target, config=config, scheme=F32, alone=True)
+    assert float(f32.kl.max()) < 1e-9
+    assert float(f32.drift.max()) < 1e-5
+    half = cast(params, F16)
+    how = {"config": config, "scheme": F16, "reference_scheme": F16}
+    together = compare(half, half, tokens, lengths, target, **how)
+    assert float(together.kl.max()) == 0
+    assert float(together.agreement.min()) == 1
+
+
+def test_weight_noise_is_as_large_as_the_schemes_error_in_every_matrix_and_head(tiny):
+    params, config, *_ = tiny
+    low = cast(params, INT4)
+    moved = noisy(params, low, jax.random.key(3), config)
+    for layer in range(config.num_layers):
+        high, error = (
+            jax.tree.map(lambda leaf, layer=layer: leaf[layer], tree.blocks)
+            for tree in (params, low)
+        )
+        wanted = low_matrices(high, error)
+        assert set(wanted) <= set(MATRICES)
+        for name, matrix in wanted.items():
+            owner = "attention" if name in ("query", "key_value", "out") else "mlp"
+            before, after = (
+                np.asarray(getattr(getattr(tree.blocks, owner), name)[layer])
+                for tree in (params, moved)
+            )
+            np.testing.assert_allclose(
+                np.linalg.norm(after - before), np.linalg.norm(matrix - before), rtol=1e-4
+            )
+            assert np.abs(after - np.asarray(matrix)).max() > 1e-4
+    same = [(a == b).all() for a, b in zip(moved.embed, params.embed, strict=True)]
+    assert all(same)
+
+
+def test_sizes_count_codes_scales_and_zero_points():
+    config = ModelConfig.from_hf(tiny_config())
+    assert mean_bits(config, F16) == 16
+    assert deployed_bytes(config, F32) == 2 * deployed_bytes(config, F16)
+    bits = INT4.weights.bits_per_weight(config.hidden_size)
+    assert 4 < bits < 8
+    assert mean_bits(config, INT4) == pytest.approx(bits)  # both widths hold whole groups
+    assert deployed_bytes(config, INT4) < deployed_bytes(config, F16)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("schemes")
+    return write_model(folder / "model"), write_prompts(folder / "prompts.json")
+
+
+def test_the_command_prints_and_writes_a_row_for_every_scheme(inputs, tmp_path):
+    model, prompts = inputs
+    output = tmp_path / "schemes.json"
+    ran = run(
+        "--device", "cpu", "schemes", "--model", model, "--prompts", prompts,
+        "--schemes", "f16,int4-g8", "--output", output,
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    content = json.loads(output.read_text())
+    names = [row["scheme"] for row in content["schemes"]]
+    assert names == ["f32", "f16", "int4-g8"]
+    f32, f16, int4 = content["schemes"]
+    assert f32["kl"]["value"] == 0
+    assert f32["kl_floor"]["below"]
+    assert f16["kl_floor"]["weights"] is None  # the weights on disk are f16 already
+    assert int4["kl"]["value"] > 100 * int4["kl_floor"]["plan"]
+    assert int4["kl_floor"]["weights"] > 0
+    assert int4["bits"] < f16["bits"] < f32["bits"]
+    for name in names:
+        assert f"\n{name}" in ran.out
+    assert (tmp_path / "figures" / "schemes.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize(
+    ("schemes", "said"),
+    [
+        ("nf5", "nf4"),
+        ("int4-g128x", "int4-g128"),
+        (",", "names no scheme"),
+        ("int4-g7", "do not divide"),
+    ],
+)
+def test_schemes_that_cannot_be_used_are_refused_by_name(inputs, tmp_path, schemes, said):
+    model, prompts = inputs
+    line = refusal(
+        "--device", "cpu", "schemes", "--model", model, "--prompts", prompts,
+        "--schemes", schemes, "--output", tmp_path / "s.json",
+    )  # fmt: skip
+    assert said in line
+    assert not (tmp_path / "s.json").exists()

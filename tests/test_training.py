@@ -1,0 +1,70 @@
+"""Claims about the study of several checkpoints of one training, and of any list of schemes."""
+
+import json
+
+import numpy as np
+import pytest
+from tiny_run import edit_weights, refusal, study, write_model, write_prompts
+
+from jaxalign import results
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("training")
+    write_model(folder / "run" / "step10")
+    later = write_model(folder / "run" / "step100")
+
+    def grow(tensors):
+        for name in tensors:
+            if name.endswith("dense.weight"):
+                tensors[name] = (tensors[name] * np.float16(3)).astype(np.float16)
+
+    edit_weights(later, grow)
+    return folder / "run", write_prompts(folder / "prompts.json")
+
+
+def test_every_revision_has_a_result_and_a_figure_shows_them_all(inputs, tmp_path):
+    run, prompts = inputs
+    output = tmp_path / "experiment.json"
+    ran = study(
+        run, prompts, output, "--revisions", "step10,step100", "--schemes", "int4-g8",
+        "--use-all-prompts",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    first, second = (
+        results.read(tmp_path / f"experiment.{name}.json") for name in ("step10", "step100")
+    )
+    assert first.precisions == second.precisions == ("int4-g8",)
+    importance = [np.abs(r.prompts[0].zero_importance).max() for r in (first, second)]
+    assert importance[1] > 1.5 * importance[0]  # its heads write three times as much
+    assert (tmp_path / "figures" / "training.png").stat().st_size > 10_000
+    drift = first.prompts[0].precisions["int4-g8"].drift
+    assert np.isfinite(drift).all()
+    assert drift.min() > 1e-4
+    fields = json.loads((tmp_path / "experiment.step10.json").read_text())
+    assert "drift_f32_int4-g8" in fields["prompts"][0]
+    assert "repair_int4-g8" in fields
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--revisions", "step10"), "two or more"),
+        (("--revisions", "step10,step10"), "each once"),
+        (("--revisions", "step10,step20"), "no folder 'step20'"),
+        (("--revisions", "step10,step100", "--revision", "main"), "excludes --revision"),
+        (("--schemes", "f16,f16"), "more than once"),
+        (("--schemes", "f32"), "compared with"),
+        (("--schemes", "nf4", "--repair", "f16"), "not among the schemes"),
+        (("--schemes", "nf4", "--repair-int8"), "int8-sim is not among"),
+        (("--schemes", "nf4", "--disable-int8"), "exclude each other"),
+    ],
+)
+def test_lists_that_cannot_be_used_are_refused(inputs, tmp_path, more, said):
+    run, prompts = inputs
+    model = run if "--revisions" in more else run / "step10"
+    assert said in refusal(
+        "--device", "cpu", "--model", model, "--prompts", prompts,
+        "--output", tmp_path / "e.json", *more,
+    )  # fmt: skip
