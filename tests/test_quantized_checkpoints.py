@@ -256,6 +256,8 @@ COMPRESSED = {
               "input_activations": arguments(**TOKEN)}, "int8-token"),
     "fp8": ({"weights": arguments(num_bits=8, type="float", strategy="channel"),
              "input_activations": arguments(**TOKEN, type="float")}, "e4m3fn-token"),
+    "fp8-g32": (
+        {"weights": arguments(num_bits=8, type="float", strategy="group", group_size=32)}, None),
     "fp8-tensor": ({"weights": arguments(num_bits=8, type="float", strategy="tensor"),
                     "input_activations": arguments(num_bits=8, type="float", strategy="tensor")},
                    "other"),

@@ -66,10 +66,9 @@ def checked(layer: Layer, where: str) -> Layer:
         raise InputError(f"{where} has {int((scale < 0).sum())} negative scales", AS_WRITTEN)
     zero = np.argwhere(scale == 0).tolist()
     if any(_values(layer, row, group).any() for row, group in zero):
-        raise InputError(f"{where} has {len(zero)} scales of zero over codes that are not zero",
-                         AS_WRITTEN)  # fmt: skip
-    if layer.codes.dtype.kind not in "iu" and np.isnan(layer.codes.astype(np.float32)).any():
-        raise InputError(f"{where} has float8 codes that are NaN", AS_WRITTEN)
+        raise InputError(
+            f"{where} has {len(zero)} scales of zero over codes that are not zero", AS_WRITTEN
+        )
     return layer
 
 
@@ -105,10 +104,9 @@ def integers(
     """A layer of unsigned 4- or 8-bit codes and zero points, ``(code − zero) · scale``."""
     if bits == 8:
         codes, zero = signed(codes), None if zero is None else signed(zero)
-    group = None if scale.shape[1] == 1 else codes.shape[1] // scale.shape[1]
     form = WeightFormat(
         f"int{bits}",
-        group,
+        _group(codes, scale),
         levels=levels,
         zero=zero is not None,
         scale_bits=8 * scale.itemsize,
@@ -133,8 +131,13 @@ def groups_in(inputs: int, size: int | None, where: str) -> int:
 
 
 def float8(codes: np.ndarray, scale: np.ndarray) -> Layer:
-    """A layer of float8 codes with one scale an output."""
+    """A layer of float8 codes."""
     name = "e4m3fn" if codes.dtype == jnp.float8_e4m3fn else "e5m2"
     levels = float(jnp.finfo(codes.dtype).max)
-    form = WeightFormat(name, levels=levels, scale_bits=8 * scale.itemsize)
+    form = WeightFormat(name, _group(codes, scale), levels, scale_bits=8 * scale.itemsize)
     return Layer(codes, scale, None, None, form)
+
+
+def _group(codes: np.ndarray, scale: np.ndarray) -> int | None:
+    """Inputs that share a scale; None where all do."""
+    return None if scale.shape[1] == 1 else codes.shape[1] // scale.shape[1]
