@@ -174,7 +174,11 @@ def test_tables_with_keys_and_values_apart(source, tmp_path, monkeypatch, left_o
         tmp_path / "q", tmp_path / "split", skip=lambda name: left_out and left_out in name
     )
     monkeypatch.setattr(load, "_table", by_projection)
-    attention = load_quantized(tmp_path / "q", config).params.blocks.attention
+    quantized = load_quantized(tmp_path / "q", config)
+    attention = quantized.params.blocks.attention
+    noted = [note.split(":")[0] for note in quantized.notes]
+    unalike = "blocks.attention.key_value is not quantized alike in all layers and parts"
+    assert noted == ([unalike] if left_out else [])
     assert isinstance(attention.query, QTensor)
     assert isinstance(attention.key_value, QTensor) == (not left_out)
     for part, name in enumerate(("k_proj", "v_proj")):

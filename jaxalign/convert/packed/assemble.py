@@ -26,7 +26,7 @@ class Leaf:
 
     Attributes:
         value: an array, or a ``QTensor`` where every layer is quantized alike.
-        quantized: which layers came quantized.
+        quantized: which layers came quantized, in part at least.
     """
 
     value: Any
@@ -58,8 +58,9 @@ def leaf(
     own = [row for row in rows if any(slot.leaf == name for slot in row.slots)]
     layered = "{layer}" in own[0].published
     layers = range(config.num_layers if layered else 1)
-    pieces = [_piece(name, layer, own, config, read) for layer in layers]
-    quantized = tuple(isinstance(piece, Layer) for piece in pieces)
+    parts = [_parts(name, layer, own, config, read) for layer in layers]
+    pieces = [_side_by_side(sides) for sides in parts]
+    quantized = tuple(any(isinstance(side, Layer) for side in sides) for sides in parts)
     if (packed := _stacked(pieces, len(shape) - 2)) is not None:
         return Leaf(packed, quantized)
     arrays = [_dense(piece) if isinstance(piece, Layer) else piece for piece in pieces]
@@ -67,23 +68,27 @@ def leaf(
     return Leaf(jnp.asarray(value.astype(dtype)), quantized)
 
 
-def _piece(
+def _parts(
     name: str,
     layer: int,
     rows: Sequence[Row],
     config: ModelConfig,
     read: Callable[[Row, str], Piece],
-) -> Piece:
-    """What one layer has of a leaf: one slot, or the parts of it side by side."""
+) -> list[Piece]:
+    """What one layer has of a leaf: all of it, or its parts in their order."""
     parts: dict[int | None, Piece] = {}
     for row in rows:
         found = turned(read(row, row.names(config)[layer]), row, config)
         for slot, piece in zip(row.slots, found, strict=True):
             if slot.leaf == name:
                 parts[slot.part] = piece
-    if None in parts:
-        return parts[None]
-    sides = [parts[key] for key in sorted(parts)]  # type: ignore[type-var]
+    return [parts[None]] if None in parts else [parts[i] for i in range(len(parts))]
+
+
+def _side_by_side(sides: Sequence[Piece]) -> Piece:
+    """The parts of a leaf (keys and values) as one piece, packed if they are alike."""
+    if len(sides) == 1:
+        return sides[0]
     packed = [side for side in sides if isinstance(side, Layer)]
     if len(packed) == len(sides) and alike(packed):
         return _each(lambda *arrays: np.stack(arrays, axis=-2), packed)

@@ -205,7 +205,7 @@ def _notes(leaves: Mapping[str, Leaf]) -> list[str]:
         elif count < layers:
             how = f"is quantized in {count} of {layers} layers"
         else:
-            how = "is not quantized alike in all layers"
+            how = "is not quantized alike in all layers and parts"
         notes.append(f"{name} {how}: unpacked, with the values it was quantized to")
     return notes
 
