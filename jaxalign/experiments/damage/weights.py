@@ -1,0 +1,137 @@
+"""The matrices of a layer as arrays: those of a scheme, random ones as far away, and mixtures."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.params import MATRICES, Block, Norm, Params
+from jaxalign.numerics.dot import dense
+from jaxalign.numerics.qtensor import QTensor
+from jaxalign.shapes import Array, Bool, Float, lead
+
+AFTER_ATTENTION_NORM, AFTER_MLP_NORM = ("query", "key_value"), ("up", "gate")
+
+
+def low_matrices(high: Block, low: Block) -> dict[str, Array]:
+    """What a layer's packed matrices compute, as f32 arrays that stand where ``high``'s stand.
+
+    A calibration may move scales between a matrix and what comes before it: a divisor of the input
+    (``QTensor.input_divisor``) or a changed norm. Both are moved back into the matrix, so that it
+    can be put alone into the unchanged model.
+    """
+    norms = {
+        **dict.fromkeys(AFTER_ATTENTION_NORM, (high.attention_norm, low.attention_norm)),
+        **dict.fromkeys(AFTER_MLP_NORM, (high.mlp_norm, low.mlp_norm)),
+    }
+    found = {}
+    for name, w in _matrices(low).items():
+        array = dense(w, jnp.float32)
+        if isinstance(w, QTensor) and w.input_divisor is not None:
+            array = array / _rows(w.input_divisor, array)
+        if name in norms:
+            array = array * _rows(_folded(*norms[name]), array)
+        found[name] = array
+    return found
+
+
+def _matrices(block: Block) -> dict[str, Any]:
+    """The matrices of a layer by name, packed or not."""
+    packed = lambda leaf: isinstance(leaf, QTensor)  # noqa: E731
+    paths, _ = jax.tree_util.tree_flatten_with_path(block, is_leaf=packed)
+    return {path[-1].name: leaf for path, leaf in paths if path[-1].name in MATRICES}
+
+
+def _rows(a: Float[Array, " A"], like: Array) -> Array:
+    return a.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _folded(high: Norm, low: Norm) -> Float[Array, " D"]:
+    """By what a calibrated norm's output has to be multiplied less: 1 where it is the same."""
+
+    def ratio(a: Array, b: Array) -> Array:
+        return jnp.where(a == b, 1, a / jnp.where(b == 0, 1, b))
+
+    scale = ratio(low.scale, high.scale)
+    bias = getattr(high, "bias", None)
+    return scale if bias is None else jnp.where(high.scale == 0, ratio(low.bias, bias), scale)
+
+
+def mix(
+    high: Block,
+    low: dict[str, Array],
+    chosen: Bool[Array, " N"],
+    heads: Bool[Array, " H"],
+    names: tuple[str, ...],
+    config: ModelConfig,
+) -> Block:
+    """A layer with the chosen matrices, and the chosen heads' shares of others, from ``low``.
+
+    A head's share are its columns of ``query``, those of the key and value head that it reads,
+    and its rows of ``out``.
+    """
+
+    def leaf(path: Any, w: Array) -> Array:
+        name = path[-1].name
+        if name not in low:
+            return w
+        taken = jnp.broadcast_to(chosen[names.index(name)], (1,) * w.ndim)
+        if name in ("query", "key_value", "out"):
+            taken = taken | _share(name, heads, w, config)
+        return jnp.where(taken, low[name], w)
+
+    return jax.tree_util.tree_map_with_path(leaf, high)
+
+
+def _share(name: str, heads: Bool[Array, " H"], w: Array, config: ModelConfig) -> Array:
+    """Where heads' shares of an attention matrix of one layer are, with axes of size 1."""
+    if name == "out":
+        return jnp.repeat(heads, config.head_size)[:, None]
+    groups = heads.reshape(w.shape[-1] // config.head_size, -1).any(axis=1)
+    return lead(jnp.repeat(groups, config.head_size), w)
+
+
+def noisy(high: Params, low: Params, key: jax.Array, config: ModelConfig) -> Params:
+    """``high`` with normal noise in every matrix, as far from it as ``low``'s are.
+
+    The Frobenius norm of the noise is that of ``low − high`` in every matrix and, since it is set
+    head by head in the attention's matrices, in every head's share.
+    """
+
+    def layer(given: tuple[jax.Array, Block, Block]) -> Block:
+        key, weights, lows = given
+        target = low_matrices(weights, lows)
+
+        def leaf(path: Any, w: Array) -> Array:
+            name = path[-1].name
+            if name not in target:
+                return w
+            own = jax.random.fold_in(key, MATRICES.index(name))
+            return w + _noise(own, target[name] - w, name, config.head_size)
+
+        return jax.tree_util.tree_map_with_path(leaf, weights)
+
+    keys = jax.random.split(key, config.num_layers)
+    return replace(high, blocks=lax.map(layer, (keys, high.blocks, low.blocks)))
+
+
+def _noise(key: jax.Array, error: Array, name: str, head_size: int) -> Array:
+    """Noise of an error's shape and of its norm in every head."""
+    shape: tuple[int, ...] = error.shape
+    axes = tuple(range(error.ndim))
+    if name == "out":
+        shape, axes = (-1, head_size, error.shape[-1]), (1, 2)
+    elif name in ("query", "key_value"):
+        shape, axes = (*shape[:-1], -1, head_size), (0, error.ndim)
+    parts = error.reshape(shape)
+    draw = jax.random.normal(key, parts.shape)
+
+    def norm(a: Array) -> Array:
+        return jnp.sqrt(jnp.square(a).sum(axis=axes, keepdims=True))
+
+    return (draw * (norm(parts) / norm(draw))).reshape(error.shape)
