@@ -41,7 +41,7 @@ class WeightFormat:
 
     codes: str
     group: int | None = None
-    levels: float = 1.0
+    levels: int | float = 1.0
     zero: bool = False
     double: bool = False
 

@@ -35,12 +35,12 @@ class Effect:
         clean: ``m`` of the clean run, ``[P]``.
     """
 
-    change: Float[np.ndarray, "R P"]
-    kl: Float[np.ndarray, "R P"]
+    change: Float[np.ndarray, "*rows P"]
+    kl: Float[np.ndarray, "*rows P"]
     clean: Float[np.ndarray, " P"]
 
     @property
-    def moved(self) -> Float[np.ndarray, "R P"]:
+    def moved(self) -> Float[np.ndarray, "*rows P"]:
         """``|m(row) − m(clean)|``."""
         return np.abs(self.change)
 

@@ -21,8 +21,8 @@ from jaxalign.experiments.damage.measure import Effect
 Measure = Callable[[Bool[np.ndarray, "R U"]], Effect]
 
 # Exchanges that are measured in a round, the most promising first, and rounds at most.
-EXCHANGES = 64
-ROUNDS = 4
+EXCHANGES = 48
+ROUNDS = 3
 
 
 @dataclass(frozen=True)

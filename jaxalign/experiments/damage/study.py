@@ -59,7 +59,7 @@ class PlanOptions:
     """
 
     budget: str = "5.0bits"
-    noise_draws: int = 5
+    noise_draws: int = 4
     random_choices: int = 50
     curve_choices: int = 10
     memory_gb: float = 4.0
