@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from jaxalign import results
+from jaxalign import plan_command, results
 from jaxalign.compilation_cache import VARIABLE, enable_compilation_cache
 from jaxalign.convert import Model, ModelUnavailable, Source, load, locate
 from jaxalign.convert.hub import DEFAULT_MODEL
@@ -186,7 +186,8 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(dest="command", metavar="plot | verify", title="also")
+    commands = parser.add_subparsers(dest="command", metavar="plot | verify | plan", title="also")
+    plan_command.add_parser(commands)
     plot = commands.add_parser("plot", help="draw the figures again, from a result file alone")
     plot.add_argument("--input", type=Path, default=DEFAULT_OUTPUT, metavar="F")
     plot.add_argument("--figures", type=Path, metavar="DIR", help="default: beside the input")
@@ -203,7 +204,7 @@ def _add_commands(parser: argparse.ArgumentParser) -> None:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    actions = {"plot": _plot, "verify": _verify, None: _run}
+    actions = {"plot": _plot, "verify": _verify, "plan": plan_command.run, None: _run}
     try:
         return actions[arguments.command](arguments)
     except InputError as error:

@@ -178,9 +178,9 @@ def test_each_activation_site_rounds_alone(parallel):
         if component.kind == "whole":
             return {site: np.ones_like(flag) for site, flag in at.items()}
         for site in ("attn_out", "mlp_out", "resid"):
-            if component.kind == "layer" or component.name == site:
-                if component.layer is not None:
-                    at[site][component.layer] = True
+            own = component.kind == "layer" or component.name == site
+            if own and component.layer is not None:
+                at[site][component.layer] = True
         if component.name in ("embed", "final_norm"):
             at[component.name] = True
         return at
@@ -212,7 +212,8 @@ def test_chunks_of_rows_and_prompts_change_nothing(monkeypatch):
     monkeypatch.setattr(Bench, "_room", lambda self, length: 12)
     monkeypatch.setattr("jaxalign.experiments.damage.measure.LEAST_ROWS", 6)
     parts = bench.measure(low, rows)
-    assert len(calls) > 4 and max(batch[0] for _, batch in calls) == 2
+    assert len(calls) > 4
+    assert max(batch[0] for _, batch in calls) == 2
     np.testing.assert_allclose(parts.change, whole.change, **CLOSE)
     np.testing.assert_allclose(parts.kl, whole.kl, **CLOSE)
 
@@ -239,11 +240,12 @@ def test_a_row_that_changes_nothing_is_the_clean_run_to_the_bit():
     rows = no_changes(2, bench.parts)
     rows.matrices[1, 0, 0] = True
     effect = bench.measure(params, rows)  # "low" is the model itself
-    assert (effect.kl == 0).all() and (effect.change == 0).all()
+    assert (effect.kl == 0).all()
+    assert (effect.change == 0).all()
 
 
 def test_scales_that_a_calibration_moved_are_moved_back():
-    config, params = tiny()
+    _, params = tiny()
     low = cast(params, SCHEME)
     s = jnp.exp(jax.random.normal(jax.random.key(0), (2, 32)))
     norm = low.blocks.attention_norm
@@ -310,9 +312,7 @@ def test_the_map_sets_the_sum_beside_the_whole_and_noise_beside_each_component()
     found = damage_map(bench, low, draws=3, seed=0)
     by_name = {(s.parts, s.metric): s for s in found.sums}
     assert set(by_name) == {
-        (parts, metric)
-        for parts in ("matrices and sites", "layers")
-        for metric in ("kl", "change")
+        (parts, metric) for parts in ("matrices and sites", "layers") for metric in ("kl", "change")
     }
     total = sum(c.kl.value for c in found.of("matrix"))
     kl = by_name["matrices and sites", "kl"]

@@ -23,6 +23,7 @@ from matplotlib.font_manager import FontProperties
 
 from jaxalign.plots.labels import place_labels
 from jaxalign.results import HeadsResult, replace_file
+from jaxalign.results.damage import PlanResult
 
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
 STYLE: MappingProxyType[Any, Any] = MappingProxyType(
@@ -126,7 +127,7 @@ class Page:
 
 
 def new_page(
-    result: HeadsResult,
+    result: HeadsResult | PlanResult,
     title: str,
     reading: str,
     *,
@@ -189,8 +190,10 @@ def say(ax: Axes, sentence: str) -> None:
     )
 
 
-def caption(result: HeadsResult) -> str:
+def caption(result: HeadsResult | PlanResult) -> str:
     """Model, revision, device, prompts and head mode, and what stands in for what."""
+    if isinstance(result, PlanResult):
+        return result.caption()
     model = result.metadata["model"]
     revision = model["revision"] or f"none (weights sha256 {model['weights_sha256'][:12]})"
     counts = Counter(prompt.task for prompt in result.prompts)

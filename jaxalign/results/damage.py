@@ -122,12 +122,16 @@ class RandomChoices:
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Validated KL of one budget: of the greedy choice, of whole layers, of random choices."""
+    """Validated KL of one budget: of the greedy choice, of whole layers, of random choices.
+
+    ``p``: of the greedy choice against the random ones, as ``RandomChoices`` has it.
+    """
 
     bits: float
     greedy: float
     layers: float
     random: tuple[float, ...]
+    p: float
 
 
 @dataclass(frozen=True)

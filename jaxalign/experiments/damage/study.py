@@ -61,7 +61,7 @@ class PlanOptions:
     budget: str = "5.0bits"
     noise_draws: int = 4
     random_choices: int = 50
-    curve_choices: int = 10
+    curve_choices: int = 20
     memory_gb: float = 4.0
     seed: int = 0
 

@@ -81,10 +81,16 @@ def validate(
     )
     plan = _judge(candidates, choices, parts, units, budget, budget_bytes, seed)
     curve = tuple(
-        CurvePoint(bits_per_weight(size, units), kl[0], kl[1], tuple(kl[2:]))
+        CurvePoint(
+            bits=bits_per_weight(size, units),
+            greedy=float(kl[0]),
+            layers=float(kl[1]),
+            random=tuple(kl[2:].tolist()),
+            p=_p_values(kl[0], kl[2:])[0],
+        )
         for size, kl in zip(
             candidates.curve_budgets,
-            (part.kl.mean(axis=1).tolist() for part in parts[2:]),
+            (part.kl.mean(axis=1) for part in parts[2:]),
             strict=True,
         )
     )
