@@ -139,7 +139,8 @@ def plan_curve(result: PlanResult) -> Page:
     scheme = precision_name(result.metadata["scheme"])
     reading = (
         f"All matrices of the blocks in {scheme}, but for what is kept in 16 bit within a budget; "
-        "KL from f32 on prompts that had no part in choosing (all in 16 bit: 0). Bar: 95 % interval over prompts. "
+        "KL from f32 on prompts that had no part in choosing (all in 16 bit: 0). Bar: 95 % "
+        "interval over prompts. "
         "p: how often a random choice within the same budget is as good as the plan."
     )
     page = new_page(
