@@ -3,7 +3,7 @@
 Gains are damage avoided a byte. A matrix's damage is measured twice: alone in the f32 model, and as
 what giving it back repairs in the low model, where its neighbours are quantized, too. Both rankings
 are filled into the budget and measured as whole models; the better one is improved by exchanging
-one kept unit for others as long as that lowers the measured KL.
+one kept unit for others as long as that lowers the measured KL beyond doubt.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 
 from jaxalign.experiments.damage.cost import Unit
 from jaxalign.experiments.damage.measure import Effect
+from jaxalign.stats import generator, mean_interval
 
 # From which units are kept, bool [R, U], to what the mixed models change.
 Measure = Callable[[Bool[np.ndarray, "R U"]], Effect]
@@ -129,16 +130,19 @@ def refine(
     """Exchange one kept unit for others, measured each time; returns the choice, KL, exchanges.
 
     What a removal frees is filled again by ``restored`` a byte, starting with each unit in turn.
+    An exchange counts if its gain's 95 % interval over the choosing prompts leaves out 0: taking
+    any lower mean fits those prompts and nothing else.
     """
     for done in range(ROUNDS):
         neighbours = _exchanges(units, scores, kept, allowance)
         if not len(neighbours):
             return kept, kl, done
-        found = measure(neighbours).kl.mean(axis=1)
-        i = int(np.argmin(found))
-        if not found[i] < kl:
+        found = measure(np.concatenate([kept[None], neighbours])).kl
+        i = 1 + int(np.argmin(found[1:].mean(axis=1)))
+        _, _, high = mean_interval(found[i] - found[0], generator(0, "exchange"))
+        if not high < 0:
             return kept, kl, done
-        kept, kl = neighbours[i], float(found[i])
+        kept, kl = neighbours[i - 1], float(found[i].mean())
     return kept, kl, ROUNDS
 
 
