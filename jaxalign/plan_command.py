@@ -105,8 +105,9 @@ def damage_table(damage: DamageMap) -> str:
             beside = f"; of noise {low:.2f} … {high:.2f}"
         what = {"kl": "KL", "change": "Δm"}[each.metric]
         lines.append(
-            f"sum of {each.parts} over the whole, {what}: {_interval(each.ratio, '.2f')}"
-            f" ({_interval(each.sum, '.3g')} / {_interval(each.whole, '.3g')}){beside}"
+            f"sum of {each.parts}, {what}: {_interval(each.sum, '+.2e')}; the whole: "
+            f"{_interval(each.whole, '+.2e')}; difference {_interval(each.difference, '+.2e')}; "
+            f"ratio {_interval(each.ratio, '.2f')}{beside}"
         )
     return "\n".join(lines)
 

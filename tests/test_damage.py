@@ -12,10 +12,10 @@ from pythia_shape import tiny_config
 from jaxalign.edit import Edit
 from jaxalign.errors import InputError
 from jaxalign.experiments.damage.components import Component, no_changes, parts_of, rows_of
-from jaxalign.experiments.damage.damage_map import damage_map
+from jaxalign.experiments.damage.damage_map import damage_map, noisy_compiled
 from jaxalign.experiments.damage.measure import Bench
 from jaxalign.experiments.damage.run import kl_divergence
-from jaxalign.experiments.damage.weights import low_matrices, noisy
+from jaxalign.experiments.damage.weights import low_matrices
 from jaxalign.metrics import logit_difference
 from jaxalign.model import ModelConfig, cast, forward, init_params
 from jaxalign.model.decoder import block, embed, real_positions, unembed
@@ -272,8 +272,8 @@ def test_scales_that_a_calibration_moved_are_moved_back():
 def test_noise_has_the_norm_of_the_error_in_every_matrix_and_head():
     config, params = tiny()
     low = cast(params, SCHEME)
-    drawn = noisy(params, low, jax.random.key(3), config)
-    again = noisy(params, low, jax.random.key(4), config)
+    drawn = noisy_compiled(params, low, jax.random.key(3), config=config)
+    again = noisy_compiled(params, low, jax.random.key(4), config=config)
     h, norm = config.head_size, np.linalg.norm
     for part, names in (("attention", ("query", "key_value", "out")), ("mlp", ("up", "down"))):
         for name in names:
@@ -320,6 +320,10 @@ def test_the_map_sets_the_sum_beside_the_whole_and_noise_beside_each_component()
     assert kl.whole.value == pytest.approx(found.of("whole")[0].kl.value)
     assert kl.ratio.value == pytest.approx(total / kl.whole.value)
     assert kl.ratio.low < kl.ratio.value < kl.ratio.high
+    assert kl.difference.value == pytest.approx(total - kl.whole.value)
+    for each in found.sums:
+        undefined = each.whole.low <= 0 <= each.whole.high
+        assert (each.ratio.value is None) == undefined
     assert len(kl.noise_ratios) == 3
     assert all(len(c.noise_kl) == 3 for c in found.components)
     assert found == damage_map(bench, low, draws=3, seed=0)

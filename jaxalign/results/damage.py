@@ -50,7 +50,8 @@ class SumAgainstWhole:
     Attributes:
         parts: what is summed, "matrices and sites" or "layers".
         metric: "kl" or "change".
-        ratio: sum over whole; 1 where effects add up.
+        difference: sum less whole; 0 where effects add up.
+        ratio: sum over whole; None where the whole's interval holds 0.
         noise_ratios: the same for every draw of noise.
     """
 
@@ -58,6 +59,7 @@ class SumAgainstWhole:
     metric: str
     sum: Estimate
     whole: Estimate
+    difference: Estimate
     ratio: Estimate
     noise_ratios: tuple[float, ...]
 

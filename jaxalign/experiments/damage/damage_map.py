@@ -106,6 +106,16 @@ def _verdict(kl: float, noise: tuple[float, ...], ratio: Estimate) -> str:
     return "less than noise" if ratio.high < 1 and kl < min(noise) else "like noise"
 
 
+def _ratio_of_sums(
+    total: Float[np.ndarray, " P"], whole: Float[np.ndarray, " P"], seed: int
+) -> Estimate:
+    """Sum over whole, where the whole is surely not 0."""
+    known = estimate(whole, seed, "sum")
+    if known.low is not None and known.high is not None and known.low <= 0 <= known.high:
+        return NONE
+    return ratio_of_means(total, whole, seed, "sum")
+
+
 def _sums(
     components: list[Component],
     effect: Effect,
@@ -131,7 +141,8 @@ def _sums(
                     metric=metric,
                     sum=estimate(total, seed, "sum"),
                     whole=estimate(whole, seed, "sum"),
-                    ratio=ratio_of_means(total, whole, seed, "sum"),
+                    difference=estimate(total - whole, seed, "sum"),
+                    ratio=_ratio_of_sums(total, whole, seed),
                     noise_ratios=tuple(ratios),
                 )
             )
