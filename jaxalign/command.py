@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from jaxalign import results
+from jaxalign import plan_command, results
 from jaxalign.calibration import preparer
 from jaxalign.compilation_cache import enable_compilation_cache
 from jaxalign.convert import Model, ModelUnavailable, Source, load, locate
@@ -44,7 +44,13 @@ ACTIVATIONS = 0.25
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    actions = {"schemes": compare_schemes, "plot": _plot, "verify": _verify, None: _run}
+    actions = {
+        "schemes": compare_schemes,
+        "plan": plan_command.run,
+        "plot": _plot,
+        "verify": _verify,
+        None: _run,
+    }
     try:
         return actions[arguments.command](arguments)
     except InputError as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +12,7 @@ from jaxalign.model.params import Block, divided_norm
 from jaxalign.numerics.awq import clip, search_clip, search_scale
 from jaxalign.numerics.compile import jit
 from jaxalign.numerics.gptq import DAMPING, gptq
+from jaxalign.numerics.hqq import hqq
 from jaxalign.numerics.moments import Moments, moments
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.quantize import quantize
@@ -138,8 +138,7 @@ def pack_matrix(
     form = scheme.weights
     assert form is not None
     if scheme.method == "hqq":
-        # The one place that asks for HQQ: hqq(w, form, outputs) -> QTensor.
-        return importlib.import_module("jaxalign.numerics.hqq").hqq(w, form, w.ndim - 1)
+        return hqq(w, form, w.ndim - 1)
     if scheme.method == "gptq":
         assert found is not None
         order = scheme.act_order
