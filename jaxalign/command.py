@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 
-from jaxalign import results
+from jaxalign import plan_command, results
+from jaxalign.calibration import preparer
 from jaxalign.compilation_cache import enable_compilation_cache
 from jaxalign.convert import Model, ModelUnavailable, Source, load, locate
 from jaxalign.distributed import is_first, processes, require_same
@@ -27,7 +29,7 @@ from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
 from jaxalign.plots import draw_all, drawing_process
 from jaxalign.prompts import SHIPPED, read_prompts
 from jaxalign.report import summary
-from jaxalign.schemes_command import compare_schemes, listed, named
+from jaxalign.schemes_command import calibration, compare_schemes, listed, named
 from jaxalign.sharding import choose_mesh, usable_devices
 from jaxalign.training_command import over_training
 
@@ -42,7 +44,13 @@ ACTIVATIONS = 0.25
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     arguments = build_parser().parse_args(argv)
-    actions = {"schemes": compare_schemes, "plot": _plot, "verify": _verify, None: _run}
+    actions = {
+        "schemes": compare_schemes,
+        "plan": plan_command.run,
+        "plot": _plot,
+        "verify": _verify,
+        None: _run,
+    }
     try:
         return actions[arguments.command](arguments)
     except InputError as error:
@@ -106,10 +114,20 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
         budget = arguments.memory_gb * 1e9
         reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
         mesh = choose_mesh(model.config, devices, budget, reserve=reserve)
-        known = facts(model, prompts, options, mesh)
+        texts = calibration(arguments, prompts)
+        known = facts(model, prompts, options, mesh) | {"calibration": texts}
         require_same({**known, "options": None, **known["options"]})
         journal = Journal(_journal_folder(arguments.output), known)
-        result = heads_study(model, prompts, options, progress=first, journal=journal, mesh=mesh)
+        unfinished = arguments.output.with_name(f"{arguments.output.name}.calibration")
+        result = heads_study(
+            model,
+            prompts,
+            options,
+            progress=first,
+            journal=journal,
+            mesh=mesh,
+            prepare=preparer(model, texts, progress=first, folder=unfinished),
+        )
         overflows = [note for note in result.metadata["notes"] if "overflow" in note]
         if not first:
             return overflows
@@ -117,6 +135,7 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
         # As the file has it, so that `plot` draws the same.
         result = results.write(result, arguments.output)
         journal.remove()
+        shutil.rmtree(unfinished, ignore_errors=True)
         print(f"\n{summary(result)}\n\nresult: {arguments.output}", flush=True)
         if draws:
             figures = arguments.output.parent / "figures"

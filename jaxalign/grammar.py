@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from jaxalign import plan_command, schemes_command
 from jaxalign.compilation_cache import VARIABLE
 from jaxalign.convert.hub import DEFAULT_MODEL
 from jaxalign.edit import HEAD_MODES
@@ -16,26 +17,6 @@ from jaxalign.sweep import PLANS
 from jaxalign.version import VERSION
 
 DEFAULT_OUTPUT = Path("results/experiment.json")
-# The schemes of the table, from many bits to few.
-TABLE = (
-    "bf16",
-    "f16",
-    "int8-sim",
-    "int8",
-    "smoothquant",
-    "llm-int8",
-    "fp8-e4m3",
-    "fp8-e5m2",
-    "int4-g64",
-    "int4-sym-g64",
-    "hqq-g64",
-    "awq-g64",
-    "gptq-g64",
-    "gptq-actorder-g64",
-    "nf4",
-    "nf4-dq",
-    "fp4",
-)
 
 EXAMPLES = f"""\
 examples:
@@ -48,6 +29,7 @@ examples:
   %(prog)s --schemes nf4,awq-g128,llm-int8  other precisions than f16 and simulated int8
   %(prog)s --device gpu --memory-gb 40      on all GPUs of this machine, with larger batches
   %(prog)s schemes                          table of all precision schemes
+  %(prog)s plan --scheme nf4 --budget 5.0bits   what to keep in 16 bit within a budget
   %(prog)s plot                             draw the figures of results/experiment.json again
   %(prog)s verify                           check numbers that others published for Pythia-70M
 
@@ -212,34 +194,10 @@ def _add_speed(parser: argparse.ArgumentParser) -> None:
 
 def _add_commands(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(
-        dest="command", metavar="schemes | plot | verify", title="also"
+        dest="command", metavar="schemes | plan | plot | verify", title="also"
     )
-    schemes = commands.add_parser(
-        "schemes",
-        help="a table of precision schemes: size, KL, answers, drift, and their noise floors",
-        description="Compare precision schemes with f32 on the prompts: what each costs, what it\n"
-        "changes, and what noise alone would change.",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    # Suppressed defaults leave what was given before the subcommand as it is.
-    kept = argparse.SUPPRESS
-    schemes.add_argument("--model", metavar="ID|PATH", default=kept, help="as in the study")
-    schemes.add_argument("--prompts", type=Path, metavar="F", default=kept, help="prompts file")
-    schemes.add_argument(
-        "--schemes", metavar="LIST", default=kept, help=f"with commas (default: {','.join(TABLE)})"
-    )
-    schemes.add_argument(
-        "--calibration", type=Path, metavar="F", default=kept, help="texts, one a line"
-    )
-    schemes.add_argument("--memory-gb", type=float, metavar="GB", default=kept)
-    schemes.add_argument("--seed", type=int, default=kept, help="of noise and statistics")
-    schemes.add_argument(
-        "--no-figures", action="store_true", default=kept, help="print and write the table only"
-    )
-    schemes.add_argument(
-        "--output", dest="schemes_output", type=Path, default=Path("results/schemes.json"),
-        metavar="F", help="result file (default: %(default)s)",
-    )  # fmt: skip
+    schemes_command.add_parser(commands)
+    plan_command.add_parser(commands)
     plot = commands.add_parser("plot", help="draw the figures again, from a result file alone")
     plot.add_argument("--input", type=Path, default=DEFAULT_OUTPUT, metavar="F")
     plot.add_argument("--figures", type=Path, metavar="DIR", help="default: beside the input")

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import MATRICES, Block, Norm, Params
+from jaxalign.model.params import MATRICES, Block, Norm, Params, norm_offset
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.shapes import Array, Float
@@ -18,7 +18,7 @@ from jaxalign.shapes import Array, Float
 AFTER_ATTENTION_NORM, AFTER_MLP_NORM = ("query", "key_value"), ("up", "gate")
 
 
-def low_matrices(high: Block, low: Block) -> dict[str, Array]:
+def low_matrices(high: Block, low: Block, config: ModelConfig) -> dict[str, Array]:
     """What a layer's packed matrices compute, as f32 arrays that stand where ``high``'s stand.
 
     A calibration may move scales between a matrix and what comes before it: a divisor of the input
@@ -35,7 +35,7 @@ def low_matrices(high: Block, low: Block) -> dict[str, Array]:
         if isinstance(w, QTensor) and w.input_divisor is not None:
             array = array / _rows(w.input_divisor, array)
         if name in norms:
-            array = array * _rows(_folded(*norms[name]), array)
+            array = array * _rows(_folded(*norms[name], config), array)
         found[name] = array
     return found
 
@@ -51,16 +51,18 @@ def _rows(a: Float[Array, " A"], like: Array) -> Array:
     return a.reshape(-1, *[1] * (like.ndim - 1))
 
 
-def _folded(high: Norm, low: Norm) -> Float[Array, " D"]:
+def _folded(high: Norm, low: Norm, config: ModelConfig) -> Float[Array, " D"]:
     """By what a calibrated norm's output has to be multiplied less: 1 where it is the same."""
 
     def ratio(a: Array, b: Array) -> Array:
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         return jnp.where(a == b, 1, a / jnp.where(b == 0, 1, b))
 
-    scale = ratio(low.scale, high.scale)
-    bias = getattr(high, "bias", None)
-    return scale if bias is None else jnp.where(high.scale == 0, ratio(low.bias, bias), scale)
+    offset = norm_offset(config)
+    scale = ratio(low.scale + offset, high.scale + offset)
+    if high.bias is None or low.bias is None:
+        return scale
+    return jnp.where(high.scale == 0, ratio(low.bias, high.bias), scale)
 
 
 def noisy(high: Params, low: Params, key: jax.Array, config: ModelConfig) -> Params:
@@ -72,7 +74,7 @@ def noisy(high: Params, low: Params, key: jax.Array, config: ModelConfig) -> Par
 
     def layer(given: tuple[jax.Array, Block, Block]) -> Block:
         key, weights, lows = given
-        target = low_matrices(weights, lows)
+        target = low_matrices(weights, lows, config)
 
         def leaf(path: Any, w: Array) -> Array:
             name = path[-1].name

@@ -134,7 +134,7 @@ def test_scales_folded_into_norms_leave_the_f32_model_as_it_was(name, config):
     scaled = weights
     for group, found in zip(groups.groups_of(weights), seen, strict=True):
         if group.norm:
-            scaled, scale = layer.scale_group(scaled, group, found, config, scheme_named(name))
+            scaled, scale = layer.scale_group(scaled, group, found, scheme_named(name), config)
             assert scale.max() > 1.5 * scale.min(), "a scale of ones would test nothing"
     before, after = (through(x, w, real, config=config)[0] for w in (weights, scaled))
     assert not np.array_equal(weights.attention.query, scaled.attention.query)
@@ -148,7 +148,7 @@ def test_a_divided_input_and_scaled_rows_leave_the_product_as_it_was():
     *_, found = layer.observe(weights, x, real, config=CONFIG, second=True)
     loud = jnp.ones(CONFIG.intermediate_size).at[7].set(0.1)
     found, inputs = found.divided(loud), inputs / loud[None, None]
-    scaled, scale = layer.scale_group(weights, group, found, CONFIG, scheme_named("awq-g16"))
+    scaled, scale = layer.scale_group(weights, group, found, scheme_named("awq-g16"), CONFIG)
     assert scale.max() > 1.5 * scale.min()
     exact = dot(inputs, weights.mlp.down)
     np.testing.assert_allclose(

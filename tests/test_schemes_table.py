@@ -77,7 +77,7 @@ def test_weight_noise_is_as_large_as_the_schemes_error_in_every_matrix_and_head(
             jax.tree.map(lambda leaf, layer=layer: leaf[layer], tree.blocks)
             for tree in (params, low)
         )
-        wanted = low_matrices(high, error)
+        wanted = low_matrices(high, error, config)
         assert set(wanted) <= set(MATRICES)
         for name, matrix in wanted.items():
             owner = "attention" if name in ("query", "key_value", "out") else "mlp"

@@ -84,7 +84,7 @@ def calibrate(
         return cast(params, scheme)
     check_dtype(params, F32)
     given = check_texts(tokens, lengths, config, scheme) if scheme.needs_texts else ()
-    texts = _Texts(_start(params, *given, config) if given else [], config)
+    texts = _Texts(_start(params, config, *given) if given else [], config)
     facts = _facts(params, config, scheme, given, damping) if folder else {}
     journal = Journal(folder, facts, patience=0.0)
     layers = len(jax.tree.leaves(params.blocks)[0])
@@ -95,13 +95,14 @@ def calibrate(
         leave=False,
         unit="layer",
     )
-    like, windows = _like(_layer_of(params, 0), scheme, config), layer_windows(config)
+    like = _like(_layer_of(params, 0), scheme, config)
     chosen: list[Block] = []
     for number in bar:
-        weights, window = _layer_of(params, number), None if windows is None else windows[number]
-        compute = functools.partial(_layer, weights, window, texts, scheme, damping, number)
+        weights = _layer_of(params, number)
+        compute = functools.partial(_layer, weights, texts, scheme, damping, number)
         chosen.append(journal.keep(("layer", number), compute, like))
-        texts.behind.append((chosen[-1] if scheme.method in SEES_ROUNDED else weights, window))
+        passed = chosen[-1] if scheme.method in SEES_ROUNDED else weights
+        texts.behind.append((number, passed))
     blocks = jax.tree.map(lambda *parts: jnp.stack(parts), *chosen)
     # Matrices are packed already, so only the rest changes its dtype.
     return _in_dtype(replace(params, blocks=blocks), scheme)
@@ -125,12 +126,18 @@ class _Texts:
 
     streams: list[_Stream]
     config: ModelConfig
-    behind: list[tuple[Block, Array | None]] = field(default_factory=list)
+    behind: list[tuple[int, Block]] = field(default_factory=list)
+
+    def window(self, layer: int) -> Int[Array, ""] | None:
+        """How far a layer's attention reaches back, in families with windows."""
+        windows = layer_windows(self.config)
+        return None if windows is None else windows[layer]
 
     def catch_up(self) -> list[_Stream]:
         """Take the texts through the layers that are behind."""
-        for weights, window in self.behind:
+        for layer, weights in self.behind:
             run = functools.partial(_advanced, weights, config=self.config)
+            window = self.window(layer)
             self.streams = [
                 replace(stream, x=np.asarray(run(stream.x, stream.real, window)))
                 for stream in self.streams
@@ -140,7 +147,7 @@ class _Texts:
 
 
 def _start(
-    params: Params, tokens: np.ndarray, lengths: np.ndarray, config: ModelConfig
+    params: Params, config: ModelConfig, tokens: np.ndarray, lengths: np.ndarray
 ) -> list[_Stream]:
     """The texts' embeddings, in batches of one shape; rows that fill the last one are empty."""
     count, size = tokens.shape
@@ -156,19 +163,13 @@ def _start(
     return streams
 
 
-def _layer(
-    weights: Block,
-    window: Array | None,
-    texts: _Texts,
-    scheme: Scheme,
-    damping: float,
-    number: int,
-) -> Block:
+def _layer(weights: Block, texts: _Texts, scheme: Scheme, damping: float, number: int) -> Block:
     """One layer as the scheme has it."""
     seen: tuple[Moments, ...] | None = None
     second = scheme.method in ("awq", "gptq")
     for stream in texts.catch_up():
-        own = observe(weights, stream.x, stream.real, window, config=texts.config, second=second)
+        given = weights, stream.x, stream.real, texts.window(number)
+        own = observe(*given, config=texts.config, second=second)
         seen = own if seen is None else tuple(a + b for a, b in zip(seen, own, strict=True))
     for group, found in zip(groups_of(weights), seen or (), strict=bool(seen)):
         if not _finite(found):
@@ -178,7 +179,7 @@ def _layer(
                 "check the checkpoint: its weights are broken or too large for f32 activations",
             )
     chosen = choose(
-        weights, seen, jnp.float32(damping), config=texts.config, scheme=core_of(scheme)
+        weights, seen, jnp.float32(damping), scheme=core_of(scheme), config=texts.config
     )
     for name in (name for group in groups_of(weights) for name in group.linears):
         if not _finite(get(weights, name)):
@@ -216,7 +217,7 @@ def _like(weights: Block, scheme: Scheme, config: ModelConfig) -> Block:
         a = len(get(weights, group.linears[0]))
         rows, square = shape((a,), jnp.float32), shape((a, a), jnp.float32)
         seen.append(Moments(shape((), jnp.float32), rows, rows, square))
-    run = functools.partial(choose.fun, config=config, scheme=core_of(scheme))
+    run = functools.partial(choose.fun, scheme=core_of(scheme), config=config)
     return jax.eval_shape(run, weights, tuple(seen) or None, shape((), jnp.float32))
 
 

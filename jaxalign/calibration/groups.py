@@ -74,7 +74,7 @@ def linear_inputs(
         x: the residual stream before it.
         real: which positions are tokens.
         config: the architecture.
-        window: the layer's, where the model has any.
+        window: how far its attention reaches back, in families with windows.
     """
     seen: dict[str, Array] = {}
     for group in groups_of(weights):

@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxalign.calibration.groups import Group, get, groups_of, linear_inputs, put
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import Block, Norm
+from jaxalign.model.params import Block, divided_norm
 from jaxalign.numerics.awq import clip, search_clip, search_scale
 from jaxalign.numerics.compile import jit
 from jaxalign.numerics.gptq import DAMPING, gptq
@@ -43,14 +43,14 @@ def observe(
     )
 
 
-@functools.partial(jit, static_argnames=("config", "scheme"))
+@functools.partial(jit, static_argnames=("scheme", "config"))
 def choose(
     weights: Block,
     seen: tuple[Moments, ...] | None,
     damping: Float[Array, ""],
     *,
-    config: ModelConfig,
     scheme: Scheme,
+    config: ModelConfig,
 ) -> Block:
     """A layer with its matrices packed, from the moments of what they read.
 
@@ -59,7 +59,7 @@ def choose(
     """
     groups = groups_of(weights)
     for group, found in zip(groups, seen or [None] * len(groups), strict=True):
-        weights = quantize_group(weights, group, found, config, scheme, damping)
+        weights = quantize_group(weights, group, found, scheme, config, damping)
     return weights
 
 
@@ -72,8 +72,8 @@ def quantize_group(
     weights: Block,
     group: Group,
     found: Moments | None,
-    config: ModelConfig,
     scheme: Scheme,
+    config: ModelConfig,
     damping: float | Float[Array, ""] = DAMPING,
 ) -> Block:
     """Scale a group's input and matrices, and pack these.
@@ -82,11 +82,11 @@ def quantize_group(
         weights: of one layer, f32.
         group: which linear layers.
         found: moments of what they read; None for "hqq", which looks at the weights alone.
-        config: the architecture.
         scheme: the precision.
+        config: the architecture, which says how its norms scale.
         damping: GPTQ's.
     """
-    weights, scale = scale_group(weights, group, found, config, scheme)
+    weights, scale = scale_group(weights, group, found, scheme, config)
     if found is not None and scale is not None:
         found = found.divided(scale)
     static = scheme.inputs == "int8-static"
@@ -102,7 +102,7 @@ def quantize_group(
 
 
 def scale_group(
-    weights: Block, group: Group, found: Moments | None, config: ModelConfig, scheme: Scheme
+    weights: Block, group: Group, found: Moments | None, scheme: Scheme, config: ModelConfig
 ) -> tuple[Block, Float[Array, " A"] | None]:
     """Multiply a group's matrices by the scale of its input, and divide the norm by it.
 
@@ -122,17 +122,9 @@ def scale_group(
         shape = get(weights, name).shape
         weights = put(weights, name, (matrix * scale[:, None]).reshape(shape))
     if group.norm:
-        norm = divide_norm(getattr(weights, group.norm), scale, config)
-        divided: dict[str, Any] = {group.norm: norm}
-        weights = replace(weights, **divided)
+        norm: Any = divided_norm(getattr(weights, group.norm), scale, config)
+        weights = replace(weights, **{group.norm: norm})
     return weights, scale
-
-
-def divide_norm(norm: Norm, scale: Float[Array, " A"], config: ModelConfig) -> Norm:
-    """The norm whose output is divided by ``scale``; "rms+1" keeps its scale less 1."""
-    least = 1 if config.norm == "rms+1" else 0
-    bias = None if norm.bias is None else norm.bias / scale
-    return replace(norm, scale=(norm.scale + least) / scale - least, bias=bias)
 
 
 def pack_matrix(

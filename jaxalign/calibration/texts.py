@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import jax.numpy as jnp
 import numpy as np
 
@@ -17,6 +19,24 @@ from jaxalign.shapes import Lengths, Tokens
 def calibration_texts(prompts: PromptSet, model: Model) -> tuple[Tokens, Lengths]:
     """The reference texts of a prompt set as ``calibrate`` takes them: tokens and lengths."""
     return model.encode(list(prompts.reference))
+
+
+def read_texts(path: Path) -> tuple[str, ...]:
+    """The texts of a file, one a line; empty lines do not count.
+
+    Raises:
+        InputError: the file is missing, is no UTF-8 text, or has no line.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"calibration texts {path} cannot be read ({error})", "give a text file, one a line"
+        ) from error
+    texts = tuple(line for line in lines if line.strip())
+    if not texts:
+        raise InputError(f"calibration texts {path} are empty", "give one text a line")
+    return texts
 
 
 def check_texts(

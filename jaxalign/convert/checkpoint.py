@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from jaxalign.errors import InputError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 DTYPES = ("F16", "BF16", "F32")
+FLOAT8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,26 @@ class Checkpoint:
         tensor = _with_file(self.files[name], lambda file: file.get_tensor(name))
         _check_finite(tensor, f"{self.files[name]}: tensor {name!r}")
         return tensor
+
+    def stored(self, name: str, types: Sequence[str]) -> np.ndarray:
+        """One tensor as it is on disk, of any type that quantized weights are stored in.
+
+        Args:
+            types: the types it may have, by their safetensors names (``I32``, ``F8_E4M3``).
+
+        Raises:
+            InputError: the file is damaged, or the tensor is of another type.
+        """
+        path = self.files[name]
+        dtype = _with_file(path, lambda file: file.get_slice(name).get_dtype())
+        if dtype not in types:
+            raise InputError(
+                f"{path}: tensor {name!r} is of type {dtype}, expected {' or '.join(types)}",
+                "use the file as the quantizing tool wrote it",
+            )
+        if dtype in FLOAT8:
+            return _bytes_of(path, name).view(FLOAT8[dtype]).reshape(self.shapes[name])
+        return _with_file(path, lambda file: file.get_tensor(name))
 
     def sha256(self) -> str:
         """Hash of the weight files, in the order of their names."""
@@ -153,6 +174,15 @@ def _with_file(path: Path, use):  # type: ignore[no-untyped-def]
         raise InputError(
             f"weights file {path} is damaged or cut short ({error})", "download it again"
         ) from error
+
+
+def _bytes_of(path: Path, name: str) -> np.ndarray:
+    """A tensor's bytes: the library gives NumPy no float8. It has checked the file's header."""
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        start, end = json.loads(file.read(size))[name]["data_offsets"]
+        file.seek(8 + size + start)
+        return np.frombuffer(file.read(end - start), np.uint8)
 
 
 def _read_index(path: Path) -> dict[str, str]:

@@ -94,7 +94,7 @@ def load(
     """
     source = model if isinstance(model, Source) else locate(model, revision)
     config = _read_config(source.folder / "config.json")
-    tokenizer = _read_tokenizer(source.folder / "tokenizer.json")
+    tokenizer = read_tokenizer(source.folder / "tokenizer.json")
     check_vocabulary(tokenizer, config)
     checkpoint = open_checkpoint(source.folder)
     require_room(config, dtype, memory_gb)
@@ -114,7 +114,7 @@ def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
 
 
 def _read_config(path: Path) -> ModelConfig:
-    settings = _read_json(path)
+    settings = read_json(path)
     try:
         return ModelConfig.from_hf(settings)
     except InputError:
@@ -125,7 +125,12 @@ def _read_config(path: Path) -> ModelConfig:
         ) from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        InputError: the file is missing, cannot be read, or holds something else.
+    """
     try:
         content = json.loads(path.read_text())
     except FileNotFoundError as error:
@@ -139,8 +144,13 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_tokenizer(path: Path) -> Tokenizer:
-    _read_json(path)
+def read_tokenizer(path: Path) -> Tokenizer:
+    """A tokenizer file.
+
+    Raises:
+        InputError: the file is missing, or is not a tokenizer.
+    """
+    read_json(path)
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # tokenizers raises nothing narrower

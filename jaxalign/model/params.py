@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.quantize import quantize
@@ -171,12 +172,19 @@ MATRICES = ("query", "key_value", "out", "gate", "up", "down")
 def cast(params: Params, scheme: Scheme) -> Params:
     """The parameters as a scheme has them: packed matrices, the rest in its dtype.
 
-    Codes are rounded to the nearest; a scheme that chooses them by activations is for
-    ``calibrate``. Arrays that already are in the dtype stay the same arrays.
+    Codes are rounded to the nearest; a scheme that chooses them otherwise is for ``calibrate``.
+    Arrays that already are in the dtype stay the same arrays.
 
     Raises:
-        InputError: the scheme's groups do not divide a matrix's inputs.
+        InputError: the scheme's groups do not divide a matrix's inputs, or it does not round to
+            the nearest.
     """
+    if scheme.method or scheme.inputs == "int8-static":
+        raise InputError(
+            f"scheme {scheme.name!r} chooses its codes or scales, which rounding to the nearest "
+            "does not",
+            "use jaxalign.calibration.calibrate(params, config, scheme, tokens, lengths)",
+        )
 
     def leaf(path: Any, value: Any) -> Any:
         if scheme.weights is not None and path[-1].name in MATRICES:
@@ -191,6 +199,18 @@ def pack(stacked: Float[Array, "L A *out"], scheme: Scheme) -> QTensor:
     assert scheme.weights is not None
     one = functools.partial(quantize, form=scheme.weights, outputs=stacked.ndim - 2)
     return replace(lax.map(one, stacked.astype(jnp.float32)), inputs=scheme.inputs)
+
+
+def norm_offset(config: ModelConfig) -> float:
+    """What a norm adds to its ``scale`` before it multiplies: 1 in Gemma's, else 0."""
+    return 1.0 if config.norm == "rms+1" else 0.0
+
+
+def divided_norm(norm: Norm, by: Float[Array, "*L D"], config: ModelConfig) -> Norm:
+    """The norm whose output is divided by ``by``."""
+    offset = norm_offset(config)
+    bias = None if norm.bias is None else norm.bias / by
+    return Norm((norm.scale + offset) / by - offset, bias)
 
 
 def count(params: Params) -> int:

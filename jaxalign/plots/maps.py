@@ -7,6 +7,7 @@ from collections.abc import Callable
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
@@ -80,7 +81,7 @@ def _drift_map(figure: Figure, ax: Axes, values: np.ndarray, precision: str) -> 
 
 def _cells(
     figure: Figure, ax: Axes, values: np.ndarray, norm: Normalize, cmap: Colormap, label: str
-) -> None:
+) -> Colorbar:
     rows, columns = values.shape
     drawn = ax.pcolormesh(
         np.arange(columns + 1) - 0.5,
@@ -113,6 +114,7 @@ def _cells(
         bar.update_ticks()
     bar.ax.minorticks_off()
     bar.ax.tick_params(color=GREY)
+    return bar
 
 
 def _numbers(

@@ -1,0 +1,158 @@
+"""What transformers saves of a model that bitsandbytes quantized (arXiv 2305.14314, 2208.07339).
+
+4-bit, for a layer of ``n`` weights in C order and blocks of ``b``:
+
+=======================================  ======================================================
+``weight``                               ``n/2`` bytes, the first code of a pair in the high
+                                         half; in any dtype (``quant_storage``)
+``weight.absmax``                        f32 ``[n/b]``, or u8 codes of it with double quantization
+``weight.quant_map``                     f32 ``[16]``, the codebook
+``weight.nested_absmax``, ``.nested_quant_map``  f32 ``[n/b/256]`` and ``[256]``
+``weight.quant_state.bitsandbytes__nf4``  JSON in bytes: type, blocksize, dtype, shape, …
+=======================================  ======================================================
+
+``W = quant_map[q] · absmax`` in f32, then in the dtype of the JSON. 8-bit: ``weight`` i8
+``[out, in]``, ``SCB`` f32 ``[out]`` (the rows' largest magnitudes), ``W = q · SCB / 127``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from jaxalign.convert.packed.layer import Layer, checked
+from jaxalign.convert.packed.settings import refused
+from jaxalign.convert.packed.tensors import Tensors
+from jaxalign.errors import InputError
+from jaxalign.numerics.codebooks import CODEBOOKS
+from jaxalign.numerics.scheme import WeightFormat
+
+STATE = ".weight.quant_state.bitsandbytes__"
+STORAGE = ("U8", "I8", "F16", "BF16", "F32")
+
+
+@dataclass(frozen=True)
+class BitsAndBytes:
+    """Settings of a bitsandbytes checkpoint; ``settings.Format`` has the rest."""
+
+    bits: int
+    title: str = "bitsandbytes"
+    inputs: str | None = None
+    rescales: bool = False
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> BitsAndBytes:
+        """From a ``quantization_config``.
+
+        Raises:
+            InputError: it is neither 4-bit nor 8-bit, or both.
+        """
+        four, eight = bool(settings.get("load_in_4bit")), bool(settings.get("load_in_8bit"))
+        if four == eight:
+            raise refused(f"load_in_4bit is {four} and load_in_8bit is {eight}, expected one")
+        if eight:
+            return cls(8, "bitsandbytes LLM.int8, 8 bits, one scale an output", "llm-int8")
+        double = ", double quantization" if settings.get("bnb_4bit_use_double_quant") else ""
+        return cls(4, f"bitsandbytes {settings.get('bnb_4bit_quant_type', 'fp4')}{double}, 4 bits")
+
+    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
+        """One layer, or None where it is not quantized."""
+        if self.bits == 8:
+            return _int8(tensors, base, shape)
+        states = tensors.starting(base + STATE)
+        if not states:
+            if f"{base}.weight.absmax" in tensors:
+                tensors.shape(f"{base}{STATE}nf4")  # missing, which it says
+            return None
+        if len(states) > 1:
+            raise tensors.wrong(states[1], f"stands beside {states[0]!r}, expected one of them")
+        return _four_bits(tensors, base, shape, states[0])
+
+
+def _int8(tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
+    if f"{base}.SCB" not in tensors:
+        return None
+    codes = tensors.take(f"{base}.weight", ["I8"], shape)
+    largest = tensors.take(f"{base}.SCB", ["F32"], (shape[0],), (shape[0], 1)).reshape(-1, 1)
+    if (layout := f"{base}.weight_format") in tensors:
+        stored = tensors.take(layout, ["U8"], (), (1,))
+        if stored.any():
+            raise tensors.wrong(layout, f"is {int(stored.max())}, expected 0 (by rows)")
+    form = WeightFormat("int8", levels=127, absmax=True)
+    return checked(Layer(codes, largest, None, None, form), f"layer {base}")
+
+
+def _four_bits(tensors: Tensors, base: str, shape: tuple[int, int], name: str) -> Layer:
+    state, kind = _state(tensors, name), name.removeprefix(base + STATE)
+    if kind not in CODEBOOKS or state.get("quant_type") != kind:
+        raise tensors.wrong(name, f"says quant_type {state.get('quant_type')!r}, expected "
+                            f"{' or '.join(CODEBOOKS)} as in its name")  # fmt: skip
+    if state.get("shape") != list(shape):
+        raise tensors.wrong(name, f"says shape {state.get('shape')}, expected {list(shape)}")
+    (outputs, inputs), block = shape, _positive(state.get("blocksize"))
+    if not block or (inputs % block and block % inputs) or outputs * inputs % block:
+        raise InputError(
+            f"layer {base} has {outputs} × {inputs} weights, whose rows blocks of "
+            f"{state.get('blocksize')!r} do not divide",
+            "quantize with a blocksize that divides the number of inputs",
+        )
+    codes = _codes(tensors, f"{base}.weight", outputs * inputs).reshape(shape)
+    book = tensors.take(f"{base}.weight.quant_map", ["F32"], (16,))
+    if not np.array_equal(book, CODEBOOKS[kind]):
+        raise tensors.wrong(f"{base}.weight.quant_map", f"is not the codebook of {kind}")
+    largest = _largest(tensors, f"{base}.weight", state, outputs * inputs // block)
+    # A block may hold several rows, which then share its scale.
+    scale = np.repeat(largest, max(block // inputs, 1)).reshape(outputs, -1)
+    form = WeightFormat(kind, min(block, inputs), double="nested_absmax" in state)
+    return checked(Layer(codes, scale, None, None, form), f"layer {base}")
+
+
+def _state(tensors: Tensors, name: str) -> dict[str, Any]:
+    try:
+        state = json.loads(tensors.take(name, ["U8"]).tobytes())
+    except (ValueError, RecursionError) as error:
+        raise tensors.wrong(name, f"is not JSON ({error})") from error
+    if not isinstance(state, dict):
+        raise tensors.wrong(name, "is not a JSON object")
+    return state
+
+
+def _positive(number: Any) -> int:
+    """The number if it is a positive whole one, else 0."""
+    whole = isinstance(number, int) and not isinstance(number, bool)
+    return number if whole and number > 0 else 0
+
+
+def _codes(tensors: Tensors, name: str, count: int) -> np.ndarray:
+    """The codes in C order, from bytes stored in whatever dtype."""
+    shape = tensors.shape(name)
+    stored = np.ascontiguousarray(tensors.checkpoint.stored(name, STORAGE)).view(np.uint8)
+    tensors.used.add(name)
+    if stored.size != count / 2:
+        raise tensors.wrong(
+            name, f"of shape {list(shape)} has {stored.size} bytes, expected {count / 2:g} for "
+            f"{count} weights of 4 bits",
+        )  # fmt: skip
+    stored = stored.reshape(-1)
+    return np.stack([stored >> 4, stored & 15], axis=-1).reshape(-1)
+
+
+def _largest(tensors: Tensors, name: str, state: Mapping[str, Any], blocks: int) -> np.ndarray:
+    """``absmax`` of every block, f32, out of its own quantization where it has one."""
+    if f"{name}.nested_absmax" not in tensors and "nested_blocksize" not in state:
+        return tensors.take(f"{name}.absmax", ["F32"], (blocks,))
+    block, offset = _positive(state.get("nested_blocksize")), state.get("nested_offset")
+    if not block or not isinstance(offset, float | int) or not np.isfinite(offset):
+        raise InputError(
+            f"{tensors.checkpoint.folder}: the quant_state of {name!r} says nested_blocksize "
+            f"{state.get('nested_blocksize')!r} and nested_offset {offset!r}, expected numbers",
+            "quantize the model again",
+        )
+    codes = tensors.take(f"{name}.absmax", ["U8"], (blocks,))
+    book = tensors.take(f"{name}.nested_quant_map", ["F32"], (256,))
+    outer = tensors.take(f"{name}.nested_absmax", ["F32"], (-(-blocks // block),))
+    return book[codes] * np.repeat(outer, block)[:blocks] + np.float32(offset)

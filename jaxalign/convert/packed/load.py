@@ -1,0 +1,238 @@
+"""A quantized checkpoint as parameters whose matrices stay packed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.convert import neox
+from jaxalign.convert.checkpoint import open_checkpoint
+from jaxalign.convert.model import read_json
+from jaxalign.convert.packed.assemble import Leaf, Piece, leaf, params_of, rows_of
+from jaxalign.convert.packed.autoawq import AutoAWQ
+from jaxalign.convert.packed.bitsandbytes import BitsAndBytes
+from jaxalign.convert.packed.compressed_tensors import CompressedTensors
+from jaxalign.convert.packed.gptq import GPTQ
+from jaxalign.convert.packed.settings import Format
+from jaxalign.convert.packed.tensors import Tensors
+from jaxalign.convert.rows import Row
+from jaxalign.errors import InputError
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.params import Params, param_shapes
+from jaxalign.numerics.qtensor import QTensor
+from jaxalign.numerics.scheme import Scheme
+
+FORMATS: dict[str, Any] = {
+    "awq": AutoAWQ,
+    "gptq": GPTQ,
+    "bitsandbytes": BitsAndBytes,
+    "compressed-tensors": CompressedTensors,
+}
+SCHEME_NAME = "quantized"
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A checkpoint that another tool quantized.
+
+    Attributes:
+        params: matrices that came quantized are ``QTensor``s, the rest is in ``scheme``'s dtype.
+        scheme: what runs them; ``params`` stand where ``cast(original, scheme)`` would.
+        title: format, bits and groups, for people.
+        matrices: how each parameter of linear layers is stored, by its dotted name.
+        inputs: how the tool rounds a layer's input when it runs, of ``scheme.INPUTS``; None where
+            it does not, "other" where in a way that this package does not compute.
+        rescaled: whether the tool may have moved scales between weights, norms and activations.
+        notes: what a reader of a result has to know.
+    """
+
+    params: Params
+    scheme: Scheme
+    title: str
+    matrices: dict[str, str]
+    inputs: str | None
+    rescaled: bool
+    notes: tuple[str, ...]
+
+
+def load_quantized(
+    path: Path | str,
+    config: ModelConfig,
+    compute_dtype: str = "float32",
+    deployed_inputs: bool = False,
+) -> Quantized:
+    """Read a folder of AutoAWQ, GPTQ, bitsandbytes or compressed-tensors, or a ``.gguf`` file.
+
+    Weights stay packed as they are on disk (GGUF's blocks are unpacked to ``compute_dtype``).
+    Layers that the tool left in floating point stay so. Layers stand in one array for all of a
+    kind, so a kind that is quantized in some layers only, or not alike in all, is unpacked to
+    ``compute_dtype`` with the values it was quantized to, which ``notes`` says.
+
+    Args:
+        path: what the tool wrote.
+        config: the architecture of the original.
+        compute_dtype: of activations and of what is not packed.
+        deployed_inputs: round the inputs of linear layers as the tool does when it runs, too. By
+            default activations are not rounded: what is audited are the weights.
+
+    Raises:
+        InputError: a format that is not read here, or a file that is not what it says, named.
+
+    Example:
+        >>> quantized = load_quantized("pythia-70m-awq", config)
+        >>> quantized.title
+        'AWQ (gemm), 4 bits, groups of 128'
+    """
+    path = Path(path).expanduser()
+    if path.suffix == ".gguf":
+        from jaxalign.convert.packed.gguf import load_gguf
+
+        params, title, matrices = load_gguf(path, config, jnp.dtype(compute_dtype))
+        scheme = Scheme(SCHEME_NAME, compute_dtype)
+        return Quantized(params, scheme, title, matrices, None, False, ())
+    form = format_of(path)
+    tensors = Tensors(open_checkpoint(path))
+    leaves = _leaves(tensors, form, config, jnp.dtype(compute_dtype))
+    _check_left_over(tensors, config)
+    notes = _notes(leaves)
+    params = params_of(leaves, param_shapes(config))
+    if deployed_inputs and form.inputs is not None:
+        params = _with_inputs(params, form)
+    elif form.inputs is not None:
+        notes.append(
+            f"the checkpoint's tool rounds the inputs of linear layers, too ({form.inputs}); here "
+            "they are not rounded, so that what is compared are the weights"
+        )
+    matrices = {name: _stored(one.value) for name, one in leaves.items() if any(one.quantized)}
+    scheme = _scheme(leaves, compute_dtype, form.inputs if deployed_inputs else None)
+    return Quantized(params, scheme, form.title, matrices, form.inputs, form.rescales, tuple(notes))
+
+
+def format_of(folder: Path) -> Format:
+    """The format that a folder's ``config.json`` names.
+
+    Raises:
+        InputError: it is not quantized, or in a format that is not read here.
+    """
+    if not folder.is_dir():
+        raise InputError(f"--quantized {folder}: there is no such folder or .gguf file",
+                         "check the path")  # fmt: skip
+    settings = read_json(folder / "config.json").get("quantization_config")
+    if settings is None:
+        settings = _beside(folder)
+    if not isinstance(settings, Mapping):
+        raise InputError(
+            f"{folder / 'config.json'} has no quantization_config, so nothing in it is quantized",
+            "give a quantized checkpoint to --quantized, and the original to --model",
+        )
+    method = settings.get("quant_method")
+    if method not in FORMATS:
+        raise InputError(
+            f"{folder} is quantized by {method!r}, expected one of {', '.join(FORMATS)} or a .gguf "
+            "file",
+            "quantize the model in one of these formats",
+        )
+    return FORMATS[method].of(settings)
+
+
+def _beside(folder: Path) -> Any:
+    """What AutoGPTQ wrote beside ``config.json`` before transformers knew the format."""
+    path = folder / "quantize_config.json"
+    return {"quant_method": "gptq"} | read_json(path) if path.is_file() else None
+
+
+def _table(config: ModelConfig) -> tuple[tuple[Row, ...], Any, str]:
+    """The rows of a family, its buffers, and the name of its unembedding."""
+    return neox.TABLE, neox.BUFFERS, neox.UNEMBED
+
+
+def _leaves(tensors: Tensors, form: Format, config: ModelConfig, dtype: Any) -> dict[str, Leaf]:
+    paths, _ = jax.tree_util.tree_flatten_with_path(param_shapes(config))
+    shapes = {".".join(key.name for key in path): x.shape for path, x in paths}
+    rows = [r for r in _table(config)[0] if all(slot.leaf in shapes for slot in r.slots)]
+    read = functools.partial(_read, tensors, form, config, shapes)
+    return {name: leaf(name, shapes[name], rows, config, read, dtype) for name in shapes}
+
+
+def _read(
+    tensors: Tensors,
+    form: Format,
+    config: ModelConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    row: Row,
+    name: str,
+) -> Piece:
+    """One published tensor, quantized or not, of the shape that the table's row expects."""
+    first = 1 if "{layer}" in row.published else 0
+    empty = [slot.of(np.broadcast_to(np.int8(0), shapes[slot.leaf][first:])) for slot in row.slots]
+    shape = row.save(empty, config).shape
+    base = name.removesuffix(".weight")
+    if len(shape) == 2 and base != name:
+        outputs, inputs = shape
+        layer = form.read(tensors, base, (outputs, inputs))
+        if layer is not None:  # an embedding is looked up, so it is never packed
+            return layer if first else rows_of(layer)
+    return tensors.floats(name, shape)
+
+
+def _check_left_over(tensors: Tensors, config: ModelConfig) -> None:
+    """Every tensor was used, but for buffers and biases of zeros that some tools add."""
+    _, buffers, unembed = _table(config)
+    for name in sorted(set(tensors.checkpoint.files) - tensors.used):
+        tied = config.tied_embeddings and name.startswith(unembed.removesuffix("weight"))
+        if tied or buffers.fullmatch(name):
+            continue
+        if name.endswith(".bias") and not tensors.checkpoint.read(name).any():
+            continue
+        raise tensors.wrong(name, "is not known, or belongs to no layer that is quantized")
+
+
+def _notes(leaves: Mapping[str, Leaf]) -> list[str]:
+    notes = []
+    for name, one in leaves.items():
+        if not one.mixed:
+            continue
+        count, layers = sum(one.quantized), len(one.quantized)
+        if not name.startswith("blocks."):
+            how = "is quantized"
+        elif count < layers:
+            how = f"is quantized in {count} of {layers} layers"
+        else:
+            how = "is not quantized alike in all layers and parts"
+        notes.append(f"{name} {how}: unpacked, with the values it was quantized to")
+    return notes
+
+
+def _stored(value: Any) -> str:
+    """How a parameter is kept, in a word."""
+    if not isinstance(value, QTensor):
+        return str(value.dtype)
+    form, groups = value.format, value.scale.shape[value.axis]
+    suffix = f"-g{form.group}" if groups > 1 else "-channel"
+    return form.codes + suffix + ("" if value.zero is None else ", zero points")
+
+
+def _scheme(leaves: Mapping[str, Leaf], compute_dtype: str, inputs: str | None) -> Scheme:
+    packed = [one.value.format for one in leaves.values() if isinstance(one.value, QTensor)]
+    weights = packed[0] if packed else None
+    return Scheme(SCHEME_NAME, compute_dtype, weights=weights, inputs=inputs)
+
+
+def _with_inputs(params: Params, form: Format) -> Params:
+    if form.inputs == "other":
+        raise InputError(
+            f"{form.title}: its inputs are rounded in a way that is not computed here",
+            "audit its weights alone",
+        )
+
+    def leaf(value: Any) -> Any:
+        return replace(value, inputs=form.inputs) if isinstance(value, QTensor) else value
+
+    return jax.tree.map(leaf, params, is_leaf=lambda x: isinstance(x, QTensor))

@@ -1,0 +1,413 @@
+"""Claims about checkpoints that other tools quantized: every weight comes out with the bits that
+the tool's own dequantization gives, stays packed, and the model computes the same with it."""
+
+import warnings
+
+import gguf
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from packed_files import (
+    config_of,
+    linear,
+    original,
+    published,
+    write,
+    write_awq,
+    write_gptq,
+)
+from safetensors.numpy import load_file
+
+import jaxalign
+from jaxalign.convert import neox
+from jaxalign.convert.packed import load, load_quantized
+from jaxalign.convert.rows import same, turned
+from jaxalign.numerics.dot import dense
+from jaxalign.numerics.invariants import check
+from jaxalign.numerics.qtensor import QTensor
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import bitsandbytes as bnb
+    import compressed_tensors.quantization as ct
+    import torch
+    from bitsandbytes.functional import QuantState
+    from compressed_tensors.compressors import BaseCompressor, ModelCompressor
+    from compressed_tensors.quantization.utils import calculate_qparams
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig, GPTNeoXForCausalLM
+
+MATRICES = ("query", "key_value", "out", "up", "down")
+TOKENS = np.random.default_rng(0).integers(0, 96, (2, 7))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    return original(tmp_path_factory.mktemp("original"))
+
+
+def packed(params):
+    leaves = jax.tree.leaves(params, is_leaf=lambda x: isinstance(x, QTensor))
+    return [leaf for leaf in leaves if isinstance(leaf, QTensor)]
+
+
+def assert_stands_for(quantized, expected, source, folder):
+    """Every published tensor, to the bit; and what is packed is what it says it is."""
+    for w in packed(quantized.params):
+        check(w, "a matrix")
+    found = published(quantized.params, config_of(source), folder)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        np.testing.assert_array_equal(tensor, expected[name].astype(np.float32), name)
+
+
+def assert_computes(quantized, expected, source):
+    """The logits of the packed model are those of transformers with the unpacked weights."""
+    model = GPTNeoXForCausalLM.from_pretrained(source, dtype=torch.float32)
+    model.load_state_dict(
+        {
+            name.replace("embed_out", "lm_head"): torch.tensor(tensor.astype(np.float32))
+            for name, tensor in expected.items()
+        }
+    )
+    with torch.no_grad():
+        wanted = model(torch.tensor(TOKENS)).logits.numpy()
+    config = config_of(source)
+    found = jaxalign.forward(quantized.params, jnp.asarray(TOKENS, jnp.int32), config).logits
+    np.testing.assert_allclose(np.asarray(found), wanted, atol=1e-5 * np.abs(wanted).max())
+
+
+# AWQ and GPTQ, packed by the tests' own writer.
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_awq_gemm(source, tmp_path, scaled):
+    expected = write_awq(tmp_path / "q", source, scaled=scaled)
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert quantized.title == "AWQ (gemm), 4 bits, groups of 32"
+    assert len(packed(quantized.params)) == len(MATRICES)
+    assert (quantized.params.blocks.mlp.down.input_divisor is not None) == scaled
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+    if scaled:
+        assert_computes(quantized, expected, source)
+
+
+@pytest.mark.parametrize(
+    ("version", "bits", "act_order"), [(1, 4, True), (2, 4, False), (1, 8, False), (2, 8, True)]
+)
+def test_gptq(source, tmp_path, version, act_order, bits):
+    expected = write_gptq(tmp_path / "q", source, version, bits, act_order)
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    order = ", act-order" if act_order else ""
+    assert quantized.title == f"GPTQ v{version}, {bits} bits, groups of 32{order}"
+    assert all((w.group_of is not None) == act_order for w in packed(quantized.params))
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+    if bits == 4 and act_order:
+        assert_computes(quantized, expected, source)
+
+
+def test_symmetric_gptq_needs_no_zero_points(source, tmp_path):
+    expected = write_gptq(tmp_path / "q", source, symmetric=True)
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert all(w.zero is None and not w.format.zero for w in packed(quantized.params))
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+
+
+def test_four_bit_weights_take_four_bits_in_memory(source, tmp_path):
+    write_gptq(tmp_path / "q", source, symmetric=True)
+    for w in packed(load_quantized(tmp_path / "q", config_of(source)).params):
+        assert w.codes.nbytes == w.size / 2
+        assert w.nbytes == w.size / 2 + 2 * w.size / 32
+
+
+# Layers that are not quantized.
+
+
+def test_a_kind_quantized_in_some_layers_is_unpacked_and_noted(source, tmp_path):
+    expected = write_gptq(tmp_path / "q", source, skip=lambda name: "layers.1.mlp" in name)
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert len(packed(quantized.params)) == 3
+    assert [note.split(" layers")[0] for note in quantized.notes] == [
+        "blocks.mlp.up is quantized in 1 of 2",
+        "blocks.mlp.down is quantized in 1 of 2",
+    ]
+    assert quantized.matrices["blocks.mlp.up"] == "float32"
+    assert quantized.matrices["blocks.attention.out"] == "int4-g32, zero points"
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+
+
+def test_a_kind_left_out_everywhere_stays_as_it_was(source, tmp_path):
+    expected = write_gptq(tmp_path / "q", source, skip=lambda name: "attention" in name)
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert len(packed(quantized.params)) == 2
+    assert not quantized.notes
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+
+
+def by_projection(config):
+    """A table as Llama's: queries, keys and values each in a tensor of their own."""
+    layer = "gpt_neox.layers.{layer}."
+    rows = [row for row in neox.TABLE if "query_key_value" not in row.published]
+    for name, leaf, part in (
+        ("q_proj", "query", None),
+        ("k_proj", "key_value", 0),
+        ("v_proj", "key_value", 1),
+    ):
+        rows.append(turned(f"{layer}{name}.weight", f"blocks.attention.{leaf}", part))
+        rows.append(same(f"{layer}{name}.bias", f"blocks.attention.{leaf}_bias", part))
+    return tuple(rows), neox.BUFFERS, neox.UNEMBED
+
+
+@pytest.mark.parametrize("left_out", ["", "v_proj"])
+def test_tables_with_keys_and_values_apart(source, tmp_path, monkeypatch, left_out):
+    """A layer's keys and values become one matrix, which is unpacked if only one is quantized."""
+    config, tensors = config_of(source), load_file(source / "model.safetensors")
+    for name in [name for name in tensors if "query_key_value" in name]:
+        fused = tensors.pop(name)
+        heads = fused.reshape(config.num_heads, 3, config.head_size, *fused.shape[1:])
+        base, kind = name.split("attention.query_key_value")
+        for i, part in enumerate(("q_proj", "k_proj", "v_proj")):
+            tensors[f"{base}{part}{kind}"] = heads[:, i].reshape(64, *fused.shape[1:])
+    write(tmp_path / "split", source, tensors, {})
+    monkeypatch.setattr("packed_files.LINEAR", ("q_proj", "k_proj", "v_proj"))
+    expected = write_gptq(
+        tmp_path / "q", tmp_path / "split", skip=lambda name: left_out and left_out in name
+    )
+    monkeypatch.setattr(load, "_table", by_projection)
+    quantized = load_quantized(tmp_path / "q", config)
+    attention = quantized.params.blocks.attention
+    noted = [note.split(":")[0] for note in quantized.notes]
+    unalike = "blocks.attention.key_value is not quantized alike in all layers and parts"
+    assert noted == ([unalike] if left_out else [])
+    assert isinstance(attention.query, QTensor)
+    assert isinstance(attention.key_value, QTensor) == (not left_out)
+    for part, name in enumerate(("k_proj", "v_proj")):
+        found = np.asarray(dense(attention.key_value, jnp.float32))[1, :, part]
+        np.testing.assert_array_equal(found.T, expected[f"gpt_neox.layers.1.{name}.weight"])
+
+
+# bitsandbytes, by transformers.
+
+BNB = {
+    "nf4": (BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"), "float32"),
+    "nf4 in f32 storage": (
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4",
+                           bnb_4bit_quant_storage=torch.float32), "float32"),
+    "fp4 double": (
+        BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="fp4",
+                           bnb_4bit_use_double_quant=True), "float16"),
+    "int8": (BitsAndBytesConfig(load_in_8bit=True), "float32"),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", params=list(BNB))
+def bitsandbytes_folder(request, source, tmp_path_factory):
+    folder, (settings, dtype) = tmp_path_factory.mktemp("bnb"), BNB[request.param]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = AutoModelForCausalLM.from_pretrained(
+            source, quantization_config=settings, dtype=getattr(torch, dtype)
+        )
+        model.save_pretrained(folder)
+    return folder
+
+
+def by_bitsandbytes(folder):
+    """What bitsandbytes dequantizes a saved folder to."""
+    stored = {name: torch.tensor(x) for name, x in load_file(folder / "model.safetensors").items()}
+    found = {}
+    for name, tensor in stored.items():
+        parts = {k: v for k, v in stored.items() if k.startswith(f"{name}.")}
+        if linear(name) and parts:
+            state = QuantState.from_dict(parts, torch.device("cpu"))
+            tensor = bnb.functional.dequantize_4bit(tensor.view(torch.uint8), state)
+        elif linear(name):
+            scales = stored[name.removesuffix("weight") + "SCB"]
+            tensor = bnb.functional.int8_vectorwise_dequant(tensor, scales)
+        elif not name.endswith((".weight", ".bias")):
+            continue
+        found[name] = tensor.numpy()
+    return found
+
+
+def test_bitsandbytes(source, bitsandbytes_folder, tmp_path):
+    expected = by_bitsandbytes(bitsandbytes_folder)
+    quantized = load_quantized(bitsandbytes_folder, config_of(source))
+    assert len(packed(quantized.params)) == len(MATRICES)
+    dtype = next(expected[name].dtype for name in expected if linear(name))
+    found = published(quantized.params, config_of(source), tmp_path)
+    for name, tensor in found.items():
+        np.testing.assert_array_equal(tensor.astype(dtype), expected[name].astype(dtype), name)
+    if quantized.title.startswith("bitsandbytes nf4") or quantized.inputs:
+        assert_computes(quantized, expected, source)
+
+
+# compressed-tensors, by its own compressor.
+
+
+def arguments(**settings):
+    return ct.QuantizationArgs(**({"num_bits": 4, "type": "int", "symmetric": True} | settings))
+
+
+TOKEN = {"num_bits": 8, "strategy": "token", "dynamic": True}
+COMPRESSED = {
+    "int4-sym-g32": ({"weights": arguments(strategy="group", group_size=32)}, None),
+    "int4-g32": (
+        {"weights": arguments(strategy="group", group_size=32, symmetric=False)}, None),
+    "int4-channel": ({"weights": arguments(strategy="channel", symmetric=False)}, None),
+    "w8a16": ({"weights": arguments(num_bits=8, strategy="channel")}, None),
+    "w8a8": ({"weights": arguments(num_bits=8, strategy="channel"),
+              "input_activations": arguments(**TOKEN)}, "int8-token"),
+    "fp8": ({"weights": arguments(num_bits=8, type="float", strategy="channel"),
+             "input_activations": arguments(**TOKEN, type="float")}, "e4m3fn-token"),
+    "fp8-g32": (
+        {"weights": arguments(num_bits=8, type="float", strategy="group", group_size=32)}, None),
+    "fp8-tensor": ({"weights": arguments(num_bits=8, type="float", strategy="tensor"),
+                    "input_activations": arguments(num_bits=8, type="float", strategy="tensor")},
+                   "other"),
+}  # fmt: skip
+
+
+def compress(source, folder, settings, dtype):
+    """A folder by compressed-tensors, its scales found by its own function, and what it holds."""
+    model = GPTNeoXForCausalLM.from_pretrained(source, dtype=dtype)
+    scheme = ct.QuantizationScheme(targets=["Linear"], **settings)
+    config = ct.QuantizationConfig(config_groups={"group_0": scheme}, ignore=["lm_head"])
+    ct.apply_quantization_config(model, config)
+    for module in model.modules():
+        if (found := getattr(module, "quantization_scheme", None)) is None:
+            continue
+        w, args = module.weight.data, found.weights
+        parts = w.reshape(1, -1) if args.strategy == "tensor" else w
+        parts = parts.reshape(len(parts), -1, args.group_size or parts.shape[1])
+        scale, zero = calculate_qparams(parts.amin(-1), parts.amax(-1), args)
+        module.weight_scale.data.copy_(scale.reshape(module.weight_scale.shape))
+        if hasattr(module, "weight_zero_point"):
+            module.weight_zero_point.data.copy_(zero.reshape(module.weight_zero_point.shape))
+        if hasattr(module, "input_scale"):
+            module.input_scale.data.fill_(0.01)
+    compressor = ModelCompressor.from_pretrained_model(model)
+    compressor.compress_model(model)
+    model.save_pretrained(folder)
+    compressor.update_config(folder)
+    expected = {}
+    for name, module in model.named_modules():
+        state = {key: x.detach() for key, x in module._parameters.items() if x is not None}
+        if (found := getattr(module, "quantization_scheme", None)) is not None:
+            kind = BaseCompressor.get_value_from_registry(found.format.value)
+            state = {
+                k: x for k, x in kind.decompress(state, found).items() if k in ("weight", "bias")
+            }
+        expected |= {f"{name}.{key}": x.float().numpy() for key, x in state.items()}
+    return {name.replace("lm_head", "embed_out"): x for name, x in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [*((name, "float32") for name in COMPRESSED), ("int4-g32", "bfloat16"), ("fp8", "bfloat16")],
+)
+def test_compressed_tensors(source, tmp_path, name, dtype):
+    settings, inputs = COMPRESSED[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = compress(source, tmp_path / "q", settings, getattr(torch, dtype))
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert quantized.inputs == inputs
+    assert len(packed(quantized.params)) == len(MATRICES)
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+    if (name, dtype) in (("int4-channel", "float32"), ("fp8", "float32")):
+        assert_computes(quantized, expected, source)
+
+
+def test_inputs_are_rounded_as_deployed_on_request(source, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        compress(source, tmp_path / "q", COMPRESSED["w8a8"][0], torch.float32)
+    weights = load_quantized(tmp_path / "q", config_of(source))
+    deployed = load_quantized(tmp_path / "q", config_of(source), deployed_inputs=True)
+    assert {w.inputs for w in packed(weights.params)} == {None}
+    assert {w.inputs for w in packed(deployed.params)} == {"int8-token"}
+    assert deployed.scheme.inputs == "int8-token"
+    assert any("int8-token" in note for note in weights.notes)
+
+
+# GGUF, by the gguf package's writer.
+
+
+def write_gguf(path, source, kind, architecture="gptneox", **settings):
+    """A file as llama.cpp's converter lays it out; what the package decodes it to."""
+    tensors, config = load_file(source / "model.safetensors"), config_of(source)
+    writer = gguf.GGUFWriter(path, architecture)
+    writer.add_block_count(settings.get("layers", config.num_layers))
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_heads)
+    writer.add_rope_dimension_count(config.rotary_dims)
+    writer.add_parallel_residual(config.parallel_residual)
+    writer.add_layer_norm_eps(config.norm_eps)
+    if "tokens" in settings:
+        writer.add_token_list(settings["tokens"])
+    expected = {}
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPTNEOX, config.num_layers)
+    for name, tensor in tensors.items():
+        ours, heads = tensor, (config.num_heads, 3, config.head_size)
+        if "query_key_value" in name:
+            per_head = tensor.reshape(*heads, *tensor.shape[1:])
+            ours = np.concatenate(
+                [per_head[:, i].reshape(config.hidden_size, *tensor.shape[1:]) for i in range(3)]
+            )
+        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        if not linear(name):
+            writer.add_tensor(stored, ours)
+            expected[name] = tensor
+            continue
+        blocks = quantized_blocks(ours, kind)
+        writer.add_tensor(stored, blocks, raw_dtype=kind)
+        decoded = gguf.dequantize(blocks, kind).astype(np.float32)
+        if "query_key_value" in name:
+            decoded = decoded.reshape(3, config.num_heads, config.head_size, -1)
+            decoded = decoded.transpose(1, 0, 2, 3).reshape(tensor.shape)
+        expected[name] = decoded
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file,
+                 writer.write_tensors_to_file, writer.close):  # fmt: skip
+        step()
+    return expected
+
+
+def quantized_blocks(w, kind):
+    """Blocks by the package's quantizer, or by hand where it can only decode."""
+    try:
+        return gguf.quantize(w, kind)
+    except NotImplementedError:
+        size, width = gguf.GGML_QUANT_SIZES[kind]
+        blocks = np.random.default_rng(w.size).integers(
+            0, 256, (len(w), w.shape[1] // size, width), np.uint8
+        )
+        scales = {"Q4_K": slice(0, 4), "Q5_K": slice(0, 4), "Q6_K": slice(-2, None)}[kind.name]
+        count = blocks[..., scales].shape[-1] // 2
+        blocks[..., scales] = np.full(count, 0.01, np.float16).view(np.uint8)
+        return blocks.reshape(len(w), -1)
+
+
+@pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0"])
+def test_gguf(source, tmp_path, kind):
+    expected = write_gguf(tmp_path / "m.gguf", source, gguf.GGMLQuantizationType[kind])
+    quantized = load_quantized(tmp_path / "m.gguf", config_of(source))
+    assert quantized.title == f"GGUF, mostly {kind}"
+    assert quantized.matrices["attn_qkv.weight"] == kind
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+    if kind == "Q4_0":
+        assert_computes(quantized, expected, source)
+
+
+@pytest.mark.parametrize("kind", ["Q4_K", "Q5_K", "Q6_K"])
+def test_gguf_of_256_wide_blocks(tmp_path, kind):
+    sizes = {"hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
+    source = original(tmp_path / "wide", **sizes)
+    config = config_of(source)
+    path = tmp_path / "m.gguf"
+    expected = write_gguf(path, source, gguf.GGMLQuantizationType[kind])
+    quantized = load_quantized(path, config)
+    found = published(quantized.params, config, tmp_path / "back")
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name], name)
