@@ -1,6 +1,7 @@
 """Claims about checkpoints that other tools quantized: every weight comes out with the bits that
 the tool's own dequantization gives, stays packed, and the model computes the same with it."""
 
+import hashlib
 import warnings
 
 import gguf
@@ -17,9 +18,10 @@ from packed_files import (
     write_awq,
     write_gptq,
 )
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import jaxalign
+from jaxalign import InputError
 from jaxalign.convert import neox
 from jaxalign.convert.packed import load, load_quantized
 from jaxalign.convert.rows import same, turned
@@ -144,6 +146,45 @@ def test_a_kind_left_out_everywhere_stays_as_it_was(source, tmp_path):
     assert_stands_for(quantized, expected, source, tmp_path / "back")
 
 
+def test_names_that_a_model_has_in_memory_are_known(source, tmp_path):
+    expected = write_gptq(tmp_path / "q", source)
+    tensors = load_file(tmp_path / "q" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
+    save_file(tensors, tmp_path / "q" / "model.safetensors")
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+
+
+def test_biases_of_zeros_that_a_tool_added_are_passed_over(tmp_path):
+    source = original(tmp_path / "source", attention_bias=False)
+    write_gptq(tmp_path / "q", source)
+    path = tmp_path / "q" / "model.safetensors"
+    added = {"gpt_neox.layers.0.attention.dense.bias": np.zeros(64, np.float32)}
+    save_file(load_file(path) | added, path)
+    load_quantized(tmp_path / "q", config_of(source))
+    save_file(load_file(path) | {name: x + 1 for name, x in added.items()}, path)
+    with pytest.raises(InputError, match=r"dense.bias' is not known"):
+        load_quantized(tmp_path / "q", config_of(source))
+
+
+def test_a_quantized_unembedding_is_unpacked_and_noted(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("packed_files.LINEAR", ("embed_out", "mlp.dense_h_to_4h"))
+    expected = write_gptq(tmp_path / "q", source)
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert quantized.notes == (
+        "unembed is quantized: unpacked, with the values it was quantized to",
+    )
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+
+
+def test_size_and_hash_are_those_of_the_file(source, tmp_path):
+    write_gptq(tmp_path / "q", source)
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    content = (tmp_path / "q" / "model.safetensors").read_bytes()
+    assert quantized.disk_bytes == len(content)
+    assert quantized.weights_sha256 == hashlib.sha256(content).hexdigest()
+
+
 def by_projection(config):
     """A table as Llama's: queries, keys and values each in a tensor of their own."""
     layer = "gpt_neox.layers.{layer}."
@@ -155,7 +196,7 @@ def by_projection(config):
     ):
         rows.append(turned(f"{layer}{name}.weight", f"blocks.attention.{leaf}", part))
         rows.append(same(f"{layer}{name}.bias", f"blocks.attention.{leaf}_bias", part))
-    return tuple(rows), neox.BUFFERS, neox.UNEMBED
+    return tuple(rows), neox.BUFFERS, neox.UNEMBED, {}
 
 
 @pytest.mark.parametrize("left_out", ["", "v_proj"])
