@@ -108,6 +108,25 @@ def test_gptq(source, tmp_path, version, act_order, bits):
         assert_computes(quantized, expected, source)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gptq_zero_points_of_zero_borrow_from_no_neighbour(source, tmp_path, bits):
+    """Version 1 is made of version 2 as gptqmodel does: one subtraction from a whole word."""
+    read = {}
+    for version in (2, 1):
+        folder = tmp_path / str(version)
+        write_gptq(folder, source, version, bits)
+        tensors, rng = load_file(folder / "model.safetensors"), np.random.default_rng(0)
+        for name in sorted(name for name in tensors if name.endswith("qzeros")):
+            words = rng.integers(0, 2**32, tensors[name].shape, np.uint32)
+            words &= np.uint32(0xFFF0FF0F)
+            ones = {4: 0x11111111, 8: 0x01010101}[bits] if version == 1 else 0
+            tensors[name] = (words - np.uint32(ones)).view(np.int32)
+        save_file(tensors, folder / "model.safetensors")
+        read[version] = load_quantized(folder, config_of(source)).params.blocks.mlp.up.zero
+    assert (np.asarray(read[1]) == (0 if bits == 4 else -128)).any()
+    np.testing.assert_array_equal(read[1], read[2])
+
+
 def test_symmetric_gptq_needs_no_zero_points(source, tmp_path):
     expected = write_gptq(tmp_path / "q", source, symmetric=True)
     quantized = load_quantized(tmp_path / "q", config_of(source))
