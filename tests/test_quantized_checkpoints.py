@@ -1,6 +1,7 @@
 """Claims about checkpoints that other tools quantized: every weight comes out with the bits that
 the tool's own dequantization gives, stays packed, and the model computes the same with it."""
 
+import hashlib
 import warnings
 
 import gguf
@@ -17,9 +18,10 @@ from packed_files import (
     write_awq,
     write_gptq,
 )
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 import jaxalign
+from jaxalign import InputError
 from jaxalign.convert import neox
 from jaxalign.convert.packed import load, load_quantized
 from jaxalign.convert.rows import same, turned
@@ -106,6 +108,25 @@ def test_gptq(source, tmp_path, version, act_order, bits):
         assert_computes(quantized, expected, source)
 
 
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gptq_zero_points_of_zero_borrow_from_no_neighbour(source, tmp_path, bits):
+    """Version 1 is made of version 2 as gptqmodel does: one subtraction from a whole word."""
+    read = {}
+    for version in (2, 1):
+        folder = tmp_path / str(version)
+        write_gptq(folder, source, version, bits)
+        tensors, rng = load_file(folder / "model.safetensors"), np.random.default_rng(0)
+        for name in sorted(name for name in tensors if name.endswith("qzeros")):
+            words = rng.integers(0, 2**32, tensors[name].shape, np.uint32)
+            words &= np.uint32(0xFFF0FF0F)
+            ones = {4: 0x11111111, 8: 0x01010101}[bits] if version == 1 else 0
+            tensors[name] = (words - np.uint32(ones)).view(np.int32)
+        save_file(tensors, folder / "model.safetensors")
+        read[version] = load_quantized(folder, config_of(source)).params.blocks.mlp.up.zero
+    assert (np.asarray(read[1]) == (0 if bits == 4 else -128)).any()
+    np.testing.assert_array_equal(read[1], read[2])
+
+
 def test_symmetric_gptq_needs_no_zero_points(source, tmp_path):
     expected = write_gptq(tmp_path / "q", source, symmetric=True)
     quantized = load_quantized(tmp_path / "q", config_of(source))
@@ -144,6 +165,45 @@ def test_a_kind_left_out_everywhere_stays_as_it_was(source, tmp_path):
     assert_stands_for(quantized, expected, source, tmp_path / "back")
 
 
+def test_names_that_a_model_has_in_memory_are_known(source, tmp_path):
+    expected = write_gptq(tmp_path / "q", source)
+    tensors = load_file(tmp_path / "q" / "model.safetensors")
+    tensors["lm_head.weight"] = tensors.pop("embed_out.weight")
+    save_file(tensors, tmp_path / "q" / "model.safetensors")
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+
+
+def test_biases_of_zeros_that_a_tool_added_are_passed_over(tmp_path):
+    source = original(tmp_path / "source", attention_bias=False)
+    write_gptq(tmp_path / "q", source)
+    path = tmp_path / "q" / "model.safetensors"
+    added = {"gpt_neox.layers.0.attention.dense.bias": np.zeros(64, np.float32)}
+    save_file(load_file(path) | added, path)
+    load_quantized(tmp_path / "q", config_of(source))
+    save_file(load_file(path) | {name: x + 1 for name, x in added.items()}, path)
+    with pytest.raises(InputError, match=r"dense.bias' is not known"):
+        load_quantized(tmp_path / "q", config_of(source))
+
+
+def test_a_quantized_unembedding_is_unpacked_and_noted(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("packed_files.LINEAR", ("embed_out", "mlp.dense_h_to_4h"))
+    expected = write_gptq(tmp_path / "q", source)
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert quantized.notes == (
+        "unembed is quantized: unpacked, with the values it was quantized to",
+    )
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+
+
+def test_size_and_hash_are_those_of_the_file(source, tmp_path):
+    write_gptq(tmp_path / "q", source)
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    content = (tmp_path / "q" / "model.safetensors").read_bytes()
+    assert quantized.disk_bytes == len(content)
+    assert quantized.weights_sha256 == hashlib.sha256(content).hexdigest()
+
+
 def by_projection(config):
     """A table as Llama's: queries, keys and values each in a tensor of their own."""
     layer = "gpt_neox.layers.{layer}."
@@ -155,7 +215,7 @@ def by_projection(config):
     ):
         rows.append(turned(f"{layer}{name}.weight", f"blocks.attention.{leaf}", part))
         rows.append(same(f"{layer}{name}.bias", f"blocks.attention.{leaf}_bias", part))
-    return tuple(rows), neox.BUFFERS, neox.UNEMBED
+    return tuple(rows), neox.BUFFERS, neox.UNEMBED, {}
 
 
 @pytest.mark.parametrize("left_out", ["", "v_proj"])

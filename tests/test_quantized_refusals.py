@@ -351,6 +351,14 @@ def test_another_architecture_is_refused_by_its_field(model, tmp_path, setting, 
         load_beside(tmp_path / "q", model)
 
 
+def test_a_setting_of_a_wrong_type_is_refused(model, tmp_path):
+    write_gptq(tmp_path / "q", model.source.folder)
+    path = tmp_path / "q" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"hidden_size": "wide"}))
+    with pytest.raises(InputError, match="setting of a wrong type"):
+        load_beside(tmp_path / "q", model)
+
+
 def test_another_vocabulary_is_refused_by_its_first_token(model, tmp_path):
     write_gptq(tmp_path / "q", model.source.folder)
     path = tmp_path / "q" / "tokenizer.json"

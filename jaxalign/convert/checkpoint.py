@@ -68,12 +68,7 @@ class Checkpoint:
 
     def sha256(self) -> str:
         """Hash of the weight files, in the order of their names."""
-        digest = hashlib.sha256()
-        for path in sorted(set(self.files.values())):
-            with path.open("rb") as file:
-                while chunk := file.read(1 << 22):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        return sha256_of(sorted(set(self.files.values())))
 
 
 @dataclass(frozen=True)
@@ -108,6 +103,16 @@ class StateDict:
             )
         _check_finite(tensor, f"tensor {name!r}")
         return tensor
+
+
+def sha256_of(paths: Sequence[Path]) -> str:
+    """Hash of some files, one after the other."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+    return digest.hexdigest()
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:

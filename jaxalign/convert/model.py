@@ -114,7 +114,19 @@ def check_vocabulary(tokenizer: Tokenizer, config: ModelConfig) -> None:
 
 
 def _read_config(path: Path) -> ModelConfig:
-    settings = read_json(path)
+    return config_from(read_json(path), path)
+
+
+def config_from(settings: dict[str, Any], path: Path) -> ModelConfig:
+    """The architecture that a ``config.json`` describes.
+
+    Args:
+        settings: its content.
+        path: the file, for messages.
+
+    Raises:
+        InputError: see ``ModelConfig.from_hf``; or a setting of a wrong type.
+    """
     try:
         return ModelConfig.from_hf(settings)
     except InputError:

@@ -61,6 +61,8 @@ def leaf(
     parts = [_parts(name, layer, own, config, read) for layer in layers]
     pieces = [_side_by_side(sides) for sides in parts]
     quantized = tuple(any(isinstance(side, Layer) for side in sides) for sides in parts)
+    if not layered and isinstance(pieces[0], Layer):  # a row a token is looked up: never packed
+        return Leaf(jnp.asarray(rows_of(pieces[0]).astype(dtype)), quantized)
     if (packed := _stacked(pieces, len(shape) - 2)) is not None:
         return Leaf(packed, quantized)
     arrays = [_dense(piece) if isinstance(piece, Layer) else piece for piece in pieces]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.convert.model import Model, read_json, read_tokenizer
+from jaxalign.convert.model import Model, config_from, read_json, read_tokenizer
 from jaxalign.convert.packed.gguf import tokens_of
 from jaxalign.convert.packed.load import Quantized, load_quantized
 from jaxalign.errors import InputError
@@ -61,7 +61,7 @@ def check_settings(folder: Path, config: ModelConfig) -> None:
     """Raise ``InputError`` unless the folder's architecture is the original's, naming a field."""
     settings = read_json(folder / "config.json")
     settings.pop("quantization_config", None)
-    found = ModelConfig.from_hf(settings)
+    found = config_from(settings, folder / "config.json")
     for field in dataclasses.fields(ModelConfig):
         said, expected = getattr(found, field.name), getattr(config, field.name)
         if said != expected:

@@ -81,12 +81,18 @@ class GPTQ:
         codes = fields(words, bits).transpose(1, 0, 2).reshape(outputs, inputs)
         stored = tensors.take(f"{base}.qzeros", ["I32"], (groups, outputs // word))
         scale = tensors.take(f"{base}.scales", ["F16", "BF16", "F32"], (groups, outputs))
-        zero = fields(stored, bits).reshape(groups, outputs) + np.uint8(self.offset)
-        zero &= np.uint8(2**bits - 1)
+        zero = fields(_of_v2(stored, bits, self.offset), bits).reshape(groups, outputs)
         order = _groups(tensors, base, inputs, groups)
         return checked(
             integers(codes, scale.T, zero.T, order, bits, 2.0**bits - 1), f"layer {base}"
         )
+
+
+def _of_v2(words: np.ndarray, bits: int, offset: int) -> np.ndarray:
+    """Words of ``z``. gptqmodel takes 1 from all fields of v1 as it does from one number, so that a
+    ``z`` of 0 borrows from its neighbour; added to the whole word, 1 in each field undoes that."""
+    ones = sum(offset << shift for shift in range(0, 32, bits))
+    return (words.view(np.uint32) + np.uint32(ones)).view(np.int32)
 
 
 def _groups(tensors: Tensors, base: str, inputs: int, groups: int) -> np.ndarray | None:

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.convert import neox
-from jaxalign.convert.checkpoint import open_checkpoint
+from jaxalign.convert.checkpoint import open_checkpoint, sha256_of
 from jaxalign.convert.model import read_json
-from jaxalign.convert.packed.assemble import Leaf, Piece, leaf, params_of, rows_of
+from jaxalign.convert.packed.assemble import Leaf, Piece, leaf, params_of
 from jaxalign.convert.packed.autoawq import AutoAWQ
 from jaxalign.convert.packed.bitsandbytes import BitsAndBytes
 from jaxalign.convert.packed.compressed_tensors import CompressedTensors
@@ -50,6 +50,8 @@ class Quantized:
         inputs: how the tool rounds a layer's input when it runs, of ``scheme.INPUTS``; None where
             it does not, "other" where in a way that this package does not compute.
         rescaled: whether the tool may have moved scales between weights, norms and activations.
+        disk_bytes: of the weight files.
+        weights_sha256: hash of the weight files.
         notes: what a reader of a result has to know.
     """
 
@@ -59,6 +61,8 @@ class Quantized:
     matrices: dict[str, str]
     inputs: str | None
     rescaled: bool
+    disk_bytes: int
+    weights_sha256: str
     notes: tuple[str, ...]
 
 
@@ -96,7 +100,7 @@ def load_quantized(
 
         params, title, matrices = load_gguf(path, config, jnp.dtype(compute_dtype))
         scheme = Scheme(SCHEME_NAME, compute_dtype)
-        return Quantized(params, scheme, title, matrices, None, False, ())
+        return Quantized(params, scheme, title, matrices, None, False, *_files([path]), ())
     form = format_of(path)
     tensors = Tensors(open_checkpoint(path))
     leaves = _leaves(tensors, form, config, jnp.dtype(compute_dtype))
@@ -112,7 +116,15 @@ def load_quantized(
         )
     matrices = {name: _stored(one.value) for name, one in leaves.items() if any(one.quantized)}
     scheme = _scheme(leaves, compute_dtype, form.inputs if deployed_inputs else None)
-    return Quantized(params, scheme, form.title, matrices, form.inputs, form.rescales, tuple(notes))
+    files = _files(sorted(set(tensors.checkpoint.files.values())))
+    return Quantized(
+        params, scheme, form.title, matrices, form.inputs, form.rescales, *files, tuple(notes)
+    )
+
+
+def _files(paths: list[Path]) -> tuple[int, str]:
+    """Size and hash of weight files."""
+    return sum(path.stat().st_size for path in paths), sha256_of(paths)
 
 
 def format_of(folder: Path) -> Format:
@@ -148,9 +160,9 @@ def _beside(folder: Path) -> Any:
     return {"quant_method": "gptq"} | read_json(path) if path.is_file() else None
 
 
-def _table(config: ModelConfig) -> tuple[tuple[Row, ...], Any, str]:
-    """The rows of a family, its buffers, and the name of its unembedding."""
-    return neox.TABLE, neox.BUFFERS, neox.UNEMBED
+def _table(config: ModelConfig) -> tuple[tuple[Row, ...], Any, str, Mapping[str, str]]:
+    """The rows of a family, its buffers, its unembedding, and names that it has in memory."""
+    return neox.TABLE, neox.BUFFERS, neox.UNEMBED, neox.RENAMED
 
 
 def _leaves(tensors: Tensors, form: Format, config: ModelConfig, dtype: Any) -> dict[str, Leaf]:
@@ -173,21 +185,22 @@ def _read(
     first = 1 if "{layer}" in row.published else 0
     empty = [slot.of(np.broadcast_to(np.int8(0), shapes[slot.leaf][first:])) for slot in row.slots]
     shape = row.save(empty, config).shape
+    # Tools that save a model from memory write the names that it has there.
+    for memory, usual in _table(config)[3].items():
+        name = memory if name == usual and name not in tensors and memory in tensors else name
     base = name.removesuffix(".weight")
     if len(shape) == 2 and base != name:
         outputs, inputs = shape
-        layer = form.read(tensors, base, (outputs, inputs))
-        if layer is not None:  # an embedding is looked up, so it is never packed
-            return layer if first else rows_of(layer)
+        if (layer := form.read(tensors, base, (outputs, inputs))) is not None:
+            return layer
     return tensors.floats(name, shape)
 
 
 def _check_left_over(tensors: Tensors, config: ModelConfig) -> None:
     """Every tensor was used, but for buffers and biases of zeros that some tools add."""
-    _, buffers, unembed = _table(config)
+    _, buffers, unembed, _ = _table(config)
     for name in sorted(set(tensors.checkpoint.files) - tensors.used):
-        tied = config.tied_embeddings and name.startswith(unembed.removesuffix("weight"))
-        if tied or buffers.fullmatch(name):
+        if buffers.fullmatch(name) or (config.tied_embeddings and name == unembed):
             continue
         if name.endswith(".bias") and not tensors.checkpoint.read(name).any():
             continue
