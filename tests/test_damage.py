@@ -17,7 +17,7 @@ from jaxalign.experiments.damage.measure import Bench
 from jaxalign.metrics import kl_divergence, logit_difference
 from jaxalign.model import ModelConfig, cast, forward, init_params
 from jaxalign.model.decoder import block, embed, real_positions, unembed
-from jaxalign.model.layers import at_position, layer_norm
+from jaxalign.model.layers import at_position, normalize
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, INT8_SIM, scheme_named
@@ -149,7 +149,7 @@ def test_each_activation_site_rounds_alone(parallel):
         def rounded(x, site, flag):
             return jnp.where(flag, round_activation(x, site, INT8_SIM, real), x)
 
-        x = rounded(embed(params, tokens, F32, real), "embed", at["embed"])
+        x = rounded(embed(params, tokens, config, F32, real), "embed", at["embed"])
         for layer in range(2):
             weights = jax.tree.map(lambda a, layer=layer: a[layer], params.blocks)
             _, parts = block(x, weights, Edit(), config, F32, real)
@@ -165,9 +165,9 @@ def test_each_activation_site_rounds_alone(parallel):
                 mlp = rounded(parts["mlp_out"], "mlp_out", at["mlp_out"][layer])
                 y = mlp + attn + x
             x = rounded(y, "resid", at["resid"][layer])
-        normed = layer_norm(x, params.final_norm, config.norm_eps)
+        normed = normalize(x, params.final_norm, config)
         normed = rounded(normed, "final_norm", at["final_norm"])
-        return unembed(params, at_position(normed, lengths - 1)[:, 0])
+        return unembed(params, at_position(normed, lengths - 1)[:, 0], config)
 
     def flags(component):
         at = {site: np.zeros(2, bool) for site in ("attn_out", "mlp_out", "resid")}
@@ -244,7 +244,7 @@ def test_a_row_that_changes_nothing_is_the_clean_run_to_the_bit():
 
 
 def test_scales_that_a_calibration_moved_are_moved_back():
-    _, params = tiny()
+    config, params = tiny()
     low = cast(params, SCHEME)
     s = jnp.exp(jax.random.normal(jax.random.key(0), (2, 32)))
     norm = low.blocks.attention_norm
