@@ -43,15 +43,15 @@ def test_scales_folded_into_norms_leave_the_layer_as_it_was(gemma, name):
     params, config = gemma
     weights = scaled = jax.tree.map(lambda a: a[0], params.blocks)
     [stream] = driver._start(params, config, prompts(), LENGTHS)
+    x, real = jnp.asarray(stream.x), jnp.asarray(stream.real)
     window = layer_windows(config)[0]
-    seen = layer.observe(weights, stream.x, stream.real, window, config=config, second=True)
+    seen = layer.observe(weights, x, real, window, config=config, second=True)
     for group, found in zip(groups_of(weights), seen, strict=True):
         if group.norm:
             scaled, scale = layer.scale_group(scaled, group, found, scheme_named(name), config)
             assert np.abs(scale - 1).max() > 1e-2
     before, after = (
-        block(stream.x, one, Edit(), config, F32, stream.real, window)[0]
-        for one in (weights, scaled)
+        block(x, one, Edit(), config, F32, real, window)[0] for one in (weights, scaled)
     )
     np.testing.assert_allclose(after, before, atol=1e-5 * np.abs(before).max())
     whole = low_matrices(weights, scaled, config)
