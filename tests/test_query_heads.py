@@ -105,7 +105,7 @@ def edits_of(config, batch, length):
         ("gemma2", F32),
         ("gemma2", INT8_SIM),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "name", value),
 )
 def test_wave_equals_vmap_over_masks(models, variant, scheme):
     _, params, config = models(variant)
