@@ -7,7 +7,8 @@ import contextlib
 import hashlib
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -15,7 +16,7 @@ import jax
 from jaxalign import plan_command, results
 from jaxalign.calibration import preparer
 from jaxalign.compilation_cache import enable_compilation_cache
-from jaxalign.convert import Model, ModelUnavailable, Source, load, locate
+from jaxalign.convert import Model, ModelUnavailable, Quantized, Source, load, load_beside, locate
 from jaxalign.distributed import is_first, processes, require_same
 from jaxalign.environment import select_device
 from jaxalign.errors import InputError
@@ -25,6 +26,7 @@ from jaxalign.experiments.speed import forward_speed
 from jaxalign.experiments.verify import Check, verify
 from jaxalign.grammar import build_parser
 from jaxalign.journal import Journal
+from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
 from jaxalign.plots import draw_all, drawing_process
 from jaxalign.prompts import SHIPPED, read_prompts
@@ -115,7 +117,15 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
         reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
         mesh = choose_mesh(model.config, devices, budget, reserve=reserve)
         texts = calibration(arguments, prompts)
-        known = facts(model, prompts, options, mesh) | {"calibration": texts}
+        quantized = _quantized(arguments, model)
+        if quantized:
+            options = replace(
+                options,
+                schemes=(quantized.scheme, *options.schemes),
+                repaired=(quantized.scheme.name, *options.repaired),
+            )
+        known = facts(model, prompts, options, mesh)
+        known |= {"calibration": texts, "quantized": quantized and quantized.weights_sha256}
         require_same({**known, "options": None, **known["options"]})
         journal = Journal(_journal_folder(arguments.output), known)
         unfinished = arguments.output.with_name(f"{arguments.output.name}.calibration")
@@ -126,8 +136,11 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
             progress=first,
             journal=journal,
             mesh=mesh,
-            prepare=preparer(model, texts, progress=first, folder=unfinished),
+            prepare=_prepare(model, texts, quantized, first, unfinished),
         )
+        if quantized:
+            title = f"quantized: {quantized.title}, from {arguments.quantized}"
+            result.metadata["notes"] += [title, *quantized.notes]
         overflows = [note for note in result.metadata["notes"] if "overflow" in note]
         if not first:
             return overflows
@@ -142,6 +155,32 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
             draw_all(result, figures, second)
             print(f"figures: {figures}")
     return overflows
+
+
+def _quantized(arguments: argparse.Namespace, original: Model) -> Quantized | None:
+    """The checkpoint to audit, if one is asked for."""
+    if arguments.quantized is None:
+        return None
+    if arguments.model is None:
+        raise InputError(
+            "--quantized needs the original beside it, and --model names none",
+            "give --model, the model that was quantized",
+        )
+    found = load_beside(arguments.quantized, original)
+    # Its codes are the file's, which rounding would not find again.
+    return replace(found, scheme=replace(found.scheme, method="file"))
+
+
+def _prepare(
+    model: Model, texts: Sequence[str], quantized: Quantized | None, progress: bool, folder: Path
+) -> Callable[[Params, Scheme], Params]:
+    """What makes the parameters of each scheme; those of a quantized checkpoint are there."""
+    prepare = preparer(model, texts, progress=progress, folder=folder)
+    if quantized is None:
+        return prepare
+    return lambda params, scheme: (
+        quantized.params if scheme == quantized.scheme else prepare(params, scheme)
+    )
 
 
 def _devices(arguments: argparse.Namespace, device: jax.Device) -> list[jax.Device]:
@@ -189,6 +228,8 @@ def _options(arguments: argparse.Namespace) -> Options:
 
 
 def _schemes(arguments: argparse.Namespace) -> tuple[Scheme, ...]:
+    if arguments.schemes is None and arguments.quantized is not None:
+        return ()
     if arguments.schemes is None:
         return (F16,) if arguments.disable_int8 else (F16, INT8_SIM)
     if arguments.disable_int8:

@@ -27,6 +27,7 @@ examples:
   %(prog)s --model EleutherAI/pythia-70m --revisions step1000,step10000,step143000
   %(prog)s --model ./my-checkpoint --prompts my-prompts.json --use-all-prompts
   %(prog)s --schemes nf4,awq-g128,llm-int8  other precisions than f16 and simulated int8
+  %(prog)s --model ./original --quantized ./original-awq
   %(prog)s --device gpu --memory-gb 40      on all GPUs of this machine, with larger batches
   %(prog)s schemes                          table of all precision schemes
   %(prog)s plan --scheme nf4 --budget 5.0bits   what to keep in 16 bit within a budget
@@ -157,6 +158,12 @@ def _add_study(parser: argparse.ArgumentParser) -> None:
         metavar="LIST",
         help="schemes with repair curves, with commas, or 'all' or 'none' (default: all but "
         "int8-sim)",
+    )
+    study.add_argument(
+        "--quantized",
+        metavar="PATH",
+        help="audit a checkpoint that another tool quantized (AutoAWQ, GPTQ, bitsandbytes, "
+        "compressed-tensors: a folder; GGUF: a file) against --model, its original",
     )
     study.add_argument(
         "--calibration",
