@@ -235,7 +235,7 @@ def test_names_of_the_page_are_those_that_the_package_exports():
 
 def test_leaves_of_the_page_are_those_of_the_parameters():
     config = jaxalign.ModelConfig(97, 2, 4, 32, 64, rotary_dims=2)
-    sizes = {"V": 97, "L": 2, "D": 32, "F": 64, "3": 3}
+    sizes = {"V": 97, "L": 2, "D": 32, "F": 64, "2": 2}
     paths, _ = jax.tree_util.tree_flatten_with_path(model_room.param_shapes(config))
     leaves = {".".join(key.name for key in path): leaf.shape for path, leaf in paths}
     shown = {}
