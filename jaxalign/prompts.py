@@ -150,14 +150,20 @@ def _malformed(path: Path, where: str, expected: str, found: Any) -> InputError:
     return InputError(f"prompts file {path}: {where} is {shown}, expected {expected}", "correct it")
 
 
-def encode(text: str, where: str, tokenizer: Tokenizer, config: ModelConfig) -> tuple[int, ...]:
-    """Token ids of a text, without special tokens.
+def encode(
+    text: str, where: str, tokenizer: Tokenizer, config: ModelConfig, special: bool = False
+) -> tuple[int, ...]:
+    """Token ids of a text.
+
+    Args:
+        special: with the special tokens that the tokenizer puts around a text (Llama's and
+            Gemma's begin with one; GPT-NeoX's and Qwen's have none).
 
     Raises:
         InputError: no tokens, or more than the model's context, saying where.
     """
     try:
-        tokens = tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+        tokens = tuple(tokenizer.encode(text, add_special_tokens=special).ids)
     except TypeError as error:  # half of a surrogate pair, which JSON can spell
         raise InputError(f"{where} is not Unicode text: {text!r}", "correct it") from error
     if not tokens:
@@ -169,6 +175,23 @@ def encode(text: str, where: str, tokenizer: Tokenizer, config: ModelConfig) -> 
             "shorten it",
         )
     return tokens
+
+
+def continuation(prompt: str, answer: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that ``answer`` adds behind a prompt; none where it changes the prompt's own.
+
+    An answer by itself may be other tokens: Llama 2's tokenizer puts a space before every text.
+    """
+    whole = tuple(tokenizer.encode(prompt + answer, add_special_tokens=False).ids)
+    alone = tuple(tokenizer.encode(prompt, add_special_tokens=False).ids)
+    return whole[len(alone) :] if whole[: len(alone)] == alone else ()
+
+
+def _answer(
+    prompt: str, answer: str, where: str, tokenizer: Tokenizer, config: ModelConfig
+) -> tuple[int, ...]:
+    alone = encode(answer, where, tokenizer, config)
+    return continuation(prompt, answer, tokenizer) or alone
 
 
 def tokenize(
@@ -188,17 +211,21 @@ def tokenize(
     for name, items in prompts.tasks.items():
         for i, item in enumerate(items):
             where = f"{name}[{i}]"
-            tokens = encode(item.prompt, f"prompt of {where}", tokenizer, config)
-            target = encode(item.target, f"target of {where}", tokenizer, config)
+            place = f"prompt of {where}"
+            encode(item.prompt, place, tokenizer, config)  # special tokens alone are no prompt
+            tokens = encode(item.prompt, place, tokenizer, config, special=True)
+
+            target = _answer(item.prompt, item.target, f"target of {where}", tokenizer, config)
             distractor = None
             if item.distractor is not None:
-                distractor = encode(item.distractor, f"distractor of {where}", tokenizer, config)[0]
+                other = f"distractor of {where}"
+                [distractor, *_] = _answer(item.prompt, item.distractor, other, tokenizer, config)
             if len(target) > 1:
                 several.append(f"{item.target!r}")
             task = TASK_NAMES.get(name, name)
             tokenized.append(Prompt(item, task, tokens, target[0], distractor))
     reference = [
-        encode(text, f"reference[{i}]", tokenizer, config)
+        encode(text, f"reference[{i}]", tokenizer, config, special=True)
         for i, text in enumerate(prompts.reference)
     ]
     notes = []

@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 from tiny_run import PROMPTS, TOKENIZER, refusal, write_prompts
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from jaxalign import InputError
 from jaxalign.model import ModelConfig
@@ -14,6 +14,7 @@ from jaxalign.prompts import (
     BUCKET,
     FEW,
     SHIPPED,
+    PromptSet,
     PromptText,
     batches,
     bucket_length,
@@ -251,3 +252,29 @@ def test_bucket_is_a_multiple_within_the_context():
     assert BUCKET == 8
     assert [bucket_length(n, 20) for n in (1, 8, 9, 16, 17, 20)] == [8, 8, 16, 16, 20, 20]
     assert bucket_length(21, 20) == 21
+
+
+def sentence_tokenizer():
+    """A word tokenizer with Llama 2's habits: a start token, and a space before every text."""
+    words = ["<s>", "▁", "▁The", "▁cat", "▁sat", "▁Paris", "<unk>"]
+    tokenizer = Tokenizer(models.WordLevel({w: i for i, w in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("▁", "merged_with_next")
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 0)]
+    )
+    return tokenizer
+
+
+def test_prompts_begin_with_the_tokenizers_start_token_and_answers_follow_them():
+    prompts = PromptSet({"cats": (PromptText("The cat", " sat", " Paris"),)}, ("The cat sat",))
+    config = ModelConfig(7, 1, 1, 8, 8, rotary_dims=2)
+    [prompt], [reference], notes = tokenize(prompts, sentence_tokenizer(), config)
+    assert prompt.tokens == (0, 2, 3)
+    assert reference == (0, 2, 3, 4)
+    # By themselves both answers begin with the token of the space that is put before a text.
+    assert sentence_tokenizer().encode(" sat", add_special_tokens=False).ids == [1, 4]
+    assert (prompt.target, prompt.distractor) == (4, 5)
+    assert notes == []
