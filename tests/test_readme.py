@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign import results
 from jaxalign.command import build_parser
-from jaxalign.report import summary
+from jaxalign.report import schemes_table, summary
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -36,6 +36,12 @@ def test_the_result_shown_is_the_kept_one():
     actual = summary(results.read(KEPT)).splitlines()
     for line in shown.splitlines():
         assert line.strip() in ("", "…") or line in actual, line
+
+
+def test_the_schemes_shown_are_the_kept_ones():
+    shown = next(block for block in blocks("") if "precision schemes against f32" in block)
+    actual = schemes_table(results.read_schemes(ROOT / "results" / "demo" / "schemes.json"))
+    assert set(shown.splitlines()) <= set(actual.splitlines())
 
 
 def test_every_option_shown_exists():

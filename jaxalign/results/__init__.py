@@ -3,7 +3,13 @@
 from jaxalign.results.average import comparable, mean_maps
 from jaxalign.results.file import SCHEMA, check, check_writable, read, replace_file, write
 from jaxalign.results.record import FORMAT, digits, from_json, number, to_json
-from jaxalign.results.schemes import NoiseFloor, SchemeRow, SchemesResult, write_schemes
+from jaxalign.results.schemes import (
+    NoiseFloor,
+    SchemeRow,
+    SchemesResult,
+    read_schemes,
+    write_schemes,
+)
 from jaxalign.results.types import (
     RANKINGS,
     Correlation,
@@ -45,6 +51,7 @@ __all__ = [
     "mean_maps",
     "number",
     "read",
+    "read_schemes",
     "replace_file",
     "to_json",
     "write",

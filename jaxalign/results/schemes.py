@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxalign.errors import InputError
 from jaxalign.results.file import replace_file
 from jaxalign.results.types import Estimate
 
@@ -82,3 +83,35 @@ def write_schemes(result: SchemesResult, path: Path) -> None:
         "metadata": result.metadata,
     }
     replace_file(path, f"{json.dumps(content, indent=1, ensure_ascii=False)}\n".encode())
+
+
+def read_schemes(path: Path | str) -> SchemesResult:
+    """Read a result that ``write_schemes`` wrote.
+
+    Raises:
+        InputError: no such file, or not one of these results.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if content["format"] != SCHEMES_FORMAT:
+            raise ValueError(f"its format is {content['format']!r}")
+        rows = tuple(_row(entry) for entry in content["schemes"])
+        return SchemesResult(rows, content["metadata"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a comparison of schemes ({error})", "run: python cli.py schemes"
+        ) from error
+
+
+def _row(entry: dict[str, Any]) -> SchemeRow:
+    estimates = ("kl", "agreement", "margin", "margin_change", "drift")
+    floors = ("kl_floor", "drift_floor")
+    read = {name: entry[name] and Estimate(**entry[name]) for name in estimates}
+    return SchemeRow(**entry | read | {name: _floor(entry[name]) for name in floors})
+
+
+def _floor(entry: dict[str, Any]) -> NoiseFloor:
+    estimates = ("above_plan", "above_weights")
+    return NoiseFloor(
+        **entry | {name: entry[name] and Estimate(**entry[name]) for name in estimates}
+    )
