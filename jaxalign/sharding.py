@@ -41,6 +41,7 @@ SPREAD_AXIS = {
     "down": -2,
 }
 TOKEN_AXES = ("embed", "unembed")
+PACKED_FIELDS = ("codes", "scale", "zero", "group_of", "input_divisor", "input_scale")
 
 
 def usable_devices(platform: str | None = None, count: int | None = None) -> list[jax.Device]:
@@ -218,6 +219,30 @@ def place(leaf: np.ndarray, sharding: NamedSharding) -> jax.Array:
     Nothing is exchanged between processes: each reads the same checkpoint.
     """
     return jax.make_array_from_callback(leaf.shape, sharding, lambda part: leaf[part])
+
+
+def shard_packed(params: Params, mesh: Mesh | None) -> Params:
+    """Parameters of any scheme on a mesh, packed matrices with their codes and scales.
+
+    What of a matrix is spread is spread of each of its fields, where the mesh divides that: groups
+    of inputs need not be as many as devices, and then scales lie whole on every device.
+    """
+    if mesh is None:
+        return params
+
+    def spread(path: Any, leaf: jax.Array) -> jax.Array:
+        name, field = path[-1].name, None
+        if name in PACKED_FIELDS:
+            name, field = path[-2].name, name
+        axis = SPREAD_AXIS.get(name)
+        if field in ("group_of", "input_divisor"):
+            axis = -1 if name in ("out", "down") else None
+        axes: list[str | None] = [None] * leaf.ndim
+        if axis is not None and field != "input_scale" and not leaf.shape[axis] % mesh.shape[MODEL]:
+            axes[axis] = MODEL
+        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    return jax.tree_util.tree_map_with_path(spread, params)
 
 
 def shard_params(params: Params, mesh: Mesh | None, config: ModelConfig) -> Params:

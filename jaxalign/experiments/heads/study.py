@@ -41,7 +41,7 @@ from jaxalign.numerics.compile import require_exact_compilation
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
 from jaxalign.results import RANKINGS, HeadsResult
-from jaxalign.sharding import shard_params
+from jaxalign.sharding import shard_packed, shard_params
 
 FEW = 3
 # One thread compiles while the programs before run: two at once only delay the one waited for.
@@ -200,7 +200,7 @@ def _low_precision(
     """Everything the study asks of one low precision."""
     options, ledger, params = runner.options, runner.ledger, runner.model.params
     with ledger.phase(f"parameters {scheme.name}"):
-        low_params = prepare(params, scheme)
+        low_params = shard_packed(prepare(params, scheme), runner.mesh)
     with ledger.phase(f"clean {scheme.name}"):
         found = runner.low(base.prompts, base.work, base.clean, low_params, scheme)
     count, k = len(base.prompts), runner.repaired_heads
