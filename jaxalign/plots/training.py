@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from jaxalign.plots.labels import most_important
 from jaxalign.plots.page import GREY, INK, PALE, Page, caption, new_page, say
 from jaxalign.plots.tasks import look
-from jaxalign.plots.values import ALL, drift_percent, find, importance, precision_name
+from jaxalign.plots.values import ALL, drift_percent, find, importance, precision_name, significant
 from jaxalign.results import HeadsResult
 
 Checkpoints = Sequence[tuple[str, HeadsResult]]
@@ -92,15 +93,21 @@ def _drifts(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) -> Non
         say(ax, "No low precision was run.")
     else:
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 1)))
+        ax.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _correlations(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) -> None:
     ax.set_title("importance with drift (Spearman)")
     ax.set_ylim(-1, 1)
     ax.axhline(0, color=GREY, lw=0.7, zorder=1)
-    for precision in results[0].precisions:
+    precisions = results[0].precisions
+    # Side by side, since precisions often agree.
+    step = 0.02 * (np.ptp(places) or 1.0)
+    for number, precision in enumerate(precisions):
         style = look(results[0], precision)
-        for place, result in zip(places, results, strict=True):
+        aside = places + step * (number - (len(precisions) - 1) / 2)
+        for place, result in zip(aside, results, strict=True):
             found = find(
                 result.statistics.correlations, task=ALL, precision=precision, importance="zero"
             )
