@@ -213,6 +213,8 @@ def _keep_programs(arguments: argparse.Namespace) -> None:
 
 
 def _options(arguments: argparse.Namespace) -> Options:
+    if arguments.disable_int8 and arguments.repair_int8:
+        raise InputError("--repair-int8 and --disable-int8 exclude each other", "choose one")
     schemes = _schemes(arguments)
     return Options(
         schemes=schemes,

@@ -36,6 +36,7 @@ from jaxalign.sweep import sweep  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RUNNABLE = sorted(set(suite.questions()) - set(suite.NEEDS_FILES))
+LONG = ("scaling", "command", "packed_product", "calibration")
 
 
 def run(capsys, name, *arguments):
@@ -65,7 +66,13 @@ def test_an_unknown_benchmark_is_refused_with_the_list(capsys):
     assert "heads" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", sorted(set(RUNNABLE) - {"heads", "devices", "study"}))
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.slow if name in LONG else ())
+        for name in sorted(set(RUNNABLE) - {"heads", "devices", "study"})
+    ],
+)
 def test_a_benchmark_runs_at_a_tiny_size_and_ends_with_its_record(capsys, name):
     code, found = run(capsys, name, "--quick", "--device", "cpu")
     assert code == 0
@@ -179,6 +186,7 @@ def test_a_random_checkpoint_reads_words_as_their_tokens():
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_the_baseline_of_the_study_makes_the_passes_that_the_study_stands_for(capsys):
     code, found = run(capsys, "study", "--quick", "--device", "cpu")
     assert (code, found["benchmark"]) == (0, "study")

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 import jaxalign
 from jaxalign.calibration import calibrate, calibration_texts
@@ -9,6 +10,7 @@ from jaxalign.model import forward
 from jaxalign.numerics import jit, scheme_named
 
 
+@pytest.mark.slow
 def test_on_the_bundled_model_awq_and_gptq_lie_nearer_to_f32_than_rounding():
     bundled, prompts = jaxalign.load("demo"), jaxalign.read_prompts()
     given = calibration_texts(prompts, bundled)

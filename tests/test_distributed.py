@@ -111,6 +111,7 @@ def test_the_file_says_that_two_processes_shared_the_work(together):
     assert plan["mesh"] == {"edits": 2, "model": 1}
 
 
+@pytest.mark.slow
 def test_an_overflow_ends_both_with_its_line_and_nobody_is_to_start_again(start, tmp_path):
     with start(tmp_path, model=write_loud_model(tmp_path / "loud")) as started:
         first, second = (one.end() for one in started)
@@ -238,7 +239,7 @@ def test_processes_that_were_given_different_inputs_are_refused_with_what_differ
     other = "--seed", 1, "--prompts", loud, "--model", model
     with start(tmp_path, *other) as started:
         rans = [one.end() for one in started]
-    line = "weights, config, prompts, seed of process 1 differ from process 0's"
+    line = "weights, config, prompts, calibration, seed of process 1 differ from process 0's"
     for ran in rans:
         assert (ran.code, ran.err.count("\n")) == (2, 1)
         assert line in ran.err

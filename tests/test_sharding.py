@@ -130,7 +130,9 @@ def test_at_every_layer_the_busiest_device_has_no_more_rows_than_it_must(devices
         assert (births[hands] <= layer).sum(axis=1).max() == -(-alive // devices)
 
 
-@pytest.mark.parametrize(("devices", "plan"), [(2, "wave"), (8, "wave"), (3, "vmap")])
+@pytest.mark.parametrize(
+    ("devices", "plan"), [(8, "wave"), pytest.param(3, "vmap", marks=pytest.mark.slow)]
+)
 def test_many_devices_equal_one_device_in_f32(edits, tokens, by_one, devices, plan):
     params, config = make()
     chosen = list(edits.values())
@@ -141,7 +143,9 @@ def test_many_devices_equal_one_device_in_f32(edits, tokens, by_one, devices, pl
         assert not np.allclose(theirs[0], theirs[1], atol=1e-3), f"{name} edits nothing"
 
 
-@pytest.mark.parametrize("scheme", [F16, INT8_SIM], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "scheme", [INT8_SIM, pytest.param(F16, marks=pytest.mark.slow)], ids=lambda s: s.name
+)
 def test_many_devices_differ_from_one_by_less_than_the_precision_does(
     edits, tokens, by_one_in, scheme
 ):
@@ -178,6 +182,7 @@ def test_masks_may_be_arguments_of_the_compiled_function(edits, tokens):
     np.testing.assert_allclose(found.logit_diff, expected.logit_diff, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sharded_sweep_works_inside_grad_and_vmap(edits, tokens):
     params, config = make()
     edit = edits["zero"]

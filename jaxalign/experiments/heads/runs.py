@@ -8,6 +8,7 @@ smaller than the contributions of true heads, so states are what the study keeps
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -166,7 +167,7 @@ def low_run(
     ``state``, and each head's first-order effect."""
     metrics, low_state = _clean(low_params, question, config, scheme, head_mode)
 
-    def layer(arrays: tuple[Array, ...]) -> tuple[Drift, Array]:
+    def layer(arrays: tuple[Any, ...]) -> tuple[Drift, Array]:
         high, low, gradient, w_high, w_low = arrays
         if head_mode == "edge-align":
             base, moved = high.astype(jnp.float32), low.astype(jnp.float32)
