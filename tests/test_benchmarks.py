@@ -92,6 +92,7 @@ def test_every_baseline_finds_the_importance_of_the_wave(capsys):
     assert total == pytest.approx(found["wave"]["best"], rel=1e-2)
 
 
+@pytest.mark.slow
 def test_shared_devices_find_the_importance_of_one(capsys):
     code, found = run(capsys, "devices", "--quick", "--device", "cpu")
     assert code == 0

@@ -212,6 +212,7 @@ def test_no_figures_leaves_the_figures_out(inputs, output):
     assert list(output.parent.iterdir()) == [output]
 
 
+@pytest.mark.slow
 def test_more_heads_to_repair_than_there_are_restores_them_all(inputs, output):
     more = ("--max-repair-k", 50, "--disable-int8", "--no-figures")
     assert study(*inputs, output, *more).code == 0

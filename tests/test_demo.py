@@ -261,6 +261,7 @@ def test_rows_begin_with_and_without_a_separator(tokenizer):
 
 
 @pytest.mark.usefixtures("standard_promotion")
+@pytest.mark.slow
 def test_an_interrupted_training_run_goes_on_as_if_nothing_had_happened(tmp_path):
     whole, _, losses = train(TINY, tmp_path / "whole", checkpoint_every=100)
     train(TINY, tmp_path / "parts", checkpoint_every=100, stop_after=3)

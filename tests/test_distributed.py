@@ -123,6 +123,7 @@ def test_an_overflow_ends_both_with_its_line_and_nobody_is_to_start_again(start,
     assert [path.name for path in output.iterdir()] == ["experiment.json"], "it is written whole"
 
 
+@pytest.mark.slow
 def test_devices_of_two_processes_share_a_sweep_of_parameters_spread_over_some(tmp_path):
     with run_of([["tests/process_worker.py", tmp_path, "sweep"]] * 2, tmp_path, 2) as started:
         assert [one.end()[::2] for one in started] == [(0, "")] * 2

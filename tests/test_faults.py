@@ -168,6 +168,7 @@ def kept(inputs, tmp_path_factory):
     )
 
 
+@pytest.mark.slow
 def test_three_devices_share_four_heads_and_say_what_one_says(inputs, output, kept):
     ran = run(inputs, output, kept.programs, "--devices", 3)
     assert ran.err == ""

@@ -99,6 +99,7 @@ def test_logits_with_a_cache_equal_those_without(models, variant):
     np.testing.assert_allclose(logits, whole[:, -1], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_packed_weights_generate_what_the_whole_model_would(models):
     _, params, config = models("llama, scaled like 3.1")
     scheme = scheme_named("int8")

@@ -191,6 +191,7 @@ def test_next_run_computes_only_the_rest_and_writes_the_result_of_an_unbroken_on
     assert_finished(output, whole)
 
 
+@pytest.mark.slow
 def test_run_may_be_killed_again_and_finished_calls_stay_untouched(inputs, output, whole):
     before = chunks(output)
     ran = run(inputs, output, mode="call:4")
@@ -203,6 +204,7 @@ def test_run_may_be_killed_again_and_finished_calls_stay_untouched(inputs, outpu
     assert_finished(output, whole)
 
 
+@pytest.mark.slow
 def test_call_that_was_being_written_is_computed_again_and_its_half_file_goes(
     inputs, output, whole
 ):

@@ -138,7 +138,9 @@ def test_padding_and_what_stands_in_it_change_no_bit(edits, tokens, scheme):
     assert np.array_equal(ours, other)
 
 
-@pytest.mark.parametrize("scheme", [F32, INT8_SIM], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "scheme", [F32, pytest.param(INT8_SIM, marks=pytest.mark.slow)], ids=lambda s: s.name
+)
 def test_batch_neighbours_and_bucket_move_a_prompt_by_rounding_only(edits, tokens, scheme):
     params, config = make(scheme=scheme)
     edit = [edits["zero"]]
