@@ -28,6 +28,10 @@ CLOSE = {"rtol": 0, "atol": 1e-5}
 SCHEME = scheme_named("int4-g16")
 LENGTHS = (5, 8, 3, 7)
 MATRICES = ("query", "key_value", "out", "up", "down")
+LAYOUTS = (
+    pytest.param(True, id="parallel"),
+    pytest.param(False, id="sequential", marks=pytest.mark.slow),
+)
 
 
 def random_params(config, seed=0):
@@ -98,7 +102,7 @@ def replaced(params, low, component, config):
     return dataclasses.replace(params, blocks=dataclasses.replace(params.blocks, **own))
 
 
-@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
+@pytest.mark.parametrize("parallel", LAYOUTS)
 def test_each_row_is_the_model_with_that_component_replaced(parallel):
     config, params = tiny(parallel)
     low, asked = cast(params, SCHEME), prompts()
@@ -131,7 +135,7 @@ def test_everything_is_the_scheme_itself():
     np.testing.assert_allclose(effect.kl[0], kl, **CLOSE)
 
 
-@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
+@pytest.mark.parametrize("parallel", LAYOUTS)
 def test_each_activation_site_rounds_alone(parallel):
     config, params = tiny(parallel)
     asked = prompts()

@@ -197,6 +197,7 @@ def cut_off(start, together, tmp_path_factory):
     return SimpleNamespace(**locals())
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_with_one_line_that_names_it(cut_off):
     assert cut_off.left.code == 2
     assert re.fullmatch(
@@ -208,12 +209,14 @@ def test_a_killed_process_ends_the_others_with_one_line_that_names_it(cut_off):
     assert cut_off.unfinished
 
 
+@pytest.mark.slow
 def test_chunks_that_were_finished_are_not_computed_again(cut_off):
     assert {"clean-f32-0.npz", "importance-f32-1-0.npz"} <= cut_off.before.keys()
     assert cut_off.before.items() <= cut_off.after.items()
     assert len(cut_off.after) > len(cut_off.before)
 
 
+@pytest.mark.slow
 def test_a_run_that_was_cut_off_has_the_bits_of_one_that_was_not(cut_off, together):
     assert [ran.code for ran in cut_off.rans] == [0, 0]
     assert without_times(cut_off.output) == without_times(together.output)

@@ -181,6 +181,7 @@ def test_three_devices_share_four_heads_and_say_what_one_says(inputs, output, ke
         np.testing.assert_allclose(three, one, atol=1e-5 * np.nanmax(np.abs(one)), err_msg=name)
 
 
+@pytest.mark.slow
 def test_full_disk_for_compiled_programs_costs_one_line_and_no_result(
     inputs, output, kept, tmp_path
 ):
@@ -208,6 +209,7 @@ def test_programs_of_another_version_are_left_alone_and_compiled_anew(inputs, ou
     assert {path: path.stat().st_mtime_ns for path in before} == before
 
 
+@pytest.mark.slow
 def test_damaged_programs_cost_one_line_and_no_result(inputs, output, kept, tmp_path):
     damage = (
         lambda whole: whole[: len(whole) // 2],

@@ -248,6 +248,7 @@ def test_the_answer_is_read_the_same_from_all_logits_and_by_parts(edits, tokens,
         assert np.abs(ours.logit_diff_f16 - expected.logit_diff_f16).max() <= 4 * step
 
 
+@pytest.mark.slow
 def test_sweep_works_inside_another_jit_grad_and_vmap(edits, tokens):
     params, config = make()
     edit = edits["zero"]
