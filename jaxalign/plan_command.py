@@ -14,8 +14,10 @@ from jaxalign.experiments.damage import PlanOptions, plan_study, write_recipes
 from jaxalign.numerics.scheme import scheme_named
 from jaxalign.plots.damage import draw_plan
 from jaxalign.prompts import read_prompts
+from jaxalign.report import text_table
 from jaxalign.results import Estimate, check_writable
 from jaxalign.results.damage import ComponentDamage, DamageMap, PlanResult, write_plan
+from jaxalign.schemes_command import calibration
 
 PLAN_OUTPUT = Path("results/plan.json")
 
@@ -51,6 +53,7 @@ def add_parser(commands: Any) -> None:
         ("--model", str),
         ("--revision", str),
         ("--prompts", Path),
+        ("--calibration", Path),
         ("--device", str),
         ("--memory-gb", float),
         ("--seed", int),
@@ -81,8 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.no_compilation_cache:
         enable_compilation_cache(arguments.compilation_cache)
     model = load(source)
-    # Where texts choose the codes, they are the reference texts, as in the study.
-    prepare = preparer(model, prompts.reference, progress=True)
+    prepare = preparer(model, calibration(arguments, prompts), progress=True)
     low = prepare(model.params, scheme) if scheme.method else None
     result = plan_study(model, prompts, scheme, options, low=low, progress=True)
     write_plan(result, output)
@@ -102,7 +104,7 @@ def damage_table(damage: DamageMap) -> str:
     header = ["component", "KL (nats)", "|Δm|", "Δm (logits)", "KL / noise", ""]
     shown = [c for c in damage.components if c.kind != "head"]
     heads = sorted(damage.of("head"), key=lambda c: -(c.kl.value or 0))[:5]
-    lines = [_table(header, [_component_row(c) for c in (*shown, *heads)])]
+    lines = [text_table(header, [_component_row(c) for c in (*shown, *heads)])]
     for each in damage.sums:
         beside = ""
         if each.noise_ratios:
@@ -167,7 +169,7 @@ def plan_table(result: PlanResult) -> str:
             f"budget {plan.budget} = {plan.budget_bytes} bytes; kept in 16 bit: {kept}",
             f"found by {plan.found_by}; on the choosing prompts KL {plan.chosen_kl:.2e}, the sum "
             f"of single effects {plan.predicted_kl:.2e}",
-            _table(header, rows),
+            text_table(header, rows),
             f"{plan.verdict}: p = {random.p_kl:.3f} by KL, {random.p_moved:.3f} by |Δm|",
             f"KL less that of whole layers {_interval(plan.against_layers, '+.2e')}, of random "
             f"choices {_interval(plan.against_random, '+.2e')}",
@@ -188,7 +190,7 @@ def _curve_lines(result: PlanResult) -> list[str]:
         ]
         for point in result.curve
     ]
-    return ["", _table(header, rows)]
+    return ["", text_table(header, rows)]
 
 
 def _interval(e: Estimate, form: str) -> str:
@@ -198,15 +200,3 @@ def _interval(e: Estimate, form: str) -> str:
     if e.low is None or e.high is None:
         return shown
     return f"{shown} [{format(e.low, form)}, {format(e.high, form)}]"
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in [header, *rows]
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])

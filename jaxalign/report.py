@@ -35,7 +35,8 @@ def estimate(e: Estimate, digits: int = 2) -> str:
     return shown if e.p is None else f"{shown}, p {'<' if e.p < 1e-3 else '='} {max(e.p, 1e-3):.3f}"
 
 
-def _table(header: list[str], rows: list[list[str]]) -> str:
+def text_table(header: list[str], rows: list[list[str]]) -> str:
+    """Rows of text under their header, the first column to the left, the others to the right."""
     widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
 
     def line(cells: list[str]) -> str:
@@ -65,7 +66,7 @@ def _top_heads(result: HeadsResult) -> str:
         "replaced), and how far precision moves them"
     )
     names = [f"drift {name}" for name in drifts]
-    return f"{title}\n{_table(['head', 'zero', 'mean', 'resample', *names], rows)}"
+    return f"{title}\n{text_table(['head', 'zero', 'mean', 'resample', *names], rows)}"
 
 
 def _task_means(result: HeadsResult) -> str:
@@ -80,7 +81,7 @@ def _task_means(result: HeadsResult) -> str:
         for row in result.statistics.task_means
     ]
     title = "answer margin m = logit(target) − best other, and its change against f32"
-    return f"{title}\n{_table(['task', 'precision', 'prompts', 'm', 'change'], rows)}"
+    return f"{title}\n{text_table(['task', 'precision', 'prompts', 'm', 'change'], rows)}"
 
 
 def _correlations(result: HeadsResult) -> str:
@@ -90,7 +91,7 @@ def _correlations(result: HeadsResult) -> str:
         if row.importance == "zero"
     ]
     title = "do important heads drift more? zero-importance against drift, over heads"
-    return f"{title}\n{_table(['task', 'precision', 'Pearson', 'Spearman'], rows)}"
+    return f"{title}\n{text_table(['task', 'precision', 'Pearson', 'Spearman'], rows)}"
 
 
 def _repairs(result: HeadsResult) -> str:
@@ -114,7 +115,7 @@ def _repairs(result: HeadsResult) -> str:
         f"does restoring the top heads (1 … {result.metadata['max_repair_k']}) close the gap to "
         "f32? logits, mean over k"
     )
-    return f"{title}\n{_table(header, rows)}"
+    return f"{title}\n{text_table(header, rows)}"
 
 
 def _first_order(result: HeadsResult) -> str:
@@ -123,7 +124,7 @@ def _first_order(result: HeadsResult) -> str:
         for row in result.statistics.first_order
     ]
     title = "first-order account: predicted against true gain of restoring each head"
-    return f"{title}\n{_table(['task', 'precision', 'bound held', 'Spearman'], rows)}"
+    return f"{title}\n{text_table(['task', 'precision', 'bound held', 'Spearman'], rows)}"
 
 
 def schemes_table(result: SchemesResult) -> str:
@@ -148,7 +149,7 @@ def schemes_table(result: SchemesResult) -> str:
     header += ["change of m, logits", "head drift", "batching", "noise"]
     counts = f"{result.metadata['prompts']} prompts, {result.metadata['positions']} positions"
     return (
-        f"precision schemes against f32 ({counts})\n{_table(header, rows)}\n"
+        f"precision schemes against f32 ({counts})\n{text_table(header, rows)}\n"
         "bits: of a weight in the blocks, scales included; MB: the model as deployed. batching: the"
         "\nsame precision, prompt by prompt instead of in batches. noise: random noise in the f32"
         "\nweights, as large as the scheme's error in each matrix. *: not above batching."

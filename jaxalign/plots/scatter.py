@@ -122,3 +122,17 @@ def boxed_title(ax: Axes, title: str, lines: Sequence[str]) -> None:
         bbox={"boxstyle": "square,pad=0.35", "fc": "white", "ec": GREY, "lw": 0.6},
         annotation_clip=False,
     )
+
+
+def beside(ax: Axes, height: float, text: str) -> None:
+    """Text to the right of the panel, in line with a row."""
+    ax.annotate(
+        text,
+        (1.0, height),
+        xycoords=("axes fraction", "data"),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        size=6.5,
+        annotation_clip=False,
+    )

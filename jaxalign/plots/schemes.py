@@ -9,6 +9,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
 from jaxalign.plots.page import GREY, INK, PALE, Page, counted, new_page
+from jaxalign.plots.scatter import beside
 from jaxalign.plots.values import numbers_text, places_for
 from jaxalign.results import Estimate, NoiseFloor, SchemeRow, SchemesResult
 
@@ -90,16 +91,8 @@ def _change(ax: Axes, rows: Sequence[SchemeRow]) -> None:
         if change.low is not None and change.high is not None:
             ax.hlines(height, change.low, change.high, color=MEASURED, lw=1.6, zorder=2)
         ax.plot(change.value, height, "o", color=MEASURED, ms=5, mec=INK, mew=0.4, zorder=3)
-        ax.annotate(
-            numbers_text(change, min(4, places_for(change.low, change.high, change.value))),
-            (1.0, height),
-            xycoords=("axes fraction", "data"),
-            xytext=(4, 0),
-            textcoords="offset points",
-            va="center",
-            size=6.5,
-            annotation_clip=False,
-        )
+        places = min(4, places_for(change.low, change.high, change.value))
+        beside(ax, float(height), numbers_text(change, places))
     _bare(ax)
 
 

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxalign.plots.labels import most_important
 from jaxalign.plots.page import GREY, INK, PALE, Page, new_page, say, sentence_page
-from jaxalign.plots.scatter import dots, layer_bar, names_of, percent_axis, square
+from jaxalign.plots.scatter import beside, dots, layer_bar, names_of, percent_axis, square
 from jaxalign.plots.values import (
     complete,
     correlation_text,
@@ -167,7 +167,7 @@ def _correlation_panels(page: Page, place: SubplotSpec, result: HeadsResult) -> 
                 ax, estimate if complete(estimate, prompts) else None, height, result, precision
             )
             text = correlation_text(symbol, estimate, prompts)
-            _beside(ax, height, text)
+            beside(ax, height, text)
         ax.set_ylim(heights[-1] + 0.6, -0.6)
         ax.spines["left"].set_visible(False)
         ax.tick_params(axis="y", length=0)
@@ -185,20 +185,6 @@ def _estimate(
     if estimate.low is not None and estimate.high is not None:
         ax.hlines(height, estimate.low, estimate.high, color=style.colour, lw=1.6, zorder=2)
     ax.plot(estimate.value, height, style.marker, color=style.colour, ms=5, mec=INK, mew=0.4)
-
-
-def _beside(ax: Axes, height: float, text: str) -> None:
-    """Text to the right of the panel, in line with a row."""
-    ax.annotate(
-        text,
-        (1.0, height),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 0),
-        textcoords="offset points",
-        va="center",
-        size=6.5,
-        annotation_clip=False,
-    )
 
 
 def task_degradation(result: HeadsResult) -> Page:
