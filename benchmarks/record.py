@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxalign.environment import select_device
 from jaxalign.errors import InputError
-from jaxalign.results import replace_file
+from jaxalign.runtime.files import replace_file
 
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "transformer-lens", "numpy")
 ROOT = Path(__file__).parent.parent

@@ -16,7 +16,7 @@ from typing import Any
 
 from benchmarks import heads, study
 from benchmarks.record import RESULTS, ROOT
-from jaxalign.results import replace_file
+from jaxalign.runtime.files import replace_file
 
 README = ROOT / "README.md"
 BEGIN = "<!-- benchmarks: written by `python -m benchmarks table`, do not edit -->"

@@ -31,6 +31,7 @@ from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
 from jaxalign.plots import draw_all, drawing_process
 from jaxalign.prompts import SHIPPED, read_prompts
 from jaxalign.report import summary
+from jaxalign.runtime.files import check_writable
 from jaxalign.schemes_command import calibration, compare_schemes, listed, named
 from jaxalign.sharding import choose_mesh, usable_devices
 from jaxalign.training_command import over_training
@@ -95,7 +96,7 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
     """Run it and report; the notes on activations that left a precision's range."""
     first = is_first()
     if first:
-        results.check_writable(arguments.output)
+        check_writable(arguments.output)
     prompts = read_prompts(arguments.prompts)
     origin = _prompts_origin(arguments.prompts)
     device = select_device(arguments.device)
@@ -283,7 +284,7 @@ def _speed(arguments: argparse.Namespace, model, options: Options) -> None:  # t
 def _plot(arguments: argparse.Namespace) -> int:
     result = results.read(arguments.input)
     folder = arguments.figures or arguments.input.parent / "figures"
-    results.check_writable(folder / "figure.png")
+    check_writable(folder / "figure.png")
     for path in draw_all(result, folder):
         print(path)
     return 0

@@ -2,6 +2,25 @@
 
 from __future__ import annotations
 
+import unicodedata
+
+
+def printable(text: str) -> str:
+    """``text`` with what a terminal or a figure would act on (Unicode category C) escaped.
+
+    New lines stay. A file may name a task or a tensor with an escape sequence that clears the
+    screen; what is shown is then its escape in Python's notation.
+
+    Example:
+        >>> printable("a\\x1b[2J")
+        'a\\\\x1b[2J'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c == "\n" or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in text
+    )
+
 
 class InputError(ValueError):
     """Input that cannot be used: a file, an argument, a checkpoint, a device.
@@ -14,6 +33,6 @@ class InputError(ValueError):
     """
 
     def __init__(self, problem: str, remedy: str) -> None:
-        self.problem = " ".join(problem.split())
-        self.remedy = " ".join(remedy.split())
+        self.problem = " ".join(printable(problem).split())
+        self.remedy = " ".join(printable(remedy).split())
         super().__init__(f"{self.problem.rstrip('.')}. {self.remedy.rstrip('.')}.")

@@ -22,7 +22,7 @@ import numpy as np
 from jaxalign.distributed import fetch, from_first, is_first
 from jaxalign.errors import InputError
 from jaxalign.notes import note
-from jaxalign.results import replace_file
+from jaxalign.runtime.files import replace_file
 
 FACTS = "facts.json"
 CHUNK = ".npz"

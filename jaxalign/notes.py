@@ -6,7 +6,9 @@ import sys
 
 from tqdm import tqdm
 
+from jaxalign.errors import printable
+
 
 def note(text: str) -> None:
     """One line on stderr that does not break a progress bar."""
-    tqdm.write(f"jaxalign: note: {text}", file=sys.stderr)
+    tqdm.write(f"jaxalign: note: {printable(text)}", file=sys.stderr)

@@ -15,8 +15,9 @@ from jaxalign.numerics.scheme import scheme_named
 from jaxalign.plots.damage import draw_plan
 from jaxalign.prompts import read_prompts
 from jaxalign.report import text_table
-from jaxalign.results import Estimate, check_writable
+from jaxalign.results import Estimate
 from jaxalign.results.damage import ComponentDamage, DamageMap, PlanResult, write_plan
+from jaxalign.runtime.files import check_writable
 from jaxalign.schemes_command import calibration
 
 PLAN_OUTPUT = Path("results/plan.json")

@@ -17,6 +17,7 @@ from jaxalign.numerics.scheme import Scheme, scheme_named
 from jaxalign.plots import draw_schemes
 from jaxalign.prompts import PromptSet, read_prompts
 from jaxalign.report import schemes_table
+from jaxalign.runtime.files import check_writable
 
 # The schemes of the table, from many bits to few.
 TABLE = (
@@ -100,7 +101,7 @@ def calibration(arguments: argparse.Namespace, prompts: PromptSet) -> tuple[str,
 def compare_schemes(arguments: argparse.Namespace) -> int:
     """Compare, print the table, write the result and its figure."""
     output = arguments.schemes_output
-    results.check_writable(output)
+    check_writable(output)
     schemes = named(arguments.schemes or ",".join(TABLE))
     prompts = read_prompts(arguments.prompts)
     device = select_device(arguments.device)

@@ -15,7 +15,8 @@ FLOORS = [
     ("jaxalign.numerics", 1),
     ("jaxalign.metrics", 1),
     ("jaxalign.stats", 1),
-    ("jaxalign.notes", 0),
+    ("jaxalign.runtime", 1),
+    ("jaxalign.notes", 1),
     ("jaxalign.sharding", 4),
     ("jaxalign.weight_error", 4),
     ("jaxalign.watch", 1),
@@ -86,7 +87,12 @@ def test_a_file_imports_only_from_its_own_room_and_floors_not_above(path):
 def test_plots_see_a_result_and_never_a_run():
     for path in (PACKAGE / "plots").rglob("*.py"):
         for other in imports(path):
-            assert room(other) in ("jaxalign.plots", "jaxalign.results", "jaxalign.errors"), path
+            assert room(other) in (
+                "jaxalign.plots",
+                "jaxalign.results",
+                "jaxalign.runtime",
+                "jaxalign.errors",
+            ), path
 
 
 def test_studies_do_not_import_each_other():

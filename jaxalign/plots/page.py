@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
 
 from jaxalign.plots.labels import place_labels
-from jaxalign.results import HeadsResult, replace_file
+from jaxalign.results import HeadsResult
+from jaxalign.runtime.files import replace_file
 
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
 STYLE: MappingProxyType[Any, Any] = MappingProxyType(

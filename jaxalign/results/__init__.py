@@ -1,7 +1,7 @@
 """The result of a heads study: typed objects, and the JSON file that keeps them."""
 
 from jaxalign.results.average import comparable, mean_maps
-from jaxalign.results.file import SCHEMA, check, check_writable, read, replace_file, write
+from jaxalign.results.file import SCHEMA, check, read, write
 from jaxalign.results.record import FORMAT, digits, from_json, number, to_json
 from jaxalign.results.schemes import (
     NoiseFloor,
@@ -44,7 +44,6 @@ __all__ = [
     "Statistics",
     "TaskMean",
     "check",
-    "check_writable",
     "comparable",
     "digits",
     "from_json",
@@ -52,7 +51,6 @@ __all__ = [
     "number",
     "read",
     "read_schemes",
-    "replace_file",
     "to_json",
     "write",
     "write_schemes",

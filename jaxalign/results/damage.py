@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxalign.results.file import replace_file
 from jaxalign.results.record import digits
 from jaxalign.results.types import Estimate
+from jaxalign.runtime.files import replace_file
 
 DAMAGE_FORMAT = "jaxalign.plan/1"
 

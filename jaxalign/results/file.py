@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from jsonschema.protocols import Validator
 from jaxalign.errors import InputError
 from jaxalign.results.record import from_json, precision_fields, to_json
 from jaxalign.results.types import HeadsResult
+from jaxalign.runtime.files import read_json, replace_file
 
 SCHEMA = Path(__file__).parent / "experiment.schema.json"
 
@@ -130,48 +129,6 @@ def _layout(value: Any, margin: str = "\n") -> str:
     return f"{start}{inner}{f',{inner}'.join(parts)}{margin}{end}"
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, then renamed.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    check_writable(path)
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(content)
-            umask = os.umask(0)
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)  # mkstemp lets nobody else read
-            os.replace(temporary, path)
-        except BaseException:  # an interruption, too, leaves nothing behind
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def check_writable(path: Path) -> None:
-    """Make the folder of ``path``; raise ``InputError`` where a file cannot be written there."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent):
-            pass
-        if path.is_dir():
-            raise IsADirectoryError(f"{path} is a folder")
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
-def _unwritable(path: Path, error: OSError) -> InputError:
-    return InputError(
-        f"{path} cannot be written ({error.strerror or error})",
-        "give a file in a folder that you may write to and that has room",
-    )
-
-
 def read(path: Path | str) -> HeadsResult:
     """Read a result and check it.
 
@@ -179,11 +136,6 @@ def read(path: Path | str) -> HeadsResult:
         InputError: no such file, not JSON, or not a result of this study.
     """
     path = Path(path)
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{path} is missing", "run the study first: python cli.py") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON ({error})", "run the study again") from error
+    content = read_json(path, "run the study first: python cli.py")
     check(content, path)
     return from_json(content)

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import InputError
-from jaxalign.results.file import replace_file
 from jaxalign.results.types import Estimate
+from jaxalign.runtime.files import replace_file
 
 SCHEMES_FORMAT = "jaxalign.schemes/1"
 

@@ -10,7 +10,7 @@ from typing import Any
 from jaxalign.convert.names import output_modules
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.results import replace_file
+from jaxalign.runtime.files import replace_file
 
 # A list given to these tools replaces their own, which spares the unembedding; so it stands in
 # every recipe, under the names that versions of transformers gave it.

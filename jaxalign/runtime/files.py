@@ -1,0 +1,116 @@
+"""Files, read within bounds and written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import InputError
+
+# Far above any prompts file, tokenizer or result that exists; far below the memory of a laptop.
+MOST_BYTES = 1 << 30
+AGAIN = "give a file that is whole"
+
+
+def read_bytes(path: Path, remedy: str = AGAIN, most: int = MOST_BYTES) -> bytes:
+    """The content of a regular file of at most ``most`` bytes.
+
+    Args:
+        path: the file; links are followed.
+        remedy: what the reader of the error can do, as an imperative.
+        most: bytes; a larger file is refused before it is read.
+
+    Raises:
+        InputError: missing, not to be read, no regular file (a folder, pipe or device, which may
+            never end), or too large.
+    """
+    try:
+        # Not blocking, so that a pipe that nobody writes to can be opened and refused.
+        handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(handle, "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise InputError(f"{path} is no regular file", remedy)
+            content = file.read(most + 1)
+    except InputError:
+        raise
+    except FileNotFoundError as error:
+        raise InputError(f"{path} is missing", remedy) from error
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL byte
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"{path} cannot be read ({why})", remedy) from error
+    if len(content) > most:
+        raise InputError(f"{path} has more than {most} bytes", remedy)
+    return content
+
+
+def read_text(path: Path, remedy: str = AGAIN, most: int = MOST_BYTES) -> str:
+    """The text of a UTF-8 file, whatever the locale; a byte order mark at its start is dropped.
+
+    Raises:
+        InputError: as ``read_bytes``, or it is not UTF-8.
+    """
+    try:
+        return read_bytes(path, remedy, most).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 text ({error})", remedy) from error
+
+
+def read_json(path: Path, remedy: str = AGAIN, most: int = MOST_BYTES) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: as ``read_text``, or it is not JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(read_text(path, remedy, most))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is not JSON ({error})", remedy) from error
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all: to a temporary file beside it, then renamed.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    check_writable(path)
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(content)
+            umask = os.umask(0)
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)  # mkstemp lets nobody else read
+            os.replace(temporary, path)
+        except BaseException:  # an interruption, too, leaves nothing behind
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def check_writable(path: Path) -> None:
+    """Make the folder of ``path``; raise ``InputError`` where a file cannot be written there."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent):
+            pass
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> InputError:
+    return InputError(
+        f"{path} cannot be written ({error.strerror or error})",
+        "give a file in a folder that you may write to and that has room",
+    )
