@@ -19,7 +19,8 @@ import pytest
 import tiny_run
 from tiny_run import PROMPTS, write_model, write_prompts
 
-from jaxalign import command, journal
+from jaxalign import journal
+from jaxalign.commands import run_study
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("timestamp", "total_runtime_seconds", "seconds")
@@ -28,7 +29,8 @@ LIMIT = 300  # seconds; a run takes a few
 # call or in the middle of writing one, until it is killed.
 DRIVER = """
 import functools, os, sys, time
-from jaxalign import command, journal
+from jaxalign import journal
+from jaxalign.commands import main, run_study
 
 mode, _, number = sys.argv[1].partition(":")
 replace = os.replace
@@ -57,8 +59,8 @@ def replaced(source, target):
     replace(source, target)
 
 os.replace = replaced
-command.Journal = functools.partial(Told, patience=0.0)
-sys.exit(command.main(sys.argv[2:]))
+run_study.Journal = functools.partial(Told, patience=0.0)
+sys.exit(main.main(sys.argv[2:]))
 """
 CUT = 5  # the call that a run is cut off at
 
@@ -75,7 +77,7 @@ def inputs(tmp_path_factory):
 def options(inputs, output):
     model, prompts = inputs
     files = ("--model", model, "--prompts", prompts, "--output", output)
-    return *files, "--device", "cpu", "--no-figures", "--max-repair-k", 2, "--disable-int8"
+    return *files, "--device", "cpu", "--no-figures", "--max-repair-k", 2, "--schemes", "f16"
 
 
 def start(inputs, output, mode, *more):
@@ -122,7 +124,7 @@ def go_on(inputs, output):
             return super().keep(key, told, like)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "Journal", functools.partial(Told, patience=0.0))
+        patch.setattr(run_study, "Journal", functools.partial(Told, patience=0.0))
         ran = tiny_run.run(*options(inputs, output))
     jax.config.update("jax_default_device", None)
     return SimpleNamespace(code=ran.code, computed=computed, out=ran.out, err=ran.err)

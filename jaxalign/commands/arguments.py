@@ -1,218 +1,271 @@
-"""What the command line understands, and its help."""
+"""What each command understands, and its help: only options that the command honours.
+
+A command is a question and the groups of options that it takes; a study's own options come from
+the fields of its options dataclass. Options stand behind the command's name. Whatever a command
+does not take is refused by name, and so is a value that is given twice.
+"""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
+import difflib
+import functools
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
-from jaxalign import plan_command, schemes_command
-from jaxalign.compilation_cache import VARIABLE
+from jaxalign.commands import groups
+from jaxalign.commands.parser import PROGRAM, Parser, add_options
+from jaxalign.commands.speed import SpeedOptions
 from jaxalign.convert.hub import DEFAULT_MODEL
-from jaxalign.edit import HEAD_MODES
-from jaxalign.environment import DEVICES
+from jaxalign.errors import InputError
+from jaxalign.experiments.damage import PlanOptions
 from jaxalign.experiments.heads import Options
-from jaxalign.experiments.heads.options import MEAN_POSITIONS
-from jaxalign.experiments.verify import published
-from jaxalign.sweep import PLANS
-from jaxalign.version import VERSION
+from jaxalign.experiments.schemes.options import SchemesOptions
 
-DEFAULT_OUTPUT = Path("results/experiment.json")
+DEFAULT_COMMAND = "heads"
+
+# What options of earlier versions became.
+REPLACED = {
+    "--disable-int8": "--schemes f16",
+    "--repair-int8": "--repair all",
+    "--plan": "--engine",
+    "--benchmark-speed": "the command speed",
+    "--benchmark-iters": "speed --passes",
+    "--benchmark-warmup": "speed --warm-up",
+    "--benchmark-prompt": "speed --text",
+}
 
 EXAMPLES = f"""\
 examples:
-  %(prog)s                                  the whole study; {DEFAULT_MODEL}, or the bundled
-                                            model where that cannot be had
-  %(prog)s --model demo                     the bundled model, offline
-  %(prog)s --model EleutherAI/pythia-160m --revision step3000
-  %(prog)s --model EleutherAI/pythia-70m --revisions step1000,step10000,step143000
-  %(prog)s --model ./my-checkpoint --prompts my-prompts.json --use-all-prompts
-  %(prog)s --schemes nf4,awq-g128,llm-int8  other precisions than f16 and simulated int8
-  %(prog)s --model ./original --quantized ./original-awq
-  %(prog)s --device gpu --memory-gb 40      on all GPUs of this machine, with larger batches
-  %(prog)s schemes                          table of all precision schemes
-  %(prog)s plan --scheme nf4 --budget 5.0bits   what to keep in 16 bit within a budget
-  %(prog)s plot                             draw the figures of results/experiment.json again
-  %(prog)s verify                           check numbers that others published for Pythia-70M
+  {PROGRAM}                                  the heads study of {DEFAULT_MODEL}, or of the
+                                            bundled model where that cannot be had
+  {PROGRAM} --model demo                     the bundled model, offline
+  {PROGRAM} --model demo --schemes nf4,awq-g128,llm-int8 --repair all
+  {PROGRAM} schemes --model demo             a table of all precision schemes
+  {PROGRAM} plan --model demo --scheme nf4 --budget 5.0bits
+  {PROGRAM} plot                             draw the figures of results/experiment.json again
+"""
 
-a prompts file is JSON: {{"factual": [{{"prompt": "The capital of France is", "target": " Paris",
-"distractor": " Rome"}}, ...], "ioi": [...], "reference": ["Any neutral text", ...]}}; distractors
+PROMPTS_FILE = """\
+a prompts file is JSON: {"factual": [{"prompt": "The capital of France is", "target": " Paris",
+"distractor": " Rome"}, ...], "ioi": [...], "reference": ["Any neutral text", ...]}; distractors
 are optional, and any other list of such objects is a task of its own.
+"""
 
-exit codes: 0 done; 1 verify found a number that differs; 2 bad input, or activations that left a
-precision's range; 3 verify could check nothing.
+EXIT_CODES = """\
+exit codes: 0 done; 1 verify found a number that differs; 2 bad input, an interruption, or
+activations that left a precision's range; 3 verify could check nothing.
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line's grammar and help."""
-    parser = argparse.ArgumentParser(
-        prog="jaxalign",
-        description="Which attention heads matter, which ones lower precision moves, and what\n"
-        "restoring them buys: the heads study in f32 and any list of lower precisions.",
-        epilog=EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"jaxalign {VERSION}")
-    _add_what_runs(parser)
-    _add_study(parser)
-    _add_output(parser)
-    _add_speed(parser)
-    _add_commands(parser)
-    return parser
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command of the command line.
+
+    Attributes:
+        name: the word that is typed.
+        question: what it answers, one line of help.
+        module: of ``jaxalign.commands``, whose ``run(arguments)`` returns the exit code.
+        takes: groups of options, each added to the parser by a function.
+        options: the dataclass whose fields are its other options.
+        examples: lines of the help, what is typed behind the command's name.
+    """
+
+    name: str
+    question: str
+    module: str
+    takes: tuple[Callable[[Parser], None], ...]
+    options: type | None = None
+    examples: tuple[str, ...] = ()
+
+    def parser(self) -> Parser:
+        """Its parser, with the groups that it honours."""
+        prog = f"{PROGRAM} {self.name}"
+        lines = ["examples:", *(f"  {prog} {line}" for line in self.examples)]
+        if groups.texts in self.takes:
+            lines += ["", PROMPTS_FILE.replace("%", "%%")]
+        parser = Parser(prog=prog, description=self.question, epilog="\n".join(lines))
+        for add in self.takes:
+            add(parser)
+        if self.options is not None:
+            add_options(parser, self.options)
+        return parser
 
 
-def _add_what_runs(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group("what runs")
-    model.add_argument(
-        "--model",
-        metavar="ID|PATH",
-        help=f"hub repository, folder, or 'demo' for the bundled model (default: {DEFAULT_MODEL}, "
-        "or the bundled model where that cannot be had)",
+COMMANDS = {
+    command.name: command
+    for command in (
+        Command(
+            name="heads",
+            question="Which attention heads matter, which lower precision moves, and what restoring "
+            "buys.",
+            module="run_study",
+            takes=(
+                groups.model,
+                groups.device,
+                groups.programs,
+                groups.several_devices,
+                groups.texts,
+                groups.several_models,
+                groups.output(
+                    "results/experiment.json", "figures go to a folder 'figures' beside it"
+                ),
+            ),
+            options=Options,
+            examples=(
+                "--model EleutherAI/pythia-160m --revision step3000",
+                "--model EleutherAI/pythia-70m --revisions step1000,step10000,step143000",
+                "--model ./my-checkpoint --prompts my-prompts.json --use-all-prompts",
+                "--schemes nf4,awq-g128,llm-int8 --repair all",
+                "--model ./original --quantized ./original-awq",
+                "--device gpu --memory-gb 40    on all GPUs of this machine",
+            ),
+        ),
+        Command(
+            name="schemes",
+            question="What each precision scheme costs and changes, beside what noise alone "
+            "changes.",
+            module="run_study",
+            takes=(
+                groups.model,
+                groups.device,
+                groups.programs,
+                groups.texts,
+                groups.output("results/schemes.json", "its figure goes to 'figures' beside it"),
+            ),
+            options=SchemesOptions,
+            examples=("--model demo", "--model demo --schemes f16,nf4,awq-g64 --device gpu"),
+        ),
+        Command(
+            name="plan",
+            question="Where quantization does its damage, and what to keep in 16 bit within a "
+            "budget.",
+            module="run_study",
+            takes=(
+                groups.model,
+                groups.device,
+                groups.programs,
+                groups.scheme,
+                groups.texts,
+                groups.output(
+                    "results/plan.json",
+                    "recipes for other tools and a folder 'figures' go beside it",
+                ),
+            ),
+            options=PlanOptions,
+            examples=("--model demo --scheme nf4 --budget 5.0bits", "--budget 12MB"),
+        ),
+        Command(
+            name="plot",
+            question="Draw the figures of heads again, from its result file alone.",
+            module="plot",
+            takes=(groups.plot,),
+            examples=("--input results/experiment.json",),
+        ),
+        Command(
+            name="verify",
+            question="Does this implementation reproduce what others published of Pythia-70M?",
+            module="verify",
+            takes=(groups.published_model, groups.device, groups.programs, groups.published_texts),
+            examples=("--lambada lambada_test.jsonl --wikitext wiki.test.raw",),
+        ),
+        Command(
+            name="speed",
+            question="How long one clean forward pass takes in each precision.",
+            module="speed",
+            takes=(groups.model, groups.device, groups.programs),
+            options=SpeedOptions,
+            examples=("--model demo --schemes f16,nf4 --passes 100",),
+        ),
     )
-    model.add_argument("--revision", metavar="R", help="branch, tag (step3000) or commit")
-    model.add_argument(
-        "--revisions",
-        metavar="LIST",
-        help="several, with commas: one study each, and a figure of importance and drift over "
-        "training; of a local --model, the names of its folders",
-    )
-    model.add_argument("--prompts", type=Path, metavar="F", help="prompts file (default: shipped)")
-    model.add_argument(
-        "--use-all-prompts",
-        action="store_true",
-        help="keep prompts whose target is not the f32 model's top-1 token",
-    )
-    model.add_argument(
-        "--device", default="auto", metavar="|".join(DEVICES), help="where to compute"
-    )
-    model.add_argument(
-        "--memory-gb",
-        type=float,
-        default=Options.memory_gb,
-        metavar="GB",
-        help="memory of one device for weights and activations (default: %(default)s)",
-    )
-    model.add_argument(
-        "--devices",
-        type=int,
-        metavar="N",
-        help="how many devices of this machine share the work (default: all GPUs, one CPU)",
-    )
-    model.add_argument(
-        "--plan",
-        choices=PLANS,
-        default=Options.plan,
-        help="wave: every edited run starts where its edit does (default); vmap: the plain path "
-        "that defines it, slower",
-    )
-    several = parser.add_argument_group(
-        "several processes, one a machine or GPU; see docs/scaling_out.md"
-    )
-    several.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    several.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    several.add_argument("--process-id", type=int, metavar="I", help="which one this is, from 0")
-    kept = model.add_mutually_exclusive_group()
-    kept.add_argument(
-        "--compilation-cache",
-        type=Path,
-        metavar="DIR",
-        help="where compiled programs are kept for the next run, within 1 GB (default: "
-        f"jaxalign/programs in your cache folder; {VARIABLE} names another, or none if empty)",
-    )
-    kept.add_argument(
-        "--no-compilation-cache", action="store_true", help="compile everything anew, keep nothing"
+}
+
+
+@functools.cache
+def parser_of(command: str) -> Parser:
+    """The parser of a command, by its name."""
+    return COMMANDS[command].parser()
+
+
+def help_text() -> str:
+    """The help of the whole: one question a command, examples, exit codes."""
+    lines = [f"  {name:9} {command.question}" for name, command in COMMANDS.items()]
+    return "\n".join(
+        [
+            f"usage: {PROGRAM} [COMMAND] [OPTIONS]     without a command: {DEFAULT_COMMAND}",
+            "",
+            "When a language model is quantized, does it still think the same way inside?",
+            "",
+            "commands:",
+            *lines,
+            "",
+            f"options stand behind the command; {PROGRAM} COMMAND --help explains them.",
+            f"{PROGRAM} --version says which version this is.",
+            "",
+            EXAMPLES,
+            PROMPTS_FILE,
+            EXIT_CODES,
+        ]
     )
 
 
-def _add_study(parser: argparse.ArgumentParser) -> None:
-    study = parser.add_argument_group("the study")
-    study.add_argument(
-        "--head-mode",
-        choices=HEAD_MODES,
-        default=Options.head_mode,
-        help="true: a head is what it adds to the residual stream (default); edge-align: blocks "
-        "of the projected output, for parity with published results",
-    )
-    study.add_argument(
-        "--mean-positions",
-        choices=MEAN_POSITIONS,
-        default=Options.mean_positions,
-        help="where the reference means of mean ablation are taken (default: last)",
-    )
-    study.add_argument(
-        "--max-repair-k",
-        type=int,
-        default=Options.max_repair_k,
-        metavar="K",
-        help="restore the top 1 … K heads (default: %(default)s)",
-    )
-    study.add_argument(
-        "--schemes",
-        metavar="LIST",
-        help="low precisions, with commas: f16, bf16, int8-sim, int8, llm-int8, nf4, fp4, "
-        "int4-g128, awq-g128, gptq-g128, hqq-g64, smoothquant, fp8-e4m3, ...; docs/schemes.md has "
-        "them all (default: f16,int8-sim)",
-    )
-    study.add_argument(
-        "--repair",
-        metavar="LIST",
-        help="schemes with repair curves, with commas, or 'all' or 'none' (default: all but "
-        "int8-sim)",
-    )
-    study.add_argument(
-        "--quantized",
-        metavar="PATH",
-        help="audit a checkpoint that another tool quantized (AutoAWQ, GPTQ, bitsandbytes, "
-        "compressed-tensors: a folder; GGUF: a file) against --model, its original",
-    )
-    study.add_argument(
-        "--calibration",
-        type=Path,
-        metavar="F",
-        help="texts that awq, gptq and smoothquant are calibrated on, one a line (default: the "
-        "reference texts of the prompts file)",
-    )
-    study.add_argument("--disable-int8", action="store_true", help="leave simulated int8 out")
-    study.add_argument("--repair-int8", action="store_true", help="repair curves for int8, too")
-    study.add_argument(
-        "--seed", type=int, default=0, help="of everything drawn at random (default: 0)"
+def parse(given: Sequence[str]) -> argparse.Namespace:
+    """The arguments of a command, whose name is ``command`` among them.
+
+    Args:
+        given: what was typed behind the program's name.
+
+    Raises:
+        InputError: anything that the command does not take, by name.
+        SystemExit: after the help or the version was printed.
+    """
+    if given and given[0] in ("-h", "--help"):
+        print(help_text(), end="")
+        raise SystemExit(0)
+    name, rest = DEFAULT_COMMAND, list(given)
+    if rest and not rest[0].startswith("-"):
+        name, rest = rest[0], rest[1:]
+    if name not in COMMANDS:
+        raise InputError(
+            f"{name[:40]!r} is no command{_like(name, COMMANDS)}",
+            f"use one of {', '.join(COMMANDS)}",
+        )
+    arguments, unknown = parser_of(name).parse_known_args(rest)
+    if unknown:
+        raise _refusal(name, unknown, leading=bool(given) and given[0] != name)
+    arguments.command = name
+    return arguments
+
+
+def _refusal(command: str, unknown: Sequence[str], leading: bool) -> InputError:
+    """What a command does not take, and where it belongs."""
+    prog = f"{PROGRAM} {command}"
+    words = [word for word in unknown if word in COMMANDS]
+    if leading and words:
+        return InputError(
+            f"options stand in front of the command {words[0]}",
+            f"put them behind it: {PROGRAM} {words[0]} --option value",
+        )
+    option = next((word for word in unknown if word.startswith("-")), unknown[0]).split("=")[0]
+    if option in REPLACED:
+        return InputError(f"{option} is gone", f"use {REPLACED[option]} in its place")
+    others = [name for name in COMMANDS if option in flags(name)]
+    if others:
+        return InputError(
+            f"{prog} has no {option}, which is an option of {' and '.join(others)}",
+            "leave it out",
+        )
+    return InputError(
+        f"{prog} does not know {option[:40]!r}{_like(option, flags(command))}",
+        f"see {prog} --help",
     )
 
 
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    out = parser.add_argument_group("what is written")
-    out.add_argument(
-        "--output",
-        type=Path,
-        default=DEFAULT_OUTPUT,
-        metavar="F",
-        help="result file (default: %(default)s); figures go to a folder 'figures' beside it",
-    )
-    out.add_argument("--no-figures", action="store_true", help="write the result file only")
+def _like(word: str, known: Iterable[str]) -> str:
+    [*close] = difflib.get_close_matches(word[:40], list(known), 1)
+    return f"; is it {close[0]}" if close else ""
 
 
-def _add_speed(parser: argparse.ArgumentParser) -> None:
-    speed = parser.add_argument_group("speed of one forward pass, instead of the study")
-    speed.add_argument("--benchmark-speed", action="store_true", help="time a pass per precision")
-    speed.add_argument("--benchmark-iters", type=int, default=30, metavar="N")
-    speed.add_argument("--benchmark-warmup", type=int, default=3, metavar="N")
-    speed.add_argument("--benchmark-prompt", default="The capital of France is", metavar="TEXT")
-
-
-def _add_commands(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(
-        dest="command", metavar="schemes | plan | plot | verify", title="also"
-    )
-    schemes_command.add_parser(commands)
-    plan_command.add_parser(commands)
-    plot = commands.add_parser("plot", help="draw the figures again, from a result file alone")
-    plot.add_argument("--input", type=Path, default=DEFAULT_OUTPUT, metavar="F")
-    plot.add_argument("--figures", type=Path, metavar="DIR", help="default: beside the input")
-    check = commands.add_parser(
-        "verify", help="check numbers that others published for the real Pythia-70M"
-    )
-    check.add_argument(
-        "--model", dest="verify_model", default=published()["model"], metavar="ID|PATH"
-    )
-    check.add_argument("--lambada", type=Path, metavar="F", help="LAMBADA test set, JSON lines")
-    check.add_argument("--wikitext", type=Path, metavar="F", help="WikiText-2 raw test split")
+def flags(command: str) -> set[str]:
+    """The options that a command takes, as they are typed."""
+    return {flag for flag in parser_of(command)._option_string_actions if flag != "-h"}

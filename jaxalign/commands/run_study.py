@@ -1,4 +1,4 @@
-"""The command line. No science here: it reads arguments, calls the studies, and reports."""
+"""``heads``, ``schemes`` and ``plan``: read the arguments, run the study, report."""
 
 from __future__ import annotations
 
@@ -6,81 +6,120 @@ import argparse
 import contextlib
 import hashlib
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import jax
-
-from jaxalign import plan_command, results
+from jaxalign import results
 from jaxalign.calibration import preparer
-from jaxalign.compilation_cache import enable_compilation_cache
-from jaxalign.convert import Model, ModelUnavailable, Quantized, Source, load, load_beside, locate
+from jaxalign.commands.opening import (
+    calibration_texts,
+    described,
+    ignoring,
+    keep_programs,
+    load_for,
+    opened,
+    shared_devices,
+)
+from jaxalign.commands.over_training import over_training
+from jaxalign.commands.parser import options_from
+from jaxalign.commands.plan_table import damage_table, plan_table
+from jaxalign.convert import Model, Quantized, load_beside, locate
 from jaxalign.distributed import is_first, processes, require_same
 from jaxalign.environment import select_device
 from jaxalign.errors import InputError
+from jaxalign.experiments.damage import PlanOptions, plan_study, write_recipes
 from jaxalign.experiments.heads import Options, heads_study
 from jaxalign.experiments.heads.study import facts
-from jaxalign.experiments.speed import forward_speed
-from jaxalign.experiments.verify import Check, verify
-from jaxalign.grammar import build_parser
+from jaxalign.experiments.schemes import schemes_study
+from jaxalign.experiments.schemes.options import SchemesOptions
 from jaxalign.journal import Journal
 from jaxalign.model.params import Params
-from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
-from jaxalign.plots import draw_all, drawing_process
+from jaxalign.numerics.scheme import INT8_SIM, Scheme, scheme_named
+from jaxalign.plots import draw_all, draw_schemes, drawing_process
+from jaxalign.plots.damage import draw_plan
 from jaxalign.prompts import SHIPPED, read_prompts
-from jaxalign.report import summary
-from jaxalign.runtime.files import check_writable
-from jaxalign.schemes_command import calibration, compare_schemes, listed, named
-from jaxalign.sharding import choose_mesh, usable_devices
-from jaxalign.training_command import over_training
+from jaxalign.report import schemes_table, summary
+from jaxalign.results.damage import write_plan
+from jaxalign.runtime.files import check_writable, read_bytes
+from jaxalign.sharding import choose_mesh
+from jaxalign.study.option import listed
 
-BAD_INPUT = 2
-MISMATCH = 1
-NOT_CHECKED = 3
 # Of several devices each keeps this share of its memory for activations: where the parameters would
 # leave less, they are spread further.
 ACTIVATIONS = 0.25
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
-    arguments = build_parser().parse_args(argv)
-    actions = {
-        "schemes": compare_schemes,
-        "plan": plan_command.run,
-        "plot": _plot,
-        "verify": _verify,
-        None: _run,
-    }
-    try:
-        return actions[arguments.command](arguments)
-    except InputError as error:
-        print(f"jaxalign: error: {error}", file=sys.stderr)
-    except KeyboardInterrupt:
-        print(
-            "jaxalign: error: interrupted; earlier results are unchanged. "
-            f"Run it again{_what_is_kept(arguments)}.",
-            file=sys.stderr,
-        )
-    return BAD_INPUT
+def run(arguments: argparse.Namespace) -> int:
+    """Run the study that the command names; returns the exit code."""
+    studies = {"heads": _heads, "schemes": _schemes, "plan": _plan}
+    return studies[arguments.command](arguments)
 
 
-def _journal_folder(output: Path) -> Path:
+def journal_folder(output: Path) -> Path:
+    """Where the finished calls of a heads study are, until its result is written."""
     return output.with_name(f"{output.name}.journal")
 
 
-def _what_is_kept(arguments: argparse.Namespace) -> str:
-    if arguments.command is None and _journal_folder(arguments.output).is_dir():
-        return ": with the same options it goes on from the calls that are finished"
-    return ""
+def _check_output(arguments: argparse.Namespace) -> None:
+    """Refuse what could not be written at the end."""
+    check_writable(arguments.output)
+    figures = arguments.output.parent / "figures"
+    if not arguments.no_figures and figures.exists() and not figures.is_dir():
+        raise InputError(
+            f"{figures} is no folder, and figures go there", "move it, or give --no-figures"
+        )
 
 
-def _run(arguments: argparse.Namespace) -> int:
-    options = _options(arguments)
+def _schemes(arguments: argparse.Namespace) -> int:
+    options = options_from(arguments, SchemesOptions)
+    _check_output(arguments)
+    prompts = read_prompts(arguments.prompts)
+    texts = calibration_texts(arguments.calibration, prompts)
+    model = opened(arguments, f"{len(options.schemes)} schemes of {{}}", options.memory_gb)
+    result = schemes_study(
+        model,
+        prompts,
+        options.schemes,
+        prepare=preparer(model, texts),
+        memory_gb=options.memory_gb,
+        seed=options.seed,
+        progress=True,
+    )
+    results.write_schemes(result, arguments.output)
+    print(f"\n{schemes_table(result)}\n\nresult: {arguments.output}")
+    if not arguments.no_figures:
+        [path, _] = draw_schemes(result, arguments.output.parent / "figures")
+        print(f"figure: {path}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    options = options_from(arguments, PlanOptions)
+    scheme = scheme_named(arguments.scheme)
+    _check_output(arguments)
+    prompts = read_prompts(arguments.prompts)
+    texts = calibration_texts(arguments.calibration, prompts)
+    model = opened(arguments, f"damage of {scheme.name} in {{}}", options.memory_gb)
+    prepare = preparer(model, texts, progress=True)
+    low = prepare(model.params, scheme) if scheme.method else None
+    result = plan_study(model, prompts, scheme, options, low=low, progress=True)
+    write_plan(result, arguments.output)
+    modules = [name for unit in result.plan.kept for name in unit.modules]
+    recipes = write_recipes(modules, model.config, scheme, arguments.output)
+    print(f"\n{damage_table(result.damage)}\n\n{plan_table(result)}\n")
+    for path in [arguments.output, *recipes]:
+        print(path)
+    if not arguments.no_figures:
+        for path in draw_plan(result, arguments.output.parent / "figures"):
+            print(path)
+    return 0
+
+
+def _heads(arguments: argparse.Namespace) -> int:
+    options = heads_options(arguments)
     with processes(arguments.coordinator, arguments.processes, arguments.process_id):
-        if arguments.revisions:
+        if arguments.revisions is not None:
             overflows = over_training(arguments, lambda one: _study(one, options))
         else:
             overflows = _study(arguments, options)
@@ -96,28 +135,23 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
     """Run it and report; the notes on activations that left a precision's range."""
     first = is_first()
     if first:
-        check_writable(arguments.output)
+        _check_output(arguments)
     prompts = read_prompts(arguments.prompts)
     origin = _prompts_origin(arguments.prompts)
     device = select_device(arguments.device)
     source = locate(arguments.model, arguments.revision)
-    job = "speed" if arguments.benchmark_speed else "heads study"
     if first:
-        print(f"{job} of {_described(source, device.platform)}", flush=True)
-    if arguments.benchmark_speed:
-        _keep_programs(arguments)
-        _speed(arguments, load(source), options)
-        return []
+        print(f"heads study of {described(source, device.platform)}", flush=True)
     draws = first and not arguments.no_figures
     # Started first, since it imports what it needs while this process computes.
     with drawing_process() if draws else contextlib.nullcontext() as second:
-        _keep_programs(arguments)
-        devices = _devices(arguments, device)
-        model = _load(source, devices, arguments.memory_gb)
-        budget = arguments.memory_gb * 1e9
+        keep_programs(arguments)
+        devices = shared_devices(arguments.devices, device)
+        model = load_for(devices, source, options.memory_gb, **ignoring(arguments))
+        budget = options.memory_gb * 1e9
         reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
         mesh = choose_mesh(model.config, devices, budget, reserve=reserve)
-        texts = calibration(arguments, prompts)
+        texts = calibration_texts(arguments.calibration, prompts)
         quantized = _quantized(arguments, model)
         if quantized:
             options = replace(
@@ -128,7 +162,7 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
         known = facts(model, prompts, options, mesh)
         known |= {"calibration": texts, "quantized": quantized and quantized.weights_sha256}
         require_same({**known, "options": None, **known["options"]})
-        journal = Journal(_journal_folder(arguments.output), known)
+        journal = Journal(journal_folder(arguments.output), known)
         unfinished = arguments.output.with_name(f"{arguments.output.name}.calibration")
         result = heads_study(
             model,
@@ -168,8 +202,7 @@ def _quantized(arguments: argparse.Namespace, original: Model) -> Quantized | No
             "give --model, the model that was quantized",
         )
     found = load_beside(arguments.quantized, original)
-    # Its codes are the file's, which rounding would not find again.
-    return replace(found, scheme=replace(found.scheme, method="file"))
+    return replace(found, scheme=replace(found.scheme, from_file=True))
 
 
 def _prepare(
@@ -184,131 +217,35 @@ def _prepare(
     )
 
 
-def _devices(arguments: argparse.Namespace, device: jax.Device) -> list[jax.Device]:
-    """The devices that share the work: all GPUs by default, one CPU."""
-    count = arguments.devices
-    if count is None and device.platform == "cpu":
-        count = 1
-    return usable_devices(device.platform, count)
+def heads_options(arguments: argparse.Namespace) -> Options:
+    """The options of the heads study, as given.
 
+    Args:
+        arguments: of the command ``heads``.
 
-def _load(source: Source, devices: Sequence[jax.Device], memory_gb: float | None = None) -> Model:
-    """The model; in the host's memory where several devices take their parts from it."""
-    if len(devices) == 1:
-        return load(source, memory_gb=memory_gb)
-    try:
-        [host, *_] = jax.local_devices(backend="cpu")
-    except RuntimeError as error:
-        raise InputError(
-            "several devices take their parts of the model from the host's memory, and "
-            "JAX_PLATFORMS leaves the host's CPU out",
-            "add it, for example JAX_PLATFORMS=cuda,cpu",
-        ) from error
-    with jax.default_device(host):
-        return load(source)
-
-
-def _keep_programs(arguments: argparse.Namespace) -> None:
-    if not arguments.no_compilation_cache:
-        enable_compilation_cache(arguments.compilation_cache)
-
-
-def _options(arguments: argparse.Namespace) -> Options:
-    if arguments.disable_int8 and arguments.repair_int8:
-        raise InputError("--repair-int8 and --disable-int8 exclude each other", "choose one")
-    schemes = _schemes(arguments)
-    return Options(
-        schemes=schemes,
-        repaired=_repaired(arguments, [scheme.name for scheme in schemes]),
-        head_mode=arguments.head_mode,
-        mean_positions=arguments.mean_positions,
-        max_repair_k=arguments.max_repair_k,
-        use_all_prompts=arguments.use_all_prompts,
-        memory_gb=arguments.memory_gb,
-        plan=arguments.plan,
-        seed=arguments.seed,
+    Raises:
+        InputError: a value that cannot be used.
+    """
+    schemes = arguments.schemes
+    if schemes is None:  # a checkpoint that is audited is a scheme of its own
+        schemes = () if arguments.quantized else Options().schemes
+    names = [scheme.name for scheme in schemes]
+    # The curves of int8-sim take long, so only when asked for.
+    words = {None: [name for name in names if name != INT8_SIM.name], "all": names, "none": []}
+    asked = arguments.repair
+    repaired = words[asked] if asked in words else _repair_list(asked)
+    return options_from(
+        arguments, Options, schemes=schemes, repaired=tuple(dict.fromkeys(repaired))
     )
 
 
-def _schemes(arguments: argparse.Namespace) -> tuple[Scheme, ...]:
-    if arguments.schemes is None and arguments.quantized is not None:
-        return ()
-    if arguments.schemes is None:
-        return (F16,) if arguments.disable_int8 else (F16, INT8_SIM)
-    if arguments.disable_int8:
-        raise InputError("--schemes and --disable-int8 exclude each other", "leave int8-sim out")
-    return named(arguments.schemes)
-
-
-def _repaired(arguments: argparse.Namespace, names: list[str]) -> tuple[str, ...]:
-    """The schemes that get repair curves; those of int8-sim take long, so only when asked for."""
-    if arguments.repair_int8 and INT8_SIM.name not in names:
-        raise InputError(
-            "--repair-int8 is given, but int8-sim is not among the schemes", "choose one"
-        )
-    chosen = [name for name in names if name != INT8_SIM.name]
-    if arguments.repair is not None:
-        words = {"all": names, "none": []}
-        chosen = words.get(arguments.repair, listed(arguments.repair))
-    if arguments.repair_int8:
-        chosen = [*chosen, INT8_SIM.name]
-    return tuple(dict.fromkeys(chosen))
-
-
-def _described(source: Source, platform: str) -> str:
-    revision = f" at {source.revision}" if source.revision else ""
-    note = f" ({source.note})" if source.note else ""
-    return f"{source.model}{revision} on {platform}{note}"
+def _repair_list(text: str) -> tuple[str, ...]:
+    names = listed(text)
+    if not names:
+        raise InputError(f"--repair {text!r} names no scheme", "name one, or give all or none")
+    return names
 
 
 def _prompts_origin(path: Path | None) -> dict[str, str]:
-    origin = SHIPPED if path is None else path
-    digest = hashlib.sha256(origin.read_bytes()).hexdigest()
+    digest = hashlib.sha256(read_bytes(SHIPPED if path is None else path)).hexdigest()
     return {"file": "shipped" if path is None else str(path), "sha256": digest}
-
-
-def _speed(arguments: argparse.Namespace, model, options: Options) -> None:  # type: ignore[no-untyped-def]
-    timings = forward_speed(
-        model,
-        arguments.benchmark_prompt,
-        (F32, *options.schemes),
-        arguments.benchmark_iters,
-        arguments.benchmark_warmup,
-    )
-    print(f"one forward pass of {timings[0].tokens} tokens, {timings[0].iterations} passes")
-    for t in timings:
-        shown = f"{t.median * 1e3:8.3f} ms  (quartiles {t.low * 1e3:.3f} … {t.high * 1e3:.3f})"
-        print(f"{t.scheme:>10}  {shown}")
-
-
-def _plot(arguments: argparse.Namespace) -> int:
-    result = results.read(arguments.input)
-    folder = arguments.figures or arguments.input.parent / "figures"
-    check_writable(folder / "figure.png")
-    for path in draw_all(result, folder):
-        print(path)
-    return 0
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    select_device(arguments.device)
-    _keep_programs(arguments)
-    try:
-        model, missing = load(locate(arguments.verify_model)), ""
-    except ModelUnavailable as unavailable:
-        model, missing = None, f"the weights could not be had: {unavailable.problem}"
-    remark = "no weights" if missing else ""
-    checks = verify(model, arguments.lambada, arguments.wikitext, remark)
-    for check in checks:
-        print(_check_line(check))
-    if all(check.passed is None for check in checks):
-        print(f"nothing was checked: {missing or 'see above'}")
-        return NOT_CHECKED
-    return MISMATCH if any(check.passed is False for check in checks) else 0
-
-
-def _check_line(check: Check) -> str:
-    verdict = {True: "matches", False: "DIFFERS", None: "not checked"}[check.passed]
-    found = check.remark if check.found is None else f"found {check.found:.6g}"
-    wanted = f"published {check.expected:.6g} ± {check.tolerance:.2g}"
-    return f"{verdict:>11}  {check.name}: {wanted}, {found}  [{check.source}]"
