@@ -97,7 +97,7 @@ COMMANDS = {
     for command in (
         Command(
             name="heads",
-            question="Which attention heads matter, which lower precision moves, and what restoring "
+            question="Which attention heads matter, which ones lower precision moves, what repair "
             "buys.",
             module="run_study",
             takes=(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -65,7 +66,7 @@ def _check_output(arguments: argparse.Namespace) -> None:
     """Refuse what could not be written at the end."""
     check_writable(arguments.output)
     figures = arguments.output.parent / "figures"
-    if not arguments.no_figures and figures.exists() and not figures.is_dir():
+    if not arguments.no_figures and os.path.exists(figures) and not os.path.isdir(figures):
         raise InputError(
             f"{figures} is no folder, and figures go there", "move it, or give --no-figures"
         )
