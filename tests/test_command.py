@@ -273,6 +273,23 @@ def test_output_in_a_file_is_refused_before_anything_runs(inputs, tmp_path):
         assert "give a file in a folder that you may write to" in ran.err
 
 
+def test_output_whose_name_is_too_long_is_refused_before_anything_runs(inputs, tmp_path):
+    for name in ("x" * 250, "x" * 300):  # what is written first has a longer name than the result
+        line = refusal("--model", inputs[0], "--output", tmp_path / name)
+        assert "File name too long" in line
+
+
+def test_platforms_that_leave_no_device_are_refused_with_their_setting(inputs, output, monkeypatch):
+    def none(**_):
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "local_devices", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    line = refusal("--model", inputs[0], "--output", output)
+    assert "--device auto: no such device with a working driver (JAX found none)" in line
+    assert "JAX_PLATFORMS is cuda" in line
+
+
 def test_output_that_is_a_folder_is_refused(inputs, tmp_path):
     line = refusal("--model", inputs[0], "--output", tmp_path)
     assert f"{tmp_path} is a folder" in line

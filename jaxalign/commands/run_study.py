@@ -134,12 +134,12 @@ def _heads(arguments: argparse.Namespace) -> int:
 
 def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
     """Run it and report; the notes on activations that left a precision's range."""
+    device = select_device(arguments.device)
     first = is_first()
     if first:
         _check_output(arguments)
     prompts = read_prompts(arguments.prompts)
     origin = _prompts_origin(arguments.prompts)
-    device = select_device(arguments.device)
     source = locate(arguments.model, arguments.revision)
     if first:
         print(f"heads study of {described(source, device.platform)}", flush=True)
