@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxalign.results import Estimate, HeadsResult, NoiseFloor, SchemesResult, mean_maps
+from jaxalign.results import Estimate, HeadsResult, mean_maps
 
 TOP_HEADS = 8
 
@@ -125,46 +125,3 @@ def _first_order(result: HeadsResult) -> str:
     ]
     title = "first-order account: predicted against true gain of restoring each head"
     return f"{title}\n{text_table(['task', 'precision', 'bound held', 'Spearman'], rows)}"
-
-
-def schemes_table(result: SchemesResult) -> str:
-    """Schemes one a line; ``*`` marks a measure that cannot be told from plan noise."""
-    rows = []
-    for row in result.rows:
-        change = "" if row.margin_change is None else estimate(row.margin_change, 4)
-        rows.append(
-            [
-                row.scheme,
-                f"{row.bits:.2f}",
-                f"{row.megabytes:.2f}",
-                _measured(row.kl, row.kl_floor),
-                *_floors(row.kl_floor),
-                f"{100 * (row.agreement.value or 0):.2f}",
-                change,
-                _measured(row.drift, row.drift_floor),
-                *_floors(row.drift_floor),
-            ]
-        )
-    header = ["scheme", "bits", "MB", "KL, nats", "batching", "noise", "top-1 %"]
-    header += ["change of m, logits", "head drift", "batching", "noise"]
-    counts = f"{result.metadata['prompts']} prompts, {result.metadata['positions']} positions"
-    return (
-        f"precision schemes against f32 ({counts})\n{text_table(header, rows)}\n"
-        "bits: of a weight in the blocks, scales included; MB: the model as deployed. batching: the"
-        "\nsame precision, prompt by prompt instead of in batches. noise: random noise in the f32"
-        "\nweights, as large as the scheme's error in each matrix. *: not above batching."
-    )
-
-
-def _measured(value: Estimate, floor: NoiseFloor) -> str:
-    mark = "*" if floor.below else ""
-    if value.value is None:
-        return "not finite"
-    shown = f"{value.value:.2e}"
-    if value.low is not None and value.high is not None:
-        shown += f" [{value.low:.1e}, {value.high:.1e}]"
-    return shown + mark
-
-
-def _floors(floor: NoiseFloor) -> tuple[str, str]:
-    return f"{floor.plan:.1e}", "" if floor.weights is None else f"{floor.weights:.1e}"

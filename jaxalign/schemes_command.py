@@ -6,39 +6,13 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jaxalign import results
-from jaxalign.calibration import preparer, read_texts
-from jaxalign.compilation_cache import enable_compilation_cache
-from jaxalign.convert import load, locate
-from jaxalign.environment import select_device
+from jaxalign.calibration import read_texts
+from jaxalign.commands.one_study import run_study
 from jaxalign.errors import InputError
-from jaxalign.experiments.schemes import schemes_study
 from jaxalign.numerics.scheme import Scheme, scheme_named
-from jaxalign.plots import draw_schemes
-from jaxalign.prompts import PromptSet, read_prompts
-from jaxalign.report import schemes_table
-from jaxalign.runtime.files import check_writable
-
-# The schemes of the table, from many bits to few.
-TABLE = (
-    "bf16",
-    "f16",
-    "int8-sim",
-    "int8",
-    "smoothquant",
-    "llm-int8",
-    "fp8-e4m3",
-    "fp8-e5m2",
-    "int4-g64",
-    "int4-sym-g64",
-    "hqq-g64",
-    "awq-g64",
-    "gptq-g64",
-    "gptq-actorder-g64",
-    "nf4",
-    "nf4-dq",
-    "fp4",
-)
+from jaxalign.prompts import PromptSet
+from jaxalign.studies.schemes import SCHEMES, SchemesOptions
+from jaxalign.studies.schemes.options import TABLE
 
 
 def add_parser(commands: Any) -> None:
@@ -100,28 +74,8 @@ def calibration(arguments: argparse.Namespace, prompts: PromptSet) -> tuple[str,
 
 def compare_schemes(arguments: argparse.Namespace) -> int:
     """Compare, print the table, write the result and its figure."""
-    output = arguments.schemes_output
-    check_writable(output)
+    arguments.output = arguments.schemes_output
     schemes = named(arguments.schemes or ",".join(TABLE))
-    prompts = read_prompts(arguments.prompts)
-    device = select_device(arguments.device)
-    source = locate(arguments.model, arguments.revision)
-    print(f"{len(schemes)} schemes of {source.model} on {device.platform}", flush=True)
-    if not arguments.no_compilation_cache:
-        enable_compilation_cache(arguments.compilation_cache)
-    model = load(source)
-    result = schemes_study(
-        model,
-        prompts,
-        schemes,
-        prepare=preparer(model, calibration(arguments, prompts)),
-        memory_gb=arguments.memory_gb,
-        seed=arguments.seed,
-        progress=True,
-    )
-    results.write_schemes(result, output)
-    print(f"\n{schemes_table(result)}\n\nresult: {output}")
-    if not arguments.no_figures:
-        [path, _] = draw_schemes(result, output.parent / "figures")
-        print(f"figure: {path}")
+    options = SchemesOptions(schemes=schemes, memory_gb=arguments.memory_gb, seed=arguments.seed)
+    run_study(SCHEMES, options, arguments)
     return 0

@@ -22,7 +22,7 @@ from jaxalign.numerics.dot import dense
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, INT8_SIM, scheme_named
 from jaxalign.prompts import Prompt, PromptText
-from jaxalign.weight_error import low_matrices
+from jaxalign.study.weight_noise import low_matrices
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 SCHEME = scheme_named("int4-g16")

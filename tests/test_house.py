@@ -18,7 +18,7 @@ FLOORS = [
     ("jaxalign.runtime", 1),
     ("jaxalign.notes", 1),
     ("jaxalign.sharding", 4),
-    ("jaxalign.weight_error", 4),
+    ("jaxalign.study.weight_noise", 4),
     ("jaxalign.watch", 1),
     ("jaxalign.distributed", 2),
     ("jaxalign.flops", 4),

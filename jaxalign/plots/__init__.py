@@ -12,10 +12,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import MappingProxyType
 
-from jaxalign.plots import heads, maps, repair, schemes, tasks, training
+from jaxalign.plots import heads, maps, repair, tasks, training
 from jaxalign.plots.page import KINDS, Page, styled, write
 from jaxalign.plots.process import ask, asked, drawing_process
-from jaxalign.results import HeadsResult, SchemesResult
+from jaxalign.results import HeadsResult
 
 FIGURES: MappingProxyType[str, Callable[[HeadsResult], Page]] = MappingProxyType(
     {
@@ -29,7 +29,7 @@ FIGURES: MappingProxyType[str, Callable[[HeadsResult], Page]] = MappingProxyType
     }
 )
 
-__all__ = ["FIGURES", "draw_all", "draw_schemes", "draw_training", "drawing_process"]
+__all__ = ["FIGURES", "draw_all", "draw_training", "drawing_process"]
 
 
 def draw_all(
@@ -58,16 +58,6 @@ def draw_all(
     if second and second.wait() != 0:  # whatever went wrong there is met again, and raised, here
         _draw(result, folder, theirs)
     return [folder / f"{name}.{kind}" for name in names for kind in KINDS]
-
-
-def draw_schemes(result: SchemesResult, folder: Path) -> list[Path]:
-    """Write the figure of a comparison of schemes, PNG and SVG.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    with styled():
-        return write(schemes.schemes(result).settled(), Path(folder), "schemes")
 
 
 def draw_training(checkpoints: training.Checkpoints, folder: Path) -> list[Path]:

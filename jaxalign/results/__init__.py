@@ -3,13 +3,6 @@
 from jaxalign.results.average import comparable, mean_maps
 from jaxalign.results.file import SCHEMA, check, read, write
 from jaxalign.results.record import FORMAT, digits, from_json, number, to_json
-from jaxalign.results.schemes import (
-    NoiseFloor,
-    SchemeRow,
-    SchemesResult,
-    read_schemes,
-    write_schemes,
-)
 from jaxalign.results.types import (
     RANKINGS,
     Correlation,
@@ -34,13 +27,10 @@ __all__ = [
     "FirstOrder",
     "FirstOrderTest",
     "HeadsResult",
-    "NoiseFloor",
     "PrecisionResult",
     "PromptResult",
     "RepairResult",
     "RepairTest",
-    "SchemeRow",
-    "SchemesResult",
     "Statistics",
     "TaskMean",
     "check",
@@ -50,8 +40,6 @@ __all__ = [
     "mean_maps",
     "number",
     "read",
-    "read_schemes",
     "to_json",
     "write",
-    "write_schemes",
 ]

@@ -13,7 +13,7 @@ from jaxalign.numerics.compile import jit
 from jaxalign.results.damage import ComponentDamage, DamageMap, SumAgainstWhole
 from jaxalign.results.types import Estimate
 from jaxalign.stats import bootstrap_weights, generator, interval, mean_interval
-from jaxalign.weight_error import noisy
+from jaxalign.study.weight_noise import noisy
 
 noisy_compiled = jit(noisy, static_argnames=("config",))
 NONE = Estimate(None, None, None, None)

@@ -30,7 +30,7 @@ from jaxalign.numerics.compile import jit
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens
-from jaxalign.weight_error import low_matrices
+from jaxalign.study.weight_noise import low_matrices
 
 
 def run_rows(

@@ -29,7 +29,6 @@ from jaxalign.experiments.heads.assemble import (
     repair_result,
 )
 from jaxalign.experiments.heads.donors import choose_donors
-from jaxalign.experiments.heads.ledger import Ledger
 from jaxalign.experiments.heads.options import Options, Prepare
 from jaxalign.experiments.heads.rankings import repair_orders
 from jaxalign.experiments.heads.runner import Clean, Runner
@@ -42,6 +41,7 @@ from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
 from jaxalign.results import RANKINGS, HeadsResult
 from jaxalign.sharding import shard_packed, shard_params
+from jaxalign.study.call_log import CallLog
 
 FEW = 3
 # One thread compiles while the programs before run: two at once only delay the one waited for.
@@ -89,7 +89,7 @@ def heads_study(
         raise InputError(f"the model was loaded in {model.params.dtype}", "load it in float32")
     require_exact_compilation()
     model = replace(model, params=shard_params(model.params, mesh, model.config))
-    runner = Runner(model, options, Ledger(progress), journal or Journal(None, {}), mesh)
+    runner = Runner(model, options, CallLog(progress), journal or Journal(None, {}), mesh)
     tokenized, reference, notes = tokenize(prompts, model.tokenizer, model.config)
     with runner.ledger.phase("clean f32"):
         texts = [Prompt(tokenized[0].text, "reference", ids, 0) for ids in reference]

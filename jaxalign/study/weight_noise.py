@@ -11,8 +11,10 @@ from jax import lax
 
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MATRICES, Block, Norm, Params, norm_offset
+from jaxalign.numerics.compile import jit
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.qtensor import QTensor
+from jaxalign.numerics.scheme import Scheme
 from jaxalign.shapes import Array, Float
 
 AFTER_ATTENTION_NORM, AFTER_MLP_NORM = ("query", "key_value"), ("up", "gate")
@@ -107,3 +109,27 @@ def _noise(key: jax.Array, error: Array, name: str, head_size: int) -> Array:
         return jnp.sqrt(jnp.square(a).sum(axis=axes, keepdims=True))
 
     return (draw * (norm(parts) / norm(draw))).reshape(error.shape)
+
+
+noisy_params = jit(noisy, static_argnames=("config",))
+
+
+def moves_matrices(high: Params, scheme: Scheme) -> bool:
+    """Whether a scheme changes a matrix: by packing it, or by a dtype that does not hold it.
+
+    Args:
+        high: f32.
+        scheme: the precision.
+    """
+    if scheme.weights is not None:
+        return True
+    return bool(_differ(_matrices(high.blocks), scheme=scheme))
+
+
+def _differ_in(matrices: dict[str, Array], scheme: Scheme) -> Array:
+    rounded = {name: w.astype(scheme.compute_dtype) for name, w in matrices.items()}
+    same = [(rounded[name].astype(w.dtype) == w).all() for name, w in matrices.items()]
+    return ~jnp.stack(same).all()
+
+
+_differ = jit(_differ_in, static_argnames=("scheme",))

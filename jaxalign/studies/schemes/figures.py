@@ -11,7 +11,8 @@ from matplotlib.ticker import FuncFormatter
 from jaxalign.plots.page import GREY, INK, PALE, Page, counted, new_page
 from jaxalign.plots.scatter import beside
 from jaxalign.plots.values import numbers_text, places_for
-from jaxalign.results import Estimate, NoiseFloor, SchemeRow, SchemesResult
+from jaxalign.results import Estimate
+from jaxalign.studies.schemes.result import NoiseFloor, SchemeRow, SchemesResult
 
 ROW = 0.24  # inches
 MEASURED, NOISE = "#0072B2", "#D55E00"
@@ -27,13 +28,10 @@ def schemes(result: SchemesResult) -> Page:
         "what lies within it is no effect. Right: the change of the answer's lead over the best "
         "other token."
     )
-    model = result.metadata["model"]
-    revision = model["revision"] or f"none (weights sha256 {model['weights_sha256'][:12]})"
+    provenance = result.provenance
     caption = (
-        f"Model {model['name']}; revision {revision}; device "
-        f"{result.metadata['environment']['device_kind']}; "
-        f"{counted(result.metadata['prompts'], 'prompt')}, "
-        f"{result.metadata['positions']} positions."
+        f"Model {provenance.of_model}; device {provenance.environment.device_kind}; "
+        f"{counted(provenance.prompts.kept, 'prompt')}, {provenance.prompts.positions} positions."
     )
     rows = [row for row in result.rows if row.margin_change is not None]
     rows.sort(key=lambda row: -row.bits)
@@ -69,7 +67,9 @@ def _measure(ax: Axes, title: str, rows: Sequence[tuple[Estimate, NoiseFloor]]) 
     ax.set_xlim(left, max(seen) * 3)
     for height, (value, floor) in enumerate(rows):
         ax.axhline(height, color=PALE, lw=0.4, zorder=0)
-        ax.barh(height, max(floor.plan, left) - left, left=left, height=0.6, color=PALE, zorder=1)
+        ax.barh(
+            height, max(floor.batching, left) - left, left=left, height=0.6, color=PALE, zorder=1
+        )
         if floor.weights:
             ax.plot(floor.weights, height, "o", color=NOISE, mfc="white", ms=5, zorder=2)
         if value.value is None:

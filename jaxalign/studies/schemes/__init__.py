@@ -1,0 +1,22 @@
+"""Precision schemes side by side: what each costs, what it changes, what noise would change."""
+
+from jaxalign.studies.schemes.figures import schemes
+from jaxalign.studies.schemes.options import SchemesOptions
+from jaxalign.studies.schemes.result import SchemesResult, read_1
+from jaxalign.studies.schemes.study import run
+from jaxalign.studies.schemes.table import table
+from jaxalign.study.study import Study
+
+SCHEMES = Study(
+    name="schemes",
+    question="what does each precision scheme cost and change, beside what noise would change?",
+    options=SchemesOptions,
+    result=SchemesResult,
+    run=run,
+    table=table,
+    figures={"schemes": schemes},
+    version=2,
+    older={"jaxalign.schemes/1": read_1},
+)
+
+__all__ = ["SCHEMES", "SchemesOptions", "SchemesResult"]
