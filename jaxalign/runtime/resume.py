@@ -98,14 +98,14 @@ class Resume:
         Raises:
             ValueError: a second call of this key, or a result unlike ``like``.
         """
-        name = "-".join(map(str, key)).replace("/", "-").replace(" ", "_") + CALL
+        name = _file_name(key)
         if name in self._used:
             raise ValueError(f"there is a call {key} already")
         self._used.add(name)
-        structure: Any = jax.tree.structure(like)
-        leaves = self._read(name, key)
-        if leaves is not None and len(leaves) == structure.num_leaves:
-            return jax.tree.unflatten(structure, leaves)
+        found = self.found(key, like)
+        if found is not None:
+            return found
+        structure = jax.tree.structure(like)
         out = compute()
         if jax.tree.structure(out) != structure:
             raise ValueError(f"call {key} gave {jax.tree.structure(out)}, not {structure}")
@@ -114,6 +114,27 @@ class Resume:
             if is_first():
                 self._write(self.folder, name, _encode(self._head(key), arrays))
         return out
+
+    def has(self, key: Sequence[str | int]) -> bool:
+        """Whether there is a file of this call now, as far as this process can see.
+
+        Args:
+            key: which call.
+        """
+        return self.folder is not None and (self.folder / _file_name(key)).exists()
+
+    def found(self, key: Sequence[str | int], like: Any = 0) -> Any:
+        """What a finished call returned; None where there is no file of it that fits.
+
+        Args:
+            key: which call.
+            like: as for ``keep``.
+        """
+        structure: Any = jax.tree.structure(like)
+        leaves = self._read(_file_name(key), key)
+        if leaves is None or len(leaves) != structure.num_leaves:
+            return None
+        return jax.tree.unflatten(structure, leaves)
 
     def remove(self) -> None:
         """Remove the study's folder: the result is safe, or of no interest."""
@@ -180,6 +201,10 @@ class Resume:
         except InputError as error:
             note(f"{error.problem}, so a run that is cut off starts anew")
             self._writable = False
+
+
+def _file_name(key: Sequence[str | int]) -> str:
+    return "-".join(map(str, key)).replace("/", "-").replace(" ", "_") + CALL
 
 
 def _studies(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What a study is given, opened and checked once: model, prompts, devices, budget, resume folder."""
+"""What a study is given, opened and checked once: model, prompts, devices, resume folder."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from jax.sharding import Mesh
 from jaxalign.convert import Model
 from jaxalign.distributed import require_same
 from jaxalign.errors import InputError
-from jaxalign.journal import Journal
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, cast
 from jaxalign.numerics.compile import require_exact_compilation
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Batch, Prompt, PromptSet, batches, bucket_length, tokenize
+from jaxalign.runtime.resume import Resume
 from jaxalign.sharding import EDITS, shard_packed, shard_params
 from jaxalign.study.call_log import CallLog
 from jaxalign.study.calls import Call, Late, spec_of
@@ -61,7 +61,7 @@ class Session:
     options: Common
     inputs: Inputs
     mesh: Mesh | None
-    resume: Journal
+    resume: Resume
     log: CallLog
     prepare: Prepare
     shard: Shard | None
@@ -105,6 +105,8 @@ class Session:
             InputError: model or prompts cannot be used, or processes were given different ones.
             PrecisionError: this installation does not keep 16-bit roundings.
         """
+        if shard and folder is None:
+            raise InputError(f"shard {shard} has no folder", "give the folder of finished calls")
         if model.params.dtype != jnp.float32:
             raise InputError(f"the model was loaded in {model.params.dtype}", "load it in float32")
         require_exact_compilation()
@@ -119,7 +121,7 @@ class Session:
             options=options,
             inputs=inputs,
             mesh=mesh,
-            resume=Journal(folder, inputs.facts(), shared=shard is not None),
+            resume=Resume(folder, inputs.facts()),
             log=CallLog(progress),
             prepare=prepare,
             shard=shard,
@@ -131,6 +133,7 @@ class Session:
 
     def __exit__(self, *error: object) -> None:
         self._pool.shutdown(cancel_futures=True)
+        self.resume.close()
 
     @property
     def config(self) -> ModelConfig:
@@ -239,11 +242,29 @@ class Session:
             others = [c for c, own in zip(calls, share, strict=True) if needed and not own]
             turn = len(others) * self.shard.index // self.shard.count
             for call in self.log.track([*mine, *others[turn:], *others[:turn]], name):
-                if not self.resume.has(call.key):
-                    self.resume.keep(call.key, call.compute, call.like())
+                self._finish(call)
         for call in self.log.track(wanted, name):
-            yield call, self.resume.keep(call.key, call.compute, call.like())
+            yield call, self._result(call)
             self.log.count(call)
+
+    def _finish(self, call: Call[Any]) -> None:
+        """See to it that a call's result is in the resume folder."""
+        if self.resume.has(call.key):
+            return
+        self.resume.keep(call.key, call.compute, call.like())
+        if not self.resume.has(call.key):
+            raise InputError(
+                f"the calls of shard {self.shard} do not stay in {self.resume.folder}: it cannot "
+                "be written, or another run has finished the study and removed it",
+                "give --output in a folder that every worker can write to, and assemble last",
+            )
+
+    def _result(self, call: Call[T]) -> T:
+        like = call.like()
+        if self.shard:
+            found = self.resume.found(call.key, like)
+            return call.compute() if found is None else found
+        return self.resume.keep(call.key, call.compute, like)
 
     def end_of_calls(self) -> None:
         """Say that every call was made; a shard ends here.

@@ -25,6 +25,7 @@ from jaxalign.study.session import Session, too_small
 from jaxalign.study.weight_noise import moves_matrices, noisy_params
 
 NOISE_DRAWS = 3
+ALONE = {"alone": True}
 # More prompts at once gain nothing, since the weights are read often enough.
 MOST_PROMPTS = 64
 
