@@ -87,7 +87,7 @@ def tiny(folder: Path) -> list[str]:
         "reference": ["The day was long"],
     }
     (folder / "prompts.json").write_text(json.dumps(prompts))
-    small = "--max-repair-k", "1", "--no-figures", "--disable-int8"
+    small = "--max-repair-k", "1", "--no-figures", "--schemes", "f16"
     return ["--model", str(model), "--prompts", str(folder / "prompts.json"), *small]
 
 

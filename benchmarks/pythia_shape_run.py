@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.record import answer, grammar, text_table
 from benchmarks.timing import peak_bytes
 from jaxalign import results
-from jaxalign.command import main as jaxalign_command
+from jaxalign.commands.main import main as jaxalign_command
 from jaxalign.errors import InputError
 from jaxalign.prompts import SHIPPED
 from tests.pythia_shape import write_checkpoint
@@ -72,7 +72,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     code = jaxalign_command(
         [
             *("--model", str(model), "--prompts", str(prompts), "--output", str(output)),
-            *("--use-all-prompts", "--repair-int8"),
+            *("--use-all-prompts", "--repair", "all"),
         ]
     )
     seconds = time.perf_counter() - start

@@ -144,7 +144,7 @@ def count() -> dict[str, Any]:
     from pythia_shape import tiny_checkpoint
     from tiny_run import TOKENIZER
 
-    from jaxalign.command import main
+    from jaxalign.commands.main import main
     from jaxalign.numerics.compile import Program
 
     calls: dict[Any, tuple[str, Callable[..., Any], Any]] = {}

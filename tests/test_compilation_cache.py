@@ -14,7 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign import command, compilation_cache
+from jaxalign import compilation_cache
+from jaxalign.commands import opening, run_study
+from jaxalign.commands.arguments import parse
+from jaxalign.commands.main import main
 from jaxalign.compilation_cache import enable_compilation_cache
 from jaxalign.numerics import PrecisionError
 
@@ -323,8 +326,8 @@ def test_other_warnings_stay_what_they_are(folder):
 def asked(monkeypatch):
     """What the command asks of the folder; nothing is computed."""
     calls = []
-    monkeypatch.setattr(command, "enable_compilation_cache", lambda *given: calls.append(given))
-    monkeypatch.setattr(command, "heads_study", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(opening, "enable_compilation_cache", lambda *given: calls.append(given))
+    monkeypatch.setattr(run_study, "heads_study", lambda *_, **__: 1 / 0)
     return calls
 
 
@@ -339,13 +342,11 @@ def asked(monkeypatch):
 def test_command_keeps_programs_unless_told_not_to(flags, expected, asked, tmp_path):
     output = ("--output", str(tmp_path / "r.json"))
     with pytest.raises(ZeroDivisionError):
-        command.main(["--model", "demo", "--device", "cpu", *output, *flags])
+        main(["--model", "demo", "--device", "cpu", *output, *flags])
     jax.config.update("jax_default_device", None)
     assert asked == expected
 
 
-def test_folder_and_no_folder_exclude_each_other(capsys):
-    with pytest.raises(SystemExit) as left:
-        command.main(["--compilation-cache", "there", "--no-compilation-cache"])
-    assert left.value.code == 2
-    assert "not allowed with argument" in capsys.readouterr().err
+def test_folder_and_no_folder_exclude_each_other():
+    with pytest.raises(InputError, match="not allowed with argument"):
+        parse(["--compilation-cache", "there", "--no-compilation-cache"])

@@ -52,7 +52,7 @@ def small(inputs):
     """Options of a study that makes many calls of few prompts."""
     config = load(locate(str(inputs[0]))).config
     budget = 2 * part_bytes(config, 1) + bytes_per_call(config, 8) + ROOM
-    return "--disable-int8", "--no-figures", "--max-repair-k", 1, "--memory-gb", budget / 1e9
+    return "--schemes", "f16", "--no-figures", "--max-repair-k", 1, "--memory-gb", budget / 1e9
 
 
 @pytest.fixture(scope="module")

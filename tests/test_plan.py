@@ -10,7 +10,7 @@ from safetensors import safe_open
 from tiny_run import write_model
 
 import jaxalign
-from jaxalign.command import main
+from jaxalign.commands.main import main
 from jaxalign.convert.names import LinearLayer, linear_layers, output_modules
 from jaxalign.errors import InputError
 from jaxalign.experiments.damage import PlanOptions, cost, plan_study, study_map
@@ -309,7 +309,7 @@ def test_too_few_prompts_and_draws_are_refused(model):
     one = PromptSet({"one": PROMPTS.tasks["one"][:3]}, PROMPTS.reference)
     with pytest.raises(InputError, match="cannot be split"):
         plan_study(model, one, SCHEME, PlanOptions(budget="6bits"))
-    with pytest.raises(InputError, match="too few"):
+    with pytest.raises(InputError, match="give at least 20"):
         PlanOptions(random_choices=19)
 
 

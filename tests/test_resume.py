@@ -18,7 +18,7 @@ import pytest
 import tiny_run
 from tiny_run import PROMPTS, write_model, write_prompts
 
-from jaxalign import command
+from jaxalign.commands import run_study
 from jaxalign.runtime import resume
 
 ROOT = Path(__file__).parent.parent
@@ -28,7 +28,7 @@ LIMIT = 300  # seconds; a run takes a few
 # call or in the middle of writing one, until it is killed.
 DRIVER = """
 import os, sys, time
-from jaxalign import command
+from jaxalign.commands import main, run_study
 from jaxalign.runtime import resume
 
 mode, _, number = sys.argv[1].partition(":")
@@ -58,8 +58,8 @@ def replaced(source, target):
     replace(source, target)
 
 os.replace = replaced
-command.Resume = Told
-sys.exit(command.main(sys.argv[2:]))
+run_study.Resume = Told
+sys.exit(main.main(sys.argv[2:]))
 """
 CUT = 5  # the call that a run is cut off at
 
@@ -76,7 +76,7 @@ def inputs(tmp_path_factory):
 def options(inputs, output):
     model, prompts = inputs
     files = ("--model", model, "--prompts", prompts, "--output", output)
-    return *files, "--device", "cpu", "--no-figures", "--max-repair-k", 2, "--disable-int8"
+    return *files, "--device", "cpu", "--no-figures", "--max-repair-k", 2, "--schemes", "f16"
 
 
 def start(inputs, output, mode, *more):
@@ -123,7 +123,7 @@ def go_on(inputs, output):
             return super().keep(key, told, like)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "Resume", Told)
+        patch.setattr(run_study, "Resume", Told)
         ran = tiny_run.run(*options(inputs, output))
     jax.config.update("jax_default_device", None)
     return SimpleNamespace(code=ran.code, computed=computed, out=ran.out, err=ran.err)

@@ -57,8 +57,7 @@ def test_every_revision_has_a_result_and_a_figure_shows_them_all(inputs, tmp_pat
         (("--schemes", "f16,f16"), "more than once"),
         (("--schemes", "f32"), "compared with"),
         (("--schemes", "nf4", "--repair", "f16"), "not among the schemes"),
-        (("--schemes", "nf4", "--repair-int8"), "int8-sim is not among"),
-        (("--schemes", "nf4", "--disable-int8"), "exclude each other"),
+        (("--schemes", "nf4", "--repair", ","), "names no scheme"),
     ],
 )
 def test_lists_that_cannot_be_used_are_refused(inputs, tmp_path, more, said):

@@ -5,7 +5,7 @@ This is all that a study is beside its science: options, calls, a result, a tabl
 
 from dataclasses import dataclass
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ from jaxalign.model.decoder import forward
 from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import F16, F32, Scheme
 from jaxalign.plots.page import new_page
-from jaxalign.study.calls import Call, Late, spec_of
+from jaxalign.study.calls import Call, Late
 from jaxalign.study.options import Common
 from jaxalign.study.provenance import Provenance
 from jaxalign.study.session import Session
@@ -67,8 +67,8 @@ def run(session: Session, options: MarginsOptions) -> MarginsResult:
         call.scatter(margins, values)
 
     def before(batch):
-        spec = spec_of(jnp.zeros(batch.shape[0]))
-        return Late(make=lambda: batch.fill(list(margins)), spec=spec, exact=False)
+        spec = jax.ShapeDtypeStruct(batch.shape[:1], np.float32)
+        return Late(make=lambda: batch.fill(list(margins)), spec=spec)
 
     second = [*calls(session, "moved", moved, options.scheme, before)]
     for call, values in session.run("moved margins", second, needed=False):

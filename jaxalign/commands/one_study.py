@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,17 +12,24 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import Mesh
 
-from jaxalign.calibration import preparer, read_texts
-from jaxalign.compilation_cache import enable_compilation_cache
-from jaxalign.convert import Model, load, locate
+from jaxalign.calibration import preparer
+from jaxalign.commands.opening import (
+    calibration_texts,
+    described,
+    ignoring,
+    keep_programs,
+    load_for,
+    shared_devices,
+)
+from jaxalign.convert import Model, locate
 from jaxalign.distributed import is_first
 from jaxalign.environment import select_device
 from jaxalign.errors import InputError
 from jaxalign.plots.page import styled, write
 from jaxalign.prompts import SHIPPED, PromptSet, read_prompts
 from jaxalign.runtime.files import check_writable, read_bytes
-from jaxalign.sharding import choose_mesh, usable_devices
-from jaxalign.study.session import Prepare, Session
+from jaxalign.sharding import choose_mesh
+from jaxalign.study.session import Session
 from jaxalign.study.shards import Shard, ShardFinished
 from jaxalign.study.study import Study
 
@@ -31,8 +37,6 @@ R = TypeVar("R")
 # Of several devices each keeps this share of its memory for activations: where the parameters would
 # leave less, they are spread further.
 ACTIVATIONS = 0.25
-# From model, options and how schemes are prepared to the options and that of the study.
-Adapt = Callable[[Model, Any, Prepare], tuple[Any, Prepare, Mapping[str, Any], Sequence[str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,9 +65,9 @@ def run_study(study: Study[Any, R], options: Any, arguments: argparse.Namespace)
     Raises:
         InputError: anything that cannot be used.
     """
-    output, first, shard = arguments.output, is_first(), parse_shard(arguments)
+    output, first, shard = arguments.output, is_first(), parse_shard(arguments.shard)
     if first:
-        check_writable(output)
+        check_output(output, not arguments.no_figures)
     given = _open(study, options, arguments)
     unfinished = output.with_name(f"{output.name}.calibration")
     prepare = preparer(given.model, given.texts, progress=first, folder=unfinished)
@@ -104,13 +108,33 @@ def resume_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.journal")
 
 
-def parse_shard(arguments: argparse.Namespace) -> Shard | None:
-    """The share of the calls that ``--shard`` names.
+def check_output(output: Path, figures: bool) -> None:
+    """Refuse what could not be written at the end.
+
+    Args:
+        output: the result's file.
+        figures: whether figures are drawn beside it.
+
+    Raises:
+        InputError: the file cannot be written, or where figures go there is something else.
+    """
+    check_writable(output)
+    folder = output.parent / "figures"
+    if figures and folder.exists() and not folder.is_dir():
+        raise InputError(
+            f"{folder} is no folder, and figures go there", "move it, or give --no-figures"
+        )
+
+
+def parse_shard(text: str | None) -> Shard | None:
+    """The share of the calls that ``--shard`` names; None without.
+
+    Args:
+        text: of ``--shard``, or None.
 
     Raises:
         InputError: it names none, or processes that are connected are given one.
     """
-    text = getattr(arguments, "shard", None)
     if text is None:
         return None
     if jax.process_count() > 1:
@@ -143,16 +167,13 @@ def _open(study: Study[Any, Any], options: Any, arguments: argparse.Namespace) -
     device = select_device(arguments.device)
     source = locate(arguments.model, arguments.revision)
     if is_first():
-        print(f"{study.name} of {_described(source, device.platform)}", flush=True)
-    if not arguments.no_compilation_cache:
-        enable_compilation_cache(arguments.compilation_cache)
-    count = 1 if arguments.devices is None and device.platform == "cpu" else arguments.devices
-    devices = usable_devices(device.platform, count)
+        print(f"{study.name} of {described(source, device.platform)}", flush=True)
+    keep_programs(arguments)
+    devices = shared_devices(arguments.devices, device)
     budget = options.memory_gb * 1e9
-    model = _load(source, devices, options.memory_gb)
+    model = load_for(devices, source, options.memory_gb, **ignoring(arguments))
     reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
-    calibration = arguments.calibration
-    texts = prompts.reference if calibration is None else read_texts(calibration)
+    texts = calibration_texts(arguments.calibration, prompts)
     return Opened(
         model=model,
         prompts=prompts,
@@ -164,25 +185,3 @@ def _open(study: Study[Any, Any], options: Any, arguments: argparse.Namespace) -
             "calibration": texts,
         },
     )
-
-
-def _described(source: Any, platform: str) -> str:
-    revision = f" at {source.revision}" if source.revision else ""
-    note = f" ({source.note})" if source.note else ""
-    return f"{source.model}{revision} on {platform}{note}"
-
-
-def _load(source: Any, devices: Sequence[jax.Device], memory_gb: float) -> Model:
-    """The model; in the host's memory where several devices take their parts from it."""
-    if len(devices) == 1:
-        return load(source, memory_gb=memory_gb)
-    try:
-        [host, *_] = jax.local_devices(backend="cpu")
-    except RuntimeError as error:
-        raise InputError(
-            "several devices take their parts of the model from the host's memory, and "
-            "JAX_PLATFORMS leaves the host's CPU out",
-            "add it, for example JAX_PLATFORMS=cuda,cpu",
-        ) from error
-    with jax.default_device(host):
-        return load(source)

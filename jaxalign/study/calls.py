@@ -21,18 +21,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Late:
-    """An argument of a call that is made when the call runs, and whose shape is known before.
+    """An argument of a call that is made when the call runs.
 
     Attributes:
         make: returns a pytree of arrays.
-        spec: a pytree of ``jax.ShapeDtypeStruct`` of the same structure.
-        exact: whether the arrays will have exactly these shapes, dtypes and shardings, so that a
-            program can be compiled for them ahead of the call.
+        spec: their shapes, dtypes and shardings, a pytree of ``jax.ShapeDtypeStruct``, so that a
+            program can be compiled for them before they are there; None where only ``make`` tells.
     """
 
     make: Callable[[], Any]
-    spec: Any
-    exact: bool = True
+    spec: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +62,18 @@ class Call(Generic[T]):
     @property
     def specs(self) -> tuple[Any, ...]:
         """The arguments, late ones as shapes."""
-        return tuple(a.spec if isinstance(a, Late) else a for a in self.arguments)
+
+        def spec(argument: Any) -> Any:
+            if not isinstance(argument, Late):
+                return argument
+            return spec_of(argument.make()) if argument.spec is None else argument.spec
+
+        return tuple(map(spec, self.arguments))
 
     @property
     def known(self) -> bool:
         """Whether the program can be compiled before the arguments are there."""
-        return all(a.exact for a in self.arguments if isinstance(a, Late))
+        return all(a.spec is not None for a in self.arguments if isinstance(a, Late))
 
     def like(self) -> T:
         """The result's shapes and dtypes, traced from the call's own program."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from jaxalign.errors import InputError
+from jaxalign.study.option import check_options, memory_option, seed_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,11 +19,8 @@ class Common:
         InputError: a value that cannot be used.
     """
 
-    memory_gb: float = 4.0
-    seed: int = 0
+    memory_gb: float = field(default=4.0, metadata=memory_option())
+    seed: int = field(default=0, metadata=seed_option())
 
     def __post_init__(self) -> None:
-        if not 0 < self.memory_gb < math.inf:
-            raise InputError(f"--memory-gb is {self.memory_gb}", "give a positive number")
-        if self.seed < 0:
-            raise InputError(f"--seed is {self.seed}", "give 0 or a positive whole number")
+        check_options(self)

@@ -174,17 +174,16 @@ class Session:
         params = self.model.params
         if scheme == F32:
             return params
-        rounded = replace(scheme, method="")
-        spec = jax.eval_shape(lambda p: cast(p, rounded), params)
         # What calibration adds to packed matrices, and where a mesh puts them, is not known before.
-        exact = scheme.weights is None or not (scheme.method or self.mesh)
-        if scheme.weights is None:
-            like = spec_of(params)
-            spec = jax.tree.map(lambda s, p: _placed(s, p.sharding), spec, like)
-        elif exact:
-            [one] = {leaf.sharding for leaf in jax.tree.leaves(spec_of(params))}
-            spec = jax.tree.map(lambda s: _placed(s, one), spec)
-        return Late(make=lambda: self.low(scheme), spec=spec, exact=exact)
+        spec = None
+        if scheme.weights is None or not (_prepared(scheme) or self.mesh):
+            shapes = jax.eval_shape(lambda p: cast(p, scheme), params)
+            places = {leaf.sharding for leaf in jax.tree.leaves(spec_of(params))}
+            if scheme.weights is None:
+                spec = jax.tree.map(lambda s, p: _placed(s, p.sharding), shapes, spec_of(params))
+            elif len(places) == 1:
+                spec = jax.tree.map(lambda s: _placed(s, *places), shapes)
+        return Late(make=lambda: self.low(scheme), spec=spec)
 
     def free(self, *trees: Any) -> float:
         """Bytes of the memory budget that are left beside the arrays of these pytrees."""
@@ -313,6 +312,11 @@ def too_small(what: str, need: float, left: float) -> InputError:
         f"{max(left, 0) / 1e9:.3g} GB",
         "raise --memory-gb or shorten the prompts",
     )
+
+
+def _prepared(scheme: Scheme) -> bool:
+    """Whether a scheme's parameters are more than rounded ones."""
+    return bool(scheme.method) or scheme.from_file or scheme.inputs == "int8-static"
 
 
 def _placed(spec: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:

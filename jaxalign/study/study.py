@@ -31,6 +31,7 @@ class Study(Generic[O, R]):
         figures: by file name, what draws a page of a result.
         version: of the file.
         older: what reads files of older formats, ``(content, path) → result``, by format.
+        examples: of the help: what is typed behind the command.
         beside: writes other files beside the result's, ``(session, result, path) → paths``.
     """
 
@@ -43,6 +44,7 @@ class Study(Generic[O, R]):
     figures: Mapping[str, Callable[[R], Any]] = field(default_factory=dict)
     version: int = 1
     older: Mapping[str, Callable[[Any, Path], R]] = field(default_factory=dict)
+    examples: tuple[str, ...] = ()
     beside: Callable[[Session, R, Path], Sequence[Path]] | None = None
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import jax
@@ -36,8 +36,11 @@ from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Prompt, PromptSet, tokenize
 from jaxalign.results.damage import DamageMap, PlanResult
 from jaxalign.stats import generator
+from jaxalign.study.option import check_options, memory_option, option, seed_option
 
 FEWEST_PROMPTS = 4
+# Above it, the list of draws alone would fill the memory.
+MOST_DRAWS = 1_000_000
 # Shares of what could be kept, at which the curve is drawn.
 CURVE = (0.0, 1 / 16, 1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)
 
@@ -58,26 +61,42 @@ class PlanOptions:
         InputError: a value that cannot be used.
     """
 
-    budget: str = "5.0bits"
-    noise_draws: int = 4
-    random_choices: int = 50
+    budget: str = field(
+        default="5.0bits",
+        metadata=option(
+            "--budget",
+            metavar="SIZE",
+            help="for the matrices of all blocks: bits a weight (5.0bits) or bytes (1.5MB)",
+        ),
+    )
+    noise_draws: int = field(
+        default=4,
+        metadata=option(
+            "--noise-draws",
+            metavar="N",
+            least=1,
+            most=MOST_DRAWS,
+            help="random perturbations beside each component",
+        ),
+    )
+    random_choices: int = field(
+        default=50,
+        metadata=option(
+            "--random-choices",
+            metavar="N",
+            least=20,
+            most=MOST_DRAWS,
+            help="random choices to judge the plan against",
+        ),
+    )
     curve_choices: int = 20
-    memory_gb: float = 4.0
-    seed: int = 0
+    memory_gb: float = field(default=4.0, metadata=memory_option())
+    seed: int = field(default=0, metadata=seed_option())
 
     def __post_init__(self) -> None:
-        if self.random_choices < 20:
-            raise InputError(
-                f"{self.random_choices} random choices are too few for a p-value",
-                "give 20 or more",
-            )
-        if self.noise_draws < 1 or self.curve_choices < 1:
-            raise InputError("noise draws and curve choices are counts", "give 1 or more")
-        if self.seed < 0 or not self.memory_gb > 0:
-            raise InputError(
-                f"seed is {self.seed} and the memory budget {self.memory_gb} GB",
-                "give a seed of 0 or more and some memory",
-            )
+        check_options(self)
+        if self.curve_choices < 1:
+            raise InputError("curve choices are a count", "give 1 or more")
 
 
 def plan_study(

@@ -40,8 +40,10 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
 
         return jax.tree.map(low, params)
 
-    # What calibration adds to packed matrices, and where a mesh puts them, is not known before.
-    known = [s for s in options.schemes if not s.weights or not (s.method or runner.mesh)]
+    # What calibration adds to packed matrices, how a file packs them, and where a mesh puts them,
+    # is not known before.
+    unknown = [s for s in options.schemes if s.weights and (s.method or s.from_file or runner.mesh)]
+    known = [s for s in options.schemes if s not in unknown]
 
     common: dict[str, Any] = {"config": config, "head_mode": options.head_mode}
     for B, S in sorted({batch.shape for batch in work}):
@@ -57,7 +59,7 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
                 array(L, H, D if true else config.edge_size),
                 array(DRAWS, L, B, S, *heads),
                 rows=rows,
-                plan=options.plan,
+                plan=options.engine,
                 mesh=runner.mesh,
                 **common,
             )
@@ -81,7 +83,7 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
                 state,
                 masks,
                 scheme=scheme.run,
-                plan=options.plan,
+                plan=options.engine,
                 mesh=runner.mesh,
                 **common,
             )

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxalign.edit import HEAD_MODES
 from jaxalign.errors import InputError
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
+from jaxalign.study.option import (
+    check_options,
+    memory_option,
+    option,
+    schemes_listed,
+    seed_option,
+)
 from jaxalign.sweep import PLANS
 
 MEAN_POSITIONS = ("last", "all")
@@ -30,33 +36,68 @@ class Options:
         max_repair_k: how many heads are restored at most.
         use_all_prompts: keep prompts that the model answers wrongly.
         memory_gb: budget for weights and activations of one call, in 1e9 bytes.
-        plan: "wave", or "vmap" for the plain path that defines it.
+        engine: "wave", or "vmap" for the plain path that defines it.
         seed: of donors, random orders, bootstraps and permutations.
 
     Raises:
         InputError: a value that cannot be used.
     """
 
-    schemes: tuple[Scheme, ...] = (F16, INT8_SIM)
+    schemes: tuple[Scheme, ...] = field(
+        default=(F16, INT8_SIM),
+        metadata=option(
+            "--schemes",
+            metavar="LIST",
+            parse=schemes_listed,
+            help="low precisions, with commas: f16, bf16, int8-sim, int8, llm-int8, nf4, fp4, "
+            "int4-g128, awq-g128, gptq-g128, hqq-g64, smoothquant, fp8-e4m3, ...; "
+            "docs/schemes.md has them all",
+        ),
+    )
     repaired: tuple[str, ...] = ("f16",)
-    head_mode: str = "true"
-    mean_positions: str = "last"
-    max_repair_k: int = 10
-    use_all_prompts: bool = False
-    memory_gb: float = 4.0
-    plan: str = "wave"
-    seed: int = 0
+    head_mode: str = field(
+        default="true",
+        metadata=option(
+            "--head-mode",
+            choices=HEAD_MODES,
+            help="true: a head is what it adds to the residual stream; edge-align: blocks of the "
+            "projected output, for parity with published results",
+        ),
+    )
+    mean_positions: str = field(
+        default="last",
+        metadata=option(
+            "--mean-positions",
+            choices=MEAN_POSITIONS,
+            help="where the reference means of mean ablation are taken",
+        ),
+    )
+    max_repair_k: int = field(
+        default=10,
+        metadata=option("--max-repair-k", metavar="K", least=1, help="restore the top 1 … K heads"),
+    )
+    use_all_prompts: bool = field(
+        default=False,
+        metadata=option(
+            "--use-all-prompts",
+            help="keep prompts whose target is not the f32 model's top-1 token",
+        ),
+    )
+    memory_gb: float = field(default=4.0, metadata=memory_option())
+    engine: str = field(
+        default="wave",
+        metadata=option(
+            "--engine",
+            choices=PLANS,
+            group="what runs",
+            help="wave: every edited run starts where its edit does; vmap: the plain path that "
+            "defines it, slower",
+        ),
+    )
+    seed: int = field(default=0, metadata=seed_option())
 
     def __post_init__(self) -> None:
-        if self.head_mode not in HEAD_MODES:
-            raise InputError(
-                f"head mode {self.head_mode!r} is unknown", f"use {' or '.join(HEAD_MODES)}"
-            )
-        if self.mean_positions not in MEAN_POSITIONS:
-            raise InputError(
-                f"mean positions {self.mean_positions!r} is unknown",
-                f"use {' or '.join(MEAN_POSITIONS)}",
-            )
+        check_options(self)
         names = [scheme.name for scheme in self.schemes]
         if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise InputError(
@@ -72,11 +113,3 @@ class Options:
                 f"repair is asked for in {', '.join(unknown)}, which is not among the schemes",
                 f"name schemes of {', '.join(names) or 'the study'}",
             )
-        if self.plan not in PLANS:
-            raise InputError(f"plan {self.plan!r} is unknown", f"use {' or '.join(PLANS)}")
-        if self.max_repair_k < 1:
-            raise InputError(f"--max-repair-k is {self.max_repair_k}", "give at least 1")
-        if not 0 < self.memory_gb < math.inf:
-            raise InputError(f"--memory-gb is {self.memory_gb}", "give a positive number")
-        if self.seed < 0:
-            raise InputError(f"--seed is {self.seed}", "give 0 or a positive whole number")

@@ -121,7 +121,7 @@ class Runner:
             budget,
             values,
             1 + rounds(groups, devices),
-            plan=self.options.plan,
+            plan=self.options.engine,
         )
         return prompts, min(rows, 1 + devices * (each - 1))
 
@@ -196,7 +196,7 @@ class Runner:
     ) -> tuple[Float[np.ndarray, "P 3 N"], Float[np.ndarray, "P 3 N"]]:
         """Importance of every head by zero, mean and resampling, for both metrics."""
         out = np.zeros((2, len(prompts), 3, self.num_heads))
-        plan = self.options.plan
+        plan = self.options.engine
         bar = self.ledger.track(work, "importance of every head, f32")
         for number, batch in enumerate(bar):
             given = [
@@ -271,7 +271,7 @@ class Runner:
         1 … k heads of each order restored, ``R = 1 + O·k``."""
         alone = self.num_heads
         out = np.zeros((len(prompts), 1 + alone + len(orders) * k))
-        plan = self.options.plan
+        plan = self.options.engine
         bar = self.ledger.track(work, f"heads restored, {scheme.name}")
         for number, batch in enumerate(bar):
             masks = self.repair_masks(batch, orders, k)

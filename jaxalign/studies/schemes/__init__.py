@@ -9,12 +9,13 @@ from jaxalign.study.study import Study
 
 SCHEMES = Study(
     name="schemes",
-    question="what does each precision scheme cost and change, beside what noise would change?",
+    question="What each precision scheme costs and changes, beside what noise alone changes.",
     options=SchemesOptions,
     result=SchemesResult,
     run=run,
     table=table,
     figures={"schemes": schemes},
+    examples=("--model demo --schemes f16,nf4,awq-g64 --device gpu",),
     version=2,
     older={"jaxalign.schemes/1": read_1},
 )

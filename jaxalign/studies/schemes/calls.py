@@ -192,6 +192,5 @@ def _noise(session: Session, scheme: Scheme, draw: int) -> Late:
 
     return Late(
         make=lambda: session.last("noise", (scheme, draw), make),
-        spec=spec_of(params),
-        exact=session.mesh is None,
+        spec=None if session.mesh else spec_of(params),
     )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import F32, Scheme, scheme_named
+from jaxalign.study.option import option, schemes_listed
 from jaxalign.study.options import Common
 
 # The schemes of the table, from many bits to few.
@@ -41,7 +42,15 @@ class SchemesOptions(Common):
         InputError: a value that cannot be used.
     """
 
-    schemes: tuple[Scheme, ...] = tuple(map(scheme_named, TABLE))
+    schemes: tuple[Scheme, ...] = field(
+        default=tuple(map(scheme_named, TABLE)),
+        metadata=option(
+            "--schemes",
+            metavar="LIST",
+            parse=schemes_listed,
+            help="low precisions, with commas; docs/schemes.md has them all",
+        ),
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -12,7 +12,7 @@ from jaxalign.distributed import is_first
 from jaxalign.errors import InputError
 from jaxalign.plots import draw_training
 from jaxalign.results import HeadsResult
-from jaxalign.schemes_command import listed
+from jaxalign.study.option import listed
 
 
 def result_file(output: Path, revision: str) -> Path:

@@ -1,4 +1,4 @@
-"""Does this implementation, with the real weights, reproduce numbers that others published?
+"""``verify``: does this implementation, with the real weights, reproduce numbers that others published?
 
 The numbers and their sources are in ``published.json``. Texts that are not ours to ship (LAMBADA,
 WikiText-2) are read from files that the user gives.
@@ -6,6 +6,7 @@ WikiText-2) are read from files that the user gives.
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import math
@@ -19,15 +20,20 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from jaxalign.convert import Model
+from jaxalign.commands.opening import ignoring, keep_programs
+from jaxalign.convert import Model, ModelUnavailable, load, locate
+from jaxalign.environment import select_device
 from jaxalign.errors import InputError
 from jaxalign.model import ModelConfig, Params, cast, forward
 from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import F16
 from jaxalign.prompts import Batch, batches
+from jaxalign.runtime.files import read_text
 from jaxalign.shapes import Array, Float, Lengths, Tokens
 
 PUBLISHED = Path(__file__).parent.parent / "published.json"
+MISMATCH = 1
+NOT_CHECKED = 3
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Check:
 
 def published() -> dict[str, Any]:
     """The published numbers."""
-    return json.loads(PUBLISHED.read_text())
+    return json.loads(PUBLISHED.read_text(encoding="utf-8"))
 
 
 def verify(
@@ -163,13 +169,6 @@ def _log_likelihoods(model: Model, texts: Sequence[Sequence[int]]) -> list[np.nd
     return [scores for scores, _ in _score(model, texts)]
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read ({error})", "check its path") from error
-
-
 def _lambada(model: Model, known: dict[str, Any], path: Path | None) -> list[Check]:
     """Accuracy of the whole last word under greedy choice, and perplexity per last word."""
     kinds = ("accuracy", "perplexity")
@@ -207,14 +206,14 @@ def _lambada(model: Model, known: dict[str, Any], path: Path | None) -> list[Che
 def _read_lambada(path: Path) -> list[tuple[str, str]]:
     """Each text up to its last space, and the word after it."""
     pairs = []
-    for number, line in enumerate(_read(path).split("\n"), start=1):
+    for number, line in enumerate(read_text(path, "check its path").split("\n"), start=1):
         if not line.strip():
             continue
         try:
             before, word = json.loads(line)["text"].rsplit(" ", 1)
             if not (before and word):
                 raise ValueError("no word before the last one")
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise InputError(
                 f"{path} is not a LAMBADA file: line {number} is {line[:40]!r}",
                 'expected a JSON object with "text" of several words on each line',
@@ -227,7 +226,7 @@ def _read_lambada(path: Path) -> list[tuple[str, str]]:
 
 def _wikitext(model: Model, known: dict[str, Any], path: Path | None) -> list[Check]:
     """Perplexity of the text's first tokens in one window from position 0."""
-    text = None if path is None else _read(path)
+    text = None if path is None else read_text(path, "check its path")
     ids = [] if text is None else model.tokenizer.encode(text, add_special_tokens=False).ids
     checks = []
     for size, value in known["perplexity"].items():
@@ -240,3 +239,29 @@ def _wikitext(model: Model, known: dict[str, Any], path: Path | None) -> list[Ch
         found = math.exp(-float(np.mean(scores.astype(np.float64))))
         checks.append(_compare(name, known["source"], value, tolerance, found))
     return checks
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Check and print; returns the exit code."""
+    select_device(arguments.device)
+    keep_programs(arguments)
+    try:
+        source = locate(arguments.model or published()["model"], arguments.revision)
+        model, missing = load(source, **ignoring(arguments)), ""
+    except ModelUnavailable as unavailable:
+        model, missing = None, f"the weights could not be had: {unavailable.problem}"
+    remark = "no weights" if missing else ""
+    checks = verify(model, arguments.lambada, arguments.wikitext, remark)
+    for check in checks:
+        print(_check_line(check))
+    if all(check.passed is None for check in checks):
+        print(f"nothing was checked: {missing or 'see above'}")
+        return NOT_CHECKED
+    return MISMATCH if any(check.passed is False for check in checks) else 0
+
+
+def _check_line(check: Check) -> str:
+    verdict = {True: "matches", False: "DIFFERS", None: "not checked"}[check.passed]
+    found = check.remark if check.found is None else f"found {check.found:.6g}"
+    wanted = f"published {check.expected:.6g} ± {check.tolerance:.2g}"
+    return f"{verdict:>11}  {check.name}: {wanted}, {found}  [{check.source}]"

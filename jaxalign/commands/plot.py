@@ -1,0 +1,19 @@
+"""``plot``: the figures of a result, from its file alone."""
+
+from __future__ import annotations
+
+import argparse
+
+from jaxalign import results
+from jaxalign.plots import draw_all
+from jaxalign.runtime.files import check_writable
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw and print the paths; returns the exit code."""
+    result = results.read(arguments.input)
+    folder = arguments.figures or arguments.input.parent / "figures"
+    check_writable(folder / "figure.png")
+    for path in draw_all(result, folder):
+        print(path)
+    return 0
