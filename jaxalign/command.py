@@ -28,12 +28,13 @@ from jaxalign.grammar import build_parser
 from jaxalign.journal import Journal
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
-from jaxalign.plots import draw_all, drawing_process
+from jaxalign.plots import draw
 from jaxalign.prompts import SHIPPED, read_prompts
-from jaxalign.report import summary
 from jaxalign.runtime.files import check_writable
 from jaxalign.schemes_command import calibration, compare_schemes, listed, named
 from jaxalign.sharding import choose_mesh, usable_devices
+from jaxalign.studies.heads.figures import FIGURES
+from jaxalign.studies.heads.table import table
 from jaxalign.training_command import over_training
 
 BAD_INPUT = 2
@@ -109,8 +110,7 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
         _speed(arguments, load(source), options)
         return []
     draws = first and not arguments.no_figures
-    # Started first, since it imports what it needs while this process computes.
-    with drawing_process() if draws else contextlib.nullcontext() as second:
+    with contextlib.nullcontext():
         _keep_programs(arguments)
         devices = _devices(arguments, device)
         model = _load(source, devices, arguments.memory_gb)
@@ -150,10 +150,10 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
         result = results.write(result, arguments.output)
         journal.remove()
         shutil.rmtree(unfinished, ignore_errors=True)
-        print(f"\n{summary(result)}\n\nresult: {arguments.output}", flush=True)
+        print(f"\n{table(result)}\n\nresult: {arguments.output}", flush=True)
         if draws:
             figures = arguments.output.parent / "figures"
-            draw_all(result, figures, second)
+            draw(FIGURES, result, figures)
             print(f"figures: {figures}")
     return overflows
 
@@ -285,7 +285,7 @@ def _plot(arguments: argparse.Namespace) -> int:
     result = results.read(arguments.input)
     folder = arguments.figures or arguments.input.parent / "figures"
     check_writable(folder / "figure.png")
-    for path in draw_all(result, folder):
+    for path in draw(FIGURES, result, folder):
         print(path)
     return 0
 

@@ -14,10 +14,11 @@ from jaxalign.environment import select_device
 from jaxalign.errors import InputError
 from jaxalign.experiments.schemes import schemes_study
 from jaxalign.numerics.scheme import Scheme, scheme_named
-from jaxalign.plots import draw_schemes
+from jaxalign.plots import draw
 from jaxalign.prompts import PromptSet, read_prompts
-from jaxalign.report import schemes_table
 from jaxalign.runtime.files import check_writable
+from jaxalign.studies.schemes.figures import FIGURES
+from jaxalign.studies.schemes.table import table
 
 # The schemes of the table, from many bits to few.
 TABLE = (
@@ -120,8 +121,8 @@ def compare_schemes(arguments: argparse.Namespace) -> int:
         progress=True,
     )
     results.write_schemes(result, output)
-    print(f"\n{schemes_table(result)}\n\nresult: {output}")
+    print(f"\n{table(result)}\n\nresult: {output}")
     if not arguments.no_figures:
-        [path, _] = draw_schemes(result, output.parent / "figures")
+        [path, _] = draw(FIGURES, result, output.parent / "figures")
         print(f"figure: {path}")
     return 0

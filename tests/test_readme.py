@@ -8,7 +8,8 @@ import pytest
 
 from jaxalign import results
 from jaxalign.command import build_parser
-from jaxalign.report import schemes_table, summary
+from jaxalign.studies.heads.table import table as summary
+from jaxalign.studies.schemes.table import table as schemes_table
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

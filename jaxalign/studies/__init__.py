@@ -1,0 +1,1 @@
+"""One folder a study, with the same file names in each."""
