@@ -30,7 +30,7 @@ from jaxalign.results import (
 
 DRIFT = {"f16": 2e-3, "int8-sim": 8e-2}  # typical drift of a head
 LOSS = {"f16": 0.01, "int8-sim": 0.7}  # typical loss of m, logits
-ORDERS, STEPS, DRAWS = 8, 10, 200
+ORDERS, STEPS, DRAWS = 8, 10, 40
 
 
 def make_result(

@@ -30,8 +30,9 @@ from jaxalign.experiments.damage.study import split
 from jaxalign.experiments.damage.validate import Candidates, size_of, validate
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import INT8_SIM, scheme_named
-from jaxalign.plots.damage import draw_plan
+from jaxalign.plots import draw
 from jaxalign.prompts import Prompt, PromptSet, PromptText
+from jaxalign.studies.plan.figures import FIGURES
 
 SCHEME = scheme_named("int4-g16")
 LAYERS = 4
@@ -449,4 +450,4 @@ def test_figures_of_a_scheme_of_ties_are_drawn(fragile, tmp_path):
         plan=still,
         curve=tuple(curve),
     )
-    assert len(draw_plan(empty, tmp_path)) == 4
+    assert len(draw(FIGURES, empty, tmp_path)) == 4

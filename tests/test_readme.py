@@ -9,7 +9,7 @@ import pytest
 
 from jaxalign import results
 from jaxalign.commands.arguments import COMMANDS, flags, parse
-from jaxalign.report import summary
+from jaxalign.studies.heads.table import table as summary
 from jaxalign.studies.schemes import SCHEMES
 
 ROOT = Path(__file__).parent.parent

@@ -25,7 +25,7 @@ from jaxalign.convert import Model, locate
 from jaxalign.distributed import is_first
 from jaxalign.environment import select_device
 from jaxalign.errors import InputError
-from jaxalign.plots.page import styled, write
+from jaxalign.plots import draw
 from jaxalign.prompts import SHIPPED, PromptSet, read_prompts
 from jaxalign.runtime.files import check_writable, read_bytes
 from jaxalign.sharding import choose_mesh
@@ -98,7 +98,7 @@ def run_study(study: Study[Any, R], options: Any, arguments: argparse.Namespace)
     for path in beside:
         print(path)
     if not arguments.no_figures:
-        for path in draw(study, result, output.parent / "figures"):
+        for path in draw(study.figures, result, output.parent / "figures"):
             print(path)
     return result
 
@@ -143,22 +143,6 @@ def parse_shard(text: str | None) -> Shard | None:
             "leave out --coordinator, or --shard",
         )
     return Shard.parse(text)
-
-
-def draw(study: Study[Any, R], result: R, folder: Path) -> list[Path]:
-    """Write a study's figures, PNG and SVG; their paths.
-
-    Args:
-        study: whose.
-        result: what they show.
-        folder: made where it is missing.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    with styled():
-        pages = ((name, figure(result).settled()) for name, figure in study.figures.items())
-        return [path for name, page in pages for path in write(page, folder, name)]
 
 
 def _open(study: Study[Any, Any], options: Any, arguments: argparse.Namespace) -> Opened:

@@ -24,7 +24,6 @@ from jaxalign.commands.opening import (
 )
 from jaxalign.commands.over_training import over_training
 from jaxalign.commands.parser import options_from
-from jaxalign.commands.plan_table import damage_table, plan_table
 from jaxalign.convert import Model, Quantized, load_beside, locate
 from jaxalign.distributed import is_first, processes, require_same
 from jaxalign.environment import select_device
@@ -34,14 +33,16 @@ from jaxalign.experiments.heads import Options, heads_study
 from jaxalign.experiments.heads.study import facts
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import INT8_SIM, Scheme, scheme_named
-from jaxalign.plots import draw_all, drawing_process
-from jaxalign.plots.damage import draw_plan
+from jaxalign.plots import draw
 from jaxalign.prompts import SHIPPED, read_prompts
-from jaxalign.report import summary
 from jaxalign.results.damage import write_plan
 from jaxalign.runtime.files import read_bytes
 from jaxalign.runtime.resume import Resume
 from jaxalign.sharding import choose_mesh
+from jaxalign.studies.heads.figures import FIGURES as HEADS_FIGURES
+from jaxalign.studies.heads.table import table as heads_table
+from jaxalign.studies.plan.figures import FIGURES as PLAN_FIGURES
+from jaxalign.studies.plan.table import table as plan_table
 from jaxalign.studies.registry import find_studies
 from jaxalign.study.option import listed
 
@@ -78,11 +79,11 @@ def _plan(arguments: argparse.Namespace) -> int:
     write_plan(result, arguments.output)
     modules = [name for unit in result.plan.kept for name in unit.modules]
     recipes = write_recipes(modules, model.config, scheme, arguments.output)
-    print(f"\n{damage_table(result.damage)}\n\n{plan_table(result)}\n")
+    print(f"\n{plan_table(result)}\n")
     for path in [arguments.output, *recipes]:
         print(path)
     if not arguments.no_figures:
-        for path in draw_plan(result, arguments.output.parent / "figures"):
+        for path in draw(PLAN_FIGURES, result, arguments.output.parent / "figures"):
             print(path)
     return 0
 
@@ -114,8 +115,7 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
     if first:
         print(f"heads study of {described(source, device.platform)}", flush=True)
     draws = first and not arguments.no_figures
-    # Started first, since it imports what it needs while this process computes.
-    with drawing_process() if draws else contextlib.nullcontext() as second:
+    with contextlib.nullcontext():
         keep_programs(arguments)
         devices = shared_devices(arguments.devices, device)
         model = load_for(devices, source, options.memory_gb, **ignoring(arguments))
@@ -155,10 +155,10 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
         result = results.write(result, arguments.output)
         resume.remove()
         shutil.rmtree(unfinished, ignore_errors=True)
-        print(f"\n{summary(result)}\n\nresult: {arguments.output}", flush=True)
+        print(f"\n{heads_table(result)}\n\nresult: {arguments.output}", flush=True)
         if draws:
             figures = arguments.output.parent / "figures"
-            draw_all(result, figures, second)
+            draw(HEADS_FIGURES, result, figures)
             print(f"figures: {figures}")
     return overflows
 

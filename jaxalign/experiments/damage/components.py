@@ -17,6 +17,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MATRICES, Params
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.shapes import Leaf
+from jaxalign.study.tables import head_label
 
 # The sites of a block, in the order it reaches them; embedding and final norm stand outside.
 BLOCK_SITES = ("attn_out", "mlp_out", "resid")
@@ -43,7 +44,7 @@ class Component:
         if self.layer is None:
             return self.name
         if self.kind == "head":
-            return f"L{self.layer}H{self.name}"
+            return head_label(self.layer, self.name)
         return f"L{self.layer} {self.name}".strip()
 
 

@@ -42,6 +42,7 @@ from jaxalign.results import RANKINGS, HeadsResult
 from jaxalign.runtime.resume import Resume
 from jaxalign.sharding import shard_packed, shard_params
 from jaxalign.study.call_log import CallLog
+from jaxalign.study.tables import head_label
 
 FEW = 3
 # One thread compiles while the programs before run: two at once only delay the one waited for.
@@ -249,7 +250,7 @@ def _overflow_notes(scheme: Scheme, low: Low) -> list[str]:
     if not broken.any():
         late = f"{scheme.name}: activations overflow after the last head on {answers.sum()} of "
         return [f"{late}{len(answers)} prompts; their values are null"] if answers.any() else []
-    heads = [f"L{layer}H{head}" for layer, head in np.argwhere(broken.any(axis=0))]
+    heads = [head_label(layer, head) for layer, head in np.argwhere(broken.any(axis=0))]
     shown = ", ".join(heads[:4]) + (", …" if len(heads) > 4 else "")
     return [
         f"{scheme.name}: activations overflow in {len(heads)} heads ({shown}) on "

@@ -1,6 +1,6 @@
 """Precision schemes side by side: what each costs, what it changes, what noise would change."""
 
-from jaxalign.studies.schemes.figures import schemes
+from jaxalign.studies.schemes.figures import FIGURES
 from jaxalign.studies.schemes.options import SchemesOptions
 from jaxalign.studies.schemes.result import SchemesResult, read_1
 from jaxalign.studies.schemes.study import run
@@ -14,7 +14,7 @@ SCHEMES = Study(
     result=SchemesResult,
     run=run,
     table=table,
-    figures={"schemes": schemes},
+    figures=FIGURES,
     examples=("--model demo --schemes f16,nf4,awq-g64 --device gpu",),
     version=2,
     older={"jaxalign.schemes/1": read_1},

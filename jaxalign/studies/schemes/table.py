@@ -1,17 +1,17 @@
-"""A comparison of schemes as a table of text."""
+"""A comparison of schemes, as a table on a terminal."""
 
 from __future__ import annotations
 
-from jaxalign.report import estimate, text_table
 from jaxalign.results import Estimate
 from jaxalign.studies.schemes.result import NoiseFloor, SchemesResult
+from jaxalign.study.tables import estimate_text, text_table
 
 
 def table(result: SchemesResult) -> str:
     """Schemes one a line; ``*`` marks a measure that cannot be told from batching noise."""
     rows = []
     for row in result.rows:
-        change = "" if row.margin_change is None else estimate(row.margin_change, 4)
+        change = row.margin_change and estimate_text(row.margin_change, "{:+.4f}".format)
         rows.append(
             [
                 row.scheme,
@@ -20,7 +20,7 @@ def table(result: SchemesResult) -> str:
                 _measured(row.kl, row.kl_floor),
                 *_floors(row.kl_floor),
                 f"{100 * (row.agreement.value or 0):.2f}",
-                change,
+                change or "",
                 _measured(row.drift, row.drift_floor),
                 *_floors(row.drift_floor),
             ]
@@ -28,9 +28,9 @@ def table(result: SchemesResult) -> str:
     header = ["scheme", "bits", "MB", "KL, nats", "batching", "noise", "top-1 %"]
     header += ["change of m, logits", "head drift", "batching", "noise"]
     prompts = result.provenance.prompts
+    counts = f"{prompts.kept} prompts, {prompts.positions} positions"
     return (
-        f"precision schemes against f32 ({prompts.kept} prompts, {prompts.positions} positions)\n"
-        f"{text_table(header, rows)}\n"
+        f"precision schemes against f32 ({counts})\n{text_table(header, rows)}\n"
         "bits: of a weight in the blocks, scales included; MB: the model as deployed. batching: the"
         "\nsame precision, prompt by prompt instead of in batches. noise: random noise in the f32"
         "\nweights, as large as the scheme's error in each matrix. *: not above batching."
@@ -38,13 +38,10 @@ def table(result: SchemesResult) -> str:
 
 
 def _measured(value: Estimate, floor: NoiseFloor) -> str:
-    mark = "*" if floor.below else ""
     if value.value is None:
         return "not finite"
-    shown = f"{value.value:.2e}"
-    if value.low is not None and value.high is not None:
-        shown += f" [{value.low:.1e}, {value.high:.1e}]"
-    return shown + mark
+    text = estimate_text(value, "{:.2e}".format, ends="{:.1e}".format, p=None)
+    return text + ("*" if floor.below else "")
 
 
 def _floors(floor: NoiseFloor) -> tuple[str, str]:

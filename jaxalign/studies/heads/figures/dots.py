@@ -6,26 +6,24 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from jaxalign.plots.labels import most_important
-from jaxalign.plots.page import Page, counted, new_page, say, sentence_page
-from jaxalign.plots.scatter import (
-    boxed_title,
-    dots,
-    layer_bar,
-    names_of,
-    percent_axis,
-    square,
-    zero_line,
-)
-from jaxalign.plots.values import (
+from jaxalign.plots.page import Page, new_page, say, sentence_page
+from jaxalign.plots.scales import percent_axis
+from jaxalign.plots.scatter import boxed_title, dots, layer_bar, names_of, square, zero_line
+from jaxalign.plots.words import counted, precision_name
+from jaxalign.results import HeadsResult, PromptResult, mean_maps
+from jaxalign.studies.heads.figures.values import (
     ALL,
+    caption,
     correlation_text,
+    drawn,
     drift_percent,
     find,
+    head_names,
     importance,
+    left_out,
     mean_map,
-    precision_name,
 )
-from jaxalign.results import HeadsResult, PromptResult, mean_maps
+from jaxalign.study.measure import DRIFT, IMPORTANCE
 
 PANEL = 3.3  # inches
 NO_PRECISION = "No low precision was run, so there is nothing to compare with f32."
@@ -39,20 +37,22 @@ def importance_vs_drift(result: HeadsResult) -> Page:
     """Figure 1: one dot a head, a panel per precision."""
     title = "Does low precision disturb the heads that matter?"
     if not result.precisions:
-        return sentence_page(result, title, NO_PRECISION)
+        return sentence_page(caption(result), title, NO_PRECISION)
     reading = (
         "One dot is one attention head, averaged over prompts. Further right: low precision "
         "changes its output more. Higher: the answer's lead over the best other token shrinks "
         "more when the head is set to zero in f32. Heads at the upper right matter and drift."
     )
-    if any((drift_percent(result, name) == 0).any() for name in result.precisions):
+    precisions = drawn(result).precisions
+    if any((drift_percent(result, name) == 0).any() for name in precisions):
         reading += " Heads at the left edge do not drift at all."
-    page = new_page(result, title, reading, width=_width(len(result.precisions)), body=3.5)
-    axes = page.figure.subplots(1, len(result.precisions), sharey=True, squeeze=False)[0]
+    reading += left_out(result)
+    page = new_page(caption(result), title, reading, width=_width(len(precisions)), body=3.5)
+    axes = page.figure.subplots(1, len(precisions), sharey=True, squeeze=False)[0]
     height = importance(result)
-    for ax, precision in zip(axes, result.precisions, strict=True):
+    for ax, precision in zip(axes, precisions, strict=True):
         _drift_panel(page, ax, result, precision, height)
-    axes[0].set_ylabel("zero-ablation importance (logits)")
+    axes[0].set_ylabel(f"zero-ablation {IMPORTANCE.label}")
     layer_bar(page.figure, axes[-1], result.num_layers)
     return page
 
@@ -69,7 +69,7 @@ def _drift_panel(
         correlation_text("Spearman ρ", spearman, prompts),
     )
     boxed_title(ax, f"{precision_name(precision)} against f32", lines)
-    ax.set_xlabel("mean drift (% of the norm of the head's f32 output)")
+    ax.set_xlabel(f"mean {DRIFT.label}")
     x, y, kept = dots(ax, np.maximum(drift, percent_axis(ax, drift)), height)
     if not kept.size:
         say(ax, "No head is finite in every prompt.")
@@ -77,7 +77,7 @@ def _drift_panel(
     zero_line(ax)
     ax.margins(0.1)
     chosen = most_important(y, x, count=5)
-    page.label(ax, x, y, names_of(chosen, kept, result.num_heads))
+    page.label(ax, x, y, names_of(chosen, kept, head_names(result)))
 
 
 def zero_vs_mean_ablation(result: HeadsResult) -> Page:
@@ -88,7 +88,7 @@ def zero_vs_mean_ablation(result: HeadsResult) -> Page:
         "replacing its output cost the answer the same. Below the line: setting it to zero costs "
         "more, which hints that part of its effect is a constant, kept by the replacement."
     )
-    page = new_page(result, title, reading, width=_width(2), body=3.35)
+    page = new_page(caption(result), title, reading, width=_width(2), body=3.35)
     axes = page.figure.subplots(1, 2)
     resampled = [p for p in result.prompts if p.resample_importance is not None]
     _replacement_panel(page, axes[0], result, list(result.prompts), "mean")
@@ -102,8 +102,8 @@ def _replacement_panel(
 ) -> None:
     words = {"mean": "its mean over reference prompts", "resample": "its output on another prompt"}
     ax.set_title(f"Zero against {kind} ({counted(len(prompts), 'prompt')})")
-    ax.set_xlabel("importance, head set to zero (logits)")
-    ax.set_ylabel(f"importance, head set to\n{words[kind]} (logits)")
+    ax.set_xlabel(f"{IMPORTANCE.name}, head set to zero ({IMPORTANCE.unit})")
+    ax.set_ylabel(f"{IMPORTANCE.name}, head set to\n{words[kind]} ({IMPORTANCE.unit})")
     zero = mean_map(prompts, lambda p: p.zero_importance)
     other = mean_map(prompts, lambda p: getattr(p, f"{kind}_importance"))
     if zero is None or other is None:
@@ -112,23 +112,25 @@ def _replacement_panel(
     x, y, kept = dots(ax, zero, other)
     square(ax, x, y)
     chosen = most_important(x, x - y, count=5)
-    page.label(ax, x, y, names_of(chosen, kept, result.num_heads))
+    page.label(ax, x, y, names_of(chosen, kept, head_names(result)))
 
 
 def first_order(result: HeadsResult) -> Page:
     """Figure 7: predicted against true gain of restoring each head alone."""
     title = "Does one gradient predict which head is worth restoring?"
     if not result.precisions:
-        return sentence_page(result, title, NO_PRECISION)
+        return sentence_page(caption(result), title, NO_PRECISION)
     reading = (
         "One dot is one attention head, averaged over prompts. Across: the gain that the gradient "
         "predicts for giving the head its f32 output back. Up: the gain measured when it is given "
         "back. On the dashed line the prediction is exact. Bound: in how many prompts the whole "
         "change Δm of the answer's lead stayed within the summed sizes of the predictions."
     )
-    page = new_page(result, title, reading, width=_width(len(result.precisions)), body=3.75)
-    axes = page.figure.subplots(1, len(result.precisions), squeeze=False)[0]
-    for ax, precision in zip(axes, result.precisions, strict=True):
+    precisions = drawn(result).precisions
+    reading += left_out(result)
+    page = new_page(caption(result), title, reading, width=_width(len(precisions)), body=3.75)
+    axes = page.figure.subplots(1, len(precisions), squeeze=False)[0]
+    for ax, precision in zip(axes, precisions, strict=True):
         _gain_panel(page, ax, result, precision)
     axes[0].set_ylabel("true gain of restoring the head (logits)")
     layer_bar(page.figure, axes[-1], result.num_layers)
@@ -155,4 +157,4 @@ def _gain_panel(page: Page, ax: Axes, result: HeadsResult, precision: str) -> No
         return
     square(ax, x, y)
     chosen = most_important(y, x, count=5)
-    page.label(ax, x, y, names_of(chosen, kept, result.num_heads))
+    page.label(ax, x, y, names_of(chosen, kept, head_names(result)))

@@ -11,16 +11,20 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from jaxalign.plots.page import GREY, INK, Page, counted, new_page, say, sentence_page
-from jaxalign.plots.values import (
+from jaxalign.plots.page import GREY, INK, Page, new_page, say, sentence_page
+from jaxalign.plots.scales import drawable
+from jaxalign.plots.words import counted, places_for, precision_name
+from jaxalign.results import RANKINGS, HeadsResult, RepairResult, RepairTest
+from jaxalign.studies.heads.figures.values import (
     ALL,
+    caption,
+    drawn,
     find,
     group_name,
+    left_out,
     numbers_text,
-    places_for,
-    precision_name,
 )
-from jaxalign.results import RANKINGS, HeadsResult, RepairResult, RepairTest
+from jaxalign.study.measure import MARGIN
 
 # Okabe & Ito's palette; marker and dashes say the same where colour is lost.
 LOOKS = {
@@ -36,9 +40,11 @@ WIDTH, CURVES, WORDS, LEGEND = 3.4, 1.95, 0.75, 1.08
 def circuit_repair(result: HeadsResult) -> Page:
     """Figure 4: repair curves, tasks across and precisions down."""
     title = "How many heads must be restored to win the answer back?"
-    names = [n for n in result.precisions if any(r.precision == n for r in result.repairs)]
+    repaired = {repair.precision for repair in result.repairs}
+    names = [name for name in drawn(result).precisions if name in repaired]
     if not names:
-        return sentence_page(result, title, "No repair was run, so there are no curves to show.")
+        why = "No repair was run, so there are no curves to show."
+        return sentence_page(caption(result), title, why)
     reading = (
         "The low-precision model with the f32 outputs of its first k heads put back, in the order "
         "of four rankings; m is the logit of the target minus the largest other one, mean over "
@@ -46,11 +52,12 @@ def circuit_repair(result: HeadsResult) -> Page:
         "|m(f32)\u00a0−\u00a0m| a ranking "
         "closes beyond random orders: logits, 95 % interval over prompts."
     )
-    columns = len(result.tasks)
+    tasks = drawn(result).tasks
+    columns = len(tasks)
     page = new_page(
-        result,
+        caption(result),
         title,
-        reading,
+        reading + left_out(result, tasks=True),
         width=max(5.2, WIDTH * columns + 0.5),
         body=(CURVES + WORDS + LEGEND) * len(names),
         below=0.22,
@@ -59,7 +66,7 @@ def circuit_repair(result: HeadsResult) -> Page:
         2 * len(names), columns, squeeze=False, height_ratios=[CURVES, LEGEND] * len(names)
     )
     for row, legends, precision in zip(axes[::2], axes[1::2], names, strict=True):
-        for ax, below, task in zip(row, legends, result.tasks, strict=True):
+        for ax, below, task in zip(row, legends, tasks, strict=True):
             handles = _panel(ax, result, task, precision)
             below.set_axis_off()
             below.legend(
@@ -70,7 +77,7 @@ def circuit_repair(result: HeadsResult) -> Page:
                 labelspacing=0.4,
                 fontsize=6.5,
             ).set_in_layout(False)
-        row[0].set_ylabel("mean m (logits)")
+        row[0].set_ylabel(f"mean {MARGIN.short}")
     page.legend(_shared_legend())
     return page
 
@@ -91,7 +98,7 @@ def _panel(ax: Axes, result: HeadsResult, task: str, precision: str) -> list[Lin
     _references(ax, kept)
     handles: list[Line2D] = []
     for ranking in RANKINGS:
-        curve = _with_start(kept, np.array([r.curves[ranking] for r in kept]).mean(axis=0))
+        curve = _with_start(kept, drawable([r.curves[ranking] for r in kept]).mean(axis=0))
         label, colour, marker, dashes = LOOKS[ranking]
         test = find(result.statistics.repair, task=group, precision=precision, ranking=ranking)
         line = ax.plot(
@@ -106,17 +113,19 @@ def _panel(ax: Axes, result: HeadsResult, task: str, precision: str) -> list[Lin
 
 def _finite(repair: RepairResult) -> bool:
     curves = (*repair.curves.values(), repair.random)
-    return repair.logit_diff_quantized is not None and all(np.isfinite(c).all() for c in curves)
+    ends = drawable([repair.logit_diff_f32, repair.logit_diff_quantized])
+    return all(np.isfinite(drawable(each)).all() for each in (ends, *curves))
 
 
 def _with_start(kept: Sequence[RepairResult], curve: np.ndarray) -> np.ndarray:
     """The curve from k = 0, the low-precision model as it is."""
-    start = np.mean([r.logit_diff_quantized for r in kept if r.logit_diff_quantized is not None])
+    start = drawable([r.logit_diff_quantized for r in kept]).mean()
     return np.concatenate([[start], curve])
 
 
 def _references(ax: Axes, kept: Sequence[RepairResult]) -> None:
-    orders = np.mean([r.random for r in kept], axis=0)  # [orders, K], each a mean over prompts
+    # [orders, K], each a mean over prompts
+    orders = drawable([r.random for r in kept]).mean(axis=0)
     curves = np.array([_with_start(kept, curve) for curve in orders])
     low, high = np.percentile(curves, [2.5, 97.5], axis=0)
     k = np.arange(curves.shape[1])

@@ -1,15 +1,18 @@
-"""What a study found, as one table on a terminal."""
+"""What a heads study found, as tables on a terminal."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from jaxalign.errors import printable
 from jaxalign.results import Estimate, HeadsResult, mean_maps
+from jaxalign.study.measure import DRIFT
+from jaxalign.study.tables import estimate_text, head_label, text_table
 
 TOP_HEADS = 8
 
 
-def summary(result: HeadsResult) -> str:
+def table(result: HeadsResult) -> str:
     """The study in one screen: top heads, correlations, what repair bought."""
     return "\n\n".join(
         part
@@ -19,31 +22,15 @@ def summary(result: HeadsResult) -> str:
             _correlations(result),
             _repairs(result),
             _first_order(result),
-            "\n".join(f"note: {note}" for note in result.metadata["notes"]),
+            "\n".join(f"note: {printable(note)}" for note in result.metadata["notes"]),
         )
         if part
     )
 
 
-def estimate(e: Estimate, digits: int = 2) -> str:
-    """``0.41 [0.10, 0.65], p = 0.003``, or why there is nothing to say."""
-    if e.value is None:
-        return "not defined (too few heads, or nothing varies)"
-    shown = f"{e.value:+.{digits}f}"
-    if e.low is not None and e.high is not None:
-        shown += f" [{e.low:+.{digits}f}, {e.high:+.{digits}f}]"
-    return shown if e.p is None else f"{shown}, p {'<' if e.p < 1e-3 else '='} {max(e.p, 1e-3):.3f}"
-
-
-def text_table(header: list[str], rows: list[list[str]]) -> str:
-    """Rows of text under their header, the first column to the left, the others to the right."""
-    widths = [max(len(row[i]) for row in [header, *rows]) for i in range(len(header))]
-
-    def line(cells: list[str]) -> str:
-        first, *rest = (cell.rjust(width) for cell, width in zip(cells, widths, strict=True))
-        return "  ".join([first.strip().ljust(widths[0]), *rest]).rstrip()
-
-    return "\n".join([line(header), "  ".join("-" * width for width in widths), *map(line, rows)])
+def _estimate(estimate: Estimate, places: int = 2) -> str:
+    missing = "not defined (too few heads, or nothing varies)"
+    return estimate_text(estimate, f"{{:+.{places}f}}".format, missing=missing)
 
 
 def _top_heads(result: HeadsResult) -> str:
@@ -59,13 +46,13 @@ def _top_heads(result: HeadsResult) -> str:
     rows = []
     for layer, head in zip(*np.unravel_index(order, zero.shape), strict=True):
         at = (layer, head)
-        cells = [f"L{layer}H{head}", *(f"{m[at]:+.3f}" for m in (zero, mean, resample))]
+        cells = [head_label(layer, head), *(f"{m[at]:+.3f}" for m in (zero, mean, resample))]
         rows.append([*cells, *(f"{drift[at]:.2e}" for drift in drifts.values())])
     title = (
         f"heads that matter most (mean over {len(result.prompts)} prompts, logits lost when "
         "replaced), and how far precision moves them"
     )
-    names = [f"drift {name}" for name in drifts]
+    names = [f"{DRIFT.name} {name}" for name in drifts]
     return f"{title}\n{text_table(['head', 'zero', 'mean', 'resample', *names], rows)}"
 
 
@@ -75,8 +62,8 @@ def _task_means(result: HeadsResult) -> str:
             row.task,
             row.precision,
             str(row.prompts),
-            estimate(row.logit_diff, 3),
-            "" if row.change is None else estimate(row.change, 4),
+            _estimate(row.logit_diff, 3),
+            "" if row.change is None else _estimate(row.change, 4),
         ]
         for row in result.statistics.task_means
     ]
@@ -86,7 +73,7 @@ def _task_means(result: HeadsResult) -> str:
 
 def _correlations(result: HeadsResult) -> str:
     rows = [
-        [row.task, row.precision, estimate(row.pearson), estimate(row.spearman)]
+        [row.task, row.precision, _estimate(row.pearson), _estimate(row.spearman)]
         for row in result.statistics.correlations
         if row.importance == "zero"
     ]
@@ -120,7 +107,7 @@ def _repairs(result: HeadsResult) -> str:
 
 def _first_order(result: HeadsResult) -> str:
     rows = [
-        [row.task, row.precision, f"{row.bound_held}/{row.prompts}", estimate(row.spearman)]
+        [row.task, row.precision, f"{row.bound_held}/{row.prompts}", _estimate(row.spearman)]
         for row in result.statistics.first_order
     ]
     title = "first-order account: predicted against true gain of restoring each head"

@@ -1,15 +1,21 @@
-"""The tables of a plan: where the damage is, and what the plan is judged against."""
+"""A damage map and a plan, as tables on a terminal."""
 
 from __future__ import annotations
 
-from jaxalign.report import text_table
 from jaxalign.results import Estimate
 from jaxalign.results.damage import ComponentDamage, DamageMap, PlanResult
+from jaxalign.study.measure import KL, MARGIN_CHANGE
+from jaxalign.study.tables import estimate_text, head_label, text_table
+
+
+def table(result: PlanResult) -> str:
+    """Where the damage is, and what the plan buys."""
+    return f"{damage_table(result.damage)}\n\n{plan_table(result)}"
 
 
 def damage_table(damage: DamageMap) -> str:
     """Matrices, sites and layers with their KL beside noise's, and the sums against the whole."""
-    header = ["component", "KL (nats)", "|Δm|", "Δm (logits)", "KL / noise", ""]
+    header = ["component", KL.short, "|Δm|", MARGIN_CHANGE.short, "KL / noise", ""]
     shown = [c for c in damage.components if c.kind != "head"]
     heads = sorted(damage.of("head"), key=lambda c: -(c.kl.value or 0))[:5]
     lines = [text_table(header, [_component_row(c) for c in (*shown, *heads)])]
@@ -28,7 +34,7 @@ def damage_table(damage: DamageMap) -> str:
 
 
 def _component_row(c: ComponentDamage) -> list[str]:
-    name = {"head": f"L{c.layer}H{c.name}", "whole": "everything"}.get(c.kind)
+    name = {"head": head_label(c.layer, c.name), "whole": "everything"}.get(c.kind)
     if name is None:
         name = c.name if c.layer is None else f"L{c.layer} {c.name}".strip()
     return [
@@ -44,7 +50,7 @@ def _component_row(c: ComponentDamage) -> list[str]:
 def plan_table(result: PlanResult) -> str:
     """The plan and what it is judged against, on the prompts that did not choose it."""
     plan = result.plan
-    header = ["validated", "bits", "bytes", "KL (nats)", "|Δm|", "Δm (logits)", "answered"]
+    header = ["validated", "bits", "bytes", KL.short, "|Δm|", MARGIN_CHANGE.short, "answered"]
     rows = [
         [
             c.name,
@@ -101,10 +107,5 @@ def _curve_lines(result: PlanResult) -> list[str]:
     return ["", text_table(header, rows)]
 
 
-def _interval(e: Estimate, form: str) -> str:
-    if e.value is None:
-        return "–"
-    shown = format(e.value, form)
-    if e.low is None or e.high is None:
-        return shown
-    return f"{shown} [{format(e.low, form)}, {format(e.high, form)}]"
+def _interval(estimate: Estimate, form: str) -> str:
+    return estimate_text(estimate, f"{{:{form}}}".format, p=None)

@@ -10,10 +10,22 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from jaxalign.plots.labels import most_important
-from jaxalign.plots.page import GREY, INK, PALE, Page, caption, new_page, say
-from jaxalign.plots.tasks import look
-from jaxalign.plots.values import ALL, drift_percent, find, importance, precision_name, significant
+from jaxalign.plots.looks import look
+from jaxalign.plots.page import GREY, INK, PALE, Page, new_page, say
+from jaxalign.plots.rows import interval
+from jaxalign.plots.words import precision_name, short_names, significant
 from jaxalign.results import HeadsResult
+from jaxalign.studies.heads.figures.values import (
+    ALL,
+    caption,
+    drawn,
+    drift_percent,
+    find,
+    head_names,
+    importance,
+    left_out,
+)
+from jaxalign.study.measure import DRIFT, IMPORTANCE
 
 Checkpoints = Sequence[tuple[str, HeadsResult]]
 NAMED = 5
@@ -31,6 +43,7 @@ def training(checkpoints: Checkpoints) -> Page:
         "number differs: it stands under each checkpoint."
     )
     results = [result for _, result in checkpoints]
+    reading += left_out(results[0])
     page = new_page(caption(results[-1]), title, reading, width=9.6, body=3.0, below=0.22)
     axes = page.figure.subplots(1, 3)
     places, names = _places([name for name, _ in checkpoints])
@@ -49,35 +62,35 @@ def training(checkpoints: Checkpoints) -> Page:
 
 def _places(names: Sequence[str]) -> tuple[np.ndarray, list[str]]:
     """Where checkpoints stand: at log(1 + step) where all are named for a step, else in order."""
-    steps = [re.fullmatch(r"(?:.*\D)?(\d+)", name) for name in names]
+    steps = [re.fullmatch(r"(?:.*\D)?(\d{1,15})", name) for name in names]
     if all(steps):
         return np.log10([1 + float(step.group(1)) for step in steps if step]), [
             step.group(1) for step in steps if step
         ]
-    return np.arange(len(names), dtype=float), list(names)
+    return np.arange(len(names), dtype=float), list(short_names(tuple(names)).values())
 
 
 def _importances(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) -> None:
-    ax.set_title("importance of each head, f32 (logits)")
+    ax.set_title(f"{IMPORTANCE.name} of each head, f32 ({IMPORTANCE.unit})")
     curves = np.array([importance(result) for result in results])  # [C, L, H]
     flat = curves.reshape(len(curves), -1)
     chosen = most_important(np.nan_to_num(np.abs(flat).max(axis=0)), count=NAMED)
     ax.axhline(0, color=GREY, lw=0.7, zorder=1)
     ax.plot(places, flat, color=PALE, lw=0.7, zorder=2)
-    heads = curves.shape[2]
+    names = head_names(results[0])
     for colour, head in zip(COLOURS, chosen, strict=False):
         ax.plot(places, flat[:, head], "o-", color=colour, ms=3.5, zorder=3)
         ax.annotate(
-            f"L{head // heads}H{head % heads}", (places[-1], flat[-1, head]), xytext=(4, 0),
+            names[head], (places[-1], flat[-1, head]), xytext=(4, 0),
             textcoords="offset points", va="center", size=6.5, color=colour,
             annotation_clip=False,
         )  # fmt: skip
 
 
 def _drifts(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) -> None:
-    ax.set_title("drift of heads' outputs (%)")
-    for precision in results[0].precisions:
-        style = look(results[0], precision)
+    ax.set_title(f"{DRIFT.name} of heads' outputs ({DRIFT.unit})")
+    for precision in drawn(results[0]).precisions:
+        style = look(precision, results[0].precisions)
         maps = [drift_percent(result, precision) for result in results]
         if not all(np.isfinite(one).any() for one in maps):
             continue
@@ -101,19 +114,14 @@ def _correlations(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) 
     ax.set_title("importance with drift (Spearman)")
     ax.set_ylim(-1, 1)
     ax.axhline(0, color=GREY, lw=0.7, zorder=1)
-    precisions = results[0].precisions
+    precisions = drawn(results[0]).precisions
     # Side by side, since precisions often agree.
     step = 0.02 * (np.ptp(places) or 1.0)
     for number, precision in enumerate(precisions):
-        style = look(results[0], precision)
+        style = look(precision, results[0].precisions)
         aside = places + step * (number - (len(precisions) - 1) / 2)
         for place, result in zip(aside, results, strict=True):
             found = find(
                 result.statistics.correlations, task=ALL, precision=precision, importance="zero"
             )
-            estimate = found.spearman if found else None
-            if estimate is None or estimate.value is None:
-                continue
-            if estimate.low is not None and estimate.high is not None:
-                ax.vlines(place, estimate.low, estimate.high, color=style.colour, lw=1.4)
-            ax.plot(place, estimate.value, style.marker, color=style.colour, ms=5, mec=INK, mew=0.4)
+            interval(ax, found.spearman if found else None, place, style, upright=True, width=1.4)

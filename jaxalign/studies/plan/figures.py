@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from jaxalign.plots.maps import MAX_NUMBERS, NUMBERED, PLAIN, _cells, _numbers
-from jaxalign.plots.page import GREY, INK, KINDS, Page, new_page, say, styled, write
+from jaxalign.plots.maps import MAX_NUMBERS, NUMBERED, PLAIN, cells, numbers, size_map
+from jaxalign.plots.page import GREY, INK, Page, new_page, say
+from jaxalign.plots.scales import drawable
 from jaxalign.plots.scatter import boxed_title
-from jaxalign.plots.values import p_text, precision_name, significant, spans_decades
+from jaxalign.plots.words import p_text, precision_name, significant
 from jaxalign.results.damage import ComponentDamage, PlanResult
+from jaxalign.study.measure import KL
 
 # Okabe & Ito's palette; marker and dashes say the same where colour is lost.
 GREEDY, LAYERS, PLAN = ("#0072B2", "o", "-"), ("#D55E00", "s", (0, (5, 1.5))), ("#009E73", "D")
 LEAST_RANGE = 1.25  # of a scale around 1, so that equal things look equal
-
-
-def draw_plan(result: PlanResult, folder: Path) -> list[Path]:
-    """Write both figures to ``folder``, each as PNG and SVG.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    figures = {"plan_damage_map": damage_map, "plan_curve": plan_curve}
-    with styled():
-        for name, figure in figures.items():
-            write(figure(result).settled(), folder, name)
-    return [folder / f"{name}.{kind}" for name in figures for kind in KINDS]
 
 
 def damage_map(result: PlanResult) -> Page:
@@ -70,9 +60,9 @@ def damage_map(result: PlanResult) -> Page:
     if heads:
         grid = _grid(heads, [str(i) for i in range(columns)])
         _kl_map(page.figure, axes[1], grid, power, "One head's share")
+        axes[1].set_xlabel("head")
     _ratio_map(page.figure, axes[-1], [*parts, *layers], [*names, ""])
     for ax in (axes[0], axes[-1]):
-        ax.set_xlabel("")
         ax.set_xticks(range(wide), labels, rotation=45, ha="right", rotation_mode="anchor")
     axes[0].set_ylabel("layer")
     return page
@@ -85,7 +75,7 @@ def _grid(parts: list[ComponentDamage], names: list[str]) -> np.ndarray:
     for c in parts:
         if c.layer is not None and c.kl.value is not None:
             grid[c.layer, names.index(c.name)] = c.kl.value
-    return grid
+    return drawable(grid)
 
 
 def _power(values: np.ndarray) -> int:
@@ -100,17 +90,9 @@ def _power_text(power: int) -> str:
 
 
 def _kl_map(figure: Figure, ax: Axes, kl: np.ndarray, power: int, title: str) -> None:
-    values = kl / 10.0**power
     ax.set_title(title)
-    finite = values[np.isfinite(values)]
-    norm: Normalize = Normalize(0, float(finite.max(initial=0)) or 1.0)
-    if spans_decades(values):
-        norm = LogNorm(float(finite[finite > 0].min()), float(finite.max()), clip=True)
-    unit = f"{_power_text(power)} nats" if power else "nats"
-    cmap = matplotlib.colormaps["cividis"]
-    _cells(figure, ax, values, norm, cmap, f"KL ({unit})")
-    if values.size <= MAX_NUMBERS:
-        _numbers(ax, values, norm, cmap, significant)
+    unit = f"{_power_text(power)} {KL.unit}" if power else KL.unit
+    size_map(figure, ax, kl / 10.0**power, f"{KL.name} ({unit})")
 
 
 def _ratio_map(figure: Figure, ax: Axes, parts: list[ComponentDamage], names: list[str]) -> None:
@@ -121,19 +103,20 @@ def _ratio_map(figure: Figure, ax: Axes, parts: list[ComponentDamage], names: li
         if c.layer is not None and c.ratio.value is not None:
             at = c.layer, names.index(c.name)
             ratio[at], sure[at] = c.ratio.value, c.verdict in ("more than noise", "less than noise")
+    ratio = drawable(ratio)
     positive = ratio[np.isfinite(ratio) & (ratio > 0)]
     if not positive.size:
         say(ax, "No noise was drawn.")
         return
     spread = max(LEAST_RANGE, float(np.exp(np.abs(np.log(positive)).max())))
     norm, cmap = LogNorm(1 / spread, spread, clip=True), matplotlib.colormaps["PuOr_r"]
-    bar = _cells(figure, ax, ratio, norm, cmap, "KL over KL of noise")
+    bar = cells(figure, ax, ratio, norm, cmap, "KL over KL of noise")
     ticks = [t for t in (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0) if 1 / spread <= t <= spread]
     bar.set_ticks(ticks, labels=[significant(t, 1) for t in ticks])
     bar.ax.minorticks_off()
     if ratio.size <= MAX_NUMBERS:
-        _numbers(ax, np.where(sure, ratio, np.nan), norm, cmap, significant)
-        _numbers(ax, np.where(sure, np.nan, ratio), norm, cmap, lambda v: f"({significant(v)})")
+        numbers(ax, np.where(sure, ratio, np.nan), norm, cmap, significant)
+        numbers(ax, np.where(sure, np.nan, ratio), norm, cmap, lambda v: f"({significant(v)})")
 
 
 def plan_curve(result: PlanResult) -> Page:
@@ -155,13 +138,13 @@ def plan_curve(result: PlanResult) -> Page:
     )
     ax = page.figure.subplots()
     bits = np.array([point.bits for point in result.curve])
-    random = np.array([point.random for point in result.curve])
+    random = drawable([point.random for point in result.curve])
     low, high = np.percentile(random, [2.5, 97.5], axis=1)
     shown = random.max(axis=1) > 0  # everything in 16 bit is f32 itself
     ax.fill_between(bits[shown], low[shown], high[shown], color=GREY, alpha=0.25, lw=0, zorder=1)
     ax.plot(bits[shown], random.mean(axis=1)[shown], color=GREY, lw=1.2, zorder=2)
     for name, (colour, marker, dashes) in (("greedy", GREEDY), ("layers", LAYERS)):
-        kl = np.array([getattr(point, name) for point in result.curve])
+        kl = drawable([getattr(point, name) for point in result.curve])
         ax.plot(
             bits[kl > 0], kl[kl > 0], color=colour, marker=marker, ls=dashes, ms=4, mec=INK,
             mew=0.3, zorder=3,
@@ -174,7 +157,7 @@ def plan_curve(result: PlanResult) -> Page:
         )
         ax.yaxis.set_minor_formatter(NullFormatter())
     ax.set_xlabel("bits a weight of the block matrices, scales counted")
-    ax.set_ylabel("KL from f32 (nats)")
+    ax.set_ylabel(f"{KL.name} from f32 ({KL.unit})")
     plan = result.plan
     lines = (
         f"{plan.choice('plan').bits:.2f} bits: {plan.verdict}, {p_text(plan.random.p_kl)}",
@@ -196,14 +179,13 @@ def _kept(result: PlanResult) -> list[str]:
 
 def _plan_point(ax: Axes, result: PlanResult) -> None:
     plan = result.plan.choice("plan")
-    if not plan.kl.value:
+    value, low, high = drawable([plan.kl.value, plan.kl.low, plan.kl.high])
+    if not value > 0:
         return
     colour, marker = PLAN
-    bars = None
-    if plan.kl.low is not None and plan.kl.high is not None:
-        bars = [[plan.kl.value - plan.kl.low], [plan.kl.high - plan.kl.value]]
+    bars = [[value - low], [high - value]] if low <= value <= high else None
     ax.errorbar(
-        plan.bits, plan.kl.value, yerr=bars, color=colour, marker=marker, ms=6, mec=INK, mew=0.5,
+        plan.bits, value, yerr=bars, color=colour, marker=marker, ms=6, mec=INK, mew=0.5,
         capsize=2, zorder=5,
     )  # fmt: skip
 
@@ -220,3 +202,8 @@ def _legend() -> list[Line2D | Patch]:
         Line2D([], [], color=GREY, lw=1.2, label="random, mean"),
         Patch(color=GREY, alpha=0.25, lw=0, label="95 % of random"),
     ]
+
+
+FIGURES: MappingProxyType[str, Callable[[PlanResult], Page]] = MappingProxyType(
+    {"plan_damage_map": damage_map, "plan_curve": plan_curve}
+)
