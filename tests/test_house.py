@@ -35,6 +35,7 @@ FLOORS = [
     ("jaxalign.run_edits", 4),
     ("jaxalign.convert", 4),
     ("jaxalign.prompts", 4),
+    ("jaxalign.study", 3),
     ("jaxalign.results", 4),
     ("jaxalign.experiments", 5),
     ("jaxalign.plots", 6),
@@ -90,6 +91,7 @@ def test_plots_see_a_result_and_never_a_run():
             assert room(other) in (
                 "jaxalign.plots",
                 "jaxalign.results",
+                "jaxalign.study",
                 "jaxalign.runtime",
                 "jaxalign.errors",
             ), path
