@@ -25,13 +25,13 @@ from jaxalign.experiments.heads.study import facts
 from jaxalign.experiments.speed import forward_speed
 from jaxalign.experiments.verify import Check, verify
 from jaxalign.grammar import build_parser
-from jaxalign.journal import Journal
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
 from jaxalign.plots import draw_all, drawing_process
 from jaxalign.prompts import SHIPPED, read_prompts
 from jaxalign.report import summary
 from jaxalign.runtime.files import check_writable
+from jaxalign.runtime.resume import Resume, finished
 from jaxalign.schemes_command import calibration, compare_schemes, listed, named
 from jaxalign.sharding import choose_mesh, usable_devices
 from jaxalign.training_command import over_training
@@ -72,7 +72,7 @@ def _journal_folder(output: Path) -> Path:
 
 
 def _what_is_kept(arguments: argparse.Namespace) -> str:
-    if arguments.command is None and _journal_folder(arguments.output).is_dir():
+    if arguments.command is None and finished(_journal_folder(arguments.output)):
         return ": with the same options it goes on from the calls that are finished"
     return ""
 
@@ -128,14 +128,14 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
         known = facts(model, prompts, options, mesh)
         known |= {"calibration": texts, "quantized": quantized and quantized.weights_sha256}
         require_same({**known, "options": None, **known["options"]})
-        journal = Journal(_journal_folder(arguments.output), known)
+        resume = Resume(_journal_folder(arguments.output), known)
         unfinished = arguments.output.with_name(f"{arguments.output.name}.calibration")
         result = heads_study(
             model,
             prompts,
             options,
             progress=first,
-            journal=journal,
+            resume=resume,
             mesh=mesh,
             prepare=_prepare(model, texts, quantized, first, unfinished),
         )
@@ -148,7 +148,7 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
         result.metadata["prompts"] |= origin
         # As the file has it, so that `plot` draws the same.
         result = results.write(result, arguments.output)
-        journal.remove()
+        resume.remove()
         shutil.rmtree(unfinished, ignore_errors=True)
         print(f"\n{summary(result)}\n\nresult: {arguments.output}", flush=True)
         if draws:

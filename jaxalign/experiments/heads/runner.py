@@ -20,7 +20,6 @@ from jaxalign.experiments.heads.donors import DRAWS, Donors
 from jaxalign.experiments.heads.ledger import Ledger
 from jaxalign.experiments.heads.options import Options
 from jaxalign.experiments.heads.rankings import RANDOM_ORDERS, distinct, top_k_masks
-from jaxalign.journal import Journal
 from jaxalign.memory import plan_chunks
 from jaxalign.metrics import AnswerMetrics, Drift
 from jaxalign.model.config import ModelConfig
@@ -28,6 +27,7 @@ from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
 from jaxalign.results import RANKINGS
+from jaxalign.runtime.resume import Resume
 from jaxalign.shapes import Bool, Float, Int
 from jaxalign.sharded_sweep import rounds
 from jaxalign.sharding import EDITS, MODEL, part_bytes
@@ -78,14 +78,14 @@ class Runner:
         model: with f32 parameters.
         options: of the study.
         ledger: what was computed.
-        journal: keeps finished calls, so that a study that was cut off goes on from there.
+        resume: keeps finished calls, so that a study that was cut off goes on from there.
         mesh: devices that share the rows of a call, and the parameters; None for one device.
     """
 
     model: Model
     options: Options
     ledger: Ledger = field(default_factory=Ledger)
-    journal: Journal = field(default_factory=lambda: Journal(None, {}))
+    resume: Resume = field(default_factory=lambda: Resume(None, {}))
     mesh: Mesh | None = None
 
     @property
@@ -167,8 +167,8 @@ class Runner:
         return Clean(metrics, [place[1] for place in places], [place[2] for place in places])
 
     def keep(self, key: tuple[str | int, ...], call: Callable[[], Any], like: Any = 0) -> Any:
-        """A call's result as numpy arrays, or the one that the journal has of it."""
-        return self.journal.keep(key, lambda: fetch(call()), like)
+        """A call's result as numpy arrays, or the one of a run that was cut off."""
+        return self.resume.keep(key, lambda: fetch(call()), like)
 
     def copies(self, batch: Batch) -> int:
         """Passes through one block that a run of all a batch's prompts makes."""
