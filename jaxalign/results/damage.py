@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jaxalign.results.record import digits
 from jaxalign.results.types import Estimate
 from jaxalign.runtime.files import replace_file
+from jaxalign.study import codec
 
 DAMAGE_FORMAT = "jaxalign.plan/1"
 
@@ -204,5 +203,5 @@ def _plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [_plain(part) for part in value]
     if isinstance(value, float):
-        return digits(value) if math.isfinite(value) else None
+        return codec.encode(value)
     return value

@@ -15,6 +15,7 @@ What a hint may be, and what it is in the file:
 ``np.ndarray``                     the same, with any number of axes
 a frozen dataclass                 an object with its fields, by name; a field with a default may be
                                    missing. A ``ValueError`` of ``__post_init__`` is a misfit.
+a ``TypedDict``                    an object with its keys
 ``Any``                            whatever JSON can hold
 =================================  ================================================================
 
@@ -125,7 +126,7 @@ class _Reader:
     def read(self, hint: Any, value: Any) -> Any:
         """The value of one place, which has to fit its hint."""
         origin, args = typing.get_origin(hint), typing.get_args(hint)
-        if dataclasses.is_dataclass(hint):
+        if dataclasses.is_dataclass(hint) or typing.is_typeddict(hint):
             return self.record(hint, value)
         if hint is Any:
             return _plain(value)
@@ -144,15 +145,14 @@ class _Reader:
         return _scalar(hint, value)
 
     def record(self, kind: Any, value: Any) -> Any:
-        """A dataclass of an object: every field there, and no other."""
-        hints, value = _hints(kind), _of(dict, value)
+        """A dataclass or a dictionary of an object: every field there, and no other."""
+        (hints, needed), value = _fields(kind), _of(dict, value)
         for name in value:
             if name not in hints:
                 raise _Misfit(f"unknown, expected {', '.join(hints)}", name)
-        for field in dataclasses.fields(kind):
-            needed = field.default is field.default_factory is dataclasses.MISSING
-            if needed and field.name not in value:
-                raise _Misfit("missing", field.name)
+        for name in needed:
+            if name not in value:
+                raise _Misfit("missing", name)
         read = {name: _at(name, self.read, hints[name], part) for name, part in value.items()}
         try:
             return kind(**read)
@@ -203,9 +203,15 @@ class _Reader:
 
 
 @functools.cache
-def _hints(kind: Any) -> dict[str, Any]:
+def _fields(kind: Any) -> tuple[dict[str, Any], list[str]]:
+    """The hint of each field, and the fields that may not be missing."""
     hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    if not dataclasses.is_dataclass(kind):
+        return hints, sorted(kind.__required_keys__)
+    fields = dataclasses.fields(kind)
+    none = dataclasses.MISSING
+    needed = [f.name for f in fields if f.default is none and f.default_factory is none]
+    return {field.name: hints[field.name] for field in fields}, needed
 
 
 def _at(key: str | int, function: Callable[..., Any], *args: Any) -> Any:
@@ -318,6 +324,8 @@ def write(result: R, path: Path | str, form: str) -> R:
         replace_file(path, _file(content, form))
     except InputError as error:
         beside = _write_beside(path, _file(content, form))
+        if beside is None:
+            raise
         raise InputError(
             f"{error.problem}; the result is kept in {beside}", error.remedy
         ) from error
@@ -331,8 +339,8 @@ def _file(content: dict[str, Any], form: str) -> bytes:
     return f"{layout({FORMAT: form, **content})}\n".encode(errors="backslashreplace")
 
 
-def _write_beside(path: Path, content: bytes) -> Path:
-    """Write ``content`` near ``path``, or else where it can be."""
+def _write_beside(path: Path, content: bytes) -> Path | None:
+    """Write ``content`` near ``path``, or else where it can be; where that was."""
     for folder in (path.parent, Path.cwd(), Path(tempfile.gettempdir())):
         for n in range(100):
             beside = folder / f"{path.name[:100]}.kept{n or ''}"
@@ -343,7 +351,7 @@ def _write_beside(path: Path, content: bytes) -> Path:
         except InputError:
             continue
         return beside
-    raise InputError(f"{path} cannot be written, nor any file elsewhere", "free some space")
+    return None
 
 
 def read(path: Path | str, kinds: Mapping[str, Any], remedy: str = REMEDY) -> Any:

@@ -7,9 +7,10 @@ effect beside its control: the clean row of the same call, random orders, permut
 from __future__ import annotations
 
 import time
+import typing
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -121,7 +122,7 @@ def heads_study(
         num_layers=model.config.num_layers,
         num_heads=model.config.num_heads,
         reference_count=len(reference),
-        head_mode=options.head_mode,
+        head_mode=typing.cast(Literal["true", "edge-align"], options.head_mode),
         prompts=tuple(results),
         repairs=tuple(repairs),
         statistics=statistics,

@@ -13,13 +13,12 @@ import numpy as np
 
 from jaxalign import stats
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.results import Estimate
+from jaxalign.results import Estimate, estimate
 from jaxalign.studies.schemes.calls import NOISE_DRAWS, Comparison, batches, calls
 from jaxalign.studies.schemes.options import SchemesOptions
 from jaxalign.studies.schemes.result import NoiseFloor, SchemeRow, SchemesResult
 from jaxalign.studies.schemes.size import deployed_bytes, mean_bits, memory_bytes
 from jaxalign.study.calls import places
-from jaxalign.study.estimates import over_prompts
 from jaxalign.study.session import Session
 
 LEVEL = 0.05
@@ -59,13 +58,13 @@ def _row(session: Session, scheme: Scheme, found: Found, memory: int) -> SchemeR
     measured, again = found["compare", scheme.name], found["batching", scheme.name]
     noise = _mean_noise(found, scheme)
 
-    def estimate(values: np.ndarray, *names: str, test: bool = False) -> Estimate:
+    def mean(values: np.ndarray, *names: str, test: bool = False) -> Estimate:
         rng = stats.generator(session.options.seed, "schemes", scheme.name, *names)
-        return over_prompts(values, rng, test)
+        return estimate(values, rng, test=test)
 
     def floor(name: str) -> NoiseFloor:
         measure, batching = getattr(measured, name), getattr(again, name)
-        above = estimate(measure - batching, name, "plan", test=True)
+        above = mean(measure - batching, name, "plan", test=True)
         random = None if noise is None else getattr(noise, name)
         return NoiseFloor(
             batching=float(batching.mean()),
@@ -73,7 +72,7 @@ def _row(session: Session, scheme: Scheme, found: Found, memory: int) -> SchemeR
             above_batching=above,
             above_weights=None
             if random is None
-            else estimate(measure - random, name, "weights", test=True),
+            else mean(measure - random, name, "weights", test=True),
             below=not (above.low is not None and above.low > 0 and (above.p or 0) < LEVEL),
         )
 
@@ -83,11 +82,11 @@ def _row(session: Session, scheme: Scheme, found: Found, memory: int) -> SchemeR
         bits=mean_bits(session.config, scheme),
         megabytes=deployed_bytes(session.config, scheme) / 1e6,
         memory_megabytes=memory / 1e6,
-        kl=estimate(measured.kl, "kl"),
-        agreement=estimate(measured.agreement, "agreement"),
-        margin=estimate(measured.margin, "margin"),
-        margin_change=None if scheme == F32 else estimate(change, "change", test=True),
-        drift=estimate(measured.drift, "drift"),
+        kl=mean(measured.kl, "kl"),
+        agreement=mean(measured.agreement, "agreement"),
+        margin=mean(measured.margin, "margin"),
+        margin_change=None if scheme == F32 else mean(change, "change", test=True),
+        drift=mean(measured.drift, "drift"),
         kl_floor=floor("kl"),
         drift_floor=floor("drift"),
     )
