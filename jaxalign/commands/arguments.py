@@ -19,7 +19,6 @@ from jaxalign.commands.parser import PROGRAM, Parser, add_options
 from jaxalign.commands.speed import SpeedOptions
 from jaxalign.convert.hub import DEFAULT_MODEL
 from jaxalign.errors import InputError
-from jaxalign.experiments.damage import PlanOptions
 from jaxalign.experiments.heads import Options
 from jaxalign.studies.registry import find_studies
 from jaxalign.study.study import Study
@@ -142,25 +141,6 @@ COMMANDS = {
                 "--model ./original --quantized ./original-awq",
                 "--device gpu --memory-gb 40    on all GPUs of this machine",
             ),
-        ),
-        Command(
-            name="plan",
-            question="Where quantization does its damage, and what to keep in 16 bit within a "
-            "budget.",
-            module="run_study",
-            takes=(
-                groups.model,
-                groups.device,
-                groups.programs,
-                groups.scheme,
-                groups.texts,
-                groups.output(
-                    "results/plan.json",
-                    "recipes for other tools and a folder 'figures' go beside it",
-                ),
-            ),
-            options=PlanOptions,
-            examples=("--model demo --scheme nf4 --budget 5.0bits", "--budget 12MB"),
         ),
         *map(_of, find_studies().values()),
         Command(

@@ -125,16 +125,6 @@ def several_models(parser: Parser) -> None:
     )
 
 
-def scheme(parser: Parser) -> None:
-    """One scheme."""
-    parser.group("the study").add_argument(
-        "--scheme",
-        default="int4-g32",
-        metavar="NAME",
-        help="of the weights that are not kept in 16 bit (default: %(default)s)",
-    )
-
-
 def output(default: str, beside: str) -> Callable[[Parser], None]:
     """Where the result goes."""
 

@@ -19,7 +19,6 @@ from jaxalign.commands.opening import (
     ignoring,
     keep_programs,
     load_for,
-    opened,
     shared_devices,
 )
 from jaxalign.commands.over_training import over_training
@@ -28,21 +27,17 @@ from jaxalign.convert import Model, Quantized, load_beside, locate
 from jaxalign.distributed import is_first, processes, require_same
 from jaxalign.environment import select_device
 from jaxalign.errors import InputError
-from jaxalign.experiments.damage import PlanOptions, plan_study, write_recipes
 from jaxalign.experiments.heads import Options, heads_study
 from jaxalign.experiments.heads.study import facts
 from jaxalign.model.params import Params
-from jaxalign.numerics.scheme import INT8_SIM, Scheme, scheme_named
+from jaxalign.numerics.scheme import INT8_SIM, Scheme
 from jaxalign.plots import draw
 from jaxalign.prompts import SHIPPED, read_prompts
-from jaxalign.results.damage import write_plan
 from jaxalign.runtime.files import read_bytes
 from jaxalign.runtime.resume import Resume
 from jaxalign.sharding import choose_mesh
 from jaxalign.studies.heads.figures import FIGURES as HEADS_FIGURES
 from jaxalign.studies.heads.table import table as heads_table
-from jaxalign.studies.plan.figures import FIGURES as PLAN_FIGURES
-from jaxalign.studies.plan.table import table as plan_table
 from jaxalign.studies.registry import find_studies
 from jaxalign.study.option import listed
 
@@ -53,8 +48,7 @@ ACTIVATIONS = 0.25
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the study that the command names; returns the exit code."""
-    own = {"heads": _heads, "plan": _plan}
-    return own.get(arguments.command, _framed)(arguments)
+    return _heads(arguments) if arguments.command == "heads" else _framed(arguments)
 
 
 def _framed(arguments: argparse.Namespace) -> int:
@@ -63,28 +57,6 @@ def _framed(arguments: argparse.Namespace) -> int:
     options = options_from(arguments, study.options)
     with processes(arguments.coordinator, arguments.processes, arguments.process_id):
         run_study(study, options, arguments)
-    return 0
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    options = options_from(arguments, PlanOptions)
-    scheme = scheme_named(arguments.scheme)
-    check_output(arguments.output, not arguments.no_figures)
-    prompts = read_prompts(arguments.prompts)
-    texts = calibration_texts(arguments.calibration, prompts)
-    model = opened(arguments, f"damage of {scheme.name} in {{}}", options.memory_gb)
-    prepare = preparer(model, texts, progress=True)
-    low = prepare(model.params, scheme) if scheme.method else None
-    result = plan_study(model, prompts, scheme, options, low=low, progress=True)
-    write_plan(result, arguments.output)
-    modules = [name for unit in result.plan.kept for name in unit.modules]
-    recipes = write_recipes(modules, model.config, scheme, arguments.output)
-    print(f"\n{plan_table(result)}\n")
-    for path in [arguments.output, *recipes]:
-        print(path)
-    if not arguments.no_figures:
-        for path in draw(PLAN_FIGURES, result, arguments.output.parent / "figures"):
-            print(path)
     return 0
 
 

@@ -13,11 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxalign.notes import note
+from jaxalign.studies.plan import PLAN
 from jaxalign.studies.schemes import SCHEMES
 from jaxalign.study.study import Study
 
 GROUP = "jaxalign.studies"
-STUDIES: Mapping[str, Study[Any, Any]] = {study.name: study for study in (SCHEMES,)}
+STUDIES: Mapping[str, Study[Any, Any]] = {study.name: study for study in (SCHEMES, PLAN)}
 
 
 def find_studies() -> dict[str, Study[Any, Any]]:

@@ -62,13 +62,7 @@ class Call(Generic[T]):
     @property
     def specs(self) -> tuple[Any, ...]:
         """The arguments, late ones as shapes."""
-
-        def spec(argument: Any) -> Any:
-            if not isinstance(argument, Late):
-                return argument
-            return spec_of(argument.make()) if argument.spec is None else argument.spec
-
-        return tuple(map(spec, self.arguments))
+        return tuple(map(shapes_of, self.arguments))
 
     @property
     def known(self) -> bool:
@@ -98,6 +92,13 @@ class Call(Generic[T]):
             axis: from the front or, negative, from the end.
         """
         jax.tree.map(lambda a, v: self.batch.scatter(a, v, axis), out, values)
+
+
+def shapes_of(argument: Any) -> Any:
+    """An argument as it is, or the shapes of a late one."""
+    if not isinstance(argument, Late):
+        return argument
+    return spec_of(argument.make()) if argument.spec is None else argument.spec
 
 
 def spec_of(tree: Any) -> Any:

@@ -25,7 +25,7 @@ from jaxalign.prompts import Batch, Prompt, PromptSet, batches, bucket_length, t
 from jaxalign.runtime.resume import Resume
 from jaxalign.sharding import EDITS, shard_packed, shard_params
 from jaxalign.study.call_log import CallLog
-from jaxalign.study.calls import Call, Late, spec_of
+from jaxalign.study.calls import Call, Late, shapes_of, spec_of
 from jaxalign.study.options import Common
 from jaxalign.study.provenance import Inputs, Provenance, inputs_of
 from jaxalign.study.shards import Shard, ShardFinished
@@ -186,8 +186,13 @@ class Session:
         return Late(make=lambda: self.low(scheme), spec=spec)
 
     def free(self, *trees: Any) -> float:
-        """Bytes of the memory budget that are left beside the arrays of these pytrees."""
-        used = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trees))
+        """Bytes of the memory budget that are left beside the arrays of these pytrees.
+
+        Args:
+            trees: of arrays, or ``Late`` ones.
+        """
+        shapes = [shapes_of(tree) for tree in trees]
+        used = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes))
         return self.options.memory_gb * 1e9 - used
 
     def batches(
@@ -205,12 +210,9 @@ class Session:
             dealt: the prompts of a call are dealt to the devices (``calls.deal_prompts``), each
                 of which holds ``most``.
         """
-        each = self.devices if dealt else 1
-        tokens = [prompt.tokens for prompt in (self.prompts if prompts is None else prompts)]
-        limit = self.config.max_positions
-        lengths = {bucket_length(len(ids), limit) for ids in tokens}
-        sizes = {length: each * most(length) for length in lengths}
-        return [batch.widen(each) for batch in batches(tokens, sizes, limit)]
+        chosen = self.prompts if prompts is None else prompts
+        devices = self.devices if dealt else 1
+        return dealt_batches(chosen, most, self.config.max_positions, devices)
 
     def run(self, name: str, calls: Sequence[Call[T]], *, needed: bool = True) -> Iterator[
         tuple[Call[T], T]
@@ -298,6 +300,23 @@ class Session:
             calls=self.log.counts(),
             layer_rows=self.log.layer_rows,
         )
+
+
+def dealt_batches(
+    prompts: Sequence[Prompt], most: Callable[[int], int], limit: int, devices: int = 1
+) -> list[Batch]:
+    """Prompts of similar length in batches that devices can share.
+
+    Args:
+        prompts: tokenized.
+        most: how many prompts of a padded length a device holds.
+        limit: the model's context.
+        devices: that share the prompts of a batch; they divide its width.
+    """
+    tokens = [prompt.tokens for prompt in prompts]
+    lengths = {bucket_length(len(ids), limit) for ids in tokens}
+    sizes = {length: devices * most(length) for length in lengths}
+    return [batch.widen(devices) for batch in batches(tokens, sizes, limit)]
 
 
 def too_small(what: str, need: float, left: float) -> InputError:

@@ -16,6 +16,8 @@ from jaxalign.numerics.dot import dense
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.shapes import Array, Float
+from jaxalign.study.calls import Late, spec_of
+from jaxalign.study.session import Session
 
 AFTER_ATTENTION_NORM, AFTER_MLP_NORM = ("query", "key_value"), ("up", "gate")
 
@@ -133,3 +135,23 @@ def _differ_in(matrices: dict[str, Array], scheme: Scheme) -> Array:
 
 
 _differ = jit(_differ_in, static_argnames=("scheme",))
+
+
+def late_noise(session: Session, scheme: Scheme, draw: int) -> Late:
+    """f32 parameters with noise as large as a scheme's error, as the argument of a call.
+
+    Args:
+        session: whose seed draws; of all draws it keeps the last.
+        scheme: whose error.
+        draw: number of the draw, from 0.
+    """
+    params = session.model.params
+    key = jax.random.fold_in(jax.random.key(session.options.seed), draw)
+
+    def make() -> Params:
+        return noisy_params(params, session.low(scheme), key, config=session.config)
+
+    return Late(
+        make=lambda: session.last("noise", (scheme, draw), make),
+        spec=None if session.mesh else spec_of(params),
+    )

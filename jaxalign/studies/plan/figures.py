@@ -21,7 +21,7 @@ from jaxalign.plots.page import GREY, INK, Page, new_page, say
 from jaxalign.plots.scales import drawable
 from jaxalign.plots.scatter import boxed_title
 from jaxalign.plots.words import p_text, precision_name, significant
-from jaxalign.results.damage import ComponentDamage, PlanResult
+from jaxalign.studies.plan.result import ComponentDamage, PlanResult
 from jaxalign.study.measure import KL
 
 # Okabe & Ito's palette; marker and dashes say the same where colour is lost.
@@ -31,7 +31,7 @@ LEAST_RANGE = 1.25  # of a scale around 1, so that equal things look equal
 
 def damage_map(result: PlanResult) -> Page:
     """KL of every matrix, site, layer and head alone, and what noise of that size does."""
-    scheme = precision_name(result.metadata["scheme"])
+    scheme = precision_name(result.scheme)
     parts = [*result.damage.of("matrix"), *result.damage.of("site")]
     names = list(dict.fromkeys(c.name for c in parts if c.layer is not None))
     layers = result.damage.of("layer")
@@ -121,7 +121,7 @@ def _ratio_map(figure: Figure, ax: Axes, parts: list[ComponentDamage], names: li
 
 def plan_curve(result: PlanResult) -> Page:
     """Validated KL against bits a weight, of greedy choices, whole layers and random ones."""
-    scheme = precision_name(result.metadata["scheme"])
+    scheme = precision_name(result.scheme)
     reading = (
         f"All matrices of the blocks in {scheme}, but for what is kept in 16 bit within a budget; "
         "KL from f32 on prompts that had no part in choosing (all in 16 bit: 0). Bar: 95 % "
@@ -168,8 +168,8 @@ def plan_curve(result: PlanResult) -> Page:
     return page
 
 
-def _validating(result: PlanResult) -> list[int]:
-    return result.metadata["prompts"]["validating"]
+def _validating(result: PlanResult) -> tuple[int, ...]:
+    return result.validating
 
 
 def _kept(result: PlanResult) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jaxalign.results import Estimate
-from jaxalign.results.damage import ComponentDamage, DamageMap, PlanResult
+from jaxalign.studies.plan.result import ComponentDamage, DamageMap, PlanResult
 from jaxalign.study.measure import KL, MARGIN_CHANGE
 from jaxalign.study.tables import estimate_text, head_label, text_table
 

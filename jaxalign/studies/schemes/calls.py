@@ -20,9 +20,9 @@ from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Batch
 from jaxalign.shapes import Array, Float, Int, Leaf, Lengths, Tokens
-from jaxalign.study.calls import Call, Late, deal_prompts, spec_of
+from jaxalign.study.calls import Call, deal_prompts
 from jaxalign.study.session import Session, too_small
-from jaxalign.study.weight_noise import moves_matrices, noisy_params
+from jaxalign.study.weight_noise import late_noise, moves_matrices
 
 NOISE_DRAWS = 3
 ALONE = {"alone": True}
@@ -165,7 +165,7 @@ def calls(session: Session, scheme: Scheme, work: list[Batch]) -> Iterator[Call[
     ]
     if moves_matrices(high, scheme):
         pairs += [
-            (f"noise {draw}", high, _noise(session, scheme, draw), {"scheme": F32})
+            (f"noise {draw}", high, late_noise(session, scheme, draw), {"scheme": F32})
             for draw in range(NOISE_DRAWS)
         ]
     for phase, reference, params, how in pairs:
@@ -180,17 +180,3 @@ def calls(session: Session, scheme: Scheme, work: list[Batch]) -> Iterator[Call[
                 rows=2,
                 layer_rows=2 * session.config.num_layers * batch.shape[0],
             )
-
-
-def _noise(session: Session, scheme: Scheme, draw: int) -> Late:
-    """f32 parameters with weight noise as large as the scheme's error."""
-    params = session.model.params
-    key = jax.random.fold_in(jax.random.key(session.options.seed), draw)
-
-    def make() -> Params:
-        return noisy_params(params, session.low(scheme), key, config=session.config)
-
-    return Late(
-        make=lambda: session.last("noise", (scheme, draw), make),
-        spec=None if session.mesh else spec_of(params),
-    )

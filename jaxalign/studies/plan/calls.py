@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jaxalign.errors import InputError
-from jaxalign.experiments.damage.components import Parts, Rows, no_changes
-from jaxalign.experiments.damage.run import run_compiled
 from jaxalign.memory import bytes_per_call, bytes_per_row
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.prompts import Batch, Prompt, batches, bucket_length
+from jaxalign.prompts import Batch, Prompt
+from jaxalign.sharding import EDITS
+from jaxalign.studies.plan.components import Parts, Rows, no_changes
+from jaxalign.studies.plan.rows import run_compiled
+from jaxalign.study.calls import Call, Late
+from jaxalign.study.session import dealt_batches
 
 # Positions of a row that go through a layer together: enough work for each choice of matrices.
 POSITIONS = 2048
@@ -49,13 +53,34 @@ class Effect:
         return replace(self, change=self.change[rows], kl=self.kl[rows])
 
 
+Run = Callable[..., Iterator[tuple[Call[Any], Any]]]
+
+
+def compute_all(
+    name: str, calls: Sequence[Call[Any]], *, needed: bool = True
+) -> Iterator[tuple[Call[Any], Any]]:
+    """Every call with its result, computed here and now: a session that keeps nothing.
+
+    Args:
+        name, calls, needed: as for ``Session.run``.
+    """
+    for call in calls:
+        yield call, call.compute()
+
+
 @dataclass(frozen=True)
 class Bench:
     """A model and prompts on which rows are measured.
 
     Attributes:
         params: f32.
-        memory: bytes for activations and one layer's unpacked matrices.
+        config: the architecture.
+        scheme: of the rows' matrices and sites.
+        parts: what a row may change.
+        prompts: to measure on.
+        memory: bytes of a device for activations and one layer's unpacked matrices.
+        mesh: whose devices share the prompts.
+        run: runs calls, ``Session.run``.
     """
 
     params: Params
@@ -64,17 +89,23 @@ class Bench:
     parts: Parts
     prompts: Sequence[Prompt]
     memory: float
+    mesh: Mesh | None = None
+    run: Run = compute_all
 
     def on(self, index: np.ndarray) -> Bench:
         """The same on some of the prompts."""
         return replace(self, prompts=[self.prompts[i] for i in index])
 
-    def measure(self, low: Params, rows: Rows) -> Effect:
+    def measure(
+        self, low: Params | Late, rows: Rows, name: str = "rows", *, needed: bool = True
+    ) -> Effect:
         """Run every row on every prompt.
 
         Args:
             low: the parameters whose matrices the rows take.
             rows: in any order, without the clean run, which is row 0 of every call.
+            name: of this measurement, another one for each of a study.
+            needed: whether later calls depend on the effects.
 
         Raises:
             InputError: the clean run is not finite, or the memory does not hold one row.
@@ -82,15 +113,20 @@ class Bench:
         shape = (len(rows), len(self.prompts))
         change, kl, clean = np.zeros(shape), np.zeros(shape), np.zeros(shape[1])
         order = np.argsort(rows.first(), kind="stable")
-        for batch in self._batches():
-            at, size = np.array(batch.index), self._size(len(rows), batch)
+        calls, chunks = [], {}
+        for number, batch in enumerate(self._batches()):
+            size = self._size(len(rows), batch)
             for start in range(0, len(order), size - 1):
                 chunk = order[start : start + size - 1]
-                m, divergence = self._call(low, rows.take(chunk), batch, size)
-                m, divergence = m[:, : len(at)], divergence[:, : len(at)]
-                clean[at] = m[0]
-                change[np.ix_(chunk, at)] = m[1:] - m[0]
-                kl[np.ix_(chunk, at)] = divergence[1:]
+                key = (name, self.scheme.name, number, start)
+                calls.append(self._call(low, rows.take(chunk), batch, size, key))
+                chunks[key] = chunk
+        for call, (m, divergence) in self.run(name, calls, needed=needed):
+            chunk, at = chunks[call.key], np.array(call.batch.index)
+            m, divergence = (np.asarray(a, np.float64)[:, : len(at)] for a in (m, divergence))
+            clean[at] = m[0]
+            change[np.ix_(chunk, at)] = (m - m[0])[1 : 1 + len(chunk)]
+            kl[np.ix_(chunk, at)] = divergence[1 : 1 + len(chunk)]
         if not np.isfinite(clean).all():
             lost = self.prompts[int(np.flatnonzero(~np.isfinite(clean))[0])]
             raise InputError(
@@ -98,6 +134,10 @@ class Bench:
                 "its weights are too large for f32 activations; check the checkpoint",
             )
         return Effect(change, kl, clean)
+
+    @property
+    def _devices(self) -> int:
+        return self.mesh.shape[EDITS] if self.mesh else 1
 
     def _room(self, length: int) -> int:
         """How many rows of one prompt a call holds."""
@@ -112,25 +152,28 @@ class Bench:
         return room
 
     def _batches(self) -> list[Batch]:
-        tokens = [prompt.tokens for prompt in self.prompts]
-        lengths = {bucket_length(len(ids), self.config.max_positions) for ids in tokens}
-        most = {
-            length: max(1, min(POSITIONS // length, self._room(length) // LEAST_ROWS))
-            for length in lengths
-        }
-        return list(batches(tokens, most, self.config.max_positions))
+        def most(length: int) -> int:
+            return max(1, min(POSITIONS // length, self._room(length) // LEAST_ROWS))
+
+        return dealt_batches(self.prompts, most, self.config.max_positions, self._devices)
 
     def _size(self, rows: int, batch: Batch) -> int:
         """Rows of a call with the clean one: a power of two, so that few shapes are compiled."""
         width, length = batch.shape
         wanted = max(LEAST_ROWS, 1 << rows.bit_length())
-        return min(wanted, max(2, self._room(length) // width))
+        return min(wanted, max(2, self._room(length) // (width // self._devices)))
 
     def _call(
-        self, low: Params, rows: Rows, batch: Batch, size: int
-    ) -> tuple[np.ndarray, np.ndarray]:
-        filler = size - 1 - len(rows)
-        first = np.concatenate([[0], rows.first(), np.full(filler, self.parts.layers + 3)])
+        self,
+        low: Params | Late,
+        rows: Rows,
+        batch: Batch,
+        size: int,
+        key: tuple[str | int, ...],
+    ) -> Call[tuple[np.ndarray, np.ndarray]]:
+        filler, layers = size - 1 - len(rows), self.parts.layers
+        births = rows.first()
+        first = np.concatenate([[0], births, np.full(filler, layers + 3)])
         line = jax.tree.map(
             lambda *parts: np.concatenate(parts),
             no_changes(1, self.parts),
@@ -138,17 +181,27 @@ class Bench:
             no_changes(filler, self.parts),
         )
         targets = batch.fill([np.int32(prompt.target) for prompt in self.prompts])
-        m, kl = run_compiled(
-            self.params,
-            low,
-            jnp.asarray(batch.tokens),
-            jnp.asarray(batch.lengths),
-            jnp.asarray(targets),
-            jax.tree.map(jnp.asarray, line),
-            jnp.asarray(first, jnp.int32),
-            config=self.config,
-            scheme=self.scheme,
-            parts=self.parts,
+        passes = layers + int(np.clip(layers + 1 - births, 0, layers).sum())
+        return Call(
+            key=key,
+            program=run_compiled,
+            arguments=(
+                self.params,
+                low,
+                batch.tokens,
+                batch.lengths,
+                targets,
+                line,
+                first.astype(np.int32),
+            ),
+            static={
+                "config": self.config,
+                "scheme": self.scheme,
+                "parts": self.parts,
+                "mesh": self.mesh,
+            },
+            batch=batch,
+            rows=size,
+            layer_rows=batch.shape[0] * passes,
+            engine="rows",
         )
-        used = 1 + len(rows)
-        return np.asarray(m, np.float64)[:used], np.asarray(kl, np.float64)[:used]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxalign.experiments.damage.cost import Unit
-from jaxalign.experiments.damage.measure import Effect
 from jaxalign.stats import generator, mean_interval
+from jaxalign.studies.plan.calls import Effect
+from jaxalign.studies.plan.cost import Unit
 
 # From which units are kept, bool [R, U], to what the mixed models change.
 Measure = Callable[[Bool[np.ndarray, "R U"]], Effect]

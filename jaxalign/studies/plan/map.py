@@ -2,54 +2,78 @@
 
 from __future__ import annotations
 
-import jax
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from jaxtyping import Float
 
-from jaxalign.experiments.damage.components import Component, rows_of
-from jaxalign.experiments.damage.measure import Bench, Effect
 from jaxalign.model.params import Params
-from jaxalign.numerics.compile import jit
-from jaxalign.results.damage import ComponentDamage, DamageMap, SumAgainstWhole
-from jaxalign.results.types import Estimate
-from jaxalign.stats import bootstrap_weights, generator, interval, mean_interval
-from jaxalign.study.weight_noise import noisy
-
-noisy_compiled = jit(noisy, static_argnames=("config",))
-NONE = Estimate(None, None, None, None)
+from jaxalign.results import NOTHING, Estimate, estimates
+from jaxalign.stats import bootstrap_weights, generator, interval
+from jaxalign.studies.plan.calls import Bench, Effect
+from jaxalign.studies.plan.components import Component, rows_of
+from jaxalign.studies.plan.result import ComponentDamage, DamageMap, SumAgainstWhole
+from jaxalign.study.calls import Late
 
 
-def damage_map(bench: Bench, low: Params, draws: int, seed: int) -> DamageMap:
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Every component alone, and noise in its place.
+
+    Attributes:
+        components: which.
+        effect: of each.
+        noisy: which components noise can stand in for.
+        noises: their effects under each draw.
+    """
+
+    components: list[Component]
+    effect: Effect
+    noisy: list[int]
+    noises: list[Effect]
+
+
+def measure_map(bench: Bench, low: Params | Late, noises: Sequence[Params | Late]) -> Measured:
     """Quantize one component at a time, and put noise of the same size in its place.
 
     Args:
         bench: the f32 model and all prompts.
         low: the scheme's parameters.
-        draws: of noise.
-        seed: of noise and resampling.
+        noises: draws of f32 parameters with noise as large as the scheme's error.
 
     Raises:
         InputError: the clean run is not finite, or the memory does not hold one row.
     """
     components = bench.parts.components()
-    effect = bench.measure(low, rows_of(components, bench.parts))
-    noisy_parts = [i for i, part in enumerate(components) if _has_noise(part, bench)]
-    rows = rows_of([components[i] for i in noisy_parts], bench.parts)
-    noises = []
-    for draw in range(draws if noisy_parts else 0):
-        key = jax.random.fold_in(jax.random.key(seed), draw)
-        other = noisy_compiled(bench.params, low, key, config=bench.config)
-        noises.append(bench.measure(other, rows))
+    effect = bench.measure(low, rows_of(components, bench.parts), "damage", needed=False)
+    noisy = [i for i, part in enumerate(components) if _has_noise(part, bench)]
+    rows = rows_of([components[i] for i in noisy], bench.parts)
+    found = [
+        bench.measure(noise, rows, f"noise {draw}", needed=False)
+        for draw, noise in enumerate(noises if noisy else ())
+    ]
+    return Measured(components=components, effect=effect, noisy=noisy, noises=found)
+
+
+def describe_map(measured: Measured, seed: int) -> DamageMap:
+    """The map of what was measured, beside noise, and the sums against the whole.
+
+    Args:
+        measured: from ``measure_map``.
+        seed: of resampling.
+    """
+    effect, noisy = measured.effect, measured.noisy
     described = []
-    for i, part in enumerate(components):
-        at = noisy_parts.index(i) if i in noisy_parts else None
-        beside = [] if at is None else [noise.take(np.array(at)) for noise in noises]
+    for i, part in enumerate(measured.components):
+        at = noisy.index(i) if i in noisy else None
+        beside = [] if at is None else [noise.take(np.array(at)) for noise in measured.noises]
         described.append(_describe(part, effect.take(np.array(i)), beside, seed))
     return DamageMap(
         components=tuple(described),
-        sums=tuple(_sums(components, effect, noises, noisy_parts, seed)),
+        sums=tuple(_sums(measured, seed)),
         clean=estimate(effect.clean, seed, "clean"),
-        prompts=len(bench.prompts),
+        prompts=len(effect.clean),
     )
 
 
@@ -60,9 +84,7 @@ def _has_noise(part: Component, bench: Bench) -> bool:
 
 def estimate(x: Float[np.ndarray, " P"], seed: int, *names: str) -> Estimate:
     """Mean over prompts and its 95 % bootstrap interval."""
-    value, low, high = mean_interval(x, generator(seed, *names))
-    finite = np.isfinite([low, high]).all()
-    return Estimate(value, low if finite else None, high if finite else None, None)
+    return estimates.estimate(x, generator(seed, *names))
 
 
 def ratio_of_means(
@@ -70,7 +92,7 @@ def ratio_of_means(
 ) -> Estimate:
     """Ratio of two averages over the same prompts and its interval; None where ``y``'s is 0."""
     if not y.mean():
-        return NONE
+        return NOTHING
     if len(x) < 2:
         return Estimate(float(x.mean() / y.mean()), None, None, None)
     weights = bootstrap_weights(len(x), generator(seed, *names))
@@ -81,7 +103,7 @@ def ratio_of_means(
 
 def _describe(part: Component, own: Effect, noises: list[Effect], seed: int) -> ComponentDamage:
     noise_kl = tuple(float(noise.kl.mean()) for noise in noises)
-    ratio = NONE
+    ratio = NOTHING
     if noises:
         ratio = ratio_of_means(own.kl, np.mean([n.kl for n in noises], axis=0), seed, "noise")
     return ComponentDamage(
@@ -112,18 +134,13 @@ def _ratio_of_sums(
     """Sum over whole, where the whole is surely not 0."""
     known = estimate(whole, seed, "sum")
     if known.low is not None and known.high is not None and known.low <= 0 <= known.high:
-        return NONE
+        return NOTHING
     return ratio_of_means(total, whole, seed, "sum")
 
 
-def _sums(
-    components: list[Component],
-    effect: Effect,
-    noises: list[Effect],
-    noisy_parts: list[int],
-    seed: int,
-) -> list[SumAgainstWhole]:
+def _sums(measured: Measured, seed: int) -> list[SumAgainstWhole]:
     """Sums of what makes up the whole without overlap: matrices and sites, or whole layers."""
+    components, effect, noises = measured.components, measured.effect, measured.noises
     found = []
     outside = [p.kind == "site" and p.layer is None for p in components]
     for name, kinds in (("matrices and sites", ("matrix", "site")), ("layers", ("layer",))):
@@ -132,7 +149,7 @@ def _sums(
             values = getattr(effect, metric)
             total, whole = values[own].sum(axis=0), values[-1]
             ratios = []
-            if len(noisy_parts) == len(components):
+            if len(measured.noisy) == len(components):
                 ratios = [getattr(noise, metric) for noise in noises]
                 ratios = [float(n[own].sum(0).mean() / n[-1].mean()) for n in ratios]
             found.append(

@@ -1,17 +1,14 @@
-"""What a damage study found and planned, as typed objects, and its JSON."""
+"""A damage map and a plan, and their files of an older format."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
-from jaxalign.results.types import Estimate
-from jaxalign.runtime.files import replace_file
+from jaxalign.results import Estimate
 from jaxalign.study import codec
-
-DAMAGE_FORMAT = "jaxalign.plan/1"
+from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
 
 
 @dataclass(frozen=True)
@@ -166,42 +163,95 @@ class Plan:
         return next(each for each in self.choices if each.name == name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PlanResult:
-    """A damage map and a plan. ``metadata``: model, scheme, split, seed, versions, notes."""
+    """A damage map and a plan.
 
+    Attributes:
+        scheme: of what is not kept.
+        damage: the map, on all prompts.
+        plan: what to keep.
+        curve: validated KL by budget.
+        choosing, validating: which prompts chose the plan, and which it is judged on.
+        bits_low, bits_high: a weight of the blocks' matrices, all in the scheme and all in 16 bit.
+        provenance: what ran, on what, with which options.
+    """
+
+    scheme: str
     damage: DamageMap
     plan: Plan
     curve: tuple[CurvePoint, ...]
-    metadata: dict[str, Any] = field(default_factory=dict)
+    choosing: tuple[int, ...]
+    validating: tuple[int, ...]
+    bits_low: float
+    bits_high: float
+    provenance: Provenance
 
     def caption(self) -> str:
         """What the numbers are of, for the foot of a figure."""
-        model, prompts = self.metadata["model"], self.metadata["prompts"]
-        revision = model["revision"] or f"none (weights sha256 {model['weights_sha256'][:12]})"
         return (
-            f"Model {model['name']}; revision {revision}; scheme {self.metadata['scheme']}; "
-            f"{prompts['count']} prompts, {len(prompts['choosing'])} to choose and "
-            f"{len(prompts['validating'])} to validate; seed {self.metadata['seed']}."
+            f"Model {self.provenance.of_model}; scheme {self.scheme}; "
+            f"{self.provenance.prompts.kept} prompts, {len(self.choosing)} to choose and "
+            f"{len(self.validating)} to validate; seed {self.provenance.options.get('seed')}."
         )
 
 
-def write_plan(result: PlanResult, path: Path) -> None:
-    """Write the whole result as JSON, whole or not at all.
+class _Prompts1(TypedDict):
+    count: int
+    choosing: tuple[int, ...]
+    validating: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Metadata1:
+    model: ModelOrigin
+    scheme: str
+    seed: int
+    options: dict[str, Any]
+    prompts: _Prompts1
+    bits_low: float
+    bits_high: float
+    notes: tuple[str, ...]
+    environment: Environment
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Plan1:
+    damage: DamageMap
+    plan: Plan
+    curve: tuple[CurvePoint, ...]
+    metadata: _Metadata1
+
+
+def read_1(content: Any, path: Path) -> PlanResult:
+    """A file of format ``jaxalign.plan/1``.
+
+    Args:
+        content: its JSON without the format.
+        path: the file, for errors.
 
     Raises:
-        InputError: the file cannot be written.
+        InputError: it does not fit.
     """
-    content = {"format": DAMAGE_FORMAT, **_plain(asdict(result))}
-    replace_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
-
-
-def _plain(value: Any) -> Any:
-    """Numbers with the digits they have; None where they are not finite."""
-    if isinstance(value, dict):
-        return {name: _plain(part) for name, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
-    if isinstance(value, float):
-        return codec.encode(value)
-    return value
+    old = codec.decode(_Plan1, content, path)
+    was = old.metadata
+    count = was.prompts["count"]
+    return PlanResult(
+        scheme=was.scheme,
+        damage=old.damage,
+        plan=old.plan,
+        curve=old.curve,
+        choosing=tuple(was.prompts["choosing"]),
+        validating=tuple(was.prompts["validating"]),
+        bits_low=was.bits_low,
+        bits_high=was.bits_high,
+        provenance=Provenance(
+            model=was.model,
+            prompts=PromptsOrigin(given=count, kept=count),
+            environment=was.environment,
+            options=was.options,
+            notes=was.notes,
+            total_seconds=was.seconds,
+        ),
+    )

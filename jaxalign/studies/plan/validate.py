@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from jaxalign.experiments.damage.cost import Unit, bits_per_weight
-from jaxalign.experiments.damage.damage_map import estimate
-from jaxalign.experiments.damage.measure import Effect
-from jaxalign.experiments.damage.planner import Measure
-from jaxalign.results.damage import Choice, CurvePoint, KeptUnit, Plan, RandomChoices
 from jaxalign.stats import TIE
+from jaxalign.studies.plan.calls import Effect
+from jaxalign.studies.plan.cost import Unit, bits_per_weight
+from jaxalign.studies.plan.map import estimate
+from jaxalign.studies.plan.planner import Measure
+from jaxalign.studies.plan.result import Choice, CurvePoint, KeptUnit, Plan, RandomChoices
 
 LEVEL = 0.05
 

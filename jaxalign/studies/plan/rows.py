@@ -15,12 +15,12 @@ import functools
 from dataclasses import replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
 from jaxalign.edit import Edit
-from jaxalign.experiments.damage.components import Parts, Rows
-from jaxalign.experiments.damage.mix import mix
 from jaxalign.metrics import kl_divergence, logit_difference
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block, embed, layer_windows, real_positions, unembed
@@ -29,7 +29,9 @@ from jaxalign.model.params import Block, Params
 from jaxalign.numerics.compile import jit
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens
+from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens, lead
+from jaxalign.studies.plan.components import Parts, Rows
+from jaxalign.study.calls import deal_prompts
 from jaxalign.study.weight_noise import low_matrices
 
 
@@ -128,4 +130,63 @@ def _read(
     return lax.fori_loop(0, count, visit, (nothing, nothing))
 
 
-run_compiled = jit(run_rows, static_argnames=("config", "scheme", "parts"))
+def mix(
+    high: Block,
+    low: dict[str, Array],
+    chosen: Bool[Array, " N"],
+    heads: Bool[Array, " H"],
+    names: tuple[str, ...],
+    config: ModelConfig,
+) -> Block:
+    """A layer with the chosen matrices, and the chosen heads' shares of others, from ``low``.
+
+    A head's share are its columns of ``query``, those of the key and value head that it reads,
+    and its rows of ``out``.
+    """
+
+    def leaf(path: Any, w: Array) -> Array:
+        name = path[-1].name
+        if name not in low:
+            return w
+        taken = jnp.broadcast_to(chosen[names.index(name)], (1,) * w.ndim)
+        if name in ("query", "key_value", "out"):
+            taken = taken | _share(name, heads, w, config)
+        return jnp.where(taken, low[name], w)
+
+    return jax.tree_util.tree_map_with_path(leaf, high)
+
+
+def _share(name: str, heads: Bool[Array, " H"], w: Array, config: ModelConfig) -> Array:
+    """Where heads' shares of an attention matrix of one layer are, with axes of size 1."""
+    if name == "out":
+        return jnp.repeat(heads, config.head_size)[:, None]
+    groups = heads.reshape(w.shape[-1] // config.head_size, -1).any(axis=1)
+    return lead(jnp.repeat(groups, config.head_size), w)
+
+
+@functools.partial(jit, static_argnames=("config", "scheme", "parts", "mesh"))
+def run_compiled(
+    high: Params,
+    low: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    targets: Int[Array, " B"],
+    rows: Rows,
+    first: Int[Array, " R"],
+    *,
+    config: ModelConfig,
+    scheme: Scheme,
+    parts: Parts,
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "R B"], Float[Array, "R B"]]:
+    """``run_rows``, compiled; the arguments and the result are its own.
+
+    Args:
+        high, low, tokens, lengths, targets, rows, first, config, scheme, parts: of ``run_rows``.
+        mesh: whose devices share the prompts (static).
+    """
+
+    def run(high: Any, low: Any, rows: Any, first: Any, *given: Any) -> tuple[Array, Array]:
+        return run_rows(high, low, *given, rows, first, config, scheme, parts)
+
+    return deal_prompts(mesh, run, (high, low, rows, first), (tokens, lengths, targets), axis=1)

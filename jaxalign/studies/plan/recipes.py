@@ -11,10 +11,12 @@ from jaxalign.convert.names import output_modules
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.runtime.files import replace_file
+from jaxalign.studies.plan.result import PlanResult
+from jaxalign.study.session import Session
 
 # A list given to these tools replaces their own, which spares the unembedding; so it stands in
 # every recipe, under the names that versions of transformers gave it.
-KINDS = ("bitsandbytes.json", "awq.json", "llmcompressor.yaml")
+RECIPE_FILES = ("bitsandbytes.json", "awq.json", "llmcompressor.yaml")
 
 
 def write_recipes(
@@ -37,10 +39,25 @@ def write_recipes(
         _json({"quantization_config": awq(skipped, scheme)}),
         llm_compressor(skipped, scheme),
     )
-    paths = [output.with_name(f"{output.stem}.{kind}") for kind in KINDS]
+    paths = [output.with_name(f"{output.stem}.{kind}") for kind in RECIPE_FILES]
     for path, text in zip(paths, texts, strict=True):
         replace_file(path, text.encode())
     return paths
+
+
+def recipes_beside(session: Session, result: PlanResult, output: Path) -> list[Path]:
+    """Write the recipes of a plan beside its result.
+
+    Args:
+        session: of the study.
+        result: with the plan.
+        output: the result's file.
+
+    Raises:
+        InputError: a file cannot be written.
+    """
+    modules = [name for unit in result.plan.kept for name in unit.modules]
+    return write_recipes(modules, session.config, session.options.scheme, output)
 
 
 def bitsandbytes(skipped: Sequence[str], scheme: Scheme) -> dict[str, Any]:
