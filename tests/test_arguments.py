@@ -83,8 +83,8 @@ class Anything:
 
 CALLED = {
     run_study: "check_output choose_mesh draw facts heads_study heads_table is_first load_beside "
-    "locate plan_study plan_table preparer processes read_bytes read_prompts require_same results "
-    "select_device shutil write_plan write_recipes Resume",
+    "locate preparer processes read_bytes read_prompts require_same results "
+    "select_device shutil Resume",
     one_study: "Session check_writable choose_mesh is_first locate preparer read_bytes "
     "read_prompts select_device shutil",
     opening: "enable_compilation_cache load locate read_texts select_device usable_devices",
@@ -138,7 +138,7 @@ def called(monkeypatch, answers):
 
     monkeypatch.setattr(run_study, "processes", context)
     framed = {
-        name: dataclasses.replace(study, run=stand_in("run"), table=str, figures={})
+        name: dataclasses.replace(study, run=stand_in("run"), table=str, figures={}, beside=None)
         for name, study in find_studies().items()
     }
     monkeypatch.setattr(run_study, "find_studies", lambda: framed)
@@ -165,6 +165,7 @@ WORDS = {
     "--coordinator": "host:7",
     "--ignore-setting": "colour",
     "--text": "To be",
+    "--shard": "1/2",
 }
 # What an option needs beside it, and the value that it is compared with where it cannot be absent.
 MODEL = ("--model", "other/model")

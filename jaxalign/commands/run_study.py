@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from jaxalign import results
 from jaxalign.calibration import preparer
-from jaxalign.commands.one_study import check_output, resume_folder, run_study
+from jaxalign.commands.one_study import ACTIVATIONS, check_output, resume_folder, run_study
 from jaxalign.commands.opening import (
     calibration_texts,
     described,
@@ -40,11 +39,6 @@ from jaxalign.studies.heads.figures import FIGURES as HEADS_FIGURES
 from jaxalign.studies.heads.table import table as heads_table
 from jaxalign.studies.registry import find_studies
 from jaxalign.study.option import listed
-
-# Of several devices each keeps this share of its memory for activations: where the parameters would
-# leave less, they are spread further.
-ACTIVATIONS = 0.25
-
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the study that the command names; returns the exit code."""
@@ -87,51 +81,50 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
     if first:
         print(f"heads study of {described(source, device.platform)}", flush=True)
     draws = first and not arguments.no_figures
-    with contextlib.nullcontext():
-        keep_programs(arguments)
-        devices = shared_devices(arguments.devices, device)
-        model = load_for(devices, source, options.memory_gb, **ignoring(arguments))
-        budget = options.memory_gb * 1e9
-        reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
-        mesh = choose_mesh(model.config, devices, budget, reserve=reserve)
-        texts = calibration_texts(arguments.calibration, prompts)
-        quantized = _quantized(arguments, model)
-        if quantized:
-            options = replace(
-                options,
-                schemes=(quantized.scheme, *options.schemes),
-                repaired=(quantized.scheme.name, *options.repaired),
-            )
-        known = facts(model, prompts, options, mesh)
-        known |= {"calibration": texts, "quantized": quantized and quantized.weights_sha256}
-        require_same({**known, "options": None, **known["options"]})
-        resume = Resume(resume_folder(arguments.output), known)
-        unfinished = arguments.output.with_name(f"{arguments.output.name}.calibration")
-        result = heads_study(
-            model,
-            prompts,
+    keep_programs(arguments)
+    devices = shared_devices(arguments.devices, device)
+    model = load_for(devices, source, options.memory_gb, **ignoring(arguments))
+    budget = options.memory_gb * 1e9
+    reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
+    mesh = choose_mesh(model.config, devices, budget, reserve=reserve)
+    texts = calibration_texts(arguments.calibration, prompts)
+    quantized = _quantized(arguments, model)
+    if quantized:
+        options = replace(
             options,
-            progress=first,
-            resume=resume,
-            mesh=mesh,
-            prepare=_prepare(model, texts, quantized, first, unfinished),
+            schemes=(quantized.scheme, *options.schemes),
+            repaired=(quantized.scheme.name, *options.repaired),
         )
-        if quantized:
-            title = f"quantized: {quantized.title}, from {arguments.quantized}"
-            result.metadata["notes"] += [title, *quantized.notes]
-        overflows = [note for note in result.metadata["notes"] if "overflow" in note]
-        if not first:
-            return overflows
-        result.metadata["prompts"] |= origin
-        # As the file has it, so that `plot` draws the same.
-        result = results.write(result, arguments.output)
-        resume.remove()
-        shutil.rmtree(unfinished, ignore_errors=True)
-        print(f"\n{heads_table(result)}\n\nresult: {arguments.output}", flush=True)
-        if draws:
-            figures = arguments.output.parent / "figures"
-            draw(HEADS_FIGURES, result, figures)
-            print(f"figures: {figures}")
+    known = facts(model, prompts, options, mesh)
+    known |= {"calibration": texts, "quantized": quantized and quantized.weights_sha256}
+    require_same({**known, "options": None, **known["options"]})
+    resume = Resume(resume_folder(arguments.output), known)
+    unfinished = arguments.output.with_name(f"{arguments.output.name}.calibration")
+    result = heads_study(
+        model,
+        prompts,
+        options,
+        progress=first,
+        resume=resume,
+        mesh=mesh,
+        prepare=_prepare(model, texts, quantized, first, unfinished),
+    )
+    if quantized:
+        title = f"quantized: {quantized.title}, from {arguments.quantized}"
+        result.metadata["notes"] += [title, *quantized.notes]
+    overflows = [note for note in result.metadata["notes"] if "overflow" in note]
+    if not first:
+        return overflows
+    result.metadata["prompts"] |= origin
+    # As the file has it, so that `plot` draws the same.
+    result = results.write(result, arguments.output)
+    resume.remove()
+    shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"\n{heads_table(result)}\n\nresult: {arguments.output}", flush=True)
+    if draws:
+        figures = arguments.output.parent / "figures"
+        draw(HEADS_FIGURES, result, figures)
+        print(f"figures: {figures}")
     return overflows
 
 

@@ -8,13 +8,16 @@ A package of somebody else's names its study in its metadata, and ``jaxalign`` f
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from jaxalign.notes import note
 from jaxalign.studies.plan import PLAN
 from jaxalign.studies.schemes import SCHEMES
+from jaxalign.study import codec
 from jaxalign.study.study import Study
 
 GROUP = "jaxalign.studies"
@@ -40,4 +43,25 @@ def find_studies() -> dict[str, Study[Any, Any]]:
             note(f"{entry.value} is a second study {study.name!r}, so it is not used")
         else:
             found[study.name] = study
+    return found
+
+
+def read_any(path: Path) -> tuple[Study[Any, Any], Any]:
+    """The study whose result a file holds, and the result.
+
+    Args:
+        path: the file; its format says which study's it is.
+
+    Raises:
+        InputError: no such file, or no study's.
+    """
+
+    def kept(study: Study[Any, Any], read: Callable[[Any, Path], Any]) -> Any:
+        return lambda content, where: (study, read(content, where))
+
+    kinds: dict[str, Any] = {}
+    for study in find_studies().values():
+        kinds[study.format] = kept(study, functools.partial(codec.decode, study.result))
+        kinds |= {form: kept(study, read) for form, read in study.older.items()}
+    found: tuple[Study[Any, Any], Any] = codec.read(path, kinds)
     return found
