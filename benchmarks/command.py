@@ -19,8 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.record import ROOT, answer, grammar, text_table
+from benchmarks.record import ROOT, answer, grammar
 from jaxalign.errors import InputError
+from jaxalign.study.tables import text_table
 from tests.pythia_shape import tiny_checkpoint
 
 NAME = "command"

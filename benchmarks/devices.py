@@ -29,13 +29,14 @@ import numpy as np
 
 from benchmarks import workload
 from benchmarks.devices_point import zero_edit
-from benchmarks.record import ROOT, answer, device, grammar, text_table
+from benchmarks.record import ROOT, answer, device, grammar
 from benchmarks.scaling import config_of
 from benchmarks.workload import SIZES, TINY
 from jaxalign.errors import InputError
 from jaxalign.flops import wave_flops
 from jaxalign.model import ModelConfig
 from jaxalign.sharded_sweep import deal
+from jaxalign.study.tables import text_table
 from jaxalign.watch import free_port
 
 NAME = "devices"

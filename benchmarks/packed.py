@@ -17,15 +17,16 @@ from typing import Any
 
 import jax
 
-from benchmarks.record import answer, grammar, text_table
+from benchmarks.record import answer, grammar
 from benchmarks.timing import repeated
 from benchmarks.workload import TINY
 from jaxalign import forward, init_params
-from jaxalign.experiments.schemes.size import deployed_bytes, memory_bytes
 from jaxalign.model import ModelConfig
 from jaxalign.model.params import cast, param_shapes
 from jaxalign.numerics import jit
 from jaxalign.numerics.scheme import Scheme, scheme_named
+from jaxalign.studies.schemes.size import deployed_bytes, memory_bytes
+from jaxalign.study.tables import text_table
 from tests.pythia_shape import pythia_config, tiny_config
 
 NAME = "packed"

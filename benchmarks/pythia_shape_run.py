@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import answer, grammar, text_table
+from benchmarks.record import answer, grammar
 from benchmarks.timing import peak_bytes
 from jaxalign import results
 from jaxalign.commands.main import main as jaxalign_command
 from jaxalign.errors import InputError
 from jaxalign.prompts import SHIPPED
+from jaxalign.study.tables import text_table
 from tests.pythia_shape import write_checkpoint
 
 NAME = "pythia_shape_run"

@@ -2,9 +2,10 @@
 
 JAX stores what XLA compiled under a key of everything that decides it: the program, the compiler's
 options and flags, jaxlib's version, the processor's instruction set. So an entry of another version
-or machine is never found, only removed in time. This module says where the entries are, bounds
-their size, and turns what can go wrong with a folder into one line: a cache may cost time, never a
-result.
+or machine is never found, only removed in time. This module says where the entries are and bounds
+their size. A cache may cost time, never a result: where an entry cannot be read or written, JAX
+warns and compiles. JAX never replaces an entry, so that one cut off by a killed process costs that
+in every run; removing the folder ends it.
 
 JAX has a bound of its own (``jax_compilation_cache_max_size``). It is not used: it needs one more
 package for its lock, and after one failed write it stores nothing ever again.
@@ -14,11 +15,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import sys
 import warnings
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
@@ -28,11 +27,7 @@ from jaxalign.numerics.compile import require_exact_compilation
 
 VARIABLE = "JAXALIGN_CACHE"
 MAX_BYTES = 1_000_000_000
-FAULT = "Error (reading|writing) persistent compilation cache entry for '(.+?)': "
-NOTES = {
-    "reading": "a program kept in {folder} cannot be read and is compiled again ({why})",
-    "writing": "compiled programs are not kept in {folder} for the next run ({why})",
-}
+FAULT = "Error (reading|writing) persistent compilation cache entry"  # as JAX begins it
 
 
 def enable_compilation_cache(
@@ -41,8 +36,8 @@ def enable_compilation_cache(
     """Keep this process's compiled programs in a folder, and load those that are there.
 
     It changes JAX's settings for the whole process, so importing jaxalign never does it; the
-    command line does, and a script of your own may. What fails later prints one line on stderr,
-    and programs are compiled as without a folder. Programs from the folder are run: name none
+    command line does, and a script of your own may. What fails later is a warning of JAX's, and
+    programs are compiled as without a folder. Programs from the folder are run: name none
     that others may write to.
 
     Args:
@@ -72,7 +67,8 @@ def enable_compilation_cache(
     # The other caches of XLA's are unbounded, and their path would be part of every key.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
     jax_cache.reset_cache()  # or the folder of an earlier call stays in use
-    _watch(kept)
+    # A damaged entry is no reason to stop, even where warnings are errors (python -W error).
+    warnings.filterwarnings("default", message=FAULT)
     return kept
 
 
@@ -86,10 +82,10 @@ def _user_folder() -> Path:
     return caches / "jaxalign" / "programs"
 
 
-def _entries(folder: Path, program: str = "jit_*") -> list[tuple[float, int, Path]]:
+def _entries(folder: Path) -> list[tuple[float, int, Path]]:
     """When each entry was last used, its bytes and its path, the latest first."""
     found = []
-    for path in folder.glob(f"{program}-*-cache"):
+    for path in folder.glob("jit_*-cache"):
         with contextlib.suppress(OSError):  # another process may remove it meanwhile
             status = path.stat()
             # Most systems note the time of reading once a day, which is enough here.
@@ -103,40 +99,5 @@ def _make_room(folder: Path, most: int) -> None:
     for _, size, path in _entries(folder):
         total += size
         if total > most:
-            _remove(path)
-
-
-def _watch(folder: Path) -> None:
-    """Answer JAX's warnings about entries of ``folder`` with a repair and, once, with a line."""
-    show_others = warnings.showwarning
-    noted: set[str] = set()
-
-    def show(message: Warning | str, *where: Any) -> None:
-        fault = re.match(FAULT, str(message))
-        if fault is None:
-            return show_others(message, *where)
-        kind, program = fault.groups()
-        # JAX names the program, not the entry, and never replaces an entry that is there: any
-        # may be the damaged one, and the latest is the one that was being written.
-        for _, _, path in _entries(folder, program)[: 1 if kind == "writing" else None]:
-            _remove(path)
-        if kind == "writing":  # it would fail for the next program, too
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", float("inf"))
-        if kind not in noted:
-            noted.add(kind)
-            why = _reason(str(message)[fault.end() :])
-            note(NOTES[kind].format(folder=folder, why=why))
-
-    warnings.showwarning = show  # type: ignore[assignment]
-    warnings.filterwarnings("always", message=FAULT)
-
-
-def _reason(error: str) -> str:
-    """What a user wants of ``OSError: [Errno 28] No space left on device: '/a/long/path'``."""
-    named = re.search(r"\[Errno \d+\] ([^:]+)", error)
-    return named[1] if named else error.splitlines()[0][:120]
-
-
-def _remove(path: Path) -> None:
-    with contextlib.suppress(OSError):
-        path.unlink()
+            with contextlib.suppress(OSError):
+                path.unlink()

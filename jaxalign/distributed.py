@@ -175,7 +175,7 @@ def require_same(facts: Mapping[str, Any]) -> None:
 def from_first(content: bytes) -> bytes:
     """What process 0 holds, in every process; the others' own argument is not looked at.
 
-    For decisions that depend on a file which only process 0 reads, such as a journal.
+    For decisions that depend on a file which only process 0 reads, such as a finished call.
     """
     if jax.process_count() == 1:
         return content

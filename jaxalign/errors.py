@@ -22,6 +22,14 @@ def printable(text: str) -> str:
     )
 
 
+def shortened(text: str, longest: int) -> str:
+    """``text`` with an ellipsis in its middle where it is longer than ``longest`` characters."""
+    if len(text) <= longest:
+        return text
+    kept = longest - 1
+    return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+
+
 class InputError(ValueError):
     """Input that cannot be used: a file, an argument, a checkpoint, a device.
 

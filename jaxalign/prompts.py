@@ -88,6 +88,26 @@ class Batch:
         rows = [values[i] for i in self.index]
         return np.stack(rows + [rows[0]] * (len(self.lengths) - len(rows)))
 
+    def widen(self, multiple: int) -> Batch:
+        """The batch with as much more filler as makes ``B`` a multiple of ``multiple``."""
+        filler = -len(self.lengths) % multiple
+        if not filler:
+            return self
+        tokens = np.concatenate([self.tokens, np.repeat(self.tokens[:1], filler, axis=0)])
+        lengths = np.concatenate([self.lengths, np.repeat(self.lengths[:1], filler)])
+        return Batch(self.index, tokens, lengths)
+
+    def scatter(self, out: np.ndarray, values: np.ndarray, axis: int = -1) -> None:
+        """Write the batch's entries of ``values`` to their prompts' places in ``out``.
+
+        Args:
+            out: ``axis`` counts all prompts; changed in place.
+            values: ``axis`` counts the rows of the batch; filler is left out.
+            axis: from the front or, negative, from the end.
+        """
+        places, used = np.moveaxis(out, axis, 0), np.moveaxis(values, axis, 0)
+        places[list(self.index)] = used[: len(self.index)]
+
 
 def read_prompts(path: Path | str | None = None) -> PromptSet:
     """Read and check a prompts file (the one that is shipped by default).

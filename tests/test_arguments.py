@@ -2,19 +2,31 @@
 
 import argparse
 import contextlib
+import dataclasses
 import re
 
 import jax
 import pytest
 from tiny_run import run
 
-from jaxalign.commands import opening, over_training, parser, plot, run_study, speed, verify
+from jaxalign.commands import (
+    one_study,
+    opening,
+    over_training,
+    parser,
+    plot,
+    run_study,
+    speed,
+    verify,
+)
 from jaxalign.commands.arguments import COMMANDS, REPLACED, flags, parse, parser_of
 from jaxalign.convert import Model, Quantized, load, locate
 from jaxalign.errors import InputError
 from jaxalign.model import Params
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import PromptSet, read_prompts
+from jaxalign.studies.registry import find_studies
+from jaxalign.study.study import Study
 
 OUTSIDE = ("-h", "--help", "--version")
 EVERY = sorted(set().union(*map(flags, COMMANDS)) - set(OUTSIDE))
@@ -66,7 +78,7 @@ class Anything:
         return self
 
     def __enter__(self):
-        return None
+        return self
 
     def __exit__(self, *_):
         return None
@@ -76,13 +88,14 @@ class Anything:
 
 
 CALLED = {
-    run_study: "check_writable choose_mesh damage_table draw_all draw_plan draw_schemes facts "
-    "drawing_process heads_study is_first load_beside locate plan_study plan_table preparer "
-    "processes read_bytes read_prompts require_same results schemes_study schemes_table "
-    "select_device shutil summary write_plan write_recipes Journal",
+    run_study: "check_output choose_mesh draw facts heads_study heads_table is_first load_beside "
+    "locate preparer processes read_bytes read_prompts require_same results "
+    "select_device shutil Resume",
+    one_study: "Session check_writable choose_mesh is_first locate preparer read_bytes "
+    "read_prompts select_device shutil",
     opening: "enable_compilation_cache load locate read_texts select_device usable_devices",
-    over_training: "draw_training is_first results",
-    plot: "check_writable draw_all results",
+    over_training: "draw is_first results",
+    plot: "check_writable draw results",
     verify: "load locate select_device verify",
     speed: "forward_speed",
 }
@@ -104,8 +117,7 @@ def answers():
         "select_device": device,
         "usable_devices": [device],
         "load_beside": quantized,
-        "draw_schemes": ("png", "svg"),
-        "draw_training": ("png", "svg"),
+        "draw": ("png", "svg"),
         "forward_speed": [speed.Timing("f32", 1, 2, 1.0, 1.0, 1.0)],
     }
 
@@ -132,6 +144,12 @@ def called(monkeypatch, answers):
         yield
 
     monkeypatch.setattr(run_study, "processes", context)
+    framed = {
+        name: dataclasses.replace(study, run=stand_in("run"), table=str, figures={}, beside=None)
+        for name, study in find_studies().items()
+    }
+    monkeypatch.setattr(run_study, "find_studies", lambda: framed)
+    monkeypatch.setattr(Study, "write", lambda _, result, path: result)
 
     def of(*words):
         log.clear()
@@ -154,6 +172,7 @@ WORDS = {
     "--coordinator": "host:7",
     "--ignore-setting": "colour",
     "--text": "To be",
+    "--shard": "1/2",
 }
 # What an option needs beside it, and the value that it is compared with where it cannot be absent.
 MODEL = ("--model", "other/model")

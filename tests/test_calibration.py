@@ -258,7 +258,7 @@ def test_texts_in_several_batches_choose_almost_the_same_codes(monkeypatch):
 
 
 def test_a_calibration_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, monkeypatch):
-    name, folder = "gptq-actorder-g16", tmp_path / "journal"
+    name, folder = "gptq-actorder-g16", tmp_path / "calibration"
     started = []
     chosen = driver.choose
 
@@ -275,7 +275,7 @@ def test_a_calibration_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, mon
     )
     with pytest.raises(KeyboardInterrupt):
         again()
-    assert [path.name for path in sorted(folder.glob("*.npz"))] == ["layer-0.npz"]
+    assert [path.name for path in sorted(folder.rglob("*.npz"))] == ["layer-0.npz"]
     resumed = again()
     assert started == [0, 1, 2], "the first layer is not chosen again"
     assert same_bits(resumed, calibrated(name))
@@ -284,7 +284,7 @@ def test_a_calibration_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, mon
 
 
 def test_a_folder_of_other_texts_is_not_used(tmp_path, capsys):
-    scheme, folder = scheme_named("gptq-actorder-g16"), tmp_path / "journal"
+    scheme, folder = scheme_named("gptq-actorder-g16"), tmp_path / "calibration"
     calibrate(model(), CONFIG, scheme, *texts(), folder=folder)
     other = calibrate(model(), CONFIG, scheme, *texts(seed=1), folder=folder)
     assert "texts differ" in capsys.readouterr().err

@@ -28,7 +28,7 @@ from tiny_run import (
 
 from jaxalign import __version__, results
 from jaxalign.commands import run_study
-from jaxalign.plots import FIGURES
+from jaxalign.studies.heads.figures import FIGURES
 
 ROOT = Path(__file__).parent.parent
 

@@ -11,9 +11,6 @@ from pythia_shape import tiny_config
 
 from jaxalign.edit import Edit
 from jaxalign.errors import InputError
-from jaxalign.experiments.damage.components import Component, no_changes, parts_of, rows_of
-from jaxalign.experiments.damage.damage_map import damage_map, noisy_compiled
-from jaxalign.experiments.damage.measure import Bench
 from jaxalign.metrics import kl_divergence, logit_difference
 from jaxalign.model import ModelConfig, cast, forward, init_params
 from jaxalign.model.decoder import block, embed, real_positions, unembed
@@ -22,7 +19,10 @@ from jaxalign.numerics.dot import dense
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, INT8_SIM, scheme_named
 from jaxalign.prompts import Prompt, PromptText
-from jaxalign.weight_error import low_matrices
+from jaxalign.studies.plan.calls import Bench
+from jaxalign.studies.plan.components import Component, no_changes, parts_of, rows_of
+from jaxalign.studies.plan.map import describe_map, measure_map
+from jaxalign.study.weight_noise import low_matrices, noisy_params
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 SCHEME = scheme_named("int4-g16")
@@ -54,6 +54,12 @@ def prompts(lengths=LENGTHS, vocab=97, seed=1):
 def bench_of(config, params, scheme, memory=1e9, asked=None):
     parts = parts_of(params, config, scheme)
     return Bench(params, config, scheme, parts, asked or prompts(), memory)
+
+
+def damage_map(bench, low, draws, seed):
+    keys = [jax.random.fold_in(jax.random.key(seed), draw) for draw in range(draws)]
+    noises = [noisy_params(bench.params, low, key, config=bench.config) for key in keys]
+    return describe_map(measure_map(bench, low, noises), seed)
 
 
 def tiny(parallel=True, **overrides):
@@ -207,13 +213,13 @@ def test_chunks_of_rows_and_prompts_change_nothing(monkeypatch):
     calls = []
     call = Bench._call
 
-    def counted(self, low, rows, batch, size):
+    def counted(self, low, rows, batch, size, key):
         calls.append((len(rows), batch.shape))
-        return call(self, low, rows, batch, size)
+        return call(self, low, rows, batch, size, key)
 
     monkeypatch.setattr(Bench, "_call", counted)
     monkeypatch.setattr(Bench, "_room", lambda self, length: 12)
-    monkeypatch.setattr("jaxalign.experiments.damage.measure.LEAST_ROWS", 6)
+    monkeypatch.setattr("jaxalign.studies.plan.calls.LEAST_ROWS", 6)
     parts = bench.measure(low, rows)
     assert len(calls) > 4
     assert max(batch[0] for _, batch in calls) == 2
@@ -275,8 +281,8 @@ def test_scales_that_a_calibration_moved_are_moved_back():
 def test_noise_has_the_norm_of_the_error_in_every_matrix_and_head():
     config, params = tiny()
     low = cast(params, SCHEME)
-    drawn = noisy_compiled(params, low, jax.random.key(3), config=config)
-    again = noisy_compiled(params, low, jax.random.key(4), config=config)
+    drawn = noisy_params(params, low, jax.random.key(3), config=config)
+    again = noisy_params(params, low, jax.random.key(4), config=config)
     h, norm = config.head_size, np.linalg.norm
     for part, names in (("attention", ("query", "key_value", "out")), ("mlp", ("up", "down"))):
         for name in names:

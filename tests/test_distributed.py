@@ -171,7 +171,7 @@ def test_two_processes_differ_from_one_in_f16_by_less_than_f16_does(together, al
 
 def chunks(journal):
     """The finished chunks on disk; one that is computed again is another file."""
-    states = {path.name: path.stat() for path in journal.glob("*.npz")}
+    states = {path.name: path.stat() for path in journal.rglob("*.npz")}
     return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
 
 
@@ -182,7 +182,7 @@ def cut_off(start, together, tmp_path_factory):
     output = folder / "output 0" / "experiment.json"
     journal = output.with_name(f"{output.name}.journal")
     with start(folder) as started:
-        wait_until((journal / "importance-f32-1-0.npz").exists, started)
+        wait_until(lambda: "importance-f32-1-0.npz" in chunks(journal), started)
         killed = started[1].process.pid
         os.kill(killed, signal.SIGKILL)
         begin = time.monotonic()
@@ -191,7 +191,7 @@ def cut_off(start, together, tmp_path_factory):
     before = chunks(journal)
     unfinished = not output.exists()
     with start(folder) as started:
-        wait_until((journal / "clean-f16-1.npz").exists, started)
+        wait_until(lambda: "clean-f16-1.npz" in chunks(journal), started)
         after = chunks(journal)
         rans = [one.end() for one in started]
     return SimpleNamespace(**locals())

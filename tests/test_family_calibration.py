@@ -12,7 +12,7 @@ from jaxalign.edit import Edit
 from jaxalign.model import forward
 from jaxalign.model.decoder import block, layer_windows
 from jaxalign.numerics import F32, scheme_named
-from jaxalign.weight_error import low_matrices
+from jaxalign.study.weight_noise import low_matrices
 
 LENGTHS = np.array([11, 4, 7])
 

@@ -9,7 +9,8 @@ import pytest
 
 from jaxalign import results
 from jaxalign.commands.arguments import COMMANDS, flags, parse
-from jaxalign.report import schemes_table, summary
+from jaxalign.studies.heads.table import table as summary
+from jaxalign.studies.schemes import SCHEMES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -41,7 +42,7 @@ def test_the_result_shown_is_the_kept_one():
 
 def test_the_schemes_shown_are_the_kept_ones():
     shown = next(block for block in blocks("") if "precision schemes against f32" in block)
-    actual = schemes_table(results.read_schemes(ROOT / "results" / "demo" / "schemes.json"))
+    actual = SCHEMES.table(SCHEMES.read(ROOT / "results" / "demo" / "schemes.json"))
     assert set(shown.splitlines()) <= set(actual.splitlines())
 
 

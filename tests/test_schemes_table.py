@@ -11,12 +11,12 @@ from scipy.special import rel_entr, softmax
 from tiny_run import refusal, run, write_model, write_prompts
 
 import jaxalign
-from jaxalign.experiments.schemes.run import compare
-from jaxalign.experiments.schemes.size import deployed_bytes, mean_bits
 from jaxalign.model import ModelConfig
 from jaxalign.model.params import MATRICES, cast
 from jaxalign.numerics.scheme import F16, F32, scheme_named
-from jaxalign.weight_error import low_matrices, noisy
+from jaxalign.studies.schemes.calls import compare
+from jaxalign.studies.schemes.size import deployed_bytes, mean_bits
+from jaxalign.study.weight_noise import low_matrices, noisy
 
 INT4 = scheme_named("int4-g8")
 

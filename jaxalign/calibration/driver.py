@@ -25,7 +25,6 @@ from jaxalign.calibration.texts import check_texts
 from jaxalign.edit import Edit
 from jaxalign.environment import describe
 from jaxalign.errors import InputError
-from jaxalign.journal import Journal
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block, check_dtype, embed, layer_windows, real_positions
 from jaxalign.model.params import Block, Params, cast
@@ -34,6 +33,7 @@ from jaxalign.numerics.gptq import DAMPING
 from jaxalign.numerics.moments import Moments
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.runtime.resume import Resume
 from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens
 
 # Positions of texts in one call.
@@ -68,7 +68,7 @@ def calibrate(
         lengths: int ``[N]``, real tokens of each text.
         progress: show a bar over layers (never where the output is no terminal).
         folder: keeps each finished layer, so that a calibration that was cut off goes on from
-            there. It belongs to these weights, texts and scheme; with others it is emptied.
+            there (``runtime.resume``); a calibration of other weights, texts or scheme has its own.
         damping: GPTQ's.
 
     Raises:
@@ -86,7 +86,7 @@ def calibrate(
     given = check_texts(tokens, lengths, config, scheme) if scheme.needs_texts else ()
     texts = _Texts(_start(params, config, *given) if given else [], config)
     facts = _facts(params, config, scheme, given, damping) if folder else {}
-    journal = Journal(folder, facts, patience=0.0)
+    resume = Resume(folder, facts)
     layers = len(jax.tree.leaves(params.blocks)[0])
     bar = tqdm(
         range(layers),
@@ -100,7 +100,7 @@ def calibrate(
     for number in bar:
         weights = _layer_of(params, number)
         compute = functools.partial(_layer, weights, texts, scheme, damping, number)
-        chosen.append(journal.keep(("layer", number), compute, like))
+        chosen.append(resume.keep(("layer", number), compute, like))
         passed = chosen[-1] if scheme.method in SEES_ROUNDED else weights
         texts.behind.append((number, passed))
     blocks = jax.tree.map(lambda *parts: jnp.stack(parts), *chosen)
@@ -210,7 +210,7 @@ def _advanced(
 
 
 def _like(weights: Block, scheme: Scheme, config: ModelConfig) -> Block:
-    """A tree as ``_layer`` returns it, for the journal."""
+    """A tree as ``_layer`` returns it, for ``Resume``."""
     groups, shape = groups_of(weights), jax.ShapeDtypeStruct
     seen = []
     for group in groups if scheme.needs_texts else ():
@@ -235,7 +235,7 @@ def _facts(
     texts: Sequence[np.ndarray],
     damping: float,
 ) -> dict[str, Any]:
-    """Everything that decides the bits, by which a journal knows this calibration."""
+    """Everything that decides the bits, by which ``Resume`` knows this calibration."""
     described = describe(jax.local_devices()[0])
     return {
         "weights": _hash(jax.tree.leaves(params)),

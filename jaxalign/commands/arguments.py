@@ -12,15 +12,16 @@ import difflib
 import functools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxalign.commands import groups
 from jaxalign.commands.parser import PROGRAM, Parser, add_options
 from jaxalign.commands.speed import SpeedOptions
 from jaxalign.convert.hub import DEFAULT_MODEL
 from jaxalign.errors import InputError
-from jaxalign.experiments.damage import PlanOptions
 from jaxalign.experiments.heads import Options
-from jaxalign.experiments.schemes.options import SchemesOptions
+from jaxalign.studies.registry import find_studies
+from jaxalign.study.study import Study
 
 DEFAULT_COMMAND = "heads"
 
@@ -92,6 +93,26 @@ class Command:
         return parser
 
 
+def _of(study: Study[Any, Any]) -> Command:
+    """The command of a study of the frame."""
+    return Command(
+        name=study.name,
+        question=study.question,
+        module="run_study",
+        takes=(
+            groups.model,
+            groups.device,
+            groups.programs,
+            groups.several_devices,
+            groups.shard,
+            groups.texts,
+            groups.output(f"results/{study.name}.json", "figures go to 'figures' beside it"),
+        ),
+        options=study.options,
+        examples=("--model demo", *study.examples),
+    )
+
+
 COMMANDS = {
     command.name: command
     for command in (
@@ -121,40 +142,7 @@ COMMANDS = {
                 "--device gpu --memory-gb 40    on all GPUs of this machine",
             ),
         ),
-        Command(
-            name="schemes",
-            question="What each precision scheme costs and changes, beside what noise alone "
-            "changes.",
-            module="run_study",
-            takes=(
-                groups.model,
-                groups.device,
-                groups.programs,
-                groups.texts,
-                groups.output("results/schemes.json", "its figure goes to 'figures' beside it"),
-            ),
-            options=SchemesOptions,
-            examples=("--model demo", "--model demo --schemes f16,nf4,awq-g64 --device gpu"),
-        ),
-        Command(
-            name="plan",
-            question="Where quantization does its damage, and what to keep in 16 bit within a "
-            "budget.",
-            module="run_study",
-            takes=(
-                groups.model,
-                groups.device,
-                groups.programs,
-                groups.scheme,
-                groups.texts,
-                groups.output(
-                    "results/plan.json",
-                    "recipes for other tools and a folder 'figures' go beside it",
-                ),
-            ),
-            options=PlanOptions,
-            examples=("--model demo --scheme nf4 --budget 5.0bits", "--budget 12MB"),
-        ),
+        *map(_of, find_studies().values()),
         Command(
             name="plot",
             question="Draw the figures of heads again, from its result file alone.",

@@ -78,6 +78,16 @@ def several_devices(parser: Parser) -> None:
     add("--process-id", type=whole, metavar="I", help="which one this is, from 0")
 
 
+def shard(parser: Parser) -> None:
+    """Which share of the work this worker does."""
+    parser.group("what runs").add_argument(
+        "--shard",
+        metavar="I/N",
+        help="compute the I-th of N shares of the calls into the folder beside the result, which "
+        "workers share; the same command without it assembles them (docs/scaling_out.md)",
+    )
+
+
 def texts(parser: Parser) -> None:
     """Prompts, and texts for calibration."""
     add = parser.group("the study").add_argument
@@ -112,16 +122,6 @@ def several_models(parser: Parser) -> None:
         metavar="LIST",
         help="several, with commas: one study each, and a figure of importance and drift over "
         "training; of a local --model, the names of its folders",
-    )
-
-
-def scheme(parser: Parser) -> None:
-    """One scheme."""
-    parser.group("the study").add_argument(
-        "--scheme",
-        default="int4-g32",
-        metavar="NAME",
-        help="of the weights that are not kept in 16 bit (default: %(default)s)",
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 import sys
 from collections.abc import Sequence
 
@@ -58,9 +57,10 @@ def _interrupted(arguments: argparse.Namespace) -> str:
 
 
 def _what_is_kept(arguments: argparse.Namespace) -> str:
-    if getattr(arguments, "command", None) == "heads":
-        from jaxalign.commands.run_study import journal_folder
+    if hasattr(arguments, "output"):
+        from jaxalign.commands.one_study import resume_folder
+        from jaxalign.runtime.resume import finished
 
-        if os.path.isdir(journal_folder(arguments.output)):
+        if finished(resume_folder(arguments.output)):
             return ": with the same options it goes on from the calls that are finished"
     return ""

@@ -10,8 +10,9 @@ from pathlib import Path
 from jaxalign import results
 from jaxalign.distributed import is_first
 from jaxalign.errors import InputError
-from jaxalign.plots import draw_training
+from jaxalign.plots import draw
 from jaxalign.results import HeadsResult
+from jaxalign.studies.heads.figures import OVER_TRAINING
 from jaxalign.study.option import listed
 
 
@@ -64,6 +65,6 @@ def over_training(
         if is_first():
             found.append((revision, results.read(one.output)))
     if found and not arguments.no_figures:
-        [path, _] = draw_training(found, arguments.output.parent / "figures")
+        [path, _] = draw(OVER_TRAINING, found, arguments.output.parent / "figures")
         print(f"figure: {path}")
     return overflows

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 
 from jaxalign import results
-from jaxalign.plots import draw_all
+from jaxalign.plots import draw
 from jaxalign.runtime.files import check_writable
+from jaxalign.studies.heads.figures import FIGURES
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -14,6 +15,6 @@ def run(arguments: argparse.Namespace) -> int:
     result = results.read(arguments.input)
     folder = arguments.figures or arguments.input.parent / "figures"
     check_writable(folder / "figure.png")
-    for path in draw_all(result, folder):
+    for path in draw(FIGURES, result, folder):
         print(path)
     return 0

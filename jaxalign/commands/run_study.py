@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import os
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -13,107 +11,47 @@ from pathlib import Path
 
 from jaxalign import results
 from jaxalign.calibration import preparer
+from jaxalign.commands.one_study import ACTIVATIONS, check_output, resume_folder, run_study
 from jaxalign.commands.opening import (
     calibration_texts,
     described,
     ignoring,
     keep_programs,
     load_for,
-    opened,
     shared_devices,
 )
 from jaxalign.commands.over_training import over_training
 from jaxalign.commands.parser import options_from
-from jaxalign.commands.plan_table import damage_table, plan_table
 from jaxalign.convert import Model, Quantized, load_beside, locate
 from jaxalign.distributed import is_first, processes, require_same
 from jaxalign.environment import select_device
 from jaxalign.errors import InputError
-from jaxalign.experiments.damage import PlanOptions, plan_study, write_recipes
 from jaxalign.experiments.heads import Options, heads_study
 from jaxalign.experiments.heads.study import facts
-from jaxalign.experiments.schemes import schemes_study
-from jaxalign.experiments.schemes.options import SchemesOptions
-from jaxalign.journal import Journal
 from jaxalign.model.params import Params
-from jaxalign.numerics.scheme import INT8_SIM, Scheme, scheme_named
-from jaxalign.plots import draw_all, draw_schemes, drawing_process
-from jaxalign.plots.damage import draw_plan
+from jaxalign.numerics.scheme import INT8_SIM, Scheme
+from jaxalign.plots import draw
 from jaxalign.prompts import SHIPPED, read_prompts
-from jaxalign.report import schemes_table, summary
-from jaxalign.results.damage import write_plan
-from jaxalign.runtime.files import check_writable, read_bytes
+from jaxalign.runtime.files import read_bytes
+from jaxalign.runtime.resume import Resume
 from jaxalign.sharding import choose_mesh
+from jaxalign.studies.heads.figures import FIGURES as HEADS_FIGURES
+from jaxalign.studies.heads.table import table as heads_table
+from jaxalign.studies.registry import find_studies
 from jaxalign.study.option import listed
-
-# Of several devices each keeps this share of its memory for activations: where the parameters would
-# leave less, they are spread further.
-ACTIVATIONS = 0.25
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Run the study that the command names; returns the exit code."""
-    studies = {"heads": _heads, "schemes": _schemes, "plan": _plan}
-    return studies[arguments.command](arguments)
+    return _heads(arguments) if arguments.command == "heads" else _framed(arguments)
 
 
-def journal_folder(output: Path) -> Path:
-    """Where the finished calls of a heads study are, until its result is written."""
-    return output.with_name(f"{output.name}.journal")
-
-
-def _check_output(arguments: argparse.Namespace) -> None:
-    """Refuse what could not be written at the end."""
-    check_writable(arguments.output)
-    figures = arguments.output.parent / "figures"
-    if not arguments.no_figures and os.path.exists(figures) and not os.path.isdir(figures):
-        raise InputError(
-            f"{figures} is no folder, and figures go there", "move it, or give --no-figures"
-        )
-
-
-def _schemes(arguments: argparse.Namespace) -> int:
-    options = options_from(arguments, SchemesOptions)
-    _check_output(arguments)
-    prompts = read_prompts(arguments.prompts)
-    texts = calibration_texts(arguments.calibration, prompts)
-    model = opened(arguments, f"{len(options.schemes)} schemes of {{}}", options.memory_gb)
-    result = schemes_study(
-        model,
-        prompts,
-        options.schemes,
-        prepare=preparer(model, texts),
-        memory_gb=options.memory_gb,
-        seed=options.seed,
-        progress=True,
-    )
-    results.write_schemes(result, arguments.output)
-    print(f"\n{schemes_table(result)}\n\nresult: {arguments.output}")
-    if not arguments.no_figures:
-        [path, _] = draw_schemes(result, arguments.output.parent / "figures")
-        print(f"figure: {path}")
-    return 0
-
-
-def _plan(arguments: argparse.Namespace) -> int:
-    options = options_from(arguments, PlanOptions)
-    scheme = scheme_named(arguments.scheme)
-    _check_output(arguments)
-    prompts = read_prompts(arguments.prompts)
-    texts = calibration_texts(arguments.calibration, prompts)
-    model = opened(arguments, f"damage of {scheme.name} in {{}}", options.memory_gb)
-    prepare = preparer(model, texts, progress=True)
-    low = prepare(model.params, scheme) if scheme.method else None
-    result = plan_study(model, prompts, scheme, options, low=low, progress=True)
-    write_plan(result, arguments.output)
-    modules = [name for unit in result.plan.kept for name in unit.modules]
-    recipes = write_recipes(modules, model.config, scheme, arguments.output)
-    print(f"\n{damage_table(result.damage)}\n\n{plan_table(result)}\n")
-    for path in [arguments.output, *recipes]:
-        print(path)
-    if not arguments.no_figures:
-        for path in draw_plan(result, arguments.output.parent / "figures"):
-            print(path)
+def _framed(arguments: argparse.Namespace) -> int:
+    """A study of the frame, ours or somebody else's."""
+    study = find_studies()[arguments.command]
+    options = options_from(arguments, study.options)
+    with processes(arguments.coordinator, arguments.processes, arguments.process_id):
+        run_study(study, options, arguments)
     return 0
 
 
@@ -137,59 +75,57 @@ def _study(arguments: argparse.Namespace, options: Options) -> list[str]:
     device = select_device(arguments.device)
     first = is_first()
     if first:
-        _check_output(arguments)
+        check_output(arguments.output, not arguments.no_figures)
     prompts = read_prompts(arguments.prompts)
     origin = _prompts_origin(arguments.prompts)
     source = locate(arguments.model, arguments.revision)
     if first:
         print(f"heads study of {described(source, device.platform)}", flush=True)
     draws = first and not arguments.no_figures
-    # Started first, since it imports what it needs while this process computes.
-    with drawing_process() if draws else contextlib.nullcontext() as second:
-        keep_programs(arguments)
-        devices = shared_devices(arguments.devices, device)
-        model = load_for(devices, source, options.memory_gb, **ignoring(arguments))
-        budget = options.memory_gb * 1e9
-        reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
-        mesh = choose_mesh(model.config, devices, budget, reserve=reserve)
-        texts = calibration_texts(arguments.calibration, prompts)
-        quantized = _quantized(arguments, model)
-        if quantized:
-            options = replace(
-                options,
-                schemes=(quantized.scheme, *options.schemes),
-                repaired=(quantized.scheme.name, *options.repaired),
-            )
-        known = facts(model, prompts, options, mesh)
-        known |= {"calibration": texts, "quantized": quantized and quantized.weights_sha256}
-        require_same({**known, "options": None, **known["options"]})
-        journal = Journal(journal_folder(arguments.output), known)
-        unfinished = arguments.output.with_name(f"{arguments.output.name}.calibration")
-        result = heads_study(
-            model,
-            prompts,
+    keep_programs(arguments)
+    devices = shared_devices(arguments.devices, device)
+    model = load_for(devices, source, options.memory_gb, **ignoring(arguments))
+    budget = options.memory_gb * 1e9
+    reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
+    mesh = choose_mesh(model.config, devices, budget, reserve=reserve)
+    texts = calibration_texts(arguments.calibration, prompts)
+    quantized = _quantized(arguments, model)
+    if quantized:
+        options = replace(
             options,
-            progress=first,
-            journal=journal,
-            mesh=mesh,
-            prepare=_prepare(model, texts, quantized, first, unfinished),
+            schemes=(quantized.scheme, *options.schemes),
+            repaired=(quantized.scheme.name, *options.repaired),
         )
-        if quantized:
-            title = f"quantized: {quantized.title}, from {arguments.quantized}"
-            result.metadata["notes"] += [title, *quantized.notes]
-        overflows = [note for note in result.metadata["notes"] if "overflow" in note]
-        if not first:
-            return overflows
-        result.metadata["prompts"] |= origin
-        # As the file has it, so that `plot` draws the same.
-        result = results.write(result, arguments.output)
-        journal.remove()
-        shutil.rmtree(unfinished, ignore_errors=True)
-        print(f"\n{summary(result)}\n\nresult: {arguments.output}", flush=True)
-        if draws:
-            figures = arguments.output.parent / "figures"
-            draw_all(result, figures, second)
-            print(f"figures: {figures}")
+    known = facts(model, prompts, options, mesh)
+    known |= {"calibration": texts, "quantized": quantized and quantized.weights_sha256}
+    require_same({**known, "options": None, **known["options"]})
+    resume = Resume(resume_folder(arguments.output), known)
+    unfinished = arguments.output.with_name(f"{arguments.output.name}.calibration")
+    result = heads_study(
+        model,
+        prompts,
+        options,
+        progress=first,
+        resume=resume,
+        mesh=mesh,
+        prepare=_prepare(model, texts, quantized, first, unfinished),
+    )
+    if quantized:
+        title = f"quantized: {quantized.title}, from {arguments.quantized}"
+        result.metadata["notes"] += [title, *quantized.notes]
+    overflows = [note for note in result.metadata["notes"] if "overflow" in note]
+    if not first:
+        return overflows
+    result.metadata["prompts"] |= origin
+    # As the file has it, so that `plot` draws the same.
+    result = results.write(result, arguments.output)
+    resume.remove()
+    shutil.rmtree(unfinished, ignore_errors=True)
+    print(f"\n{heads_table(result)}\n\nresult: {arguments.output}", flush=True)
+    if draws:
+        figures = arguments.output.parent / "figures"
+        draw(HEADS_FIGURES, result, figures)
+        print(f"figures: {figures}")
     return overflows
 
 

@@ -85,6 +85,14 @@ class Program:
                 lambda: self._jitted.lower(*args, **kwds).compile()
             )
 
+    def shape_of(self, *args: Any, **kwds: Any) -> Any:
+        """Shapes and dtypes of the result; the trace is kept for the call.
+
+        Args:
+            args, kwds: as for ``ahead``.
+        """
+        return self._jitted.eval_shape(*args, **kwds)
+
     def _signature(self, args: Any, kwds: Any) -> Any:
         static = self._kwargs.get("static_argnames", ())
         leaves, tree = jax.tree.flatten((args, {k: v for k, v in kwds.items() if k not in static}))

@@ -1,19 +1,12 @@
 """The result of a heads study: typed objects, and the JSON file that keeps them."""
 
 from jaxalign.results.average import comparable, mean_maps
-from jaxalign.results.file import SCHEMA, check, read, write
-from jaxalign.results.record import FORMAT, digits, from_json, number, to_json
-from jaxalign.results.schemes import (
-    NoiseFloor,
-    SchemeRow,
-    SchemesResult,
-    read_schemes,
-    write_schemes,
-)
+from jaxalign.results.edge_align import edge_align
+from jaxalign.results.estimates import NOTHING, Estimate, estimate, number
+from jaxalign.results.file import FORMAT, read, write
 from jaxalign.results.types import (
     RANKINGS,
     Correlation,
-    Estimate,
     FirstOrder,
     FirstOrderTest,
     HeadsResult,
@@ -27,31 +20,24 @@ from jaxalign.results.types import (
 
 __all__ = [
     "FORMAT",
+    "NOTHING",
     "RANKINGS",
-    "SCHEMA",
     "Correlation",
     "Estimate",
     "FirstOrder",
     "FirstOrderTest",
     "HeadsResult",
-    "NoiseFloor",
     "PrecisionResult",
     "PromptResult",
     "RepairResult",
     "RepairTest",
-    "SchemeRow",
-    "SchemesResult",
     "Statistics",
     "TaskMean",
-    "check",
     "comparable",
-    "digits",
-    "from_json",
+    "edge_align",
+    "estimate",
     "mean_maps",
     "number",
     "read",
-    "read_schemes",
-    "to_json",
     "write",
-    "write_schemes",
 ]

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 
-RANKINGS = ("zero_importance", "drift", "importance_x_drift", "first_order")
+from jaxalign.results.estimates import Estimate
+from jaxalign.results.metadata import Metadata
+from jaxalign.shapes import Float
+
+Ranking = Literal["zero_importance", "drift", "importance_x_drift", "first_order"]
+Replacement = Literal["zero", "mean", "resample"]
+Verdict = Literal["beats random", "no better than random", "worse than random"]
+Head = tuple[int, int]  # (layer, head)
+
+RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A value with its 95 % interval and p-value; None where it cannot be estimated."""
-
-    value: float | None
-    low: float | None
-    high: float | None
-    p: float | None
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FirstOrder:
     """First-order account of one prompt's degradation under one precision (logits).
 
@@ -32,15 +32,15 @@ class FirstOrder:
         bound_held: whether ``|degradation| ≤ absolute_sum``; None where not finite.
     """
 
-    predicted: np.ndarray
-    restored: np.ndarray
+    predicted: Float[np.ndarray, "L H"]
+    restored: Float[np.ndarray, "L H"]
     signed_sum: float | None
     absolute_sum: float | None
     degradation: float | None
     bound_held: bool | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PrecisionResult:
     """One prompt under one low precision. Arrays ``[L, H]``, NaN where not finite.
 
@@ -53,18 +53,18 @@ class PrecisionResult:
         first_order: the first-order account.
     """
 
-    drift: np.ndarray
-    cosine: np.ndarray
-    drift_all: np.ndarray
-    cosine_all: np.ndarray
+    drift: Float[np.ndarray, "L H"]
+    cosine: Float[np.ndarray, "L H"]
+    drift_all: Float[np.ndarray, "L H"]
+    cosine_all: Float[np.ndarray, "L H"]
     logit_diff: float | None
     logit_diff_rounded: float | None
     distractor_diff: float | None
-    nonfinite_heads: tuple[tuple[int, int], ...]
+    nonfinite_heads: tuple[Head, ...]
     first_order: FirstOrder
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class PromptResult:
     """One prompt. Importances ``[L, H]`` in logits, ``m(clean) − m(head replaced)``, f32.
 
@@ -87,15 +87,15 @@ class PromptResult:
     logit_diff: float
     logit_diff_rounded: float | None
     distractor_diff: float | None
-    zero_importance: np.ndarray
-    mean_importance: np.ndarray
-    resample_importance: np.ndarray | None
+    zero_importance: Float[np.ndarray, "L H"]
+    mean_importance: Float[np.ndarray, "L H"]
+    resample_importance: Float[np.ndarray, "L H"] | None
     resample_partners: int
     precisions: dict[str, PrecisionResult]
-    distractor_importance: dict[str, np.ndarray] | None = None
+    distractor_importance: dict[Replacement, Float[np.ndarray, "L H"]] | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RepairResult:
     """Repair curves of one prompt: ``m`` with the top-k heads' f32 contributions, k = 1 … K.
 
@@ -111,12 +111,19 @@ class RepairResult:
     precision: str
     logit_diff_f32: float
     logit_diff_quantized: float | None
-    curves: dict[str, np.ndarray]
-    heads: dict[str, tuple[tuple[int, int], ...]]
-    random: np.ndarray
+    curves: dict[Ranking, Float[np.ndarray, " K"]]
+    heads: dict[Ranking, tuple[Head, ...]]
+    random: Float[np.ndarray, "orders K"]
+
+    def __post_init__(self) -> None:
+        for name in ("curves", "heads"):
+            if {*getattr(self, name)} != {*RANKINGS}:
+                raise ValueError(f"{name} are not of each of {', '.join(RANKINGS)}")
+        if any(len(heads) != self.random.shape[-1] for heads in self.heads.values()):
+            raise ValueError("there are not as many heads as steps of a curve")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Correlation:
     """Importance against drift over heads, both averaged over a task's prompts.
 
@@ -126,14 +133,14 @@ class Correlation:
 
     task: str
     precision: str
-    importance: str
+    importance: Replacement
     prompts: int
     heads: int
     pearson: Estimate
     spearman: Estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RepairTest:
     """Whether a ranking closes more of the gap to f32 than random orders do (logits, mean over k).
 
@@ -146,16 +153,16 @@ class RepairTest:
 
     task: str
     precision: str
-    ranking: str
+    ranking: Ranking
     prompts: int
     gap: float | None
     closed: float | None
     random_closed: float | None
     difference: Estimate
-    verdict: str
+    verdict: Verdict
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class FirstOrderTest:
     """Rank correlation of predicted with true gain over heads, and how often the bound held."""
 
@@ -166,7 +173,7 @@ class FirstOrderTest:
     spearman: Estimate
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskMean:
     """Mean metric of a task under one precision ("f32" too); ``change`` is against f32, paired."""
 
@@ -177,7 +184,7 @@ class TaskMean:
     change: Estimate | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Statistics:
     """Everything the study says about groups of prompts."""
 
@@ -187,24 +194,54 @@ class Statistics:
     task_means: tuple[TaskMean, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class HeadsResult:
-    """A whole study. ``metadata`` is the JSON object of that name (environment, plan, times)."""
+    """A whole study. ``repairs``: none of a precision, or one a prompt, in the prompts' order."""
 
     model: str
     num_layers: int
     num_heads: int
     reference_count: int
-    head_mode: str
+    head_mode: Literal["true", "edge-align"]
     prompts: tuple[PromptResult, ...]
     repairs: tuple[RepairResult, ...]
     statistics: Statistics
-    metadata: dict[str, Any] = field(default_factory=dict)
+    metadata: Metadata
+
+    def __post_init__(self) -> None:
+        """Check what no type can say: every part is of the same prompts, precisions and heads."""
+        if not self.prompts:
+            raise ValueError("there are no prompts")
+        shape = (self.num_layers, self.num_heads)
+        if self.prompts[0].zero_importance.shape != shape:
+            raise ValueError(f"maps are not of {shape[0]} layers of {shape[1]} heads")
+        names, own = self.precisions, [(prompt.prompt, prompt.task) for prompt in self.prompts]
+        for i, prompt in enumerate(self.prompts):
+            if {*prompt.precisions} != {*names}:
+                raise ValueError(f"prompts/{i} is not of every precision of {', '.join(names)}")
+            for low in prompt.precisions.values():
+                self._check_heads(low.nonfinite_heads, f"prompts/{i}")
+        for name in dict.fromkeys(repair.precision for repair in self.repairs):
+            found = [(r.prompt, r.task) for r in self.repairs if r.precision == name]
+            if found != own or name not in names:
+                raise ValueError(f"repairs of {name} are not of each prompt once")
+        for i, repair in enumerate(self.repairs):
+            for heads in repair.heads.values():
+                self._check_heads(heads, f"repairs/{i}")
+        for kind, rows in vars(self.statistics).items():
+            for i, row in enumerate(rows):
+                if row.precision not in ("f32", *names):
+                    raise ValueError(f"statistics/{kind}/{i} is of {row.precision}, which is none")
+
+    def _check_heads(self, heads: Collection[Head], place: str) -> None:
+        for layer, head in heads:
+            if not (0 <= layer < self.num_layers and 0 <= head < self.num_heads):
+                raise ValueError(f"{place} names head ({layer}, {head}), which is none")
 
     @property
     def precisions(self) -> tuple[str, ...]:
         """The low precisions of this study, in the order they ran."""
-        return tuple(self.metadata["precisions"])
+        return tuple(self.prompts[0].precisions)
 
     @property
     def tasks(self) -> tuple[str, ...]:

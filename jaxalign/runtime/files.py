@@ -35,7 +35,8 @@ def read_bytes(path: Path, remedy: str = AGAIN, most: int = MOST_BYTES) -> bytes
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise InputError(f"{path} is no regular file", remedy)
-            content = file.read(most + 1)
+            # Room is taken for as much as is asked for, so no more than the file says is.
+            content = file.read(min(most, max(found.st_size, 1 << 20)) + 1)
     except InputError:
         raise
     except FileNotFoundError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Literal, cast, get_args
 
 import jax
 import numpy as np
@@ -24,12 +24,13 @@ from jaxalign.results import (
     PrecisionResult,
     PromptResult,
     RepairResult,
-    digits,
     number,
 )
+from jaxalign.results.metadata import Metadata
+from jaxalign.results.types import Replacement
 from jaxalign.shapes import Float, Int
 
-KIND_NAMES = ("zero", "mean", "resample")
+KIND_NAMES: tuple[Replacement, ...] = get_args(Replacement)
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,19 @@ def _finite(a: np.ndarray, finite: np.ndarray) -> np.ndarray:
 def prompt_result(
     runner: Runner, base: Base, i: int, precisions: dict[str, PrecisionResult]
 ) -> PromptResult:
-    """Prompt ``i`` with what f32 says about it."""
+    """Return prompt ``i`` with what f32 says about it.
+
+    Args:
+        runner: the study's.
+        base: what f32 says about all prompts.
+        i: which prompt of ``base``.
+        precisions: the same prompt under the low precisions, by name.
+    """
     prompt, metrics = base.prompts[i], base.clean.metrics
     shape = (runner.config.num_layers, runner.config.num_heads)
     partners = int(base.donors.partners[i])
 
-    def by_kind(effects: np.ndarray) -> dict[str, np.ndarray]:
+    def by_kind(effects: np.ndarray) -> dict[Replacement, np.ndarray]:
         kinds = dict(zip(KIND_NAMES, effects[i].reshape(3, *shape), strict=True))
         if not partners:
             del kinds["resample"]
@@ -94,7 +102,7 @@ def prompt_result(
         task=prompt.task,
         num_tokens=len(prompt.tokens),
         validated=bool(metrics.correct[i]),
-        logit_diff=digits(metrics.logit_diff[i]),
+        logit_diff=float(metrics.logit_diff[i]),
         logit_diff_rounded=number(metrics.logit_diff_f16[i]),
         distractor_diff=number(metrics.distractor_diff[i]) if has_distractor else None,
         zero_importance=importance["zero"],
@@ -107,7 +115,13 @@ def prompt_result(
 
 
 def precision_result(runner: Runner, base: Base, low: Low, i: int) -> PrecisionResult:
-    """Prompt ``i`` under one low precision."""
+    """Return prompt ``i`` under one low precision.
+
+    Args:
+        runner: the study's.
+        base, low: what f32 and the low precision say about all prompts.
+        i: which prompt of ``base``.
+    """
     drift, metrics = low.comparison.drift, low.metrics
     finite = drift.finite[i]
     predicted = _finite(low.comparison.predicted[i], finite)
@@ -146,7 +160,17 @@ def repair_result(
     k: int,
     i: int,
 ) -> RepairResult:
-    """Prompt ``i``'s repair curves; ``values`` are the clean ``m`` and then each order's curve."""
+    """Return prompt ``i``'s repair curves.
+
+    Args:
+        runner: the study's.
+        base, low: what f32 and the low precision say about all prompts.
+        orders: by ranking, int ``[P, L·H]``, each prompt's heads in the order of repair.
+        values: ``[1 + orders · k]`` logits: the clean ``m``, then the curves of the rankings and
+            of the random orders, one after the other.
+        k: how many heads are restored.
+        i: which prompt of ``base``.
+    """
     curves = values[1:].reshape(-1, k)
     prompt = base.prompts[i]
     H = runner.config.num_heads
@@ -154,7 +178,7 @@ def repair_result(
         prompt=prompt.text.prompt,
         task=prompt.task,
         precision=low.scheme.name,
-        logit_diff_f32=digits(base.clean.metrics.logit_diff[i]),
+        logit_diff_f32=float(base.clean.metrics.logit_diff[i]),
         logit_diff_quantized=number(values[0]),
         curves={name: curves[n] for n, name in enumerate(RANKINGS)},
         heads={
@@ -166,7 +190,12 @@ def repair_result(
 
 
 def forward_passes(runner: Runner, given: int, kept: int, reference: int) -> int:
-    """Model evaluations that the result stands for, counted as the original did."""
+    """Return how many model evaluations the result stands for, counted as the original did.
+
+    Args:
+        runner: the study's.
+        given, kept, reference: numbers of prompts given and kept, and of reference texts.
+    """
     options, heads = runner.options, runner.num_heads
     repaired = sum(scheme.name in options.repaired for scheme in options.schemes)
     each = 1 + heads * (len(KIND_NAMES) - 1 + DRAWS)
@@ -179,8 +208,15 @@ def forward_passes(runner: Runner, given: int, kept: int, reference: int) -> int
 
 def metadata(
     runner: Runner, given: int, kept: int, reference: int, notes: Sequence[str], seconds: float
-) -> dict[str, Any]:
-    """The study's ``metadata`` object; the caller adds where the prompts came from."""
+) -> Metadata:
+    """Return the study's metadata; the caller adds where the prompts came from.
+
+    Args:
+        runner: after the study's last call.
+        given, kept, reference: numbers of prompts given and kept, and of reference texts.
+        notes: what a reader has to know.
+        seconds: of the whole study.
+    """
     options, source, ledger = runner.options, runner.model.source, runner.ledger
     device, *_ = jax.tree.leaves(runner.model.params)[0].devices()  # all are of one kind
     passes = forward_passes(runner, given, kept, reference)
@@ -192,7 +228,7 @@ def metadata(
         "total_runtime_seconds": round(seconds, 3),
         "seconds": {name: round(value, 3) for name, value in ledger.seconds.items()},
         "precisions": [scheme.name for scheme in options.schemes],
-        "mean_positions": options.mean_positions,
+        "mean_positions": cast(Literal["last", "all"], options.mean_positions),
         "resample_draws": DRAWS,
         "max_repair_k": runner.repaired_heads,
         "random_orders": RANDOM_ORDERS,

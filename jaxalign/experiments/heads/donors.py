@@ -1,4 +1,4 @@
-"""Whose activations stand in for a prompt's own: resampling partners of the same length."""
+"""Whose activations stand in for a prompt's own: other prompts of the same length."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ DRAWS = 4
 class Donors:
     """``draws`` int ``[P, DRAWS]``: donor prompts; a prompt without partners is its own donor.
 
-    ``partners`` int ``[P]``: how many other prompts of the task have the same token length.
+    ``partners`` int ``[P]``: how many prompts of the task are as long and have other tokens.
     """
 
     draws: Int[np.ndarray, "P N"]
@@ -26,9 +26,14 @@ class Donors:
 
 
 def choose_donors(prompts: Sequence[Prompt], seed: int) -> Donors:
-    """Draw each prompt's donors among the prompts of its task with its token length.
+    """Draw each prompt's donors among the prompts of its task that are as long and not the same.
 
+    A prompt of the same tokens has the same activations, and to put those in would change nothing.
     Without repetition where there are enough partners, with repetition where there are fewer.
+
+    Args:
+        prompts: all that are kept.
+        seed: the study's.
     """
     groups: dict[tuple[str, int], list[int]] = {}
     for i, prompt in enumerate(prompts):
@@ -36,7 +41,8 @@ def choose_donors(prompts: Sequence[Prompt], seed: int) -> Donors:
     rng = generator(seed, "resample donors")
     draws, partners = [], []
     for i, prompt in enumerate(prompts):
-        others = [j for j in groups[prompt.task, len(prompt.tokens)] if j != i]
+        alike = groups[prompt.task, len(prompt.tokens)]
+        others = [j for j in alike if prompts[j].tokens != prompt.tokens]
         chosen = rng.choice(others or [i], DRAWS, replace=len(others) < DRAWS)
         draws.append(chosen)
         partners.append(len(others))

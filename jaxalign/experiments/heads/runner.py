@@ -17,10 +17,8 @@ from jaxalign.distributed import fetch
 from jaxalign.edit import head_ablation_masks
 from jaxalign.experiments.heads import runs
 from jaxalign.experiments.heads.donors import DRAWS, Donors
-from jaxalign.experiments.heads.ledger import Ledger
 from jaxalign.experiments.heads.options import Options
 from jaxalign.experiments.heads.rankings import RANDOM_ORDERS, distinct, top_k_masks
-from jaxalign.journal import Journal
 from jaxalign.memory import plan_chunks
 from jaxalign.metrics import AnswerMetrics, Drift
 from jaxalign.model.config import ModelConfig
@@ -28,9 +26,11 @@ from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
 from jaxalign.results import RANKINGS
+from jaxalign.runtime.resume import Resume
 from jaxalign.shapes import Bool, Float, Int
 from jaxalign.sharded_sweep import rounds
 from jaxalign.sharding import EDITS, MODEL, part_bytes
+from jaxalign.study.call_log import CallLog
 
 KINDS = 2 + DRAWS
 # The shape of what a clean run says about its answers.
@@ -78,14 +78,14 @@ class Runner:
         model: with f32 parameters.
         options: of the study.
         ledger: what was computed.
-        journal: keeps finished calls, so that a study that was cut off goes on from there.
+        resume: keeps finished calls, so that a study that was cut off goes on from there.
         mesh: devices that share the rows of a call, and the parameters; None for one device.
     """
 
     model: Model
     options: Options
-    ledger: Ledger = field(default_factory=Ledger)
-    journal: Journal = field(default_factory=lambda: Journal(None, {}))
+    ledger: CallLog = field(default_factory=CallLog)
+    resume: Resume = field(default_factory=lambda: Resume(None, {}))
     mesh: Mesh | None = None
 
     @property
@@ -149,7 +149,7 @@ class Runner:
     def clean(self, prompts: Sequence[Prompt], work: list[Batch]) -> Clean:
         """Run the f32 model without edits."""
         places: list[Any] = [None] * len(prompts)
-        for number, batch in enumerate(self.ledger.track(work, "clean runs, f32", len(work))):
+        for number, batch in enumerate(self.ledger.track(work, "clean runs, f32")):
             call = functools.partial(
                 runs.clean_run,
                 self.model.params,
@@ -167,8 +167,8 @@ class Runner:
         return Clean(metrics, [place[1] for place in places], [place[2] for place in places])
 
     def keep(self, key: tuple[str | int, ...], call: Callable[[], Any], like: Any = 0) -> Any:
-        """A call's result as numpy arrays, or the one that the journal has of it."""
-        return self.journal.keep(key, lambda: fetch(call()), like)
+        """A call's result as numpy arrays, or the one of a run that was cut off."""
+        return self.resume.keep(key, lambda: fetch(call()), like)
 
     def copies(self, batch: Batch) -> int:
         """Passes through one block that a run of all a batch's prompts makes."""
@@ -197,7 +197,7 @@ class Runner:
         """Importance of every head by zero, mean and resampling, for both metrics."""
         out = np.zeros((2, len(prompts), 3, self.num_heads))
         plan = self.options.engine
-        bar = self.ledger.track(work, "importance of every head, f32", len(work))
+        bar = self.ledger.track(work, "importance of every head, f32")
         for number, batch in enumerate(bar):
             given = [
                 pad([states[donors.draws[i, n]] for i in batch.index], batch) for n in range(DRAWS)
@@ -236,7 +236,7 @@ class Runner:
     ) -> Comparison:
         """A low precision's clean runs, and how far each of its heads is from f32's."""
         places: list[Any] = [None] * len(prompts)
-        bar = self.ledger.track(work, f"clean runs, {scheme.name}", len(work))
+        bar = self.ledger.track(work, f"clean runs, {scheme.name}")
         for number, batch in enumerate(bar):
             call = functools.partial(
                 runs.low_run,
@@ -272,7 +272,7 @@ class Runner:
         alone = self.num_heads
         out = np.zeros((len(prompts), 1 + alone + len(orders) * k))
         plan = self.options.engine
-        bar = self.ledger.track(work, f"heads restored, {scheme.name}", len(work))
+        bar = self.ledger.track(work, f"heads restored, {scheme.name}")
         for number, batch in enumerate(bar):
             masks = self.repair_masks(batch, orders, k)
             _, most = self.chunks(batch.shape[1], 1 + len(masks), 1)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from jaxalign import stats
 from jaxalign.results import (
+    NOTHING,
     RANKINGS,
     Correlation,
     Estimate,
@@ -19,13 +20,14 @@ from jaxalign.results import (
     Statistics,
     TaskMean,
     comparable,
+    estimate,
     number,
 )
+from jaxalign.results.types import Ranking, Replacement, Verdict
 
 ALL = "all"
 SIGNIFICANT = 0.05
-SAME = "no better than random"
-NOTHING = Estimate(None, None, None, None)
+REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
 
 
 def summarize(
@@ -34,7 +36,13 @@ def summarize(
     precisions: Sequence[str],
     seed: int,
 ) -> Statistics:
-    """Every statistic of the study. A task named "all" takes the prompts of all tasks."""
+    """Return every statistic of the study; a task named "all" takes the prompts of all tasks.
+
+    Args:
+        prompts, repairs: of the result.
+        precisions: names of the low precisions.
+        seed: of bootstraps and permutations.
+    """
     tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
     groups = [*tasks, ALL] if len(tasks) > 1 else [*tasks[:-1], ALL]
 
@@ -46,7 +54,7 @@ def summarize(
         correlations=tuple(
             _correlation(within(task, prompts), task, precision, kind, seed)
             for task, precision in pairs
-            for kind in ("zero", "mean", "resample")
+            for kind in REPLACEMENTS
         ),
         repair=tuple(
             _repair_test(chosen, task, precision, ranking, seed)
@@ -66,10 +74,6 @@ def summarize(
     )
 
 
-def _estimate(*values: float) -> Estimate:
-    return Estimate(*(number(value) for value in values))
-
-
 def _correlate(x: np.ndarray, y: np.ndarray, seed: int, *names: str) -> tuple[Estimate, Estimate]:
     """Pearson and Spearman over the heads that can be compared."""
     prompts, heads = comparable(x, y)
@@ -77,11 +81,12 @@ def _correlate(x: np.ndarray, y: np.ndarray, seed: int, *names: str) -> tuple[Es
         return NOTHING, NOTHING
     x, y = (a[prompts][:, heads] for a in (x, y))
 
-    def estimate(kind: str) -> Estimate:
+    def correlation(kind: str) -> Estimate:
         rng = stats.generator(seed, *names, kind)
-        return _estimate(*stats.correlation_of_means(x, y, rng, rank=kind == "spearman"))
+        found = stats.correlation_of_means(x, y, rng, rank=kind == "spearman")
+        return Estimate(*map(number, found))
 
-    return estimate("pearson"), estimate("spearman")
+    return correlation("pearson"), correlation("spearman")
 
 
 def _flat(maps: Iterable[np.ndarray], like: int) -> np.ndarray:
@@ -90,7 +95,7 @@ def _flat(maps: Iterable[np.ndarray], like: int) -> np.ndarray:
 
 
 def _correlation(
-    prompts: Sequence[PromptResult], task: str, precision: str, kind: str, seed: int
+    prompts: Sequence[PromptResult], task: str, precision: str, kind: Replacement, seed: int
 ) -> Correlation:
     kept = [p for p in prompts if getattr(p, f"{kind}_importance") is not None]
     heads = prompts[0].zero_importance.size
@@ -98,12 +103,19 @@ def _correlation(
     drift = _flat((p.precisions[precision].drift for p in kept), heads)
     used, finite = comparable(importance, drift)
     pearson, spearman = _correlate(importance, drift, seed, "correlation", task, precision, kind)
-    counts = int(used.sum()), int(finite.sum())
-    return Correlation(task, precision, kind, *counts, pearson, spearman)
+    return Correlation(
+        task=task,
+        precision=precision,
+        importance=kind,
+        prompts=int(used.sum()),
+        heads=int(finite.sum()),
+        pearson=pearson,
+        spearman=spearman,
+    )
 
 
 def _repair_test(
-    repairs: Sequence[RepairResult], task: str, precision: str, ranking: str, seed: int
+    repairs: Sequence[RepairResult], task: str, precision: str, ranking: Ranking, seed: int
 ) -> RepairTest:
     rng = stats.generator(seed, "repair", task, precision, ranking)
     high = np.array([r.logit_diff_f32 for r in repairs])
@@ -116,30 +128,30 @@ def _repair_test(
     closed = (gap[:, None] - np.abs(high[:, None] - curves)).mean(axis=1)
     by_chance = (gap[:, None, None] - np.abs(high[:, None, None] - random)).mean(axis=(1, 2))
     finite = np.isfinite(closed) & np.isfinite(by_chance)
-    if not finite.any():
-        return RepairTest(task, precision, ranking, 0, None, None, None, NOTHING, SAME)
-    advantage = (closed - by_chance)[finite]
-    mean, lowest, highest = stats.mean_interval(advantage, rng)
-    p = stats.sign_flip_p(advantage, rng)
-    verdict = SAME
-    if p < SIGNIFICANT and lowest > 0:
-        verdict = "beats random"
-    elif p < SIGNIFICANT and highest < 0:
-        verdict = "worse than random"
+    difference = estimate((closed - by_chance)[finite], rng, test=True)
     gap_mean, closed_mean, chance_mean = (
-        number(values[finite].mean()) for values in (gap, closed, by_chance)
+        number(values[finite].mean()) if finite.any() else None
+        for values in (gap, closed, by_chance)
     )
     return RepairTest(
-        task,
-        precision,
-        ranking,
-        int(finite.sum()),
-        gap_mean,
-        closed_mean,
-        chance_mean,
-        _estimate(mean, lowest, highest, p),
-        verdict,
+        task=task,
+        precision=precision,
+        ranking=ranking,
+        prompts=int(finite.sum()),
+        gap=gap_mean,
+        closed=closed_mean,
+        random_closed=chance_mean,
+        difference=difference,
+        verdict=_verdict(difference),
     )
+
+
+def _verdict(difference: Estimate) -> Verdict:
+    """Whether both the test and the interval tell a difference from 0."""
+    low, high, p = difference.low, difference.high, difference.p
+    if low is None or high is None or p is None or p >= SIGNIFICANT or low <= 0 <= high:
+        return "no better than random"
+    return "beats random" if low > 0 else "worse than random"
 
 
 def _first_order_test(
@@ -151,26 +163,23 @@ def _first_order_test(
     restored = _flat((a.restored for a in accounts), heads)
     _, spearman = _correlate(predicted, restored, seed, "first order", task, precision)
     held = sum(a.bound_held is True for a in accounts)
-    return FirstOrderTest(task, precision, len(accounts), held, spearman)
+    return FirstOrderTest(
+        task=task, precision=precision, prompts=len(accounts), bound_held=held, spearman=spearman
+    )
 
 
 def _task_mean(prompts: Sequence[PromptResult], task: str, precision: str, seed: int) -> TaskMean:
     rng = stats.generator(seed, "task mean", task, precision)
     high = np.array([p.logit_diff for p in prompts])
-    if precision == "f32":
-        return TaskMean(task, precision, len(high), _mean_estimate(high, rng), None)
-    values = [p.precisions[precision].logit_diff for p in prompts]
-    low = np.array([np.nan if v is None else v for v in values])
-    finite = np.isfinite(low)
-    if not finite.any():
-        return TaskMean(task, precision, 0, NOTHING, NOTHING)
-    change = (low - high)[finite]
-    value, lowest, highest = stats.mean_interval(change, rng)
-    paired = _estimate(value, lowest, highest, stats.sign_flip_p(change, rng))
-    return TaskMean(task, precision, int(finite.sum()), _mean_estimate(low[finite], rng), paired)
-
-
-def _mean_estimate(values: np.ndarray, rng: np.random.Generator) -> Estimate:
-    """A mean with its interval; no null is tested, so there is no p-value."""
-    value, low, high = (number(v) for v in stats.mean_interval(values, rng))
-    return Estimate(value, low, high, None)
+    low, change = high, None
+    if precision != "f32":
+        values = [p.precisions[precision].logit_diff for p in prompts]
+        low = np.array([np.nan if v is None else v for v in values])
+        change = estimate(low - high, rng, test=True)
+    return TaskMean(
+        task=task,
+        precision=precision,
+        prompts=int(np.isfinite(low).sum()),
+        logit_diff=estimate(low, rng),
+        change=change,
+    )

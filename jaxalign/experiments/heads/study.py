@@ -7,9 +7,10 @@ effect beside its control: the clean row of the same call, random orders, permut
 from __future__ import annotations
 
 import time
+import typing
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,19 +30,20 @@ from jaxalign.experiments.heads.assemble import (
     repair_result,
 )
 from jaxalign.experiments.heads.donors import choose_donors
-from jaxalign.experiments.heads.ledger import Ledger
 from jaxalign.experiments.heads.options import Options, Prepare
 from jaxalign.experiments.heads.rankings import repair_orders
 from jaxalign.experiments.heads.runner import Clean, Runner
 from jaxalign.experiments.heads.statistics import summarize
-from jaxalign.journal import Journal
 from jaxalign.metrics import AnswerMetrics
 from jaxalign.model.params import cast
 from jaxalign.numerics.compile import require_exact_compilation
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
 from jaxalign.results import RANKINGS, HeadsResult
+from jaxalign.runtime.resume import Resume
 from jaxalign.sharding import shard_packed, shard_params
+from jaxalign.study.call_log import CallLog
+from jaxalign.study.tables import head_label
 
 FEW = 3
 # One thread compiles while the programs before run: two at once only delay the one waited for.
@@ -54,7 +56,7 @@ def heads_study(
     options: Options = Options(),  # noqa: B008 - a frozen value
     *,
     progress: bool = False,
-    journal: Journal | None = None,
+    resume: Resume | None = None,
     mesh: Mesh | None = None,
     prepare: Prepare = cast,
 ) -> HeadsResult:
@@ -65,7 +67,7 @@ def heads_study(
         prompts: from ``jaxalign.read_prompts``.
         options: precisions, head mode, budget, seed.
         progress: show progress bars on a terminal.
-        journal: keeps finished calls of a long study (``Journal(folder, facts(…))``); remove it
+        resume: keeps finished calls of a long study (``Resume(folder, facts(…))``); remove it
             when the result is safe.
         mesh: devices to share the work (``sharding.choose_mesh``); one device by default.
         prepare: makes a scheme's parameters from the f32 ones; rounding to nearest by default,
@@ -89,7 +91,7 @@ def heads_study(
         raise InputError(f"the model was loaded in {model.params.dtype}", "load it in float32")
     require_exact_compilation()
     model = replace(model, params=shard_params(model.params, mesh, model.config))
-    runner = Runner(model, options, Ledger(progress), journal or Journal(None, {}), mesh)
+    runner = Runner(model, options, CallLog(progress), resume or Resume(None, {}), mesh)
     tokenized, reference, notes = tokenize(prompts, model.tokenizer, model.config)
     with runner.ledger.phase("clean f32"):
         texts = [Prompt(tokenized[0].text, "reference", ids, 0) for ids in reference]
@@ -120,7 +122,7 @@ def heads_study(
         num_layers=model.config.num_layers,
         num_heads=model.config.num_heads,
         reference_count=len(reference),
-        head_mode=options.head_mode,
+        head_mode=typing.cast(Literal["true", "edge-align"], options.head_mode),
         prompts=tuple(results),
         repairs=tuple(repairs),
         statistics=statistics,
@@ -133,12 +135,25 @@ def heads_study(
 def facts(
     model: Model, prompts: PromptSet, options: Options, mesh: Mesh | None = None
 ) -> dict[str, Any]:
-    """Everything that decides the numbers and calls of a study, by which a journal knows it."""
+    """Return everything that decides the numbers and calls of a study, by which it is resumed.
+
+    Args:
+        model: from ``jaxalign.load``.
+        prompts: the study's.
+        options: the study's.
+        mesh: devices that share the work, or None.
+
+    Raises:
+        InputError: prompts that the model cannot read.
+    """
     described = describe(jax.local_devices()[0])
+    tokenized, reference, _ = tokenize(prompts, model.tokenizer, model.config)
     return {
         "weights": model.weights_sha256,
         "config": asdict(model.config),
         "prompts": asdict(prompts),
+        # What the tokenizer makes of them, which no other fact says.
+        "token ids": [[p.tokens, p.target, p.distractor] for p in tokenized] + [reference],
         "options": asdict(options),
         "device": described["device_kind"],
         # How many prompts and rows make a call depends on it.
@@ -236,7 +251,7 @@ def _overflow_notes(scheme: Scheme, low: Low) -> list[str]:
     if not broken.any():
         late = f"{scheme.name}: activations overflow after the last head on {answers.sum()} of "
         return [f"{late}{len(answers)} prompts; their values are null"] if answers.any() else []
-    heads = [f"L{layer}H{head}" for layer, head in np.argwhere(broken.any(axis=0))]
+    heads = [head_label(layer, head) for layer, head in np.argwhere(broken.any(axis=0))]
     shown = ", ".join(heads[:4]) + (", …" if len(heads) > 4 else "")
     return [
         f"{scheme.name}: activations overflow in {len(heads)} heads ({shown}) on "

@@ -1,0 +1,1 @@
+"""The study of heads: which matter, which drift, and what giving them back would buy."""
