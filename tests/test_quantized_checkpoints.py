@@ -23,7 +23,7 @@ from safetensors.numpy import load_file, save_file
 import jaxalign
 from jaxalign import InputError
 from jaxalign.convert import neox
-from jaxalign.convert.packed import load, load_quantized
+from jaxalign.convert.packed import load_quantized, read
 from jaxalign.convert.rows import same, turned
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.invariants import check
@@ -111,7 +111,7 @@ def test_gptq(source, tmp_path, version, act_order, bits):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gptq_zero_points_of_zero_borrow_from_no_neighbour(source, tmp_path, bits):
     """Version 1 is made of version 2 as gptqmodel does: one subtraction from a whole word."""
-    read = {}
+    zero = {}
     for version in (2, 1):
         folder = tmp_path / str(version)
         write_gptq(folder, source, version, bits)
@@ -122,9 +122,9 @@ def test_gptq_zero_points_of_zero_borrow_from_no_neighbour(source, tmp_path, bit
             ones = {4: 0x11111111, 8: 0x01010101}[bits] if version == 1 else 0
             tensors[name] = (words - np.uint32(ones)).view(np.int32)
         save_file(tensors, folder / "model.safetensors")
-        read[version] = load_quantized(folder, config_of(source)).params.blocks.mlp.up.zero
-    assert (np.asarray(read[1]) == (0 if bits == 4 else -128)).any()
-    np.testing.assert_array_equal(read[1], read[2])
+        zero[version] = load_quantized(folder, config_of(source)).params.blocks.mlp.up.zero
+    assert (np.asarray(zero[1]) == (0 if bits == 4 else -128)).any()
+    np.testing.assert_array_equal(zero[1], zero[2])
 
 
 def test_symmetric_gptq_needs_no_zero_points(source, tmp_path):
@@ -233,7 +233,7 @@ def test_tables_with_keys_and_values_apart(source, tmp_path, monkeypatch, left_o
     expected = write_gptq(
         tmp_path / "q", tmp_path / "split", skip=lambda name: left_out and left_out in name
     )
-    monkeypatch.setattr(load, "_table", by_projection)
+    monkeypatch.setattr(read, "_table", by_projection)
     quantized = load_quantized(tmp_path / "q", config)
     attention = quantized.params.blocks.attention
     noted = [note.split(":")[0] for note in quantized.notes]

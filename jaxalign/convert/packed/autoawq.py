@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.layer import Layer, checked, fields, groups_in, integers
+from jaxalign.convert.packed.linear import PackedLinear, checked, fields, groups_in, integers
 from jaxalign.convert.packed.settings import bits_of, by_group, group_of_settings
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
@@ -55,7 +55,7 @@ class AutoAWQ:
         bits, group = bits_of(settings, 4), group_of_settings(settings)
         return cls(group, f"AWQ (gemm), {bits} bits, {by_group(group)}")
 
-    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
+    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
         """One layer, or None where it is not quantized."""
         if not any(f"{base}.{part}" in tensors for part in ("qweight", "qzeros", "scales")):
             return None

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.layer import Layer, checked
+from jaxalign.convert.packed.linear import PackedLinear, checked
 from jaxalign.convert.packed.settings import refused
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
@@ -59,7 +59,7 @@ class BitsAndBytes:
         double = ", double quantization" if settings.get("bnb_4bit_use_double_quant") else ""
         return cls(4, f"bitsandbytes {settings.get('bnb_4bit_quant_type', 'fp4')}{double}, 4 bits")
 
-    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
+    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
         """One layer, or None where it is not quantized."""
         if self.bits == 8:
             return _int8(tensors, base, shape)
@@ -73,7 +73,7 @@ class BitsAndBytes:
         return _four_bits(tensors, base, shape, states[0])
 
 
-def _int8(tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
+def _int8(tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
     if f"{base}.SCB" not in tensors:
         return None
     codes = tensors.take(f"{base}.weight", ["I8"], shape)
@@ -83,10 +83,10 @@ def _int8(tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
         if stored.any():
             raise tensors.wrong(layout, f"is {int(stored.max())}, expected 0 (by rows)")
     form = WeightFormat("int8", levels=127, absmax=True)
-    return checked(Layer(codes, largest, None, None, form), f"layer {base}")
+    return checked(PackedLinear(codes, largest, None, None, form), f"layer {base}")
 
 
-def _four_bits(tensors: Tensors, base: str, shape: tuple[int, int], name: str) -> Layer:
+def _four_bits(tensors: Tensors, base: str, shape: tuple[int, int], name: str) -> PackedLinear:
     state, kind = _state(tensors, name), name.removeprefix(base + STATE)
     if kind not in CODEBOOKS or state.get("quant_type") != kind:
         raise tensors.wrong(name, f"says quant_type {state.get('quant_type')!r}, expected "
@@ -108,7 +108,7 @@ def _four_bits(tensors: Tensors, base: str, shape: tuple[int, int], name: str) -
     # A block may hold several rows, which then share its scale.
     scale = np.repeat(largest, max(block // inputs, 1)).reshape(outputs, -1)
     form = WeightFormat(kind, min(block, inputs), double="nested_absmax" in state)
-    return checked(Layer(codes, scale, None, None, form), f"layer {base}")
+    return checked(PackedLinear(codes, scale, None, None, form), f"layer {base}")
 
 
 def _state(tensors: Tensors, name: str) -> dict[str, Any]:

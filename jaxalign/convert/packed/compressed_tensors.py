@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.layer import Layer, checked, fields, float8, integers
+from jaxalign.convert.packed.linear import PackedLinear, checked, fields, float8, integers
 from jaxalign.convert.packed.settings import bits_of, refused
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
@@ -86,7 +86,7 @@ class CompressedTensors:
         rounded = _inputs(one.get("input_activations"))
         return cls(bits, group, kind, symmetric, layout == PACKED, title, rounded)
 
-    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
+    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
         """One layer, or None where it is not quantized."""
         if not any(f"{base}.{part}" in tensors for part in ("weight_packed", "weight_scale")):
             return None
@@ -96,7 +96,7 @@ class CompressedTensors:
                 tensors.take(f"{base}.{unused}", (*SCALES, "I8", *FLOAT8), (1,), ())
         return checked(layer, f"layer {base}")
 
-    def _packed(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer:
+    def _packed(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear:
         (outputs, inputs), bits = shape, self.bits
         said = tensors.take(f"{base}.weight_shape", ["I64", "I32"], (2,))
         if tuple(said.tolist()) != shape:
@@ -121,7 +121,7 @@ class CompressedTensors:
                 )
         return integers(codes, scale, zero, order, bits, 2 ** (bits - 1) - 0.5)
 
-    def _plain(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer:
+    def _plain(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear:
         outputs, inputs = shape
         codes = tensors.take(f"{base}.weight", FLOAT8 if self.kind == "float" else ["I8"], shape)
         groups = self._groups(tensors, base, inputs)

@@ -20,7 +20,14 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.layer import Layer, checked, fields, groups_in, in_order, integers
+from jaxalign.convert.packed.linear import (
+    PackedLinear,
+    checked,
+    fields,
+    groups_in,
+    in_order,
+    integers,
+)
 from jaxalign.convert.packed.settings import bits_of, by_group, group_of_settings
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
@@ -64,7 +71,7 @@ class GPTQ:
         title = f"GPTQ {version}, {bits} bits, {by_group(group)}{order}"
         return cls(bits, group, OFFSET[kind], title)
 
-    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
+    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
         """One layer, or None where it is not quantized."""
         parts = ("qweight", "qzeros", "scales", "g_idx")
         if not any(f"{base}.{part}" in tensors for part in parts):

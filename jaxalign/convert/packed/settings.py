@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from jaxalign.convert.packed.layer import Layer
+from jaxalign.convert.packed.linear import PackedLinear
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
 
@@ -26,7 +26,7 @@ class Format(Protocol):
     inputs: str | None
     rescales: bool
 
-    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
+    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
         """The layer called ``base`` of ``[out, in]`` weights; None where it is not quantized.
 
         Raises:

@@ -17,7 +17,7 @@ MIDDLE = {4: 8, 8: 0}
 
 
 @dataclass(frozen=True)
-class Layer:
+class PackedLinear:
     """A linear layer of ``A`` inputs in ``G`` groups.
 
     Attributes:
@@ -50,7 +50,7 @@ def in_order(inputs: int, groups: int) -> np.ndarray:
     return (np.arange(inputs) // (inputs // groups)).astype(np.int32)
 
 
-def checked(layer: Layer, where: str) -> Layer:
+def checked(layer: PackedLinear, where: str) -> PackedLinear:
     """The layer, if every scale can be one.
 
     A tool that finds nothing but zeros writes a scale of zero or its least one; a scale of zero
@@ -72,7 +72,7 @@ def checked(layer: Layer, where: str) -> Layer:
     return layer
 
 
-def _values(layer: Layer, row: int, group: int) -> np.ndarray:
+def _values(layer: PackedLinear, row: int, group: int) -> np.ndarray:
     """What the codes of one group stand for, before the scale."""
     codes = layer.codes[row, layer.groups == group]
     if layer.format.codes in CODEBOOKS:
@@ -100,7 +100,7 @@ def integers(
     group_of: np.ndarray | None,
     bits: int,
     levels: int | float,
-) -> Layer:
+) -> PackedLinear:
     """A layer of unsigned 4- or 8-bit codes and zero points, ``(code − zero) · scale``."""
     if bits == 8:
         codes, zero = signed(codes), None if zero is None else signed(zero)
@@ -112,7 +112,7 @@ def integers(
         scale_bits=8 * scale.itemsize,
         zero_bits=bits,
     )
-    return Layer(codes, scale, zero, group_of, form)
+    return PackedLinear(codes, scale, zero, group_of, form)
 
 
 def groups_in(inputs: int, size: int | None, where: str) -> int:
@@ -130,12 +130,12 @@ def groups_in(inputs: int, size: int | None, where: str) -> int:
     return inputs // size
 
 
-def float8(codes: np.ndarray, scale: np.ndarray) -> Layer:
+def float8(codes: np.ndarray, scale: np.ndarray) -> PackedLinear:
     """A layer of float8 codes."""
     name = "e4m3fn" if codes.dtype == jnp.float8_e4m3fn else "e5m2"
     levels = float(jnp.finfo(codes.dtype).max)
     form = WeightFormat(name, _group(codes, scale), levels, scale_bits=8 * scale.itemsize)
-    return Layer(codes, scale, None, None, form)
+    return PackedLinear(codes, scale, None, None, form)
 
 
 def _group(codes: np.ndarray, scale: np.ndarray) -> int | None:

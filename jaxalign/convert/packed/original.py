@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxalign.convert.model import Model, config_from, read_json, read_tokenizer
 from jaxalign.convert.packed.gguf import tokens_of
-from jaxalign.convert.packed.load import Quantized, load_quantized
+from jaxalign.convert.packed.read import Quantized, load_quantized
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.dot import dense

@@ -14,12 +14,12 @@ import numpy as np
 
 from jaxalign.convert.checkpoint import open_checkpoint, sha256_of
 from jaxalign.convert.model import read_json
-from jaxalign.convert.packed.assemble import Leaf, Piece, leaf, params_of
 from jaxalign.convert.packed.autoawq import AutoAWQ
 from jaxalign.convert.packed.bitsandbytes import BitsAndBytes
 from jaxalign.convert.packed.compressed_tensors import CompressedTensors
 from jaxalign.convert.packed.gptq import GPTQ
 from jaxalign.convert.packed.settings import Format
+from jaxalign.convert.packed.stack import Leaf, Piece, leaf, params_of
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.convert.rows import Row
 from jaxalign.convert.table import TABLES
