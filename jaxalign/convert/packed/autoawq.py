@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.convert.packed.linear import PackedLinear, checked, fields, groups_in, integers
-from jaxalign.convert.packed.settings import bits_of, by_group, group_of_settings
+from jaxalign.convert.packed.settings import bits_of, by_group, flag, group_of_settings, text
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
 
@@ -46,12 +46,13 @@ class AutoAWQ:
         Raises:
             InputError: another layout than "gemm", or settings that are not handled.
         """
-        version = settings.get("version", settings.get("checkpoint_format", "gemm"))
-        if str(version).lower() != "gemm":
+        version = text(settings, "version", text(settings, "checkpoint_format", "gemm"))
+        if version is None or version.lower() != "gemm":
             raise InputError(
                 f"the AWQ checkpoint has the layout {version!r}, expected 'gemm'",
                 "save it again with version='gemm'",
             )
+        flag(settings, "zero_point")
         bits, group = bits_of(settings, 4), group_of_settings(settings)
         return cls(group, f"AWQ (gemm), {bits} bits, {by_group(group)}")
 

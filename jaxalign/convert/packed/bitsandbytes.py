@@ -25,10 +25,11 @@ from typing import Any
 import numpy as np
 
 from jaxalign.convert.packed.linear import PackedLinear, checked
-from jaxalign.convert.packed.settings import refused
+from jaxalign.convert.packed.settings import flag, refused, shown, text
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
 from jaxalign.numerics.codebooks import CODEBOOKS
+from jaxalign.numerics.double import nested_scales
 from jaxalign.numerics.scheme import WeightFormat
 
 STATE = ".weight.quant_state.bitsandbytes__"
@@ -43,6 +44,7 @@ class BitsAndBytes:
     title: str = "bitsandbytes"
     inputs: str | None = None
     rescales: bool = False
+    kind: str | None = None
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> BitsAndBytes:
@@ -51,13 +53,18 @@ class BitsAndBytes:
         Raises:
             InputError: it is neither 4-bit nor 8-bit, or both.
         """
-        four, eight = bool(settings.get("load_in_4bit")), bool(settings.get("load_in_8bit"))
+        four, eight = flag(settings, "load_in_4bit"), flag(settings, "load_in_8bit")
         if four == eight:
             raise refused(f"load_in_4bit is {four} and load_in_8bit is {eight}, expected one")
         if eight:
             return cls(8, "bitsandbytes LLM.int8, 8 bits, one scale an output", "llm-int8")
-        double = ", double quantization" if settings.get("bnb_4bit_use_double_quant") else ""
-        return cls(4, f"bitsandbytes {settings.get('bnb_4bit_quant_type', 'fp4')}{double}, 4 bits")
+        kind = text(settings, "bnb_4bit_quant_type")
+        if kind not in (None, *CODEBOOKS):
+            raise refused(f"bnb_4bit_quant_type is {shown(kind)}, expected "
+                          f"{' or '.join(CODEBOOKS)}")  # fmt: skip
+        double = flag(settings, "bnb_4bit_use_double_quant")
+        title = " ".join(("bitsandbytes", kind or "4-bit")) + ", double quantization" * double
+        return cls(4, f"{title}, 4 bits", kind=kind)
 
     def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
         """One layer, or None where it is not quantized."""
@@ -70,6 +77,8 @@ class BitsAndBytes:
             return None
         if len(states) > 1:
             raise tensors.wrong(states[1], f"stands beside {states[0]!r}, expected one of them")
+        if self.kind is not None and states[0] != f"{base}{STATE}{self.kind}":
+            raise tensors.wrong(states[0], f"has codes that config.json calls {self.kind}")
         return _four_bits(tensors, base, shape, states[0])
 
 
@@ -89,15 +98,15 @@ def _int8(tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear |
 def _four_bits(tensors: Tensors, base: str, shape: tuple[int, int], name: str) -> PackedLinear:
     state, kind = _state(tensors, name), name.removeprefix(base + STATE)
     if kind not in CODEBOOKS or state.get("quant_type") != kind:
-        raise tensors.wrong(name, f"says quant_type {state.get('quant_type')!r}, expected "
+        raise tensors.wrong(name, f"says quant_type {shown(state.get('quant_type'))}, expected "
                             f"{' or '.join(CODEBOOKS)} as in its name")  # fmt: skip
     if state.get("shape") != list(shape):
-        raise tensors.wrong(name, f"says shape {state.get('shape')}, expected {list(shape)}")
+        raise tensors.wrong(name, f"says shape {shown(state.get('shape'))}, expected {list(shape)}")
     (outputs, inputs), block = shape, _positive(state.get("blocksize"))
     if not block or (inputs % block and block % inputs) or outputs * inputs % block:
         raise InputError(
             f"layer {base} has {outputs} × {inputs} weights, whose rows blocks of "
-            f"{state.get('blocksize')!r} do not divide",
+            f"{shown(state.get('blocksize'))} do not divide",
             "quantize with a blocksize that divides the number of inputs",
         )
     codes = _codes(tensors, f"{base}.weight", outputs * inputs).reshape(shape)
@@ -142,17 +151,23 @@ def _codes(tensors: Tensors, name: str, count: int) -> np.ndarray:
 
 
 def _largest(tensors: Tensors, name: str, state: Mapping[str, Any], blocks: int) -> np.ndarray:
-    """``absmax`` of every block, f32, out of its own quantization where it has one."""
+    """The scale of every block, f32, decoded where the scales themselves are quantized.
+
+    Scales are quantized around their mean, so a small one may decode to a value below zero or to
+    zero. bitsandbytes multiplies by it all the same.
+    """
     if f"{name}.nested_absmax" not in tensors and "nested_blocksize" not in state:
         return tensors.take(f"{name}.absmax", ["F32"], (blocks,))
-    block, offset = _positive(state.get("nested_blocksize")), state.get("nested_offset")
-    if not block or not isinstance(offset, float | int) or not np.isfinite(offset):
+    size, offset = _positive(state.get("nested_blocksize")), state.get("nested_offset")
+    known = isinstance(offset, float | int) and not isinstance(offset, bool)
+    if not size or not known or not abs(offset) < np.finfo(np.float32).max:
         raise InputError(
             f"{tensors.checkpoint.folder}: the quant_state of {name!r} says nested_blocksize "
-            f"{state.get('nested_blocksize')!r} and nested_offset {offset!r}, expected numbers",
+            f"{shown(state.get('nested_blocksize'))} and nested_offset {shown(offset)}, expected "
+            "numbers",
             "quantize the model again",
         )
     codes = tensors.take(f"{name}.absmax", ["U8"], (blocks,))
-    book = tensors.take(f"{name}.nested_quant_map", ["F32"], (256,))
-    outer = tensors.take(f"{name}.nested_absmax", ["F32"], (-(-blocks // block),))
-    return book[codes] * np.repeat(outer, block)[:blocks] + np.float32(offset)
+    values = tensors.take(f"{name}.nested_quant_map", ["F32"], (256,))
+    block = tensors.take(f"{name}.nested_absmax", ["F32"], (-(-blocks // size),))
+    return nested_scales(codes, block, values, float(offset), size)

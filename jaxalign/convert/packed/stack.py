@@ -15,8 +15,8 @@ from jaxalign.convert.rows import Row
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.qtensor import QTensor, pack_nibbles, unpack
 
-# What fills one slot of one layer: a quantized matrix ``[A, *out]`` (a ``PackedLinear`` whose arrays
-# are transposed), or an array.
+# What fills one slot of one layer: an array, or a ``PackedLinear`` whose arrays are transposed, so
+# that codes are ``[A, *out]``.
 Piece = PackedLinear | np.ndarray
 
 
