@@ -57,7 +57,13 @@ class AutoAWQ:
         return cls(group, f"AWQ (gemm), {bits} bits, {by_group(group)}")
 
     def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
-        """One layer, or None where it is not quantized."""
+        """One layer, or None where it is not quantized.
+
+        Args:
+            tensors: the checkpoint's.
+            base: the layer's published name, without ``.weight``.
+            shape: outputs and inputs.
+        """
         if not any(f"{base}.{part}" in tensors for part in ("qweight", "qzeros", "scales")):
             return None
         outputs, inputs = shape

@@ -67,7 +67,13 @@ class BitsAndBytes:
         return cls(4, f"{title}, 4 bits", kind=kind)
 
     def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
-        """One layer, or None where it is not quantized."""
+        """One layer, or None where it is not quantized.
+
+        Args:
+            tensors: the checkpoint's.
+            base: the layer's published name, without ``.weight``.
+            shape: outputs and inputs.
+        """
         if self.bits == 8:
             return _int8(tensors, base, shape)
         states = tensors.starting(base + STATE)
@@ -116,7 +122,9 @@ def _four_bits(tensors: Tensors, base: str, shape: tuple[int, int], name: str) -
     largest = _largest(tensors, f"{base}.weight", state, outputs * inputs // block)
     # A block may hold several rows, which then share its scale.
     scale = np.repeat(largest, max(block // inputs, 1)).reshape(outputs, -1)
-    form = WeightFormat(kind, min(block, inputs), double="nested_absmax" in state)
+    form = WeightFormat(
+        kind, min(block, inputs), double=_is_double(tensors, f"{base}.weight", state)
+    )
     return checked(PackedLinear(codes, scale, None, None, form), f"layer {base}")
 
 
@@ -150,13 +158,17 @@ def _codes(tensors: Tensors, name: str, count: int) -> np.ndarray:
     return np.stack([stored >> 4, stored & 15], axis=-1).reshape(-1)
 
 
+def _is_double(tensors: Tensors, name: str, state: Mapping[str, Any]) -> bool:
+    return f"{name}.nested_absmax" in tensors or "nested_blocksize" in state
+
+
 def _largest(tensors: Tensors, name: str, state: Mapping[str, Any], blocks: int) -> np.ndarray:
     """The scale of every block, f32, decoded where the scales themselves are quantized.
 
     Scales are quantized around their mean, so a small one may decode to a value below zero or to
     zero. bitsandbytes multiplies by it all the same.
     """
-    if f"{name}.nested_absmax" not in tensors and "nested_blocksize" not in state:
+    if not _is_double(tensors, name, state):
         return tensors.take(f"{name}.absmax", ["F32"], (blocks,))
     size, offset = _positive(state.get("nested_blocksize")), state.get("nested_offset")
     known = isinstance(offset, float | int) and not isinstance(offset, bool)

@@ -88,7 +88,13 @@ class CompressedTensors:
         return cls(bits, group, kind, symmetric, layout == PACKED, title, rounded)
 
     def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
-        """One layer, or None where it is not quantized."""
+        """One layer, or None where it is not quantized.
+
+        Args:
+            tensors: the checkpoint's.
+            base: the layer's published name, without ``.weight``.
+            shape: outputs and inputs.
+        """
         if not any(f"{base}.{part}" in tensors for part in ("weight_packed", "weight_scale")):
             return None
         layer = (self._packed if self.packed else self._plain)(tensors, base, shape)

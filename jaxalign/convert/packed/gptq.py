@@ -77,7 +77,13 @@ class GPTQ:
         return cls(bits, group, OFFSET[kind], title)
 
     def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
-        """One layer, or None where it is not quantized."""
+        """One layer, or None where it is not quantized.
+
+        Args:
+            tensors: the checkpoint's.
+            base: the layer's published name, without ``.weight``.
+            shape: outputs and inputs.
+        """
         parts = ("qweight", "qzeros", "scales", "g_idx")
         if not any(f"{base}.{part}" in tensors for part in parts):
             return None

@@ -27,7 +27,12 @@ class Format(Protocol):
     rescales: bool
 
     def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
-        """The layer called ``base`` of ``[out, in]`` weights; None where it is not quantized.
+        """One layer, or None where it is not quantized.
+
+        Args:
+            tensors: the checkpoint's.
+            base: the layer's published name, without ``.weight``.
+            shape: outputs and inputs.
 
         Raises:
             InputError: one of its tensors is missing or cannot be what it says.
@@ -49,7 +54,12 @@ def integer(settings: Mapping[str, Any], *names: str) -> int:
 
 
 def flag(settings: Mapping[str, Any], name: str, default: bool = False) -> bool:
-    """A setting that is true or false; ``default`` where it is missing or null.
+    """A setting that is true or false.
+
+    Args:
+        settings: all of them.
+        name: the setting's.
+        default: what it is where it is missing or null.
 
     Raises:
         InputError: it is of another type. ``"false"`` is a text, which Python takes for true.
@@ -61,7 +71,12 @@ def flag(settings: Mapping[str, Any], name: str, default: bool = False) -> bool:
 
 
 def text(settings: Mapping[str, Any], name: str, default: str | None = None) -> str | None:
-    """A setting that is a text; ``default`` where it is missing or null.
+    """A setting that is a text.
+
+    Args:
+        settings: all of them.
+        name: the setting's.
+        default: what it is where it is missing or null.
 
     Raises:
         InputError: it is of another type.

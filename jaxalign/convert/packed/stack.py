@@ -102,7 +102,13 @@ def _side_by_side(sides: Sequence[Piece]) -> Piece:
 
 
 def turned(tensor: Piece, row: Row, config: ModelConfig) -> list[Piece]:
-    """A published tensor as what stands in each of its row's slots."""
+    """A published tensor as what fills each slot of its table row.
+
+    Args:
+        tensor: an array ``[out, in]`` or ``[out]``, or a ``PackedLinear``.
+        row: the row of the conversion table.
+        config: the architecture.
+    """
     if not isinstance(tensor, PackedLinear):
         return list(row.load(tensor, config))
     codes, scale = row.load(tensor.codes, config), row.load(tensor.scale, config)
@@ -189,7 +195,7 @@ def _qtensor(layer: PackedLinear, outputs: int) -> QTensor:
 
 
 def _dense(layer: PackedLinear) -> np.ndarray:
-    """One layer's turned matrix unpacked, f32, for an undivided input."""
+    """One layer's transposed matrix unpacked, f32, with its input divisor folded in."""
     matrix = unpack(_qtensor(replace(layer, input_divisor=None), layer.codes.ndim - 1))
     dense = np.asarray(matrix.astype(jnp.float32))
     if layer.input_divisor is None:
