@@ -47,7 +47,7 @@ class AutoAWQ:
             InputError: another layout than "gemm", or settings that are not handled.
         """
         version = text(settings, "version", text(settings, "checkpoint_format", "gemm"))
-        if version is None or version.lower() != "gemm":
+        if version.lower() != "gemm":
             raise InputError(
                 f"the AWQ checkpoint has the layout {version!r}, expected 'gemm'",
                 "save it again with version='gemm'",

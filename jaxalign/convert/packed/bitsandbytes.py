@@ -44,7 +44,7 @@ class BitsAndBytes:
     title: str = "bitsandbytes"
     inputs: str | None = None
     rescales: bool = False
-    kind: str | None = None
+    kind: str = ""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> BitsAndBytes:
@@ -59,11 +59,11 @@ class BitsAndBytes:
         if eight:
             return cls(8, "bitsandbytes LLM.int8, 8 bits, one scale an output", "llm-int8")
         kind = text(settings, "bnb_4bit_quant_type")
-        if kind not in (None, *CODEBOOKS):
+        if kind not in ("", *CODEBOOKS):
             raise refused(f"bnb_4bit_quant_type is {shown(kind)}, expected "
                           f"{' or '.join(CODEBOOKS)}")  # fmt: skip
         double = flag(settings, "bnb_4bit_use_double_quant")
-        title = " ".join(("bitsandbytes", kind or "4-bit")) + ", double quantization" * double
+        title = f"bitsandbytes {kind}".rstrip() + ", double quantization" * double
         return cls(4, f"{title}, 4 bits", kind=kind)
 
     def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
@@ -83,7 +83,7 @@ class BitsAndBytes:
             return None
         if len(states) > 1:
             raise tensors.wrong(states[1], f"stands beside {states[0]!r}, expected one of them")
-        if self.kind is not None and states[0] != f"{base}{STATE}{self.kind}":
+        if self.kind and states[0] != f"{base}{STATE}{self.kind}":
             raise tensors.wrong(states[0], f"has codes that config.json calls {self.kind}")
         return _four_bits(tensors, base, shape, states[0])
 

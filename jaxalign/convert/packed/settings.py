@@ -70,7 +70,7 @@ def flag(settings: Mapping[str, Any], name: str, default: bool = False) -> bool:
     return default if value is None else value
 
 
-def text(settings: Mapping[str, Any], name: str, default: str | None = None) -> str | None:
+def text(settings: Mapping[str, Any], name: str, default: str = "") -> str:
     """A setting that is a text.
 
     Args:
