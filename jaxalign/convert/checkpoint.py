@@ -115,18 +115,22 @@ def sha256_of(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def open_checkpoint(folder: Path) -> Checkpoint:
+def open_checkpoint(folder: Path, single: str = SINGLE) -> Checkpoint:
     """List a folder's tensors, from one safetensors file or from the shards of an index.
+
+    Args:
+        folder: the checkpoint's.
+        single: the name of the one file; its index is called after it.
 
     Raises:
         InputError: no safetensors, a damaged or missing file, a tensor in two shards, or an
             index that says otherwise than its shards.
     """
-    if (folder / INDEX).is_file():
-        indexed = _read_index(folder / INDEX)
+    if (index := folder / f"{single}.index.json").is_file():
+        indexed = _read_index(index)
         paths = sorted({folder / name for name in indexed.values()})
-    elif (folder / SINGLE).is_file():
-        indexed, paths = None, [folder / SINGLE]
+    elif (folder / single).is_file():
+        indexed, paths = None, [folder / single]
     else:
         raise _no_safetensors(folder)
     files: dict[str, Path] = {}

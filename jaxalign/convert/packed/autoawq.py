@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.layer import Layer, checked, fields, groups_in, integers
-from jaxalign.convert.packed.settings import bits_of, by_group, group_of_settings
+from jaxalign.convert.packed.linear import PackedLinear, checked, fields, groups_in, integers
+from jaxalign.convert.packed.settings import bits_of, by_group, flag, group_of_settings, text
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
 
@@ -46,17 +46,24 @@ class AutoAWQ:
         Raises:
             InputError: another layout than "gemm", or settings that are not handled.
         """
-        version = settings.get("version", settings.get("checkpoint_format", "gemm"))
-        if str(version).lower() != "gemm":
+        version = text(settings, "version", text(settings, "checkpoint_format", "gemm"))
+        if version.lower() != "gemm":
             raise InputError(
                 f"the AWQ checkpoint has the layout {version!r}, expected 'gemm'",
                 "save it again with version='gemm'",
             )
+        flag(settings, "zero_point")
         bits, group = bits_of(settings, 4), group_of_settings(settings)
         return cls(group, f"AWQ (gemm), {bits} bits, {by_group(group)}")
 
-    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
-        """One layer, or None where it is not quantized."""
+    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
+        """One layer, or None where it is not quantized.
+
+        Args:
+            tensors: the checkpoint's.
+            base: the layer's published name, without ``.weight``.
+            shape: outputs and inputs.
+        """
         if not any(f"{base}.{part}" in tensors for part in ("qweight", "qzeros", "scales")):
             return None
         outputs, inputs = shape

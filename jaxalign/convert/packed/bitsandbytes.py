@@ -24,11 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.layer import Layer, checked
-from jaxalign.convert.packed.settings import refused
+from jaxalign.convert.packed.linear import PackedLinear, checked
+from jaxalign.convert.packed.settings import flag, refused, shown, text
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
 from jaxalign.numerics.codebooks import CODEBOOKS
+from jaxalign.numerics.double import nested_scales
 from jaxalign.numerics.scheme import WeightFormat
 
 STATE = ".weight.quant_state.bitsandbytes__"
@@ -43,6 +44,7 @@ class BitsAndBytes:
     title: str = "bitsandbytes"
     inputs: str | None = None
     rescales: bool = False
+    kind: str = ""
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> BitsAndBytes:
@@ -51,16 +53,27 @@ class BitsAndBytes:
         Raises:
             InputError: it is neither 4-bit nor 8-bit, or both.
         """
-        four, eight = bool(settings.get("load_in_4bit")), bool(settings.get("load_in_8bit"))
+        four, eight = flag(settings, "load_in_4bit"), flag(settings, "load_in_8bit")
         if four == eight:
             raise refused(f"load_in_4bit is {four} and load_in_8bit is {eight}, expected one")
         if eight:
             return cls(8, "bitsandbytes LLM.int8, 8 bits, one scale an output", "llm-int8")
-        double = ", double quantization" if settings.get("bnb_4bit_use_double_quant") else ""
-        return cls(4, f"bitsandbytes {settings.get('bnb_4bit_quant_type', 'fp4')}{double}, 4 bits")
+        kind = text(settings, "bnb_4bit_quant_type")
+        if kind not in ("", *CODEBOOKS):
+            raise refused(f"bnb_4bit_quant_type is {shown(kind)}, expected "
+                          f"{' or '.join(CODEBOOKS)}")  # fmt: skip
+        double = flag(settings, "bnb_4bit_use_double_quant")
+        title = f"bitsandbytes {kind}".rstrip() + ", double quantization" * double
+        return cls(4, f"{title}, 4 bits", kind=kind)
 
-    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
-        """One layer, or None where it is not quantized."""
+    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
+        """One layer, or None where it is not quantized.
+
+        Args:
+            tensors: the checkpoint's.
+            base: the layer's published name, without ``.weight``.
+            shape: outputs and inputs.
+        """
         if self.bits == 8:
             return _int8(tensors, base, shape)
         states = tensors.starting(base + STATE)
@@ -70,10 +83,12 @@ class BitsAndBytes:
             return None
         if len(states) > 1:
             raise tensors.wrong(states[1], f"stands beside {states[0]!r}, expected one of them")
+        if self.kind and states[0] != f"{base}{STATE}{self.kind}":
+            raise tensors.wrong(states[0], f"has codes that config.json calls {self.kind}")
         return _four_bits(tensors, base, shape, states[0])
 
 
-def _int8(tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
+def _int8(tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
     if f"{base}.SCB" not in tensors:
         return None
     codes = tensors.take(f"{base}.weight", ["I8"], shape)
@@ -83,21 +98,21 @@ def _int8(tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
         if stored.any():
             raise tensors.wrong(layout, f"is {int(stored.max())}, expected 0 (by rows)")
     form = WeightFormat("int8", levels=127, absmax=True)
-    return checked(Layer(codes, largest, None, None, form), f"layer {base}")
+    return checked(PackedLinear(codes, largest, None, None, form), f"layer {base}")
 
 
-def _four_bits(tensors: Tensors, base: str, shape: tuple[int, int], name: str) -> Layer:
+def _four_bits(tensors: Tensors, base: str, shape: tuple[int, int], name: str) -> PackedLinear:
     state, kind = _state(tensors, name), name.removeprefix(base + STATE)
     if kind not in CODEBOOKS or state.get("quant_type") != kind:
-        raise tensors.wrong(name, f"says quant_type {state.get('quant_type')!r}, expected "
+        raise tensors.wrong(name, f"says quant_type {shown(state.get('quant_type'))}, expected "
                             f"{' or '.join(CODEBOOKS)} as in its name")  # fmt: skip
     if state.get("shape") != list(shape):
-        raise tensors.wrong(name, f"says shape {state.get('shape')}, expected {list(shape)}")
+        raise tensors.wrong(name, f"says shape {shown(state.get('shape'))}, expected {list(shape)}")
     (outputs, inputs), block = shape, _positive(state.get("blocksize"))
     if not block or (inputs % block and block % inputs) or outputs * inputs % block:
         raise InputError(
             f"layer {base} has {outputs} × {inputs} weights, whose rows blocks of "
-            f"{state.get('blocksize')!r} do not divide",
+            f"{shown(state.get('blocksize'))} do not divide",
             "quantize with a blocksize that divides the number of inputs",
         )
     codes = _codes(tensors, f"{base}.weight", outputs * inputs).reshape(shape)
@@ -107,8 +122,10 @@ def _four_bits(tensors: Tensors, base: str, shape: tuple[int, int], name: str) -
     largest = _largest(tensors, f"{base}.weight", state, outputs * inputs // block)
     # A block may hold several rows, which then share its scale.
     scale = np.repeat(largest, max(block // inputs, 1)).reshape(outputs, -1)
-    form = WeightFormat(kind, min(block, inputs), double="nested_absmax" in state)
-    return checked(Layer(codes, scale, None, None, form), f"layer {base}")
+    form = WeightFormat(
+        kind, min(block, inputs), double=_is_double(tensors, f"{base}.weight", state)
+    )
+    return checked(PackedLinear(codes, scale, None, None, form), f"layer {base}")
 
 
 def _state(tensors: Tensors, name: str) -> dict[str, Any]:
@@ -141,18 +158,28 @@ def _codes(tensors: Tensors, name: str, count: int) -> np.ndarray:
     return np.stack([stored >> 4, stored & 15], axis=-1).reshape(-1)
 
 
+def _is_double(tensors: Tensors, name: str, state: Mapping[str, Any]) -> bool:
+    return f"{name}.nested_absmax" in tensors or "nested_blocksize" in state
+
+
 def _largest(tensors: Tensors, name: str, state: Mapping[str, Any], blocks: int) -> np.ndarray:
-    """``absmax`` of every block, f32, out of its own quantization where it has one."""
-    if f"{name}.nested_absmax" not in tensors and "nested_blocksize" not in state:
+    """The scale of every block, f32, decoded where the scales themselves are quantized.
+
+    Scales are quantized around their mean, so a small one may decode to a value below zero or to
+    zero. bitsandbytes multiplies by it all the same.
+    """
+    if not _is_double(tensors, name, state):
         return tensors.take(f"{name}.absmax", ["F32"], (blocks,))
-    block, offset = _positive(state.get("nested_blocksize")), state.get("nested_offset")
-    if not block or not isinstance(offset, float | int) or not np.isfinite(offset):
+    size, offset = _positive(state.get("nested_blocksize")), state.get("nested_offset")
+    known = isinstance(offset, float | int) and not isinstance(offset, bool)
+    if not size or not known or not abs(offset) < np.finfo(np.float32).max:
         raise InputError(
             f"{tensors.checkpoint.folder}: the quant_state of {name!r} says nested_blocksize "
-            f"{state.get('nested_blocksize')!r} and nested_offset {offset!r}, expected numbers",
+            f"{shown(state.get('nested_blocksize'))} and nested_offset {shown(offset)}, expected "
+            "numbers",
             "quantize the model again",
         )
     codes = tensors.take(f"{name}.absmax", ["U8"], (blocks,))
-    book = tensors.take(f"{name}.nested_quant_map", ["F32"], (256,))
-    outer = tensors.take(f"{name}.nested_absmax", ["F32"], (-(-blocks // block),))
-    return book[codes] * np.repeat(outer, block)[:blocks] + np.float32(offset)
+    values = tensors.take(f"{name}.nested_quant_map", ["F32"], (256,))
+    block = tensors.take(f"{name}.nested_absmax", ["F32"], (-(-blocks // size),))
+    return nested_scales(codes, block, values, float(offset), size)

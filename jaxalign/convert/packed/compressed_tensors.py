@@ -25,14 +25,15 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.layer import Layer, checked, fields, float8, integers
-from jaxalign.convert.packed.settings import bits_of, refused
+from jaxalign.convert.packed.linear import PackedLinear, checked, fields, float8, integers
+from jaxalign.convert.packed.settings import bits_of, flag, integer, refused, shown, text
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
 
 PACKED = "pack-quantized"
 PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
 SCALES = ("F16", "BF16", "F32")
+STATUSES = ("initialized", "calibration", "frozen", "compressed", "decompressed")
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
 
 
@@ -57,17 +58,17 @@ class CompressedTensors:
             InputError: a format, a strategy or a width that is not read here.
         """
         one = _one_group(settings)
-        layout = one.get("format") or settings.get("format")
+        layout = text(one, "format") or text(settings, "format")
         if layout not in (PACKED, *PLAIN):
             raise InputError(
-                f"the compressed-tensors checkpoint has the format {layout!r}, expected one of "
-                f"{', '.join((PACKED, *PLAIN))}",
+                f"the compressed-tensors checkpoint has the format {shown(layout)}, expected one "
+                f"of {', '.join((PACKED, *PLAIN))}",
                 "other formats are not read; quantize the model to one that is",
             )
         weights = one.get("weights")
         if not isinstance(weights, Mapping):
             raise refused("its config group says nothing of weights")
-        bits, kind = bits_of(weights, 4, 8), weights.get("type", "int")
+        bits, kind = bits_of(weights, 4, 8), text(weights, "type", "int")
         allowed = (4, 8) if layout == PACKED else (8,)
         if bits not in allowed or kind not in (("int",) if layout == PACKED else ("int", "float")):
             raise InputError(
@@ -75,10 +76,10 @@ class CompressedTensors:
                 f"expected {' or '.join(map(str, allowed))} bits",
                 "other widths are not read; quantize the model to one that is",
             )
-        strategy, symmetric = weights.get("strategy"), bool(weights.get("symmetric", True))
+        strategy, symmetric = text(weights, "strategy"), flag(weights, "symmetric", True)
         if strategy not in ("tensor", "channel", "group"):
             raise refused(f"scales by {strategy!r}, expected 'tensor', 'channel' or 'group'")
-        group = weights.get("group_size") if strategy == "group" else None
+        group = integer(weights, "group_size") if strategy == "group" else None
         called = f"{kind}{bits}" if kind == "int" else "float8"
         sides = "symmetric" if symmetric else "asymmetric"
         by = f"groups of {group}" if group else f"one scale a {strategy}"
@@ -86,8 +87,14 @@ class CompressedTensors:
         rounded = _inputs(one.get("input_activations"))
         return cls(bits, group, kind, symmetric, layout == PACKED, title, rounded)
 
-    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
-        """One layer, or None where it is not quantized."""
+    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
+        """One layer, or None where it is not quantized.
+
+        Args:
+            tensors: the checkpoint's.
+            base: the layer's published name, without ``.weight``.
+            shape: outputs and inputs.
+        """
         if not any(f"{base}.{part}" in tensors for part in ("weight_packed", "weight_scale")):
             return None
         layer = (self._packed if self.packed else self._plain)(tensors, base, shape)
@@ -96,7 +103,7 @@ class CompressedTensors:
                 tensors.take(f"{base}.{unused}", (*SCALES, "I8", *FLOAT8), (1,), ())
         return checked(layer, f"layer {base}")
 
-    def _packed(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer:
+    def _packed(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear:
         (outputs, inputs), bits = shape, self.bits
         said = tensors.take(f"{base}.weight_shape", ["I64", "I32"], (2,))
         if tuple(said.tolist()) != shape:
@@ -121,7 +128,7 @@ class CompressedTensors:
                 )
         return integers(codes, scale, zero, order, bits, 2 ** (bits - 1) - 0.5)
 
-    def _plain(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer:
+    def _plain(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear:
         outputs, inputs = shape
         codes = tensors.take(f"{base}.weight", FLOAT8 if self.kind == "float" else ["I8"], shape)
         groups = self._groups(tensors, base, inputs)
@@ -139,7 +146,7 @@ class CompressedTensors:
     def _groups(self, tensors: Tensors, base: str, inputs: int) -> int:
         if self.group is None:
             return 1
-        if not isinstance(self.group, int) or self.group < 1 or inputs % self.group:
+        if self.group < 1 or inputs % self.group:
             raise tensors.wrong(
                 f"{base}.weight_scale",
                 f"belongs to {inputs} inputs, which groups of {self.group} do not divide",
@@ -161,9 +168,11 @@ def _one_group(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     one = next(iter(groups.values()))
     if not isinstance(one, Mapping):
         raise refused("its config group is not an object")
-    if settings.get("quantization_status", "compressed") != "compressed":
-        raise refused(f"quantization_status is {settings['quantization_status']!r}, "
-                      "expected 'compressed'")  # fmt: skip
+    # Files of 2024 say "frozen", some null: the types of the tensors show whether they are packed.
+    status = text(settings, "quantization_status", "compressed")
+    if status not in STATUSES:
+        raise refused(f"quantization_status is {shown(status)}, expected one of "
+                      f"{', '.join(STATUSES)}")  # fmt: skip
     if settings.get("kv_cache_scheme"):
         raise refused("kv_cache_scheme is set; a quantized cache is not handled")
     if settings.get("transform_config"):
@@ -173,9 +182,11 @@ def _one_group(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _inputs(settings: Any) -> str | None:
     """How the layers' inputs are rounded when the checkpoint runs, of ``scheme.INPUTS``."""
-    if not isinstance(settings, Mapping):
+    if settings is None:
         return None
+    if not isinstance(settings, Mapping):
+        raise refused(f"input_activations is {shown(settings)}, expected an object")
     token = settings.get("strategy") == "token" and settings.get("dynamic") is True
-    if settings.get("num_bits") != 8 or not token or not settings.get("symmetric", True):
+    if settings.get("num_bits") != 8 or not token or not flag(settings, "symmetric", True):
         return "other"
     return {"int": "int8-token", "float": "e4m3fn-token"}.get(str(settings.get("type")), "other")

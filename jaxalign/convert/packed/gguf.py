@@ -16,7 +16,9 @@ from typing import Any
 import numpy as np
 
 from jaxalign.convert.checkpoint import StateDict
-from jaxalign.convert.table import load_params
+from jaxalign.convert.packed.gguf_file import GGUFFile, open_gguf
+from jaxalign.convert.packed.settings import shown
+from jaxalign.convert.table import TABLES, load_params
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
@@ -35,100 +37,89 @@ IN_BLOCK = {
     "ffn_up": "mlp.dense_h_to_4h",
     "ffn_down": "mlp.dense_4h_to_h",
 }
-NAME = re.compile(r"(?:blk\.(?P<layer>\d+)\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
+NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9][0-9]{0,4})\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
+# Of what a file says of the model: what changes no number. ``context_of`` has the context.
+PASSED_OVER = ("context_length", "tensor_data_layout")
 REMEDY = "convert and quantize the original again"
 TOKENS = "tokenizer.ggml.tokens"
 
 
 def load_gguf(path: Path, config: ModelConfig, dtype: Any) -> tuple[Params, str, dict[str, str]]:
-    """The parameters of a file in ``dtype``, a title, and the block type of each kind of matrix.
+    """The parameters of a file, a title, and the block type of each kind of matrix.
+
+    Args:
+        path: the file.
+        config: the architecture of the original.
+        dtype: of the parameters.
 
     Raises:
         InputError: the ``gguf`` package is missing, the file is damaged, of another architecture,
             or disagrees with ``config``.
     """
-    reader = open_gguf(path)
-    _check_architecture(path, reader, config)
-    tensors = {}
-    for tensor in reader.tensors:
-        published = _published(tensor.name)
-        if published is None or published in tensors:
-            raise InputError(f"{path}: tensor {tensor.name!r} is not known", REMEDY)
-        tensors[published] = tensor
-    params = load_params(StateDict(_Decoded(tensors, config), str(path)), config, dtype)
+    file = open_gguf(path)
+    _check_architecture(file, config)
+    names: dict[str, str] = {}
+    for name in file.tensors:
+        published = _published(name)
+        if published is None or published in names:
+            raise InputError(f"{path}: tensor {shown(name)} is not known", REMEDY)
+        names[published] = name
+    params = load_params(_Tensors(_Decoded(file, names, config), str(path)), config, dtype)
     types: dict[str, Counter[str]] = {}
-    for tensor in tensors.values():
-        if len(tensor.shape) == 2:
-            kind = re.sub(r"blk\.\d+\.", "", tensor.name)
-            types.setdefault(kind, Counter())[tensor.tensor_type.name] += 1
-    blocks = sum((count for kind, count in types.items() if kind not in _EMBEDDINGS), Counter())
+    for row in TABLES[config.family].rows:
+        for tensor in (file.tensors[names[name]] for name in row.names(config) if name in names):
+            for slot in row.slots if len(tensor.shape) == 2 else ():
+                types.setdefault(slot.leaf, Counter())[tensor.kind.name] += 1
+    blocks = sum((count for leaf, count in types.items() if "." in leaf), Counter())
     title = f"GGUF, mostly {blocks.most_common(1)[0][0]}"
-    return params, title, {kind: " and ".join(sorted(count)) for kind, count in types.items()}
-
-
-_EMBEDDINGS = ("token_embd.weight", "output.weight")
-
-
-def open_gguf(path: Path) -> Any:
-    """A ``gguf.GGUFReader`` of the file.
-
-    Raises:
-        InputError: the package is not installed, or the file is missing or damaged.
-    """
-    try:
-        import gguf
-    except ImportError as error:
-        raise InputError(
-            f"{path} is a GGUF file, which needs the gguf package",
-            "install it: pip install 'jaxalign[gguf]'",
-        ) from error
-    if not path.is_file():
-        raise InputError(f"--quantized {path}: there is no such file", "check the path")
-    try:
-        return gguf.GGUFReader(path)
-    except Exception as error:  # the reader raises whatever its first wrong offset leads to
-        raise InputError(
-            f"{path} is damaged or no GGUF file ({type(error).__name__}: {error})",
-            "download it again",
-        ) from error
+    return params, title, {leaf: " and ".join(sorted(count)) for leaf, count in types.items()}
 
 
 def tokens_of(path: Path) -> list[str] | None:
-    """The vocabulary of a file in the order of the token numbers; None where it has none."""
-    field = open_gguf(path).get_field(TOKENS)
-    return None if field is None else list(field.contents())
+    """The vocabulary of a file in the order of the token numbers; None where it has none.
+
+    Raises:
+        InputError: see ``open_gguf``; or what the file has under that key is no list of texts.
+    """
+    tokens = open_gguf(path).settings.get(TOKENS)
+    if not isinstance(tokens, list | None) or not all(isinstance(t, str) for t in tokens or ()):
+        raise InputError(
+            f"{path} is damaged: {TOKENS} is {shown(tokens)}, expected a list of texts", REMEDY
+        )
+    return tokens
 
 
 @dataclass(frozen=True)
 class _Decoded(Mapping[str, Any]):
     """Tensors under their published names, decoded when they are asked for."""
 
-    tensors: Mapping[str, Any]
+    file: GGUFFile
+    names: Mapping[str, str]
     config: ModelConfig
 
     def __getitem__(self, name: str) -> np.ndarray:
-        import gguf
-
-        tensor = self.tensors[name]
-        try:
-            decoded = gguf.dequantize(tensor.data, tensor.tensor_type)
-        except NotImplementedError as error:
-            raise InputError(
-                f"tensor {tensor.name!r} is of type {tensor.tensor_type.name}, which the gguf "
-                "package does not decode",
-                "update the package, or quantize to another type",
-            ) from error
-        decoded = decoded.astype(np.float32).reshape(tuple(int(n) for n in tensor.shape[::-1]))
+        decoded = self.file.decoded(self.names[name])
         if "query_key_value" not in name or decoded.shape[0] % (3 * self.config.num_heads):
             return decoded  # a shape that does not fit is the table's to refuse
         heads = decoded.reshape(3, self.config.num_heads, -1, *decoded.shape[1:])
         return heads.swapaxes(0, 1).reshape(decoded.shape)
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self.tensors)
+        return iter(self.names)
 
     def __len__(self) -> int:
-        return len(self.tensors)
+        return len(self.names)
+
+
+class _Tensors(StateDict):
+    """Tensors whose shapes are known before one is decoded."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every tensor."""
+        assert isinstance(self.files, _Decoded)
+        tensors = self.files.file.tensors
+        return {published: tensors[name].shape for published, name in self.files.names.items()}
 
 
 def _published(name: str) -> str | None:
@@ -139,14 +130,20 @@ def _published(name: str) -> str | None:
     layer, part, kind = found.group("layer", "part", "kind")
     if layer is None:
         return f"{GLOBAL[part]}.{kind}" if part in GLOBAL else None
-    return f"gpt_neox.layers.{int(layer)}.{IN_BLOCK[part]}.{kind}" if part in IN_BLOCK else None
+    return f"gpt_neox.layers.{layer}.{IN_BLOCK[part]}.{kind}" if part in IN_BLOCK else None
 
 
-def _check_architecture(path: Path, reader: Any, config: ModelConfig) -> None:
-    found = _value(reader, "general.architecture")
+def context_of(path: Path) -> Any:
+    """The longest sequence that a file names; None where it names none."""
+    return open_gguf(path).settings.get(f"{ARCHITECTURE}.context_length")
+
+
+def _check_architecture(file: GGUFFile, config: ModelConfig) -> None:
+    """Whatever the file says of the model is true of it."""
+    found = file.settings.get("general.architecture")
     if found != ARCHITECTURE:
         raise InputError(
-            f"{path} is of the architecture {found!r}, expected {ARCHITECTURE!r}",
+            f"{file.path} is of the architecture {shown(found)}, expected {ARCHITECTURE!r}",
             "GGUF is read for GPT-NeoX models only",
         )
     expected = {
@@ -154,20 +151,23 @@ def _check_architecture(path: Path, reader: Any, config: ModelConfig) -> None:
         "embedding_length": config.hidden_size,
         "feed_forward_length": config.intermediate_size,
         "attention.head_count": config.num_heads,
-        "rope.dimension_count": config.rotary_dims,
-        "use_parallel_residual": config.parallel_residual,
-        "context_length": config.max_positions,
+        "attention.head_count_kv": config.num_kv_heads,
+        "attention.key_length": config.head_size,
+        "attention.value_length": config.head_size,
         "attention.layer_norm_epsilon": float(np.float32(config.norm_eps)),
+        "rope.dimension_count": config.rotary_dims,
+        "rope.freq_base": float(np.float32(config.rotary_base)),
+        "rope.scaling.type": "none",
+        "use_parallel_residual": config.parallel_residual,
+        "vocab_size": config.vocab_size,
     }
-    for key, value in expected.items():
-        said = _value(reader, f"{ARCHITECTURE}.{key}")
-        if said is not None and said != value:
+    for key, said in file.settings.items():
+        name = key.removeprefix(f"{ARCHITECTURE}.")
+        if name == key or name in PASSED_OVER:
+            continue
+        value = expected.get(name, "nothing of it")
+        if type(said) is not type(value) or said != value:
             raise InputError(
-                f"{path} says {key} {said}, but the original has {value}",
+                f"{file.path} says {name} {shown(said)}, but the original has {value}",
                 "give the original that this file was made from to --model",
             )
-
-
-def _value(reader: Any, key: str) -> Any:
-    field = reader.get_field(key)
-    return None if field is None else field.contents()

@@ -20,8 +20,23 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.layer import Layer, checked, fields, groups_in, in_order, integers
-from jaxalign.convert.packed.settings import bits_of, by_group, group_of_settings
+from jaxalign.convert.packed.linear import (
+    PackedLinear,
+    checked,
+    fields,
+    groups_in,
+    in_order,
+    integers,
+)
+from jaxalign.convert.packed.settings import (
+    bits_of,
+    by_group,
+    flag,
+    group_of_settings,
+    refused,
+    shown,
+    text,
+)
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
 
@@ -47,25 +62,28 @@ class GPTQ:
         Raises:
             InputError: a checkpoint format or settings that are not handled.
         """
-        kind = settings.get("checkpoint_format", "gptq")
-        if kind not in OFFSET:
+        kind = text(settings, "checkpoint_format", "gptq")
+        if kind not in OFFSET or flag(settings, "is_marlin_format"):
             raise InputError(
-                f"the GPTQ checkpoint has the format {kind!r}, expected 'gptq' or 'gptq_v2'",
+                f"the GPTQ checkpoint has the format {kind if kind not in OFFSET else 'marlin'!r}, "
+                "expected 'gptq' or 'gptq_v2'",
                 "save it again in one of these",
             )
-        if settings.get("dynamic"):
-            raise InputError(
-                "the GPTQ checkpoint has other settings for some layers (dynamic)",
-                "quantize all layers alike, or leave those layers out",
-            )
+        _check_dynamic(settings.get("dynamic"))
         bits, group = bits_of(settings, 4, 8), group_of_settings(settings)
-        order = ", act-order" if settings.get("desc_act") else ""
+        order = ", act-order" if flag(settings, "desc_act") else ""
         version = "v2" if kind == "gptq_v2" else "v1"
         title = f"GPTQ {version}, {bits} bits, {by_group(group)}{order}"
         return cls(bits, group, OFFSET[kind], title)
 
-    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
-        """One layer, or None where it is not quantized."""
+    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
+        """One layer, or None where it is not quantized.
+
+        Args:
+            tensors: the checkpoint's.
+            base: the layer's published name, without ``.weight``.
+            shape: outputs and inputs.
+        """
         parts = ("qweight", "qzeros", "scales", "g_idx")
         if not any(f"{base}.{part}" in tensors for part in parts):
             return None
@@ -85,6 +103,19 @@ class GPTQ:
         order = _groups(tensors, base, inputs, groups)
         return checked(
             integers(codes, scale.T, zero.T, order, bits, 2.0**bits - 1), f"layer {base}"
+        )
+
+
+def _check_dynamic(rules: Any) -> None:
+    """Rules by layer: ``-:PATTERN`` leaves layers in floating point, which the tensors show, too;
+    any other rule quantizes its layers in another way than the rest."""
+    if not isinstance(rules, Mapping | None):
+        raise refused(f"dynamic is {shown(rules)}, expected an object")
+    other = [rule for rule in rules or () if not rule.startswith("-:")]
+    if other:
+        raise InputError(
+            f"the GPTQ checkpoint has other settings for some layers (dynamic: {shown(other[0])})",
+            "quantize all layers alike, or leave those layers out ('-:')",
         )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from jaxalign.convert.packed.layer import Layer
+from jaxalign.convert.packed.linear import PackedLinear
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
 
@@ -19,15 +19,20 @@ class Format(Protocol):
         inputs: how the tool that wrote it rounds a layer's input when it runs, of
             ``scheme.INPUTS``; None where it does not, "other" where in another way than those.
         rescales: whether its tools may move scales between weights, norms and activations, so that
-            a matrix is the original's only up to a scale an input and an output.
+            a matrix is the original's only up to what ``moved_scales`` finds.
     """
 
     title: str
     inputs: str | None
     rescales: bool
 
-    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> Layer | None:
-        """The layer called ``base`` of ``[out, in]`` weights; None where it is not quantized.
+    def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
+        """One layer, or None where it is not quantized.
+
+        Args:
+            tensors: the checkpoint's.
+            base: the layer's published name, without ``.weight``.
+            shape: outputs and inputs.
 
         Raises:
             InputError: one of its tensors is missing or cannot be what it says.
@@ -43,9 +48,49 @@ def integer(settings: Mapping[str, Any], *names: str) -> int:
     for name in names:
         if (value := settings.get(name)) is not None:
             if isinstance(value, bool) or not isinstance(value, int):
-                raise refused(f"{name} is {value!r}, expected a whole number")
+                raise refused(f"{name} is {shown(value)}, expected a whole number")
             return value
     raise refused(f"{names[0]!r} is missing")
+
+
+def flag(settings: Mapping[str, Any], name: str, default: bool = False) -> bool:
+    """A setting that is true or false.
+
+    Args:
+        settings: all of them.
+        name: the setting's.
+        default: what it is where it is missing or null.
+
+    Raises:
+        InputError: it is of another type. ``"false"`` is a text, which Python takes for true.
+    """
+    value = settings.get(name)
+    if not isinstance(value, bool | None):
+        raise refused(f"{name} is {shown(value)}, expected true or false")
+    return default if value is None else value
+
+
+def text(settings: Mapping[str, Any], name: str, default: str = "") -> str:
+    """A setting that is a text.
+
+    Args:
+        settings: all of them.
+        name: the setting's.
+        default: what it is where it is missing or null.
+
+    Raises:
+        InputError: it is of another type.
+    """
+    value = settings.get(name)
+    if not isinstance(value, str | None):
+        raise refused(f"{name} is {shown(value)}, expected a text")
+    return default if value is None else value
+
+
+def shown(value: Any) -> str:
+    """A value of a file for an error, cut to 60 characters."""
+    written = repr(value)
+    return written if len(written) <= 60 else written[:59] + "…"
 
 
 def bits_of(settings: Mapping[str, Any], *allowed: int) -> int:

@@ -42,9 +42,12 @@ class Tensors:
     def take(
         self, name: str, types: Sequence[str], *shapes: tuple[int, ...], why: str = ""
     ) -> np.ndarray:
-        """A tensor of one of some types and shapes (none given for any shape).
+        """One tensor, of one of some types and shapes.
 
         Args:
+            name: the tensor's.
+            types: the types that it may have, by their safetensors names.
+            shapes: the shapes that it may have; none given for any shape.
             why: what the expected shape follows from, for the error.
 
         Raises:

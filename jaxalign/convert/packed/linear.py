@@ -17,7 +17,7 @@ MIDDLE = {4: 8, 8: 0}
 
 
 @dataclass(frozen=True)
-class Layer:
+class PackedLinear:
     """A linear layer of ``A`` inputs in ``G`` groups.
 
     Attributes:
@@ -50,21 +50,27 @@ def in_order(inputs: int, groups: int) -> np.ndarray:
     return (np.arange(inputs) // (inputs // groups)).astype(np.int32)
 
 
-def checked(layer: Layer, where: str) -> Layer:
+def checked(layer: PackedLinear, where: str) -> PackedLinear:
     """The layer, if every scale can be one.
 
     A tool that finds nothing but zeros writes a scale of zero or its least one; a scale of zero
-    over codes that stand for something else was not written by it.
+    over codes that stand for something else was not written by it, unless scales are rounded
+    themselves.
+
+    Args:
+        layer: codes, scales and zero points, ``[out, …]``.
+        where: what the layer is called, for messages.
 
     Raises:
-        InputError: a scale is NaN, infinite, negative, or zero where codes are not.
+        InputError: a scale is NaN, infinite, negative where no tool writes a negative one, or zero
+            where codes are not.
     """
     scale = layer.scale.astype(np.float32)
     if not np.isfinite(scale).all():
         raise InputError(f"{where} has scales that are NaN or infinite", AS_WRITTEN)
-    if (scale < 0).any():
-        raise InputError(f"{where} has {int((scale < 0).sum())} negative scales", AS_WRITTEN)
-    zero = np.argwhere(scale == 0).tolist()
+    if (negative := (scale < 0) & ~may_be_negative(layer)).any():
+        raise InputError(f"{where} has {int(negative.sum())} negative scales", AS_WRITTEN)
+    zero = [] if layer.format.double else np.argwhere(scale == 0).tolist()
     if any(_values(layer, row, group).any() for row, group in zero):
         raise InputError(
             f"{where} has {len(zero)} scales of zero over codes that are not zero", AS_WRITTEN
@@ -72,7 +78,22 @@ def checked(layer: Layer, where: str) -> Layer:
     return layer
 
 
-def _values(layer: Layer, row: int, group: int) -> np.ndarray:
+def may_be_negative(layer: PackedLinear) -> np.ndarray:
+    """Which scales may be negative, bool ``[out, G]``.
+
+    Those of symmetric integers: codes reach from −8 to 7, so auto-round gives the scale the sign
+    that puts the largest weight on −8. And those of double quantization, which rounds scales around
+    their mean.
+    """
+    form, shape = layer.format, layer.scale.shape
+    if form.double:
+        return np.ones(shape, bool)
+    if form.absmax or not form.codes.startswith("int"):
+        return np.zeros(shape, bool)
+    return np.ones(shape, bool) if layer.zero is None else layer.zero == MIDDLE[form.bits]
+
+
+def _values(layer: PackedLinear, row: int, group: int) -> np.ndarray:
     """What the codes of one group stand for, before the scale."""
     codes = layer.codes[row, layer.groups == group]
     if layer.format.codes in CODEBOOKS:
@@ -100,8 +121,18 @@ def integers(
     group_of: np.ndarray | None,
     bits: int,
     levels: int | float,
-) -> Layer:
-    """A layer of unsigned 4- or 8-bit codes and zero points, ``(code − zero) · scale``."""
+) -> PackedLinear:
+    """A layer of integers, ``W = (code − zero) · scale``.
+
+    Args:
+        codes: unsigned, uint8 ``[out, A]``, 0 to ``2^bits − 1``.
+        scale: ``[out, G]``.
+        zero: unsigned zero points, uint8 ``[out, G]``, or None where all are ``2^(bits − 1)``.
+        group_of: int32 ``[A]``, the group of each input, or None where those of a group stand
+            together.
+        bits: of a code, 4 or 8.
+        levels: steps from the smallest code to the largest, or from zero to the largest.
+    """
     if bits == 8:
         codes, zero = signed(codes), None if zero is None else signed(zero)
     form = WeightFormat(
@@ -112,11 +143,16 @@ def integers(
         scale_bits=8 * scale.itemsize,
         zero_bits=bits,
     )
-    return Layer(codes, scale, zero, group_of, form)
+    return PackedLinear(codes, scale, zero, group_of, form)
 
 
 def groups_in(inputs: int, size: int | None, where: str) -> int:
-    """How many groups of ``size`` (None or −1 for one) ``inputs`` inputs make.
+    """How many groups the inputs of a layer make.
+
+    Args:
+        inputs: how many inputs the layer has.
+        size: inputs of a group; None or −1 for one group.
+        where: what the layer is called, for messages.
 
     Raises:
         InputError: the size is no group size, or does not divide the inputs.
@@ -130,12 +166,12 @@ def groups_in(inputs: int, size: int | None, where: str) -> int:
     return inputs // size
 
 
-def float8(codes: np.ndarray, scale: np.ndarray) -> Layer:
+def float8(codes: np.ndarray, scale: np.ndarray) -> PackedLinear:
     """A layer of float8 codes."""
     name = "e4m3fn" if codes.dtype == jnp.float8_e4m3fn else "e5m2"
     levels = float(jnp.finfo(codes.dtype).max)
     form = WeightFormat(name, _group(codes, scale), levels, scale_bits=8 * scale.itemsize)
-    return Layer(codes, scale, None, None, form)
+    return PackedLinear(codes, scale, None, None, form)
 
 
 def _group(codes: np.ndarray, scale: np.ndarray) -> int | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.convert.checkpoint import open_checkpoint, sha256_of
+from jaxalign.convert.checkpoint import SINGLE, Checkpoint, open_checkpoint, sha256_of
 from jaxalign.convert.model import read_json
-from jaxalign.convert.packed.assemble import Leaf, Piece, leaf, params_of
 from jaxalign.convert.packed.autoawq import AutoAWQ
 from jaxalign.convert.packed.bitsandbytes import BitsAndBytes
 from jaxalign.convert.packed.compressed_tensors import CompressedTensors
 from jaxalign.convert.packed.gptq import GPTQ
-from jaxalign.convert.packed.settings import Format
+from jaxalign.convert.packed.settings import Format, shown, text
+from jaxalign.convert.packed.stack import Leaf, Piece, leaf, params_of
 from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.convert.rows import Row
 from jaxalign.convert.table import TABLES
@@ -36,6 +38,8 @@ FORMATS: dict[str, Any] = {
     "compressed-tensors": CompressedTensors,
 }
 SCHEME_NAME = "quantized"
+# Files of settings that older tools wrote, and the format that they are of.
+BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
 @dataclass(frozen=True)
@@ -94,15 +98,15 @@ def load_quantized(
         >>> quantized.title
         'AWQ (gemm), 4 bits, groups of 128'
     """
-    path = Path(path).expanduser()
-    if path.suffix == ".gguf":
+    path = existing(path)
+    if path.is_file():
         from jaxalign.convert.packed.gguf import load_gguf
 
         params, title, matrices = load_gguf(path, config, jnp.dtype(compute_dtype))
         scheme = Scheme(SCHEME_NAME, compute_dtype)
         return Quantized(params, scheme, title, matrices, None, False, *_files([path]), ())
     form = format_of(path)
-    tensors = Tensors(open_checkpoint(path))
+    tensors = Tensors(_weights(path))
     leaves = _leaves(tensors, form, config, jnp.dtype(compute_dtype))
     _check_left_over(tensors, config)
     notes = _notes(leaves)
@@ -127,37 +131,77 @@ def _files(paths: list[Path]) -> tuple[int, str]:
     return sum(path.stat().st_size for path in paths), sha256_of(paths)
 
 
+def existing(path: Path | str) -> Path:
+    """The path of a folder or of a ``.gguf`` file, with ``~`` expanded.
+
+    Raises:
+        InputError: there is neither, or it may not be looked at.
+    """
+    path = Path(os.path.expanduser(path))
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError as error:
+        raise InputError(
+            f"--quantized {path}: there is no such folder or .gguf file", "check the path"
+        ) from error
+    except (OSError, ValueError) as error:  # ValueError: a NUL byte in the name
+        why = getattr(error, "strerror", None) or error
+        raise InputError(f"--quantized {path} cannot be read ({why})", "check the path") from error
+    if not stat.S_ISDIR(mode) and not (stat.S_ISREG(mode) and path.suffix == ".gguf"):
+        raise InputError(
+            f"--quantized {path} is neither a folder nor a .gguf file",
+            "give the folder that the quantizing tool wrote, or a .gguf file",
+        )
+    return path
+
+
 def format_of(folder: Path) -> Format:
     """The format that a folder's ``config.json`` names.
 
     Raises:
         InputError: it is not quantized, or in a format that is not read here.
     """
-    if not folder.is_dir():
-        raise InputError(f"--quantized {folder}: there is no such folder or .gguf file",
-                         "check the path")  # fmt: skip
-    settings = read_json(folder / "config.json").get("quantization_config")
-    if settings is None:
-        settings = _beside(folder)
-    if not isinstance(settings, Mapping):
-        raise InputError(
-            f"{folder / 'config.json'} has no quantization_config, so nothing in it is quantized",
-            "give a quantized checkpoint to --quantized, and the original to --model",
-        )
-    method = settings.get("quant_method")
+    settings = _settings(existing(folder))
+    method = text(settings, "quant_method")
     if method not in FORMATS:
         raise InputError(
-            f"{folder} is quantized by {method!r}, expected one of {', '.join(FORMATS)} or a .gguf "
-            "file",
+            f"{folder} is quantized by {shown(method)}, expected one of {', '.join(FORMATS)} or a "
+            ".gguf file",
             "quantize the model in one of these formats",
         )
     return FORMATS[method].of(settings)
 
 
-def _beside(folder: Path) -> Any:
-    """What AutoGPTQ wrote beside ``config.json`` before transformers knew the format."""
-    path = folder / "quantize_config.json"
-    return {"quant_method": "gptq"} | read_json(path) if path.is_file() else None
+def _settings(folder: Path) -> Mapping[str, Any]:
+    """The quantization settings of a folder.
+
+    AutoGPTQ and AutoAWQ wrote them beside ``config.json`` before transformers knew these formats.
+    """
+    settings = read_json(folder / "config.json").get("quantization_config")
+    beside = [name for name in BESIDE if (folder / name).is_file()]
+    if settings is None and beside:
+        return {"quant_method": BESIDE[beside[0]]} | read_json(folder / beside[0])
+    if not isinstance(settings, Mapping):
+        raise InputError(
+            f"{folder / 'config.json'} has no quantization_config, so nothing in it is quantized",
+            "give a quantized checkpoint to --quantized, and the original to --model",
+        )
+    return settings
+
+
+def _weights(folder: Path) -> Checkpoint:
+    """The tensors of a folder.
+
+    They stand in the file that AutoGPTQ's ``model_file_base_name`` names, in transformers'
+    ``model.safetensors``, or in the only safetensors file of the folder.
+    """
+    there = sorted(path.name for path in folder.glob("*.safetensors"))
+    named = f"{text(_settings(folder), 'model_file_base_name') or 'model'}.safetensors"
+    indexed = [path.name.removesuffix(".index.json") for path in folder.glob("*.index.json")]
+    if named in (*there, *indexed):
+        return open_checkpoint(folder, named)
+    alone = len(there) == 1 and SINGLE not in indexed
+    return open_checkpoint(folder, there[0] if alone else SINGLE)
 
 
 def _table(config: ModelConfig) -> tuple[tuple[Row, ...], Any, str, Mapping[str, str]]:

@@ -10,14 +10,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.convert.packed.layer import MIDDLE, Layer, in_order
+from jaxalign.convert.packed.linear import MIDDLE, PackedLinear, in_order
 from jaxalign.convert.rows import Row
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.qtensor import QTensor, pack_nibbles, unpack
 
-# What stands in one slot of one layer: a quantized matrix ``[A, *out]`` (the fields of ``Layer``
-# with their axes turned), or an array.
-Piece = Layer | np.ndarray
+# What fills one slot of one layer: an array, or a ``PackedLinear`` whose arrays are transposed, so
+# that codes are ``[A, *out]``.
+Piece = PackedLinear | np.ndarray
 
 
 @dataclass(frozen=True)
@@ -49,23 +49,26 @@ def leaf(
     """One parameter from the published tensors that fill it.
 
     Args:
-        name: its dotted name.
-        shape: its shape.
+        name: the parameter's dotted name.
+        shape: the parameter's shape.
         rows: the conversion table.
-        read: gives a published tensor, ``[out, in]`` or ``[out]``, as an array or a ``Layer``.
-        dtype: of what is not packed.
+        config: the architecture.
+        read: gives a published tensor, ``[out, in]`` or ``[out]``: an array or a ``PackedLinear``.
+        dtype: of the parameter where it is not packed.
     """
     own = [row for row in rows if any(slot.leaf == name for slot in row.slots)]
     layered = "{layer}" in own[0].published
     layers = range(config.num_layers if layered else 1)
     parts = [_parts(name, layer, own, config, read) for layer in layers]
     pieces = [_side_by_side(sides) for sides in parts]
-    quantized = tuple(any(isinstance(side, Layer) for side in sides) for sides in parts)
-    if not layered and isinstance(pieces[0], Layer):  # a row a token is looked up: never packed
+    quantized = tuple(any(isinstance(side, PackedLinear) for side in sides) for sides in parts)
+    if not layered and isinstance(
+        pieces[0], PackedLinear
+    ):  # a row a token is looked up: never packed
         return Leaf(jnp.asarray(rows_of(pieces[0]).astype(dtype)), quantized)
     if (packed := _stacked(pieces, len(shape) - 2)) is not None:
         return Leaf(packed, quantized)
-    arrays = [_dense(piece) if isinstance(piece, Layer) else piece for piece in pieces]
+    arrays = [_dense(piece) if isinstance(piece, PackedLinear) else piece for piece in pieces]
     value = np.stack(arrays) if layered else arrays[0]
     return Leaf(jnp.asarray(value.astype(dtype)), quantized)
 
@@ -91,16 +94,22 @@ def _side_by_side(sides: Sequence[Piece]) -> Piece:
     """The parts of a leaf (keys and values) as one piece, packed if they are alike."""
     if len(sides) == 1:
         return sides[0]
-    packed = [side for side in sides if isinstance(side, Layer)]
+    packed = [side for side in sides if isinstance(side, PackedLinear)]
     if len(packed) == len(sides) and alike(packed):
         return _each(lambda *arrays: np.stack(arrays, axis=-2), packed)
-    arrays = [_dense(side) if isinstance(side, Layer) else side for side in sides]
+    arrays = [_dense(side) if isinstance(side, PackedLinear) else side for side in sides]
     return np.stack(arrays, axis=-2)
 
 
 def turned(tensor: Piece, row: Row, config: ModelConfig) -> list[Piece]:
-    """A published tensor as what stands in each of its row's slots."""
-    if not isinstance(tensor, Layer):
+    """A published tensor as what fills each slot of its table row.
+
+    Args:
+        tensor: an array ``[out, in]`` or ``[out]``, or a ``PackedLinear``.
+        row: the row of the conversion table.
+        config: the architecture.
+    """
+    if not isinstance(tensor, PackedLinear):
         return list(row.load(tensor, config))
     codes, scale = row.load(tensor.codes, config), row.load(tensor.scale, config)
     zero = [None] * len(codes) if tensor.zero is None else row.load(tensor.zero, config)
@@ -108,7 +117,7 @@ def turned(tensor: Piece, row: Row, config: ModelConfig) -> list[Piece]:
             for i in range(len(codes))]  # fmt: skip
 
 
-def alike(layers: Sequence[Layer]) -> bool:
+def alike(layers: Sequence[PackedLinear]) -> bool:
     """Whether layers differ in nothing but their numbers, so that they can be one ``QTensor``."""
     first = layers[0]
     return all(
@@ -125,7 +134,7 @@ def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
     return a is b or (a is not None and b is not None and np.array_equal(a, b))
 
 
-def _each(join: Callable[..., np.ndarray], layers: Sequence[Layer]) -> Layer:
+def _each(join: Callable[..., np.ndarray], layers: Sequence[PackedLinear]) -> PackedLinear:
     """Layers joined to one, codes with codes and scales with scales."""
     return replace(
         layers[0],
@@ -135,7 +144,7 @@ def _each(join: Callable[..., np.ndarray], layers: Sequence[Layer]) -> Layer:
     )
 
 
-def _zero(layer: Layer) -> np.ndarray:
+def _zero(layer: PackedLinear) -> np.ndarray:
     if layer.zero is not None:
         return layer.zero
     return np.full(layer.scale.shape, MIDDLE[layer.format.bits], layer.codes.dtype)
@@ -143,7 +152,7 @@ def _zero(layer: Layer) -> np.ndarray:
 
 def _stacked(pieces: Sequence[Piece], outputs: int) -> QTensor | None:
     """All layers as one ``QTensor``; None where they cannot be one."""
-    layers = [piece for piece in pieces if isinstance(piece, Layer)]
+    layers = [piece for piece in pieces if isinstance(piece, PackedLinear)]
     if len(layers) < len(pieces):
         return None
     plain = [replace(one, group_of=None, input_divisor=None) for one in layers]
@@ -159,12 +168,12 @@ def _stacked(pieces: Sequence[Piece], outputs: int) -> QTensor | None:
     return _qtensor(replace(whole, group_of=order, input_divisor=divisor), outputs)
 
 
-def _groups(turned: Layer) -> np.ndarray:
+def _groups(turned: PackedLinear) -> np.ndarray:
     standing = in_order(turned.codes.shape[0], turned.scale.shape[0])
     return standing if turned.group_of is None else turned.group_of
 
 
-def _qtensor(layer: Layer, outputs: int) -> QTensor:
+def _qtensor(layer: PackedLinear, outputs: int) -> QTensor:
     """Turned arrays as a ``QTensor``, 4-bit codes two to a byte."""
     codes, zero, form = jnp.asarray(layer.codes), layer.zero, layer.format
     if form.bits == 4:
@@ -185,8 +194,8 @@ def _qtensor(layer: Layer, outputs: int) -> QTensor:
     )
 
 
-def _dense(layer: Layer) -> np.ndarray:
-    """One layer's turned matrix unpacked, f32, for an undivided input."""
+def _dense(layer: PackedLinear) -> np.ndarray:
+    """One layer's transposed matrix unpacked, f32, with its input divisor folded in."""
     matrix = unpack(_qtensor(replace(layer, input_divisor=None), layer.codes.ndim - 1))
     dense = np.asarray(matrix.astype(jnp.float32))
     if layer.input_divisor is None:
@@ -194,7 +203,7 @@ def _dense(layer: Layer) -> np.ndarray:
     return dense / layer.input_divisor.reshape(-1, *[1] * (dense.ndim - 1))
 
 
-def rows_of(layer: Layer) -> np.ndarray:
+def rows_of(layer: PackedLinear) -> np.ndarray:
     """A layer as it is published, ``[out, in]``, unpacked to f32."""
     zero = None if layer.zero is None else layer.zero.T
     return _dense(replace(layer, codes=layer.codes.T, scale=layer.scale.T, zero=zero)).T
