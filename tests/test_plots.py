@@ -233,7 +233,7 @@ def test_figure_without_content_says_why(result: HeadsResult) -> None:
 
 def test_results_of_nothing_but_nan_and_of_no_drift_are_drawn(result: HeadsResult) -> None:
     shape = (result.num_layers, result.num_heads)
-    nowhere = Estimate(None, None, None, None)
+    nowhere = Estimate()
     for value in (np.nan, 0.0):
         filled = np.full(shape, value)
         account = result.prompts[0].precisions["f16"].first_order
