@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -10,6 +9,7 @@ from jaxalign.edit import HEAD_MODES
 from jaxalign.errors import InputError
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
+from jaxalign.study.codec import INTEGERS, LARGEST
 from jaxalign.sweep import PLANS
 
 MEAN_POSITIONS = ("last", "all")
@@ -76,7 +76,9 @@ class Options:
             raise InputError(f"plan {self.plan!r} is unknown", f"use {' or '.join(PLANS)}")
         if self.max_repair_k < 1:
             raise InputError(f"--max-repair-k is {self.max_repair_k}", "give at least 1")
-        if not 0 < self.memory_gb < math.inf:
+        if not 0 < self.memory_gb <= LARGEST:
             raise InputError(f"--memory-gb is {self.memory_gb}", "give a positive number")
-        if self.seed < 0:
-            raise InputError(f"--seed is {self.seed}", "give 0 or a positive whole number")
+        if not 0 <= self.seed < INTEGERS:
+            raise InputError(
+                f"--seed is {self.seed}", "give 0 or a positive whole number below 2^63"
+            )
