@@ -1,7 +1,5 @@
 """Claims about the study of several checkpoints of one training, and of any list of schemes."""
 
-import json
-
 import numpy as np
 import pytest
 from tiny_run import edit_weights, refusal, study, write_model, write_prompts
@@ -42,9 +40,7 @@ def test_every_revision_has_a_result_and_a_figure_shows_them_all(inputs, tmp_pat
     drift = first.prompts[0].precisions["int4-g8"].drift
     assert np.isfinite(drift).all()
     assert drift.min() > 1e-4
-    fields = json.loads((tmp_path / "experiment.step10.json").read_text())
-    assert "drift_f32_int4-g8" in fields["prompts"][0]
-    assert "repair_int4-g8" in fields
+    assert {repair.precision for repair in second.repairs} == {"int4-g8"}
 
 
 @pytest.mark.parametrize(
