@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -20,6 +22,20 @@ def printable(text: str) -> str:
     return "".join(
         c if c == "\n" or unicodedata.category(c)[0] != "C" else repr(c)[1:-1] for c in text
     )
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value of a JSON file for a message: as JSON, cut after ``most`` characters.
+
+    Example:
+        >>> shown([1, None], most=6)
+        '[1,...'
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # a Python object, or nested too deeply
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 class InputError(ValueError):
