@@ -38,6 +38,9 @@ def shown(value: Any, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
+MOST_SHOWN = 2000  # characters of a message; a file may give anything a longer name
+
+
 class InputError(ValueError):
     """Input that cannot be used: a file, an argument, a checkpoint, a device.
 
@@ -49,6 +52,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, problem: str, remedy: str) -> None:
+        problem = problem if len(problem) <= MOST_SHOWN else f"{problem[:MOST_SHOWN]}..."
         self.problem = " ".join(printable(problem).split())
         self.remedy = " ".join(printable(remedy).split())
         super().__init__(f"{self.problem.rstrip('.')}. {self.remedy.rstrip('.')}.")

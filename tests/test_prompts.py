@@ -6,13 +6,17 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import PROMPTS, TOKENIZER, refusal, write_prompts
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from jaxalign import InputError
-from jaxalign.model import ModelConfig
+from jaxalign.calibration import calibration_texts, prepare, preparer
+from jaxalign.convert import Model, Source
+from jaxalign.model import ModelConfig, init_params
+from jaxalign.numerics import scheme_named
 from jaxalign.prompts import (
     BUCKET,
     FEW,
@@ -185,7 +189,7 @@ def test_prompts_file_that_cannot_be_read_is_refused(tmp_path):
     os.mkfifo(pipe)
     for path, words in (
         (binary, "is not UTF-8"),
-        (tmp_path, "is no regular file"),
+        (tmp_path, "cannot be read"),
         (pipe, "is no regular file"),
         (Path("/dev/zero"), "is no regular file"),
     ):
@@ -311,3 +315,23 @@ def test_prompts_begin_with_the_tokenizers_start_token_and_answers_follow_them()
     assert sentence_tokenizer().encode(" sat", add_special_tokens=False).ids == [1, 4]
     assert (prompt.target, prompt.distractor) == (4, 5)
     assert notes == []
+
+
+def test_calibration_texts_begin_like_the_texts_of_a_study(monkeypatch):
+    text = "The cat sat"
+    config = ModelConfig(7, 1, 1, 8, 8, rotary_dims=2)
+    params = init_params(jax.random.key(0), config)
+    model = Model(params, config, sentence_tokenizer(), Source(Path(), "cats"), "")
+    prompts = PromptSet({"cats": (PromptText("The cat", " sat"),)}, (text,))
+    _, [of_study], _ = tokenize(prompts, model.tokenizer, config)
+    tokens, lengths = calibration_texts(prompts, model)
+    assert tokens.tolist() == [list(of_study)] == [[0, 2, 3, 4]]
+    given = []
+
+    def calibrate(params, config, scheme, tokens, lengths, **_):
+        given.extend((tokens, lengths))
+        return params
+
+    monkeypatch.setattr(prepare, "calibrate", calibrate)
+    preparer(model, [text])(params, scheme_named("gptq-g32"))
+    assert [x.tolist() for x in given] == [tokens.tolist(), lengths.tolist()]

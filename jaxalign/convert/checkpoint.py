@@ -69,7 +69,7 @@ class Checkpoint:
         dtype = _with_file(path, lambda file: file.get_slice(name).get_dtype())
         if dtype not in types:
             raise InputError(
-                f"{path}: tensor {name!r} is of type {dtype}, expected one of {', '.join(types)}",
+                f"{path}: tensor {name!r} is of type {dtype}, expected {' or '.join(types)}",
                 remedy,
             )
         if dtype in FLOAT8:
