@@ -32,6 +32,7 @@ FLOORS = [
     ("jaxalign.environment", 2),
     ("jaxalign.edit", 2),
     ("jaxalign.model", 3),
+    ("jaxalign.checkpoints", 3.5),
     ("jaxalign.memory", 4),
     ("jaxalign.sweep", 4),
     ("jaxalign.wave", 4),

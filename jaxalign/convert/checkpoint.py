@@ -4,45 +4,51 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from jaxalign.errors import InputError
+from jaxalign.runtime.files import read_json
 
+T = TypeVar("T")
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-DTYPES = ("F16", "BF16", "F32")
+DTYPES = ("F16", "BF16", "F32", "F64")
 FLOAT8 = {"F8_E4M3": jnp.float8_e4m3fn, "F8_E5M2": jnp.float8_e5m2}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The tensors of a folder: ``files`` maps a tensor's name to the file that holds it."""
+    """The tensors of a folder.
+
+    Attributes:
+        folder: where they are.
+        files: each tensor's file, by the tensor's name.
+        shapes: each tensor's shape.
+        states: what each file was when it was opened; a file that was replaced or written since
+            is refused, so that all tensors and the hash are of one checkpoint.
+    """
 
     folder: Path
     files: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
+    states: dict[Path, tuple[int, ...]]
 
     def read(self, name: str) -> np.ndarray:
         """One tensor as it is on disk (the file is memory-mapped, only this tensor is copied).
 
         Raises:
-            InputError: the file is damaged, or the tensor is of another type than f16, bf16 or
-                f32, or holds NaN or infinity.
+            InputError: the file is damaged or was changed, or the tensor is of another type than
+                ``DTYPES``, or holds NaN or infinity.
         """
-        dtype = _with_file(self.files[name], lambda file: file.get_slice(name).get_dtype())
-        if dtype not in DTYPES:
-            raise InputError(
-                f"{self.files[name]}: tensor {name!r} is of type {dtype}, expected one of "
-                f"{', '.join(DTYPES)}",
-                "use a checkpoint whose weights are not quantized or packed",
-            )
-        tensor = _with_file(self.files[name], lambda file: file.get_tensor(name))
+        tensor = self._tensor(name, DTYPES, "use a checkpoint whose weights are not quantized")
         _check_finite(tensor, f"{self.files[name]}: tensor {name!r}")
         return tensor
 
@@ -50,25 +56,46 @@ class Checkpoint:
         """One tensor as it is on disk, of any type that quantized weights are stored in.
 
         Args:
+            name: the tensor's.
             types: the types it may have, by their safetensors names (``I32``, ``F8_E4M3``).
 
         Raises:
-            InputError: the file is damaged, or the tensor is of another type.
+            InputError: the file is damaged or was changed, or the tensor is of another type.
         """
+        return self._tensor(name, types, "use the file as the quantizing tool wrote it")
+
+    def _tensor(self, name: str, types: Sequence[str], remedy: str) -> np.ndarray:
         path = self.files[name]
         dtype = _with_file(path, lambda file: file.get_slice(name).get_dtype())
         if dtype not in types:
             raise InputError(
                 f"{path}: tensor {name!r} is of type {dtype}, expected {' or '.join(types)}",
-                "use the file as the quantizing tool wrote it",
+                remedy,
             )
         if dtype in FLOAT8:
-            return _bytes_of(path, name).view(FLOAT8[dtype]).reshape(self.shapes[name])
-        return _with_file(path, lambda file: file.get_tensor(name))
+            tensor = _bytes_of(path, name).view(FLOAT8[dtype]).reshape(self.shapes[name])
+        else:
+            tensor = _with_file(path, lambda file: file.get_tensor(name))
+        self._check_unchanged([path])
+        return tensor
 
     def sha256(self) -> str:
-        """Hash of the weight files, in the order of their names."""
-        return sha256_of(sorted(set(self.files.values())))
+        """Hash of the weight files, in the order of their names.
+
+        Raises:
+            InputError: one of them was changed since it was opened.
+        """
+        digest = sha256_of(sorted(self.states))
+        self._check_unchanged(self.states)
+        return digest
+
+    def _check_unchanged(self, paths: Iterable[Path]) -> None:
+        for path in paths:
+            if _state(path) != self.states[path]:
+                raise InputError(
+                    f"weights file {path} was replaced or written while it was read",
+                    "wait until whatever writes it has finished, or copy the folder first",
+                )
 
 
 @dataclass(frozen=True)
@@ -115,24 +142,33 @@ def sha256_of(paths: Sequence[Path]) -> str:
     return digest.hexdigest()
 
 
-def open_checkpoint(folder: Path, single: str = SINGLE) -> Checkpoint:
+def open_checkpoint(folder: Path, aliases: Sequence[str] = (), single: str = SINGLE) -> Checkpoint:
     """List a folder's tensors, from one safetensors file or from the shards of an index.
 
+    Where a folder has both, the one file is read, as transformers does: saving a model again may
+    leave the shards and the index of before.
+
     Args:
-        folder: the checkpoint's.
+        folder: holds the files.
+        aliases: names that the index may have without a tensor: other names of one that is there.
         single: the name of the one file; its index is called after it.
 
     Raises:
         InputError: no safetensors, a damaged or missing file, a tensor in two shards, or an
             index that says otherwise than its shards.
     """
-    if (index := folder / f"{single}.index.json").is_file():
-        indexed = _read_index(index)
-        paths = sorted({folder / name for name in indexed.values()})
-    elif (folder / single).is_file():
+    index = folder / f"{single}.index.json"
+    if os.path.isfile(folder / single):
         indexed, paths = None, [folder / single]
+    elif os.path.isfile(index):
+        indexed = _read_index(index)
+        for name in aliases:
+            if name in indexed and not os.path.exists(folder / indexed[name]):
+                del indexed[name]
+        paths = sorted({folder / name for name in indexed.values()})
     else:
         raise _no_safetensors(folder)
+    states = {path: _state(path) for path in paths}
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
@@ -144,8 +180,22 @@ def open_checkpoint(folder: Path, single: str = SINGLE) -> Checkpoint:
                 )
             files[name], shapes[name] = path, shape
     if indexed is not None:
-        _check_index(folder, indexed, files)
-    return Checkpoint(folder, files, shapes)
+        _check_index(folder, {name: folder / said for name, said in indexed.items()
+                              if name in files or name not in aliases}, files)  # fmt: skip
+    return Checkpoint(folder, files, shapes, states)
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced or written: device, inode, size, time of writing."""
+    try:
+        found = os.stat(path)
+    except FileNotFoundError as error:
+        raise InputError(f"weights file {path} is missing", "download it again") from error
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
+        raise InputError(f"weights file {path} cannot be read ({error})", "check it") from error
+    if not stat.S_ISREG(found.st_mode):
+        raise InputError(f"weights file {path} is no regular file", "download it again")
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
 
 
 def _check_finite(tensor: np.ndarray, called: str) -> None:
@@ -157,12 +207,14 @@ def _check_finite(tensor: np.ndarray, called: str) -> None:
         )
 
 
-def _check_index(folder: Path, indexed: dict[str, str], files: dict[str, Path]) -> None:
+def _check_index(folder: Path, indexed: dict[str, Path], files: dict[str, Path]) -> None:
     """Index and shards name the same tensors in the same files."""
     for name in sorted(indexed.keys() | files.keys()):
-        found = files[name].name if name in files else "no shard"
-        said = indexed.get(name, "no shard")
-        if found != said:
+        if files.get(name) != indexed.get(name):
+            found, said = (
+                each[name].relative_to(folder) if name in each else "no shard"
+                for each in (files, indexed)
+            )
             raise InputError(
                 f"{folder}: tensor {name!r} is in {found}, but {INDEX} says {said}",
                 "download the checkpoint again",
@@ -173,13 +225,13 @@ def _shapes(file: safe_open) -> dict[str, tuple[int, ...]]:
     return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
 
 
-def _with_file(path: Path, use):  # type: ignore[no-untyped-def]
+def _with_file(path: Path, use: Callable[[safe_open], T]) -> T:
     try:
         with safe_open(path, framework="numpy") as file:
             return use(file)
     except FileNotFoundError as error:
         raise InputError(f"weights file {path} is missing", "download it again") from error
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise InputError(
             f"weights file {path} is damaged or cut short ({error})", "download it again"
         ) from error
@@ -195,15 +247,18 @@ def _bytes_of(path: Path, name: str) -> np.ndarray:
 
 
 def _read_index(path: Path) -> dict[str, str]:
-    try:
-        indexed = json.loads(path.read_text())["weight_map"]
-        if not isinstance(indexed, dict) or not all(isinstance(v, str) for v in indexed.values()):
-            raise TypeError("its weight_map does not map tensors to files")
-        return indexed
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+    content = read_json(path, "download it again")
+    indexed = content.get("weight_map") if isinstance(content, dict) else None
+    right = isinstance(indexed, dict) and all(isinstance(v, str) for v in indexed.values())
+    if not right or not indexed:
         raise InputError(
-            f"{path} is not a safetensors index ({error})", "download it again"
-        ) from error
+            f"{path} is not a safetensors index: it has no weight_map from tensors to files",
+            "download it again",
+        )
+    for name in indexed.values():
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise InputError(f"{path} names a file outside of its folder: {name!r}", "correct it")
+    return indexed
 
 
 def _no_safetensors(folder: Path) -> InputError:

@@ -32,13 +32,16 @@ class Source:
         folder: holds ``config.json``, ``tokenizer.json`` and safetensors.
         model: the name asked for, or "demo" where the bundled model stands in.
         revision: the revision asked for, resolved to a commit where the hub or its cache said it.
-        note: what a reader of the result has to know about the choice; empty for nothing.
+        note: what a reader of the result has to know about the choice, and about how its settings
+            were read; empty for nothing.
+        ignored_settings: settings of ``config.json`` that the user said change nothing.
     """
 
     folder: Path
     model: str
     revision: str | None = None
     note: str = ""
+    ignored_settings: tuple[str, ...] = ()
 
 
 class ModelUnavailable(InputError):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxalign.convert.table import TABLES, _leaves, _rows
+from jaxalign.convert.table import _leaves, _rows, unembeddings
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MATRICES
 
@@ -43,6 +43,4 @@ def linear_layers(config: ModelConfig) -> list[LinearLayer]:
 
 def output_modules(config: ModelConfig) -> tuple[str, ...]:
     """What the unembedding is called: as published and, where it differs, in memory."""
-    table = TABLES[config.family]
-    names = {table.unembed, *(new for new, old in table.renamed.items() if old == table.unembed)}
-    return tuple(sorted(name.removesuffix(".weight") for name in names))
+    return tuple(name.removesuffix(".weight") for name in unembeddings(config))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.families import FAMILIES
 from jaxalign.model.params import Params, param_shapes
+from jaxalign.runtime.files import check_writable, replace_file
 
 ALIGNMENT = 64  # bytes, as XLA's buffers
 
@@ -46,11 +47,27 @@ def _rows(config: ModelConfig, shapes: Mapping[str, Any]) -> list[Row]:
     return [row for row in table.rows if all(slot.leaf in shapes for slot in row.slots)]
 
 
-def _check_names(checkpoint: Checkpoint | StateDict, config: ModelConfig, rows: list[Row]) -> None:
+def unembeddings(config: ModelConfig) -> tuple[str, ...]:
+    """What the unembedding is called: as published and, where it differs, in memory."""
+    table = TABLES[config.family]
+    return tuple(sorted({table.unembed, *(
+        new for new, old in table.renamed.items() if old == table.unembed)}))  # fmt: skip
+
+
+def _published(names: Iterable[str], config: ModelConfig) -> dict[str, str]:
+    """The names of tensors as they are stored, by the names that they are published under."""
+    found, renamed = dict.fromkeys(names), TABLES[config.family].renamed
+    usual = {name: renamed.get(name, name) for name in found}
+    return {name if usual[name] in found else usual[name]: name for name in found}
+
+
+def _check_names(
+    checkpoint: Checkpoint | StateDict, config: ModelConfig, rows: list[Row], names: Iterable[str]
+) -> None:
     """Every tensor is expected and every expected tensor is there, or an error that names one."""
     table = TABLES[config.family]
     expected = {name for row in rows for name in row.names(config)}
-    present = {name for name in checkpoint.files if not table.buffers.fullmatch(name)}
+    present = {name for name in names if not table.buffers.fullmatch(name)}
     if config.tied_embeddings:
         present.discard(table.unembed)
     for name in sorted(expected - present):
@@ -80,11 +97,14 @@ def load_params(
     """
     shapes = _leaves(config)
     rows = _rows(config, shapes)
-    _check_names(checkpoint, config, rows)
+    stored = _published(checkpoint.files, config)
+    _check_names(checkpoint, config, rows, stored)
     table = TABLES[config.family]
-    if config.tied_embeddings and table.unembed in checkpoint.files:
-        _check_tied(checkpoint, table)
-    loaded = {name: _load_leaf(checkpoint, config, rows, name, shapes, dtype) for name in shapes}
+    if config.tied_embeddings and table.unembed in stored:
+        _check_tied(checkpoint, stored[table.embed], stored[table.unembed])
+    loaded = {
+        name: _load_leaf(checkpoint, config, rows, name, shapes, dtype, stored) for name in shapes
+    }
     _, tree = jax.tree_util.tree_flatten(param_shapes(config))
     return jax.tree_util.tree_unflatten(tree, [loaded[name] for name in shapes])
 
@@ -107,12 +127,7 @@ def params_from_state_dict(
         >>> params = params_from_state_dict(hf.state_dict(), config)
         >>> jaxalign.forward(params, tokens, config).logits
     """
-    renamed = TABLES[config.family].renamed
-    named = {
-        published if (published := renamed.get(name, name)) not in tensors else name: tensor
-        for name, tensor in tensors.items()
-    }
-    return load_params(StateDict(named), config, dtype)
+    return load_params(StateDict(tensors), config, dtype)
 
 
 def _load_leaf(
@@ -122,13 +137,15 @@ def _load_leaf(
     leaf: str,
     shapes: dict[str, tuple[int, ...]],
     dtype: Any,
+    stored: Mapping[str, str],
 ) -> jax.Array:
     stacked = _aligned(shapes[leaf], dtype)
     for row in rows:
         layers = stacked if "{layer}" in row.published else stacked[None]
         own = [(i, slot) for i, slot in enumerate(row.slots) if slot.leaf == leaf]
         for i, slot in own:
-            for layer, name in zip(layers, row.names(config), strict=True):
+            for layer, published in zip(layers, row.names(config), strict=True):
+                name = stored[published]
                 _check_shape(checkpoint, config, row, name, shapes)
                 place = slot.of(layer)
                 with np.errstate(over="ignore"):
@@ -171,12 +188,11 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _check_tied(checkpoint: Checkpoint | StateDict, table: Table) -> None:
-    embed, unembed = map(checkpoint.read, (table.embed, table.unembed))
-    if not np.array_equal(embed, unembed):
+def _check_tied(checkpoint: Checkpoint | StateDict, embed: str, unembed: str) -> None:
+    if not np.array_equal(*map(checkpoint.read, (embed, unembed))):
         raise InputError(
-            f"{checkpoint.folder}: config.json ties the embeddings, but tensor "
-            f"{table.unembed!r} differs from {table.embed!r}",
+            f"{checkpoint.folder}: config.json ties the embeddings, but tensor {unembed!r} differs "
+            f"from {embed!r}",
             "set tie_word_embeddings to false in config.json",
         )
 
@@ -184,9 +200,19 @@ def _check_tied(checkpoint: Checkpoint | StateDict, table: Table) -> None:
 def save_checkpoint(
     params: Params, config: ModelConfig, folder: Path | str, dtype: str = "float16"
 ) -> None:
-    """Write ``config.json`` and ``model.safetensors`` in the published layout."""
+    """Write ``config.json`` and ``model.safetensors`` in the published layout.
+
+    Args:
+        params: of any family, not packed.
+        config: of the model.
+        folder: where to; made where it is missing.
+        dtype: of the numbers on disk, by its NumPy name.
+
+    Raises:
+        InputError: the folder cannot be written to.
+    """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder / SINGLE)
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
     leaves = {".".join(key.name for key in path): np.asarray(leaf) for path, leaf in paths}
     tensors = {}
@@ -201,4 +227,4 @@ def save_checkpoint(
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     (folder / SINGLE).chmod(0o644)  # the library leaves it to its owner alone
     settings = config.to_hf() | {"torch_dtype": dtype}
-    (folder / "config.json").write_text(json.dumps(settings, indent=2) + "\n")
+    replace_file(folder / "config.json", (json.dumps(settings, indent=2) + "\n").encode())

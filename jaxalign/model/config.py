@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, shown
 from jaxalign.model.families import FAMILIES, Settings
+from jaxalign.model.families.settings import MOST
 from jaxalign.model.rotary import RotaryScaling
 
 ACTIVATIONS = (
@@ -114,26 +115,32 @@ class ModelConfig:
                 f"there are {len(self.windows)} windows for {self.num_layers} layers",
                 "give one for each layer, or none",
             )
-        numbers = ("query_scalar", "attention_cap", "logit_cap")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        numbers = ("rotary_base", "query_scalar", "attention_cap", "logit_cap")
         positive = [(name, getattr(self, name)) for name in numbers]
         positive += [("sliding_window", window) for window in self.windows]
         for name, number in positive:
             if number is not None and not 0 < number < math.inf:
-                raise InputError(f"{name} is {number}", "give a positive number")
+                raise InputError(f"{name} is {number}", "give a positive, finite number")
+        if not 0 <= self.norm_eps < math.inf:
+            raise InputError(f"norm_eps is {self.norm_eps}", "give a finite number from 0 up")
 
     def _check_sizes(self) -> None:
         names = ("vocab_size", "num_layers", "num_heads", "hidden_size", "intermediate_size")
-        for name in (*names, "num_kv_heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}", "give a positive number")
+        for name in (*names, "num_kv_heads", "head_size", "max_positions"):
+            size = getattr(self, name) if self.num_heads > 0 else self.num_heads
+            if not 1 <= size <= MOST:
+                raise InputError(
+                    f"{name} is {shown(size)}", f"give a whole number from 1 to {MOST}"
+                )
         if self.head_width is None and self.hidden_size % self.num_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_heads}",
                 "correct config.json",
             )
-        if self.head_size < 1:
-            raise InputError(f"head_dim is {self.head_size}", "give a positive number")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
@@ -190,17 +197,34 @@ class ModelConfig:
             InputError: another architecture, a missing setting, or one that may change the
                 computation and is not known here, named.
         """
-        family = settings.get("model_type", "gpt_neox")
-        if family not in FAMILIES:
-            raise InputError(
-                f"config.json is of a {family!r} model, expected one of {', '.join(FAMILIES)}",
-                "use a checkpoint of one of these families",
-            )
-        reading = Settings(settings)
-        config = cls(family=family, **FAMILIES[family].read(reading))
-        reading.finish()
-        return config
+        return read_settings(settings)[0]
 
     def to_hf(self) -> dict[str, Any]:
         """The settings as a Hugging Face ``config.json`` (the widely read, old spelling)."""
         return FAMILIES[self.family].write(self)
+
+
+def read_settings(
+    settings: Mapping[str, Any], where: str = "config.json", ignored: Sequence[str] = ()
+) -> tuple[ModelConfig, tuple[str, ...]]:
+    """The architecture that the settings of a ``config.json`` describe, and notes for the user.
+
+    Args:
+        settings: the content of the file.
+        where: the file, for messages.
+        ignored: settings that are not known here and that the user says change nothing.
+
+    Raises:
+        InputError: another architecture; a setting that is missing, of a wrong type or out of
+            range, or one that may change the computation and is not known here; named.
+    """
+    family = settings.get("model_type", "gpt_neox")
+    if not isinstance(family, str) or family not in FAMILIES:
+        raise InputError(
+            f"{where} is of a {family!r} model, expected one of {', '.join(FAMILIES)}",
+            "use a checkpoint of one of these families",
+        )
+    reading = Settings(settings, where, ignored)
+    config = ModelConfig(family=family, **FAMILIES[family].read(reading))
+    reading.finish()
+    return config, tuple(reading.notes)

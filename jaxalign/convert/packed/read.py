@@ -199,9 +199,9 @@ def _weights(folder: Path) -> Checkpoint:
     named = f"{text(_settings(folder), 'model_file_base_name') or 'model'}.safetensors"
     indexed = [path.name.removesuffix(".index.json") for path in folder.glob("*.index.json")]
     if named in (*there, *indexed):
-        return open_checkpoint(folder, named)
+        return open_checkpoint(folder, single=named)
     alone = len(there) == 1 and SINGLE not in indexed
-    return open_checkpoint(folder, there[0] if alone else SINGLE)
+    return open_checkpoint(folder, single=there[0] if alone else SINGLE)
 
 
 def _table(config: ModelConfig) -> tuple[tuple[Row, ...], Any, str, Mapping[str, str]]:

@@ -18,36 +18,33 @@ if TYPE_CHECKING:
 
 
 def _read(settings: Settings) -> dict[str, Any]:
-    settings.left.setdefault("head_dim", 256)
-    settings.left.setdefault("num_key_value_heads", 4)
-    fields = common(settings)
+    fields = common(settings, 8192, kv_heads=4, head_dim=256)
     settings.only("use_bidirectional_attention", False)
-    activation = str(settings.take("hidden_activation", "gelu_pytorch_tanh"))
+    activation = settings.word("hidden_activation", "gelu_pytorch_tanh")
     settings.only("hidden_act", activation)  # older files repeat it here
     caps = {
-        field: settings.nullable(name, default)
+        field: settings.optional_number(name, default)
         for field, name, default in (
             ("attention_cap", "attn_logit_softcapping", 50.0),
             ("logit_cap", "final_logit_softcapping", 30.0),
         )
     }
     return fields | {
-        "tied_embeddings": bool(settings.take("tie_word_embeddings", True)),
-        "attention_bias": bool(settings.take("attention_bias", False)),
+        "tied_embeddings": settings.flag("tie_word_embeddings", True),
+        "attention_bias": settings.flag("attention_bias", False),
         "activation": activation,
         "norm": "rms+1",
         "post_norms": True,
         "scaled_embedding": True,
-        "query_scalar": float(settings.take("query_pre_attn_scalar", 256)),
-        **{field: cap if cap is None else float(cap) for field, cap in caps.items()},
+        "query_scalar": settings.number("query_pre_attn_scalar", 256),
+        **caps,
         "windows": _windows(settings, fields["num_layers"]),
     }
 
 
 def _windows(settings: Settings, layers: int) -> tuple[int | None, ...]:
-    size = settings.nullable("sliding_window", 4096)
+    size = settings.optional_whole("sliding_window", 4096)
     settings.only("sliding_window_size", size)
-    size = size if size is None else int(size)
     windows = settings.windows(layers, size)
     if windows is None:
         if size is None:

@@ -25,16 +25,25 @@ if TYPE_CHECKING:
     from jaxalign.model.config import ModelConfig
 
 
-def common(settings: Settings) -> dict[str, Any]:
-    """What the line shares, with Gemma 2: sizes, heads, rotation, biases that are mostly absent."""
+def common(
+    settings: Settings, positions: int, kv_heads: int | None = None, head_dim: int | None = None
+) -> dict[str, Any]:
+    """What the line shares, with Gemma 2: sizes, heads, rotation, biases that are mostly absent.
+
+    Args:
+        settings: of the file.
+        positions: what a missing ``max_position_embeddings`` means to transformers.
+        kv_heads: what a missing ``num_key_value_heads`` means: as many as query heads by default.
+        head_dim: what a missing ``head_dim`` means: ``D / H`` by default.
+    """
     fields = sizes(settings)
     base, scaling = settings.rotary()
-    width = int(settings.take("head_dim", fields["hidden_size"] // max(fields["num_heads"], 1)))
+    width = settings.whole("head_dim", head_dim or fields["hidden_size"] // fields["num_heads"])
     settings.only("rope_interleaved", False)
     settings.only("pretraining_tp", 1)
     return fields | {
-        "max_positions": int(settings.need("max_position_embeddings")),
-        "key_value_heads": int(settings.take("num_key_value_heads", fields["num_heads"])),
+        "max_positions": settings.positions(positions),
+        "key_value_heads": settings.whole("num_key_value_heads", kv_heads or fields["num_heads"]),
         "head_width": width,
         "rotary_dims": width,
         "rotary_base": base,
@@ -43,39 +52,38 @@ def common(settings: Settings) -> dict[str, Any]:
         "attention_bias": False,
         "mlp_bias": False,
         "norm": "rms",
-        "norm_eps": float(settings.take("rms_norm_eps", 1e-6)),
+        "norm_eps": settings.number("rms_norm_eps", 1e-6, zero=True),
         "gated": True,
     }
 
 
-def _line(settings: Settings) -> dict[str, Any]:
-    return common(settings) | {
-        "tied_embeddings": bool(settings.take("tie_word_embeddings", False)),
-        "activation": str(settings.take("hidden_act", "silu")),
+def _line(settings: Settings, positions: int, **missing: int) -> dict[str, Any]:
+    return common(settings, positions, **missing) | {
+        "tied_embeddings": settings.flag("tie_word_embeddings", False),
+        "activation": settings.word("hidden_act", "silu"),
     }
 
 
 def _read_llama(settings: Settings) -> dict[str, Any]:
-    return _line(settings) | {
-        "attention_bias": bool(settings.take("attention_bias", False)),
-        "mlp_bias": bool(settings.take("mlp_bias", False)),
+    return _line(settings, 2048) | {
+        "attention_bias": settings.flag("attention_bias", False),
+        "mlp_bias": settings.flag("mlp_bias", False),
     }
 
 
 def _read_mistral(settings: Settings) -> dict[str, Any]:
-    window = settings.nullable("sliding_window", 4096)  # null: none; missing: the first Mistral's
-    settings.left.setdefault("num_key_value_heads", 8)
-    fields = _line(settings)
-    windows = () if window is None else (int(window),) * fields["num_layers"]
+    window = settings.optional_whole("sliding_window", 4096)  # missing: the first Mistral's
+    fields = _line(settings, 4096 * 32, kv_heads=8)
+    windows = () if window is None else (window,) * fields["num_layers"]
     return fields | {"windows": windows}
 
 
 def _qwen_windows(settings: Settings, layers: int) -> dict[str, Any]:
     """Windows from ``max_window_layers`` on, or layer by layer, where ``use_sliding_window``."""
-    used = bool(settings.take("use_sliding_window", False))
-    size = settings.nullable("sliding_window", 4096)
-    first = int(settings.take("max_window_layers", 28))
-    size = int(size) if used and size is not None else None
+    used = settings.flag("use_sliding_window", False)
+    size = settings.optional_whole("sliding_window", 4096)
+    first = settings.whole("max_window_layers", 28, least=0)
+    size = size if used else None
     windows = settings.windows(layers, size)
     if windows is None:
         windows = tuple(size if layer >= first else None for layer in range(layers))
@@ -84,17 +92,14 @@ def _qwen_windows(settings: Settings, layers: int) -> dict[str, Any]:
 
 def _read_qwen2(settings: Settings) -> dict[str, Any]:
     settings.only("use_mrope", False)
-    settings.left.setdefault("num_key_value_heads", 32)
-    fields = _line(settings)
+    fields = _line(settings, 32768, kv_heads=32)
     biases = {"attention_bias": True, "attention_out_bias": False}
     return fields | biases | _qwen_windows(settings, fields["num_layers"])
 
 
 def _read_qwen3(settings: Settings) -> dict[str, Any]:
-    settings.left.setdefault("head_dim", 128)
-    settings.left.setdefault("num_key_value_heads", 32)
-    fields = _line(settings)
-    bias = bool(settings.take("attention_bias", False))
+    fields = _line(settings, 32768, kv_heads=32, head_dim=128)
+    bias = settings.flag("attention_bias", False)
     more = {"attention_bias": bias, "query_key_norms": True}
     return fields | more | _qwen_windows(settings, fields["num_layers"])
 

@@ -15,34 +15,35 @@ def _read(settings: Settings) -> dict[str, Any]:
     fields = sizes(settings)
     fraction, base = _rotary(settings)
     return fields | {
-        "max_positions": int(settings.take("max_position_embeddings", 2048)),
-        "rotary_dims": int(fields["hidden_size"] // max(fields["num_heads"], 1) * fraction),
+        "max_positions": settings.positions(2048),
+        "rotary_dims": int(fields["hidden_size"] // fields["num_heads"] * fraction),
         "rotary_base": base,
-        "parallel_residual": bool(settings.take("use_parallel_residual", True)),
-        "tied_embeddings": bool(settings.take("tie_word_embeddings", False)),
-        "attention_bias": bool(settings.take("attention_bias", True)),
-        "activation": str(settings.take("hidden_act", "gelu")),
-        "norm_eps": float(settings.take("layer_norm_eps", 1e-5)),
+        "parallel_residual": settings.flag("use_parallel_residual", True),
+        "tied_embeddings": settings.flag("tie_word_embeddings", False),
+        "attention_bias": settings.flag("attention_bias", True),
+        "activation": settings.word("hidden_act", "gelu"),
+        "norm_eps": settings.number("layer_norm_eps", 1e-5, zero=True),
     }
 
 
 def _rotary(settings: Settings) -> tuple[float, float]:
     """The rotary fraction and base, from whichever spelling holds them."""
-    given = {name: settings.take(name, {}) for name in ROTARY}
-    for name, rope in given.items():
-        kind = rope.get("rope_type", rope.get("type", "default"))
-        unknown = set(rope) - {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
-        if kind != "default" or unknown:
+    new, old = (settings.inner(name) for name in ROTARY)
+    late_base = settings.number("rope_theta", 10000.0)
+    base = new.number("rope_theta", settings.number("rotary_emb_base", late_base))
+    late = settings.number("partial_rotary_factor", 0.25, zero=True)
+    early = settings.number("rotary_pct", late, zero=True)
+    fraction = new.number("partial_rotary_factor", early, zero=True)
+    for name, rope in zip(ROTARY, (new, old), strict=True):
+        kind = rope.kind()
+        if kind != "default" or rope.left:
             raise InputError(
-                f"{name} asks for rotary scaling ({kind}{''.join(f', {u}' for u in unknown)})",
+                f"{name} asks for rotary scaling ({', '.join([kind, *sorted(rope.left)])})",
                 "use a model with plain rotary embeddings; GPT-NeoX has no scaling here",
             )
-    new = given["rope_parameters"]
-    late_base = settings.take("rope_theta", 10000.0)
-    base = new.get("rope_theta", settings.take("rotary_emb_base", late_base))
-    late_fraction = settings.take("partial_rotary_factor", 0.25)
-    fraction = new.get("partial_rotary_factor", settings.take("rotary_pct", late_fraction))
-    return float(fraction), float(base)
+    if fraction > 1:
+        raise settings.wrong("rotary_pct", fraction, "a number from 0 to 1")
+    return fraction, base
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
