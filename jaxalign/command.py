@@ -17,7 +17,8 @@ from jaxalign import plan_command, results
 from jaxalign.calibration import preparer
 from jaxalign.compilation_cache import enable_compilation_cache
 from jaxalign.convert import Model, ModelUnavailable, Quantized, Source, load, load_beside, locate
-from jaxalign.distributed import is_first, processes, require_same
+from jaxalign.devices.mesh import choose_mesh, usable_devices
+from jaxalign.devices.processes import is_first, processes, require_same
 from jaxalign.environment import select_device
 from jaxalign.errors import InputError
 from jaxalign.experiments.heads import Options, heads_study
@@ -33,7 +34,6 @@ from jaxalign.prompts import SHIPPED, read_prompts
 from jaxalign.report import summary
 from jaxalign.runtime.files import check_writable
 from jaxalign.schemes_command import calibration, compare_schemes, listed, named
-from jaxalign.sharding import choose_mesh, usable_devices
 from jaxalign.training_command import over_training
 
 BAD_INPUT = 2

@@ -24,13 +24,13 @@ from tiny_run import (
 )
 
 from jaxalign.convert import load, locate
-from jaxalign.distributed import processes
+from jaxalign.devices.mesh import make_mesh, part_bytes
+from jaxalign.devices.processes import processes
 from jaxalign.errors import InputError
 from jaxalign.experiments.heads import Options
 from jaxalign.experiments.heads.study import facts
 from jaxalign.memory import bytes_per_call
 from jaxalign.prompts import read_prompts
-from jaxalign.sharding import make_mesh, part_bytes
 
 SOON = 15.0  # seconds; it takes milliseconds on an idle machine
 COUNTRIES = ("France", "Germany", "Japan", "Egypt", "Spain", "Italy")

@@ -10,11 +10,11 @@ import pytest
 
 from benchmarks.devices import counted
 from jaxalign.command import ACTIVATIONS
-from jaxalign.distributed import PATIENCE
+from jaxalign.devices.mesh import choose_mesh, part_bytes
+from jaxalign.devices.peers import SILENCE
+from jaxalign.devices.processes import PATIENCE
 from jaxalign.grammar import build_parser
 from jaxalign.model import ModelConfig
-from jaxalign.sharding import choose_mesh, part_bytes
-from jaxalign.watch import SILENCE
 
 PAGE = (Path(__file__).parent.parent / "docs" / "scaling_out.md").read_text()
 PYTHIA_12B = ModelConfig(50688, 36, 40, 5120, 20480, rotary_dims=32)

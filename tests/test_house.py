@@ -17,10 +17,9 @@ FLOORS = [
     ("jaxalign.stats", 1),
     ("jaxalign.runtime", 1),
     ("jaxalign.notes", 1),
-    ("jaxalign.sharding", 4),
     ("jaxalign.weight_error", 4),
-    ("jaxalign.watch", 1),
-    ("jaxalign.distributed", 2),
+    ("jaxalign.devices.mesh", 4),  # knows the model's parameters
+    ("jaxalign.devices", 1),
     ("jaxalign.flops", 4),
     ("jaxalign.sharded_sweep", 4),
     ("jaxalign.journal", 4),

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.convert import Model
-from jaxalign.distributed import fetch
+from jaxalign.devices.mesh import EDITS, MODEL, part_bytes
+from jaxalign.devices.processes import fetch
 from jaxalign.edit import head_ablation_masks
 from jaxalign.experiments.heads import runs
 from jaxalign.experiments.heads.donors import DRAWS, Donors
@@ -30,7 +31,6 @@ from jaxalign.prompts import Batch, Prompt, batches, bucket_length
 from jaxalign.results import RANKINGS
 from jaxalign.shapes import Bool, Float, Int
 from jaxalign.sharded_sweep import rounds
-from jaxalign.sharding import EDITS, MODEL, part_bytes
 
 KINDS = 2 + DRAWS
 # The shape of what a clean run says about its answers.
