@@ -1,6 +1,6 @@
 """One process of a run that tests start: a sweep over all devices, or an endless exchange.
 
-    python tests/process_worker.py FOLDER sweep|exchange --coordinator HOST:PORT …
+    python tests/process_worker.py FOLDER sweep|exchange|greet --coordinator HOST:PORT …
 
 Each process writes what it found to FOLDER/<its number>.npz.
 """
@@ -60,7 +60,7 @@ def found() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("work", choices=("sweep", "exchange"))
+    parser.add_argument("work", choices=("sweep", "exchange", "greet"))
     parser.add_argument("--coordinator")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process-id", type=int)
@@ -68,6 +68,10 @@ def main() -> None:
     with processes(given.coordinator, given.processes, given.process_id):
         if given.work == "sweep":
             np.savez(given.folder / f"{given.process_id}.npz", **found())
+        if given.work == "greet":
+            index = jax.process_index()
+            sent = from_first(CONTENT if is_first() else b"")
+            (given.folder / f"greeted {index} of {jax.process_count()}").write_bytes(sent)
         while given.work == "exchange":
             from_first(CONTENT)
             (given.folder / f"exchanging {given.process_id}").touch()
