@@ -74,7 +74,7 @@ def get(weights: Block, name: str) -> Any:
 
 
 def put(weights: Block, name: str, value: Any) -> Block:
-    """The block with another leaf of that name."""
+    """The block ``weights`` with ``value`` as its leaf of the dotted ``name``."""
     part, leaf = name.split(".")
     return replace(weights, **{part: replace(getattr(weights, part), **{leaf: value})})
 

@@ -140,6 +140,14 @@ def init_params(key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32) -
 
     Matrices are normal with standard deviation 0.02, those that write to the residual stream
     smaller by ``sqrt(2 L)`` (Radford et al. 2019, section 2.3); norms start as the identity.
+
+    Args:
+        key: a random key (``jax.random.key``).
+        config: the architecture.
+        dtype: of every parameter.
+
+    Raises:
+        KeyError: ``model.matrices`` does not have a parameter of the tree.
     """
     shapes = param_shapes(config)
     paths, tree = jax.tree_util.tree_flatten_with_path(shapes)
@@ -197,7 +205,13 @@ def norm_offset(config: ModelConfig) -> float:
 
 
 def divided_norm(norm: Norm, by: Float[Array, "*L D"], config: ModelConfig) -> Norm:
-    """The norm whose output is divided by ``by``."""
+    """The norm whose output is that of ``norm`` divided by ``by``.
+
+    Args:
+        norm: of one layer or of all, with ``L`` in front.
+        by: divisor of each coordinate.
+        config: the architecture, which says whether the norm adds one to its scale (Gemma).
+    """
     offset = norm_offset(config)
     bias = None if norm.bias is None else norm.bias / by
     return Norm((norm.scale + offset) / by - offset, bias)
