@@ -20,13 +20,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxalign.devices.mesh import EDITS, MODEL
 from jaxalign.edit import Edit, HeadEdit, ResidualEdit
 from jaxalign.metrics import Answer
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, Int, Lengths, Tokens
-from jaxalign.sharding import EDITS, MODEL
 from jaxalign.sweep import Readout, sweep, touch_later
 
 
@@ -67,7 +67,7 @@ def sharded_sweep(
     one device, because the devices' clean rows agree to the bit.
 
     Args:
-        mesh: from ``sharding.choose_mesh`` (static); None for ``sweep`` on one device.
+        mesh: from ``mesh.choose_mesh`` (static); None for ``sweep`` on one device.
         params: laid out by ``sharding.shard_params``.
 
     Raises:

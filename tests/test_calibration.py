@@ -250,7 +250,7 @@ def test_texts_in_several_batches_choose_almost_the_same_codes(monkeypatch):
     monkeypatch.setattr(driver, "CALL_POSITIONS", 5 * 16)  # 12 texts: 5, 5, 2 and filler
     parts = calibrate(model(), CONFIG, scheme_named("gptq-actorder-g16"), *texts())
     whole = calibrated("gptq-actorder-g16")
-    for name in [name for group in groups.GROUPS for name in group.linears]:
+    for name in [name for group in groups.all_groups() for name in group.linears]:
         packed = [groups.get(params.blocks, name) for params in (whole, parts)]
         if None not in packed:
             a, b = map(np.asarray, map(unpack, packed))

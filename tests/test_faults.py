@@ -17,10 +17,10 @@ from tiny_run import refusal, write_model, write_prompts
 
 import jaxalign
 from jaxalign.commands.run_study import ACTIVATIONS
+from jaxalign.devices.mesh import part_bytes
 from jaxalign.experiments.heads import Options
 from jaxalign.experiments.heads.runner import Runner
 from jaxalign.prompts import read_prompts, tokenize
-from jaxalign.sharding import part_bytes
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("timestamp", "total_runtime_seconds", "seconds")

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from pythia_shape import tiny_config
 
+from jaxalign.devices.mesh import MODEL, make_mesh, shard_packed
 from jaxalign.edit import zero_ablation
 from jaxalign.model import ModelConfig, init_params
 from jaxalign.model.params import cast
 from jaxalign.numerics import jit
 from jaxalign.numerics.scheme import F32, scheme_named
 from jaxalign.sharded_sweep import sharded_sweep
-from jaxalign.sharding import MODEL, make_mesh, shard_packed
 
 CONFIG = ModelConfig.from_hf(tiny_config(num_hidden_layers=2))
 PARAMS = jax.tree.map(

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxalign.calibration.groups import Group, get, groups_of, linear_inputs, put
 from jaxalign.model.config import ModelConfig
+from jaxalign.model.matrices import MATRICES
 from jaxalign.model.params import Block, divided_norm
 from jaxalign.numerics.awq import clip, search_clip, search_scale
 from jaxalign.numerics.compile import jit
@@ -19,10 +20,6 @@ from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.numerics.smoothquant import smoothing_scale, static_input_scale
 from jaxalign.shapes import Array, Bool, Float, Int
-
-# The error of a query or a key is multiplied by the other one, so a clip chosen by it alone is no
-# good (AWQ's code leaves them); GPT-NeoX publishes the values in the same matrix.
-NEVER_CLIPPED = ("attention.query", "attention.key_value")
 
 
 @functools.partial(jit, static_argnames=("config", "second"))
@@ -143,7 +140,7 @@ def pack_matrix(
         assert found is not None
         order = scheme.act_order
         return gptq(w, found.mean_second, form, damping=damping, act_order=order)
-    if scheme.method == "awq" and name not in NEVER_CLIPPED:
+    if scheme.method == "awq" and not MATRICES[name.split(".")[1]].scored:
         assert found is not None
         limit = search_clip(_flat(w), found.mean_second, form)
         w = clip(_flat(w), limit).reshape(w.shape)

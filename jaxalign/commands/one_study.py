@@ -23,13 +23,13 @@ from jaxalign.commands.opening import (
     shared_devices,
 )
 from jaxalign.convert import Model, locate
-from jaxalign.distributed import is_first
+from jaxalign.devices.mesh import choose_mesh
+from jaxalign.devices.processes import is_first
 from jaxalign.environment import select_device
 from jaxalign.errors import InputError
 from jaxalign.plots import draw
 from jaxalign.prompts import SHIPPED, PromptSet, read_prompts
 from jaxalign.runtime.files import check_writable, read_bytes
-from jaxalign.sharding import choose_mesh
 from jaxalign.study.session import Session
 from jaxalign.study.shards import Shard, ShardFinished
 from jaxalign.study.study import Study

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxalign import results
-from jaxalign.distributed import is_first
+from jaxalign.devices.processes import is_first
 from jaxalign.errors import InputError
 from jaxalign.plots import draw
 from jaxalign.results import HeadsResult

@@ -23,7 +23,8 @@ from jaxalign.commands.opening import (
 from jaxalign.commands.over_training import over_training
 from jaxalign.commands.parser import options_from
 from jaxalign.convert import Model, Quantized, load_beside, locate
-from jaxalign.distributed import is_first, processes, require_same
+from jaxalign.devices.mesh import choose_mesh
+from jaxalign.devices.processes import is_first, processes, require_same
 from jaxalign.environment import select_device
 from jaxalign.errors import InputError
 from jaxalign.experiments.heads import Options, heads_study
@@ -34,7 +35,6 @@ from jaxalign.plots import draw
 from jaxalign.prompts import SHIPPED, read_prompts
 from jaxalign.runtime.files import read_bytes
 from jaxalign.runtime.resume import Resume
-from jaxalign.sharding import choose_mesh
 from jaxalign.studies.heads.figures import FIGURES as HEADS_FIGURES
 from jaxalign.studies.heads.table import table as heads_table
 from jaxalign.studies.registry import find_studies

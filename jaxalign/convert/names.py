@@ -38,7 +38,8 @@ def linear_layers(config: ModelConfig) -> list[LinearLayer]:
         if matrices:
             for layer, name in enumerate(row.names(config)):
                 found.append(LinearLayer(layer, name.removesuffix(".weight"), matrices))
-    return sorted(found, key=lambda each: (each.layer, MATRICES.index(each.matrices[0])))
+    order = list(MATRICES)
+    return sorted(found, key=lambda each: (each.layer, order.index(each.matrices[0])))
 
 
 def output_modules(config: ModelConfig) -> tuple[str, ...]:

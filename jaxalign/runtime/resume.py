@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.distributed import fetch, from_first, is_first
+from jaxalign.devices.processes import fetch, from_first, is_first
 from jaxalign.errors import InputError
 from jaxalign.notes import note
 from jaxalign.runtime.files import read_bytes, read_json, replace_file

@@ -13,7 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.convert import Model
-from jaxalign.distributed import fetch
+from jaxalign.devices.mesh import EDITS, MODEL, part_bytes
+from jaxalign.devices.processes import fetch
 from jaxalign.edit import head_ablation_masks
 from jaxalign.experiments.heads import runs
 from jaxalign.experiments.heads.donors import DRAWS, Donors
@@ -29,7 +30,6 @@ from jaxalign.results import RANKINGS
 from jaxalign.runtime.resume import Resume
 from jaxalign.shapes import Bool, Float, Int
 from jaxalign.sharded_sweep import rounds
-from jaxalign.sharding import EDITS, MODEL, part_bytes
 from jaxalign.study.call_log import CallLog
 
 KINDS = 2 + DRAWS

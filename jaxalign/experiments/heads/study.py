@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxalign.convert import Model
+from jaxalign.devices.mesh import shard_packed, shard_params
 from jaxalign.environment import describe
 from jaxalign.errors import InputError
 from jaxalign.experiments.heads.ahead import compile_ahead
@@ -41,7 +42,6 @@ from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
 from jaxalign.results import RANKINGS, HeadsResult
 from jaxalign.runtime.resume import Resume
-from jaxalign.sharding import shard_packed, shard_params
 from jaxalign.study.call_log import CallLog
 from jaxalign.study.tables import head_label
 
@@ -69,7 +69,7 @@ def heads_study(
         progress: show progress bars on a terminal.
         resume: keeps finished calls of a long study (``Resume(folder, facts(…))``); remove it
             when the result is safe.
-        mesh: devices to share the work (``sharding.choose_mesh``); one device by default.
+        mesh: devices to share the work (``mesh.choose_mesh``); one device by default.
         prepare: makes a scheme's parameters from the f32 ones; rounding to nearest by default,
             ``calibration.preparer`` for schemes that are chosen by activations.
 

@@ -1,11 +1,11 @@
 """Devices in a mesh, and where each parameter lies on it.
 
-Two mesh axes. ``edits``: the rows of a sweep are dealt out, every device with its own clean row.
-``model``: a copy of the parameters is spread over several devices where one cannot hold it, in the
+Two mesh axes. ``edits``: each device computes some rows of a sweep, beside its own clean row.
+``model``: a copy of the parameters is sharded over several devices where one cannot hold it, in the
 layout of Megatron-LM (Shoeybi et al. 2019, arXiv 1909.08053, section 3): attention by heads, the
-MLP by hidden units, embedding and unembedding by tokens. A pass of a run through a block then makes
-two sums over the axis, one after ``W_O`` and one after the MLP; a run that is born there shares the
-clean run's and makes one of its own, of what its edit puts in place.
+MLP by hidden units, embedding and unembedding by tokens. Each block needs two all-reduces, after
+``W_O`` and after the MLP. A run that starts in this block reuses the clean run's first one and adds
+one for the value that its edit inserts.
 """
 
 from __future__ import annotations
@@ -20,32 +20,28 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
+from jaxalign.model.matrices import MATRICES, axes_of, sharded_axis
 from jaxalign.model.params import Params, param_shapes
 
 EDITS, MODEL = "edits", "model"
 
-# Which axis of a parameter is spread over ``model``, counted from its end; the others lie whole on
-# every device.
-SPREAD_AXIS = {
-    "embed": -2,
-    "unembed": -2,
-    "query": -1,
-    "query_bias": -1,
-    "key_value": -1,
-    "key_value_bias": -1,
-    "out": -2,
-    "up": -1,
-    "up_bias": -1,
-    "gate": -1,
-    "gate_bias": -1,
-    "down": -2,
+# The axes of a packed matrix's fields, given those of the matrix: its own, its inputs', or none.
+PACKED_FIELDS = {
+    "codes": "all",
+    "scale": "all",
+    "zero": "all",
+    "group_of": "inputs",
+    "input_divisor": "inputs",
+    "input_scale": "none",
 }
-TOKEN_AXES = ("embed", "unembed")
-PACKED_FIELDS = ("codes", "scale", "zero", "group_of", "input_divisor", "input_scale")
 
 
 def usable_devices(platform: str | None = None, count: int | None = None) -> list[jax.Device]:
     """The first ``count`` devices of every process, process by process; all by default.
+
+    Args:
+        platform: "cpu", "gpu" …, or None for JAX's default.
+        count: how many of each process, or None for all of them.
 
     Raises:
         InputError: a process has fewer, or some process has another number or kind of device.
@@ -82,7 +78,7 @@ def make_mesh(devices: Sequence[jax.Device], spread: int = 1) -> Mesh:
     Args:
         devices: as ``usable_devices`` orders them, so that a copy stays within a process where it
             can.
-        spread: over how many devices a copy of the parameters is spread.
+        spread: over how many devices a copy of the parameters is sharded.
 
     Raises:
         InputError: ``spread`` does not divide the number of devices.
@@ -103,13 +99,14 @@ def choose_mesh(
     copies: int = 2,
     reserve: float = 0.0,
 ) -> Mesh | None:
-    """The mesh that spreads the parameters as little as the budget allows.
+    """The mesh that shards the parameters over as few devices as the budget allows.
 
     Every device holds ``copies`` times its part of the parameters in f32, and ``reserve``:
     the least ``n`` with ``copies · part_bytes(config, n) + reserve ≤ budget`` becomes the size of
     ``model``, and the rest of the devices goes to ``edits``.
 
     Args:
+        config: the architecture.
         devices: from ``usable_devices``.
         budget: bytes of one device.
         copies: of the parameters; two where a low-precision one stands beside the f32 one.
@@ -169,25 +166,40 @@ def _fewest(config: ModelConfig) -> str:
 
 
 def part_bytes(config: ModelConfig, spread: int, bytes_each: int = 4) -> int:
-    """What one device holds of a copy of the parameters that is spread over ``spread``."""
+    """Bytes that one device holds of a copy of the parameters.
+
+    Args:
+        config: the architecture.
+        spread: over how many devices the copy is sharded.
+        bytes_each: of one number.
+    """
     paths, _ = jax.tree_util.tree_flatten_with_path(param_shapes(config))
     parts = (
-        math.prod(leaf.shape) // (spread if _spread_axis(path[-1].name, leaf, spread) else 1)
+        math.prod(leaf.shape)
+        // (1 if _sharded_axis(axes_of(path), leaf, spread) is None else spread)
         for path, leaf in paths
     )
     return bytes_each * sum(parts)
 
 
-def _spread_axis(name: str, leaf: jax.ShapeDtypeStruct, spread: int) -> int | None:
-    """The axis of a parameter that is cut, or None.
+def _sharded_axis(axes: Sequence[str], leaf: Any, spread: int) -> int | None:
+    """The axis of a parameter that is sharded, counted from its end, or None.
 
-    A vocabulary that ``spread`` does not divide lies whole on every device: unlike heads, which
-    decide the layout, it would only save memory.
+    A vocabulary that ``spread`` does not divide is replicated: unlike heads, which decide the
+    layout, sharding it would only save memory.
     """
-    axis = SPREAD_AXIS.get(name)
-    if axis is None or (name in TOKEN_AXES and leaf.shape[axis] % spread):
+    axis = sharded_axis(axes)
+    if axis is not None and axes[axis] == "V" and leaf.shape[axis] % spread:
         return None
     return axis
+
+
+def _on(mesh: Mesh, rank: int, axis: int | None) -> NamedSharding:
+    """A sharding of an array of ``rank`` axes, one of them or none over ``model``."""
+    axes: list[str | None] = [None] * rank
+    if axis is not None:
+        axes[axis] = MODEL
+    return NamedSharding(mesh, PartitionSpec(*axes))
 
 
 def param_shardings(mesh: Mesh, config: ModelConfig) -> Params:
@@ -204,11 +216,7 @@ def param_shardings(mesh: Mesh, config: ModelConfig) -> Params:
         )
 
     def sharding(path: Any, leaf: jax.ShapeDtypeStruct) -> NamedSharding:
-        axes: list[str | None] = [None] * len(leaf.shape)
-        axis = _spread_axis(path[-1].name, leaf, spread)
-        if axis is not None:
-            axes[axis] = MODEL
-        return NamedSharding(mesh, PartitionSpec(*axes))
+        return _on(mesh, len(leaf.shape), _sharded_axis(axes_of(path), leaf, spread))
 
     return jax.tree_util.tree_map_with_path(sharding, param_shapes(config))
 
@@ -224,29 +232,40 @@ def place(leaf: np.ndarray, sharding: NamedSharding) -> jax.Array:
 def shard_packed(params: Params, mesh: Mesh | None) -> Params:
     """Parameters of any scheme on a mesh, packed matrices with their codes and scales.
 
-    What of a matrix is spread is spread of each of its fields, where the mesh divides that: groups
-    of inputs need not be as many as devices, and then scales lie whole on every device.
+    Codes, scales and zero points are sharded along the matrix's own axis. A field whose axis the
+    mesh size does not divide (scales, when there are fewer groups than devices) is replicated.
+
+    Raises:
+        KeyError: ``model.matrices`` does not have a parameter.
     """
     if mesh is None:
         return params
 
-    def spread(path: Any, leaf: jax.Array) -> jax.Array:
-        name, field = path[-1].name, None
-        if name in PACKED_FIELDS:
-            name, field = path[-2].name, name
-        axis = SPREAD_AXIS.get(name)
-        if field in ("group_of", "input_divisor"):
-            axis = -1 if name in ("out", "down") else None
-        axes: list[str | None] = [None] * leaf.ndim
-        if axis is not None and field != "input_scale" and not leaf.shape[axis] % mesh.shape[MODEL]:
-            axes[axis] = MODEL
-        return jax.device_put(leaf, NamedSharding(mesh, PartitionSpec(*axes)))
+    def shard(path: Any, leaf: jax.Array) -> jax.Array:
+        axis = sharded_axis(_field_axes(path))
+        if axis is not None and leaf.shape[axis] % mesh.shape[MODEL]:
+            axis = None
+        return jax.device_put(leaf, _on(mesh, leaf.ndim, axis))
 
-    return jax.tree_util.tree_map_with_path(spread, params)
+    return jax.tree_util.tree_map_with_path(shard, params)
+
+
+def _field_axes(path: Any) -> tuple[str, ...]:
+    """The axes of a parameter, or of a field of a packed matrix."""
+    if len(path) < 2 or path[-2].name not in MATRICES:
+        return axes_of(path)
+    axes = axes_of(path[:-1])
+    return {"all": axes, "inputs": axes[:2], "none": axes[:1]}[PACKED_FIELDS[path[-1].name]]
 
 
 def shard_params(params: Params, mesh: Mesh | None, config: ModelConfig) -> Params:
-    """The parameters on a mesh, leaf by leaf; as they are where there is none."""
+    """The parameters on a mesh, leaf by leaf.
+
+    Args:
+        params: dense, on the host or on one device.
+        mesh: from ``choose_mesh``; None leaves the parameters as they are.
+        config: the architecture.
+    """
     if mesh is None:
         return params
     return jax.tree.map(

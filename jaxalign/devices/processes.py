@@ -13,16 +13,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxalign.devices.launchers import Launched, launched, own_devices
+from jaxalign.devices.peers import LOST
+from jaxalign.devices.relay import EVERYWHERE, reach, relay
+from jaxalign.devices.rendezvous import rendezvous
 from jaxalign.errors import InputError
 from jaxalign.version import VERSION
-from jaxalign.watch import LOST, meet, reach, relay
 
 PATIENCE = 120.0  # seconds to wait for the other processes
 GRACE = 5.0  # seconds for the news of a lost process, after a collective has failed
@@ -38,40 +41,69 @@ def processes(
 ) -> Iterator[None]:
     """Be one process of a run, from before JAX's first use to the end of the work.
 
-    Where another process is lost, this one says which on stderr and ends at once with exit code 2,
-    whatever it is doing. An error in here ends the others the same way.
+    Where nothing is given, a launcher decides (``srun``, ``mpirun``, an indexed job of Kubernetes):
+    JAX detects which process of how many this one is. Where another process is lost, this one says
+    which on stderr and ends at once with exit code 2, whatever it is doing. An error in here ends
+    the others the same way.
 
     Args:
-        coordinator: ``HOST:PORT`` on which process 0 listens, reachable from every process; None
-            for a run of a single process, where nothing happens.
-        count: how many processes there are.
+        coordinator: ``HOST:PORT`` on which process 0 listens, reachable from every process.
+        count: how many processes there are; 1 alone is a single process, whatever started it.
         index: which one this is, from 0.
         patience: seconds to wait for the others.
 
     Raises:
-        InputError: an argument is missing or out of range, the coordinator cannot be reached, or
-            the processes are not ``count`` different ones with equal versions.
+        InputError: an argument is missing or out of range, the launcher's processes cannot be
+            told apart, the coordinator cannot be reached, or the processes are not ``count``
+            different ones with equal versions.
 
     Example:
         >>> with processes("node0:5000", 2, 1):
         ...     result = heads_study(model, prompts)
     """
-    if (given := [coordinator, count, index]) == [None] * 3:
+    bind = None
+    if [coordinator, count, index] == [None] * 3:
+        started = launched(patience)
+        bind = EVERYWHERE  # a launcher knows process 0's name, which need not be an interface's
+    else:
+        started = _given(coordinator, count, index)
+    if started is None:
         yield
         return
+    address = _address(started.coordinator)
+    versions = {"jaxalign": VERSION, "jax": jax.__version__}
+    peers, port, neighbours = rendezvous(
+        address, started.count, started.index, versions, patience, bind=bind
+    )
+    peers.start()
+    try:
+        own = own_devices(started.local, neighbours, os.environ)
+        _initialize((address[0], port), bind, started, own, patience)
+        yield
+        peers.leave(jax.distributed.shutdown)
+    except BaseException as error:
+        expected = isinstance(error, InputError | KeyboardInterrupt)
+        if not expected:
+            # A collective that fails raises errors of several kinds; where it failed because a
+            # process was lost, the peers' watch ends this process now.
+            time.sleep(GRACE)
+        peers.fail(_first_line(error))
+        # JAX's own shutdown at exit would wait for processes that are ending.
+        atexit.register(_exit, LOST if expected else 1)
+        raise
+
+
+def _given(coordinator: str | None, count: int | None, index: int | None) -> Launched | None:
+    """What the options say; None for a single process."""
+    if coordinator is None and index is None and count == 1:
+        return None
     if coordinator is None or count is None or index is None:
-        missing = [
-            flag
-            for flag, value in zip(
-                ("--coordinator", "--processes", "--process-id"), given, strict=True
-            )
-            if value is None
-        ]
+        given = {"--coordinator": coordinator, "--processes": count, "--process-id": index}
+        missing = [flag for flag, value in given.items() if value is None]
         raise InputError(
             f"a run of several processes needs {' and '.join(missing)}, too",
             "give --coordinator HOST:PORT --processes N --process-id I",
         )
-    host, port = _address(coordinator)
     if count < 1:
         raise InputError(
             f"--processes {count}: expected 1 or more", "count all processes of the run"
@@ -81,23 +113,7 @@ def processes(
             f"--process-id {index}: expected 0 to {count - 1} for --processes {count}",
             "number the processes from 0 to N - 1, each once",
         )
-    versions = {"jaxalign": VERSION, "jax": jax.__version__}
-    watch, service = meet((host, port), count, index, versions, patience)
-    watch.start()
-    try:
-        _initialize(host, service, count, index, patience)
-        yield
-        watch.leave(jax.distributed.shutdown)
-    except BaseException as error:
-        expected = isinstance(error, InputError | KeyboardInterrupt)
-        if not expected:
-            # A collective that fails raises errors of several kinds; where it failed because a
-            # partner was lost, the watch ends this process now.
-            time.sleep(GRACE)
-        watch.fail(_first_line(error))
-        # JAX's own farewell at exit would wait for processes that are ending.
-        atexit.register(_exit, LOST if expected else 1)
-        raise
+    return Launched(coordinator=coordinator, count=count, index=index, local=None)
 
 
 def _address(coordinator: str) -> tuple[str, int]:
@@ -107,25 +123,35 @@ def _address(coordinator: str) -> tuple[str, int]:
             f"--coordinator {coordinator}: expected HOST:PORT",
             "give the address of process 0's machine and a port that is free there",
         )
-    return host, int(port)
+    return host.removeprefix("[").removesuffix("]"), int(port)
 
 
-def _initialize(host: str, service: int, count: int, index: int, patience: float) -> None:
-    if index:
-        reach((host, service), patience).close()  # JAX's client would end the process instead
+def _initialize(
+    address: tuple[str, int],
+    bind: str | None,
+    started: Launched,
+    devices: Sequence[int] | None,
+    patience: float,
+) -> None:
+    """Start JAX's service and client, the client through a relay."""
+    host, port = address
+    if started.index:
+        reach(address, patience).close()  # JAX's client would end the process instead
     # JAX's client speaks with a relay on the loopback interface, never through a proxy.
     os.environ["no_grpc_proxy"] = "127.0.0.1"  # noqa: SIM112 - gRPC spells it so
     jax.config.update("jax_check_proxy_envs", False)
     # With JAX's preemption service SIGTERM would no longer end a process.
     jax.config.update("jax_enable_preemption_service", False)
     jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    interface = "::" if bind == EVERYWHERE else host
     jax.distributed.initialize(
-        f"127.0.0.1:{relay((host, service))}",
-        count,
-        index,
+        f"127.0.0.1:{relay(address)}",
+        started.count,
+        started.index,
+        local_device_ids=devices,
         cluster_detection_method="deactivate",
-        coordinator_bind_address=f"{host}:{service}",
-        initialization_timeout=int(patience),
+        coordinator_bind_address=f"[{interface}]:{port}" if ":" in interface else f"{host}:{port}",
+        initialization_timeout=max(int(patience), 1),
         shutdown_timeout_seconds=int(GRACE),
     )
 
