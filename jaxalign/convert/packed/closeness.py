@@ -65,7 +65,8 @@ def relative_error(
             not leave.
     """
     error = found - wanted
-    norm, size = float(np.linalg.norm(wanted)), float(np.linalg.norm(error))
+    with np.errstate(over="ignore"):
+        norm, size = float(np.linalg.norm(wanted)), float(np.linalg.norm(error))
     relative, most = size / (norm or 1.0), LARGEST[rounding.bits]
     if not relative <= most:
         raise InputError(

@@ -118,10 +118,11 @@ def _dense(value: Any, layer: int | None) -> np.ndarray:
 
 
 def _check_floats(found: np.ndarray, wanted: np.ndarray, tolerance: float, where: str) -> None:
+    with np.errstate(over="ignore"):
+        off = float(np.linalg.norm(found - wanted)) / (float(np.linalg.norm(wanted)) or 1.0)
     apart = ~(np.abs(found - wanted) <= tolerance * np.abs(wanted) + SMALLEST)
     if apart.any():
         place = tuple(int(i) for i in np.argwhere(apart)[0])
-        off = float(np.linalg.norm(found - wanted)) / (float(np.linalg.norm(wanted)) or 1.0)
         raise InputError(
             f"{where} is off by {off:.2g} of its norm from the original's, though it is not "
             f"quantized ({int(apart.sum())} of {apart.size} differ; at {list(place)} it has "
