@@ -31,7 +31,7 @@ import jaxalign
 from jaxalign import InputError
 from jaxalign.convert.packed import load_beside
 from jaxalign.convert.packed.closeness import Rounding, relative_error, rounding_of
-from jaxalign.convert.packed.moved import moved_norms, moved_pair
+from jaxalign.convert.packed.moved import moved_between, moved_norms
 from jaxalign.numerics import scheme_named
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.quantize import quantize
@@ -341,5 +341,6 @@ def test_factors_of_norms_are_found_with_and_without_the_one_that_gemma_adds():
 
 
 def test_factors_of_neighbours_that_are_noise_are_not_applied():
-    np.testing.assert_array_equal(moved_pair(np.array([1.02, 0.97]), np.array([1.0, 1.01])), 1)
-    np.testing.assert_allclose(moved_pair(np.array([0.5, 1]), np.array([2.0, 1])), [2, 1])
+    w = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    np.testing.assert_array_equal(moved_between(w * [1.05, 0.97, 1], w), 1)
+    np.testing.assert_allclose(moved_between(w * [0.5, 1, 4], w), [2, 1, 0.25], rtol=1e-6)

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxalign.convert.model import Model
 from jaxalign.convert.packed.closeness import Rounding, relative_error, rounding_of
-from jaxalign.convert.packed.moved import gains, moved_norms, moved_pair
+from jaxalign.convert.packed.moved import moved_between, moved_norms
 from jaxalign.convert.packed.read import Quantized
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
@@ -159,22 +159,13 @@ def _move(found: Mapping[str, Any], expected: _Expected, config: ModelConfig) ->
     heads, shared = config.num_kv_heads, config.num_heads // config.num_kv_heads
     for layer in range(config.num_layers):
         value, out = "blocks.attention.key_value", "blocks.attention.out"
-        before = _gains(found, expected, value, layer, 0)[1]
-        after = _gains(found, expected, out, layer, 1).reshape(heads, shared, -1)
-        factor = moved_pair(before, after.mean(1).reshape(-1))
+        factor = moved_between(_dense(found[value], layer)[:, 1], expected.of(value, layer)[:, 1])
         spread = np.repeat(factor.reshape(heads, 1, -1), shared, axis=1).reshape(-1)
         _put(expected, value, out, layer, np.stack([np.ones_like(factor), factor]), spread)
         if config.gated:
             up, down = "blocks.mlp.up", "blocks.mlp.down"
-            pair = (_gains(found, expected, name, layer, i) for i, name in enumerate((up, down)))
-            factor = moved_pair(*pair)
+            factor = moved_between(_dense(found[up], layer), expected.of(up, layer))
             _put(expected, up, down, layer, factor, factor)
-
-
-def _gains(
-    found: Mapping[str, Any], expected: _Expected, name: str, layer: int, axis: int
-) -> np.ndarray:
-    return gains(_dense(found[name], layer), expected.of(name, layer), axis)
 
 
 def _put(
@@ -185,7 +176,7 @@ def _put(
     outputs: np.ndarray,
     inputs: np.ndarray,
 ) -> None:
-    """Note what stands between two matrices of a layer, and in the first one's bias."""
+    """Note what was moved between two matrices of a layer, and out of the first one's bias."""
     if (outputs == 1).all():
         return
     count = len(expected.wanted[before])
