@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxalign.convert.packed.read import Quantized
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import norm_offset
+from jaxalign.numerics import jit
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.qtensor import QTensor
 
@@ -108,11 +110,16 @@ def _layer(value: Any, layer: int | None) -> Any:
     return value if layer is None else jax.tree.map(lambda leaf: leaf[layer], value)
 
 
+_unpacked = jit(functools.partial(dense, dtype=jnp.float32))
+
+
 def _dense(value: Any, layer: int | None) -> np.ndarray:
     """One layer of a parameter, f32, with its input divisor folded in."""
     w = _layer(value, layer)
-    matrix = np.asarray(dense(w, jnp.float32), np.float32)
-    if not isinstance(w, QTensor) or w.input_divisor is None:
+    if not isinstance(w, QTensor):
+        return np.asarray(w).astype(np.float32)
+    matrix = np.asarray(_unpacked(w))
+    if w.input_divisor is None:
         return matrix
     return matrix / np.asarray(w.input_divisor).reshape(-1, *[1] * w.outputs)
 

@@ -51,7 +51,7 @@ def moved_norms(
 
 
 def moved_between(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """By what a matrix's outputs were divided, and so the next one's inputs multiplied, f32 ``[N]``.
+    """By what a matrix's outputs were divided and the next one's inputs multiplied, f32 ``[N]``.
 
     Args:
         found: the file's matrix, ``[A, N]``.
