@@ -37,7 +37,7 @@ def moved_norms(
         wanted: the original's.
         offset: what a norm adds to its scale, 0 or 1.
     """
-    by = {}
+    by: dict[str, np.ndarray] = {}
     for norm, matrices in READERS.items():
         pairs = [(wanted[f"{norm}.scale"] + offset, found[f"{norm}.scale"] + offset)]
         if f"{norm}.bias" in wanted:
