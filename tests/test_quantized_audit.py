@@ -31,7 +31,7 @@ import jaxalign
 from jaxalign import InputError
 from jaxalign.convert.packed import load_beside
 from jaxalign.convert.packed.closeness import Rounding, relative_error, rounding_of
-from jaxalign.convert.packed.moved import moved_norms, moved_pair
+from jaxalign.convert.packed.moved import moved_between, moved_norms
 from jaxalign.numerics import scheme_named
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.quantize import quantize
@@ -128,8 +128,20 @@ VECTORS = {
 }
 
 
-@pytest.mark.parametrize("lie", list(VECTORS))
-@pytest.mark.parametrize("kind", ["gptq", "awq", "fp8", "gguf"])
+OTHERS = {
+    "awq": ("norms reversed × 50", "norms of zeros", "last norm × 1.05", "norms' biases of zeros"),
+    "fp8": ("norms × 2", "biases swapped"),
+    "gguf": ("norms reversed × 50", "embeddings reversed"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "lie"),
+    [
+        *(("gptq", lie) for lie in VECTORS),
+        *((k, lie) for k, lies in OTHERS.items() for lie in lies),
+    ],
+)
 def test_vectors_that_are_not_the_originals_are_refused(root, models, tmp_path, kind, lie):
     shutil.copytree(root / "neox", tmp_path / "lie")
     edit_tensors(tmp_path / "lie", VECTORS[lie])
@@ -329,5 +341,6 @@ def test_factors_of_norms_are_found_with_and_without_the_one_that_gemma_adds():
 
 
 def test_factors_of_neighbours_that_are_noise_are_not_applied():
-    np.testing.assert_array_equal(moved_pair(np.array([1.02, 0.97]), np.array([1.0, 1.01])), 1)
-    np.testing.assert_allclose(moved_pair(np.array([0.5, 1]), np.array([2.0, 1])), [2, 1])
+    w = np.random.default_rng(0).standard_normal((8, 3)).astype(np.float32)
+    np.testing.assert_array_equal(moved_between(w * [1.05, 0.97, 1], w), 1)
+    np.testing.assert_allclose(moved_between(w * [0.5, 1, 4], w), [2, 1, 0.25], rtol=1e-6)

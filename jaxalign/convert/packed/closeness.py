@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.numerics.codebooks import CODEBOOKS
-from jaxalign.numerics.qtensor import QTensor, spread
+from jaxalign.numerics.qtensor import QTensor
 from jaxalign.shapes import Float
 
 # The largest relative error by the bits of a code: four bits leave about 0.1, two bits (GGUF) 0.4,
@@ -65,7 +65,8 @@ def relative_error(
             not leave.
     """
     error = found - wanted
-    norm, size = float(np.linalg.norm(wanted)), float(np.linalg.norm(error))
+    with np.errstate(over="ignore"):
+        norm, size = float(np.linalg.norm(wanted)), float(np.linalg.norm(error))
     relative, most = size / (norm or 1.0), LARGEST[rounding.bits]
     if not relative <= most:
         raise InputError(
@@ -87,19 +88,19 @@ def relative_error(
 def rounding_of(w: QTensor) -> Rounding:
     """How one packed matrix ``[A, *out]`` was rounded."""
     inputs, groups = w.shape[0], w.scale.shape[0]
-    scale = np.abs(np.asarray(spread(w, w.scale.astype(jnp.float32))))
+    together = np.arange(inputs) // (inputs // groups)
+    of_input = together if w.group_of is None else np.asarray(w.group_of)
+    scale = np.abs(np.asarray(w.scale).astype(np.float32))[of_input]
     if w.format.codes in CODEBOOKS:
         step = scale * np.diff(np.sort(CODEBOOKS[w.format.codes])).max()
     elif w.format.codes.startswith("int"):
         step = scale / w.format.levels if w.format.absmax else scale
     else:
         kind = jnp.finfo(w.codes.dtype)
-        codes = np.abs(np.asarray(w.codes.astype(jnp.float32)))
+        codes = np.abs(np.asarray(w.codes).astype(np.float32))
         step = scale * np.maximum(codes * float(kind.eps), float(kind.smallest_subnormal))
     if w.input_divisor is not None:
         step = step / np.asarray(w.input_divisor).reshape(-1, *[1] * w.outputs)
-    together = np.arange(inputs) // (inputs // groups)
-    of_input = together if w.group_of is None else np.asarray(w.group_of)
     return Rounding(step=step.reshape(inputs, -1), groups=of_input, bits=w.format.bits)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,11 +14,12 @@ import numpy as np
 
 from jaxalign.convert.model import Model
 from jaxalign.convert.packed.closeness import Rounding, relative_error, rounding_of
-from jaxalign.convert.packed.moved import gains, moved_norms, moved_pair
+from jaxalign.convert.packed.moved import moved_between, moved_norms
 from jaxalign.convert.packed.read import Quantized
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import norm_offset
+from jaxalign.numerics import jit
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.qtensor import QTensor
 
@@ -108,20 +110,26 @@ def _layer(value: Any, layer: int | None) -> Any:
     return value if layer is None else jax.tree.map(lambda leaf: leaf[layer], value)
 
 
+_unpacked = jit(functools.partial(dense, dtype=jnp.float32))
+
+
 def _dense(value: Any, layer: int | None) -> np.ndarray:
     """One layer of a parameter, f32, with its input divisor folded in."""
     w = _layer(value, layer)
-    matrix = np.asarray(dense(w, jnp.float32), np.float32)
-    if not isinstance(w, QTensor) or w.input_divisor is None:
+    if not isinstance(w, QTensor):
+        return np.asarray(w).astype(np.float32)
+    matrix = np.asarray(_unpacked(w))
+    if w.input_divisor is None:
         return matrix
     return matrix / np.asarray(w.input_divisor).reshape(-1, *[1] * w.outputs)
 
 
 def _check_floats(found: np.ndarray, wanted: np.ndarray, tolerance: float, where: str) -> None:
+    with np.errstate(over="ignore"):
+        off = float(np.linalg.norm(found - wanted)) / (float(np.linalg.norm(wanted)) or 1.0)
     apart = ~(np.abs(found - wanted) <= tolerance * np.abs(wanted) + SMALLEST)
     if apart.any():
         place = tuple(int(i) for i in np.argwhere(apart)[0])
-        off = float(np.linalg.norm(found - wanted)) / (float(np.linalg.norm(wanted)) or 1.0)
         raise InputError(
             f"{where} is off by {off:.2g} of its norm from the original's, though it is not "
             f"quantized ({int(apart.sum())} of {apart.size} differ; at {list(place)} it has "
@@ -158,22 +166,13 @@ def _move(found: Mapping[str, Any], expected: _Expected, config: ModelConfig) ->
     heads, shared = config.num_kv_heads, config.num_heads // config.num_kv_heads
     for layer in range(config.num_layers):
         value, out = "blocks.attention.key_value", "blocks.attention.out"
-        before = _gains(found, expected, value, layer, 0)[1]
-        after = _gains(found, expected, out, layer, 1).reshape(heads, shared, -1)
-        factor = moved_pair(before, after.mean(1).reshape(-1))
+        factor = moved_between(_dense(found[value], layer)[:, 1], expected.of(value, layer)[:, 1])
         spread = np.repeat(factor.reshape(heads, 1, -1), shared, axis=1).reshape(-1)
         _put(expected, value, out, layer, np.stack([np.ones_like(factor), factor]), spread)
         if config.gated:
             up, down = "blocks.mlp.up", "blocks.mlp.down"
-            pair = (_gains(found, expected, name, layer, i) for i, name in enumerate((up, down)))
-            factor = moved_pair(*pair)
+            factor = moved_between(_dense(found[up], layer), expected.of(up, layer))
             _put(expected, up, down, layer, factor, factor)
-
-
-def _gains(
-    found: Mapping[str, Any], expected: _Expected, name: str, layer: int, axis: int
-) -> np.ndarray:
-    return gains(_dense(found[name], layer), expected.of(name, layer), axis)
 
 
 def _put(
@@ -184,7 +183,7 @@ def _put(
     outputs: np.ndarray,
     inputs: np.ndarray,
 ) -> None:
-    """Note what stands between two matrices of a layer, and in the first one's bias."""
+    """Note what was moved between two matrices of a layer, and out of the first one's bias."""
     if (outputs == 1).all():
         return
     count = len(expected.wanted[before])

@@ -9,7 +9,7 @@ input and multiply the layer's weights by it, which changes nothing that is comp
   ``down``.
 
 A norm is not rounded, so ``s`` of the first kind is the original's norm over the file's. The other
-two are found from both matrices together: the one was multiplied by ``s``, the other divided.
+two are found from the first matrix, which was divided by ``s``, and have to fit the second.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def moved_norms(
         wanted: the original's.
         offset: what a norm adds to its scale, 0 or 1.
     """
-    by = {}
+    by: dict[str, np.ndarray] = {}
     for norm, matrices in READERS.items():
         pairs = [(wanted[f"{norm}.scale"] + offset, found[f"{norm}.scale"] + offset)]
         if f"{norm}.bias" in wanted:
@@ -50,27 +50,18 @@ def moved_norms(
     return by
 
 
-def moved_pair(before: np.ndarray, after: np.ndarray) -> np.ndarray:
-    """By what the second matrix's inputs were multiplied and the first's outputs divided, ``[N]``.
-
-    Args:
-        before: by what each output of the first matrix seems to be multiplied (``gains``), ``[N]``.
-        after: the same of each input of the second matrix, ``[N]``.
-    """
-    usable = (before > 0) & (after > 0)
-    factor = np.sqrt(np.where(usable, after, 1) / np.where(usable, before, 1))
-    return np.where(np.abs(np.log(factor)).max() > NOISE, factor, np.ones_like(factor))
-
-
-def gains(found: np.ndarray, wanted: np.ndarray, axis: int) -> np.ndarray:
-    """By what each output (``axis`` 0) or input (1) of ``wanted`` is multiplied to be ``found``.
-
-    The least-squares answer; 1 where ``wanted`` is zero.
+def moved_between(found: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """By what a matrix's outputs were divided and the next one's inputs multiplied, f32 ``[N]``.
 
     Args:
         found: the file's matrix, ``[A, N]``.
-        wanted: the original's.
-        axis: the axis that is summed over.
+        wanted: the original's, with what was moved into its inputs.
+
+    Returns:
+        the least-squares answer of each output, or ones where none is further from 1 than rounding
+        may take it.
     """
-    square = (wanted * wanted).sum(axis)
-    return np.where(square > 0, (found * wanted).sum(axis) / np.where(square > 0, square, 1), 1)
+    square = (wanted * wanted).sum(0)
+    gain = (found * wanted).sum(0) / np.where(square > 0, square, 1)
+    factor = 1 / np.where(gain > 0, gain, 1)
+    return np.where(np.abs(np.log(factor)).max() > NOISE, factor, np.ones_like(factor))
