@@ -26,21 +26,21 @@ def test_every_revision_has_a_result_and_a_figure_shows_them_all(inputs, tmp_pat
     run, prompts = inputs
     output = tmp_path / "experiment.json"
     ran = study(
-        run, prompts, output, "--revisions", "step10,step100", "--schemes", "int4-g8",
+        run, prompts, output, "--revisions", "step10,step100", "--schemes", "int4-g8@bf16",
         "--use-all-prompts",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     first, second = (
         results.read(tmp_path / f"experiment.{name}.json") for name in ("step10", "step100")
     )
-    assert first.precisions == second.precisions == ("int4-g8",)
+    assert first.precisions == second.precisions == ("int4-g8@bf16",)
     importance = [np.abs(r.prompts[0].zero_importance).max() for r in (first, second)]
     assert importance[1] > 1.5 * importance[0]  # its heads write three times as much
     assert (tmp_path / "figures" / "training.png").stat().st_size > 10_000
-    drift = first.prompts[0].precisions["int4-g8"].drift
+    drift = first.prompts[0].precisions["int4-g8@bf16"].drift
     assert np.isfinite(drift).all()
     assert drift.min() > 1e-4
-    assert {repair.precision for repair in second.repairs} == {"int4-g8"}
+    assert {repair.precision for repair in second.repairs} == {"int4-g8@bf16"}
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from jaxalign.results import (
     RepairResult,
     number,
 )
-from jaxalign.results.metadata import Metadata
+from jaxalign.results.metadata import CallsOfOneShape, Environment, Mesh, Metadata
 from jaxalign.results.types import Replacement
 from jaxalign.shapes import Float, Int
 
@@ -255,8 +255,8 @@ def metadata(
             "engine": options.engine,
             "memory_gb": options.memory_gb,
             "processes": jax.process_count(),
-            "mesh": dict(runner.mesh.shape) if runner.mesh else None,
-            "calls": ledger.table(),
+            "mesh": cast(Mesh, dict(runner.mesh.shape)) if runner.mesh else None,
+            "calls": cast(list[CallsOfOneShape], ledger.table()),
         },
-        "environment": describe(device),
+        "environment": cast(Environment, describe(device)),
     }
