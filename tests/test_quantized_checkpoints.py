@@ -22,9 +22,9 @@ from safetensors.numpy import load_file, save_file
 
 import jaxalign
 from jaxalign import InputError
+from jaxalign.checkpoints.tables import same, turned
 from jaxalign.convert import neox
 from jaxalign.convert.packed import load, load_quantized
-from jaxalign.convert.rows import same, turned
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.invariants import check
 from jaxalign.numerics.qtensor import QTensor

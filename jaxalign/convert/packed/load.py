@@ -12,6 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.checkpoints.families import FAMILIES
+from jaxalign.checkpoints.tables import Row
 from jaxalign.convert.checkpoint import open_checkpoint, sha256_of
 from jaxalign.convert.model import read_json
 from jaxalign.convert.packed.assemble import Leaf, Piece, leaf, params_of
@@ -21,8 +23,6 @@ from jaxalign.convert.packed.compressed_tensors import CompressedTensors
 from jaxalign.convert.packed.gptq import GPTQ
 from jaxalign.convert.packed.settings import Format
 from jaxalign.convert.packed.tensors import Tensors
-from jaxalign.convert.rows import Row
-from jaxalign.convert.table import TABLES
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, param_shapes
@@ -162,7 +162,7 @@ def _beside(folder: Path) -> Any:
 
 def _table(config: ModelConfig) -> tuple[tuple[Row, ...], Any, str, Mapping[str, str]]:
     """The rows of a family, its buffers, its unembedding, and names that it has in memory."""
-    table = TABLES[config.family]
+    table = FAMILIES[config.family].table
     return table.rows, table.buffers, table.unembed, table.renamed
 
 
