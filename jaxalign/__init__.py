@@ -4,6 +4,7 @@ A model is a pure function of arrays, an edit is an array argument, so a whole s
 compiled batch.
 """
 
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.convert import Model, load, locate, params_from_state_dict
 from jaxalign.edit import (
     Edit,
@@ -40,6 +41,7 @@ __all__ = [
     "ResidualEdit",
     "Scheme",
     "cast",
+    "config_from_hf",
     "forward",
     "head_ablation_masks",
     "head_contributions",

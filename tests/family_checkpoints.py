@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.convert import load_params, open_checkpoint
 from jaxalign.model import ModelConfig, Params
 
@@ -129,7 +130,7 @@ def write(folder: Path, variant: str, **overrides: Any) -> Any:
 
 def read(folder: Path) -> tuple[Params, ModelConfig]:
     """A checkpoint as ours."""
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    config = config_from_hf(json.loads((folder / "config.json").read_text()))
     return load_params(open_checkpoint(folder), config), config
 
 

@@ -19,6 +19,7 @@ import numpy as np
 from pythia_shape import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.convert import save_checkpoint
 from jaxalign.model import ModelConfig
 from jaxalign.model.params import param_shapes
@@ -46,7 +47,7 @@ def config_of(folder: Path) -> ModelConfig:
     """The architecture of a folder, quantized or not."""
     settings = json.loads((folder / "config.json").read_text())
     settings.pop("quantization_config", None)
-    return ModelConfig.from_hf(settings)
+    return config_from_hf(settings)
 
 
 def linear(name: str) -> bool:

@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 
 import jaxalign
 from jaxalign import InputError
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.convert import load_params, open_checkpoint, save_checkpoint
-from jaxalign.model import ModelConfig
 
 INDEX = "model.safetensors.index.json"
 EMBED, UNEMBED = "gpt_neox.embed_in.weight", "embed_out.weight"
@@ -42,7 +42,7 @@ def assert_same(a, b):
 
 
 def open_params(folder, dtype=jnp.float32):
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    config = config_from_hf(json.loads((folder / "config.json").read_text()))
     return load_params(open_checkpoint(folder), config, dtype)
 
 
@@ -263,13 +263,13 @@ import json, re, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
 from jaxalign.convert import load_params, open_checkpoint
-from jaxalign.model import ModelConfig
+from jaxalign.checkpoints.families import config_from_hf
 
 def memory(kind):
     return 1024 * int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 folder, dtype = Path(sys.argv[1]), jnp.dtype(sys.argv[2])
-config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+config = config_from_hf(json.loads((folder / "config.json").read_text()))
 jax.block_until_ready(jnp.zeros(8) + 1)
 before = memory("VmRSS")
 params = jax.block_until_ready(load_params(open_checkpoint(folder), config, dtype))

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 from pythia_shape import tiny_config
 
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.edit import Edit
 from jaxalign.errors import InputError
 from jaxalign.metrics import kl_divergence, logit_difference
-from jaxalign.model import ModelConfig, cast, forward, init_params
+from jaxalign.model import cast, forward, init_params
 from jaxalign.model.decoder import block, embed, real_positions, unembed
 from jaxalign.model.layers import at_position, normalize
 from jaxalign.numerics.dot import dense
@@ -64,7 +65,7 @@ def damage_map(bench, low, draws, seed):
 
 def tiny(parallel=True, **overrides):
     settings = {"num_hidden_layers": 2, "use_parallel_residual": parallel} | overrides
-    config = ModelConfig.from_hf(tiny_config(**settings))
+    config = config_from_hf(tiny_config(**settings))
     return config, random_params(config)
 
 

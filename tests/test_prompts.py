@@ -141,8 +141,8 @@ def test_distractor_that_begins_like_its_target_is_none_and_noted(tokens_of, tok
 # What is refused.
 
 MALFORMED = {
-    "cut short": ('{"factual": [', r"is not JSON: Expecting value: line 1 column \d+"),
-    "no JSON": ("factual: yes", r"is not JSON: .*line 1 column 1"),
+    "cut short": ('{"factual": [', r"is not JSON .Expecting value: line 1 column \d+"),
+    "no JSON": ("factual: yes", r"is not JSON .*line 1 column 1"),
     "too deep": ("[" * 100_000, r"is not JSON"),
     "top level": ("[1, 2]", r"the top level is \[1, 2\], expected an object like"),
     "empty": ("{}", r"has no prompts. add a list such as"),

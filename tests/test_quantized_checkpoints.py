@@ -26,10 +26,10 @@ from safetensors.numpy import load_file, save_file
 
 import jaxalign
 from jaxalign import InputError
-from jaxalign.convert import neox
+from jaxalign.checkpoints.families.neox import NEOX
+from jaxalign.checkpoints.tables import same, turned
 from jaxalign.convert.packed import load_quantized, read
 from jaxalign.convert.packed.linear import fields
-from jaxalign.convert.rows import same, turned
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.invariants import check
 from jaxalign.numerics.qtensor import QTensor
@@ -304,7 +304,8 @@ def test_size_and_hash_are_those_of_the_file(source, tmp_path):
 def by_projection(config):
     """A table as Llama's: queries, keys and values each in a tensor of their own."""
     layer = "gpt_neox.layers.{layer}."
-    rows = [row for row in neox.TABLE if "query_key_value" not in row.published]
+    table = NEOX.table
+    rows = [row for row in table.rows if "query_key_value" not in row.published]
     for name, leaf, part in (
         ("q_proj", "query", None),
         ("k_proj", "key_value", 0),
@@ -312,7 +313,7 @@ def by_projection(config):
     ):
         rows.append(turned(f"{layer}{name}.weight", f"blocks.attention.{leaf}", part))
         rows.append(same(f"{layer}{name}.bias", f"blocks.attention.{leaf}_bias", part))
-    return tuple(rows), neox.BUFFERS, neox.UNEMBED, {}
+    return tuple(rows), table.buffers, table.unembed, {}
 
 
 @pytest.mark.parametrize("left_out", ["", "v_proj"])

@@ -11,13 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
 
+from jaxalign.checkpoints.families import read_settings
 from jaxalign.checkpoints.tokenizer import check_vocabulary, encode, read_tokenizer
 from jaxalign.convert.checkpoint import open_checkpoint
 from jaxalign.convert.hub import BUNDLED_NAME, Source, locate
 from jaxalign.convert.table import load_params, unembeddings
 from jaxalign.errors import InputError
 from jaxalign.memory import require_room
-from jaxalign.model.config import ModelConfig, read_settings
+from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
 from jaxalign.runtime import files
 from jaxalign.shapes import Lengths, Tokens
@@ -79,7 +80,7 @@ def load(
     memory_gb: float | None = None,
     ignore_settings: Sequence[str] = (),
 ) -> Model:
-    """Load a checkpoint of one of ``model.families``.
+    """Load a checkpoint of one of ``checkpoints.families``.
 
     Args:
         model: folder, hub repository, "demo", None (the default model or the bundled one in its

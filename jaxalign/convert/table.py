@@ -13,26 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from jaxalign.checkpoints.families import FAMILIES, config_to_hf
+from jaxalign.checkpoints.tables import Row
 from jaxalign.convert.checkpoint import SINGLE, Checkpoint, StateDict
-from jaxalign.convert.llama import GEMMA2, LLAMA
-from jaxalign.convert.neox import NEOX
-from jaxalign.convert.rows import Row, Table
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.families import FAMILIES
 from jaxalign.model.params import Params, param_shapes
 from jaxalign.runtime.files import check_writable, replace_file
 
 ALIGNMENT = 64  # bytes, as XLA's buffers
-
-TABLES: dict[str, Table] = {
-    "gpt_neox": NEOX,
-    "llama": LLAMA,
-    "qwen2": LLAMA,
-    "qwen3": LLAMA,
-    "mistral": LLAMA,
-    "gemma2": GEMMA2,
-}
 
 
 def _leaves(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -43,20 +32,20 @@ def _leaves(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 
 def _rows(config: ModelConfig, shapes: Mapping[str, Any]) -> list[Row]:
     """The rows of the table whose slots this model has."""
-    table = TABLES[config.family]
+    table = FAMILIES[config.family].table
     return [row for row in table.rows if all(slot.leaf in shapes for slot in row.slots)]
 
 
 def unembeddings(config: ModelConfig) -> tuple[str, ...]:
     """What the unembedding is called: as published and, where it differs, in memory."""
-    table = TABLES[config.family]
+    table = FAMILIES[config.family].table
     return tuple(sorted({table.unembed, *(
         new for new, old in table.renamed.items() if old == table.unembed)}))  # fmt: skip
 
 
 def _published(names: Iterable[str], config: ModelConfig) -> dict[str, str]:
     """The names of tensors as they are stored, by the names that they are published under."""
-    found, renamed = dict.fromkeys(names), TABLES[config.family].renamed
+    found, renamed = dict.fromkeys(names), FAMILIES[config.family].table.renamed
     usual = {name: renamed.get(name, name) for name in found}
     return {name if usual[name] in found else usual[name]: name for name in found}
 
@@ -65,7 +54,7 @@ def _check_names(
     checkpoint: Checkpoint | StateDict, config: ModelConfig, rows: list[Row], names: Iterable[str]
 ) -> None:
     """Every tensor is expected and every expected tensor is there, or an error that names one."""
-    table = TABLES[config.family]
+    table = FAMILIES[config.family].table
     expected = {name for row in rows for name in row.names(config)}
     present = {name for name in names if not table.buffers.fullmatch(name)}
     if config.tied_embeddings:
@@ -99,7 +88,7 @@ def load_params(
     rows = _rows(config, shapes)
     stored = _published(checkpoint.files, config)
     _check_names(checkpoint, config, rows, stored)
-    table = TABLES[config.family]
+    table = FAMILIES[config.family].table
     if config.tied_embeddings and table.unembed in stored:
         _check_tied(checkpoint, stored[table.embed], stored[table.unembed])
     loaded = {
@@ -117,7 +106,7 @@ def params_from_state_dict(
     Args:
         tensors: arrays, or PyTorch tensors on the CPU (``state_dict()`` of a causal language model
             of transformers).
-        config: the architecture, for example ``ModelConfig.from_hf(model.config.to_dict())``.
+        config: the architecture, for example ``config_from_hf(model.config.to_dict())``.
         dtype: of the parameters.
 
     Raises:
@@ -226,5 +215,5 @@ def save_checkpoint(
             tensors[name] = np.ascontiguousarray(row.save(slots, config)).astype(jnp.dtype(dtype))
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     (folder / SINGLE).chmod(0o644)  # the library leaves it to its owner alone
-    settings = config.to_hf() | {"torch_dtype": dtype}
+    settings = config_to_hf(config) | {"torch_dtype": dtype}
     replace_file(folder / "config.json", (json.dumps(settings, indent=2) + "\n").encode())

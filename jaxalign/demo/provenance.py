@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.demo.entities import HELD_OUT_PAIRS
 from jaxalign.demo.evaluate import correct_answers, unseen_loss
 from jaxalign.demo.fact_documents import FACTS
@@ -74,7 +75,7 @@ def record(
       folder: holds config.json and model.safetensors.
       seconds: wall-clock time of this invocation.
     """
-    config = ModelConfig.from_hf(read_json(folder / "config.json"))
+    config = config_from_hf(read_json(folder / "config.json"))
     return {
         "command": "python -m jaxalign.demo.train "
         f"--steps {settings['steps']} --seed {settings['seed']}",

@@ -1,15 +1,11 @@
-"""Architecture as data, read from a published ``config.json``; what is not handled is refused."""
+"""Architecture as data: what a decoder computes, whatever a family's files call it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jaxalign.errors import InputError, shown
-from jaxalign.model.families import FAMILIES, Settings
-from jaxalign.model.families.settings import MOST
 from jaxalign.model.rotary import RotaryScaling
 
 ACTIVATIONS = (
@@ -22,12 +18,14 @@ ACTIVATIONS = (
     "relu",
     "silu",
 )
+# Sizes are indices for JAX: 32-bit, with a sign.
+MOST = 2**31 - 1
 NORMS = ("layer", "rms", "rms+1")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder of one of ``FAMILIES``; the defaults are GPT-NeoX's.
+    """A decoder of any family; the defaults are GPT-NeoX's.
 
     Attributes:
         vocab_size: ``V``.
@@ -43,7 +41,7 @@ class ModelConfig:
         attention_bias: whether queries, keys and values have biases.
         activation: the MLP's nonlinearity, by its Hugging Face name.
         norm_eps: epsilon of the norms.
-        family: one of ``FAMILIES``, which says how files spell it.
+        family: its name in ``checkpoints.families``, which says how files spell it.
         key_value_heads: ``K``, each serving ``H / K`` query heads; ``H`` by default.
         head_width: ``h``; ``D / H`` by default.
         norm: "layer", "rms" (Zhang and Sennrich 2019, arXiv 1910.07467) or "rms+1" (scaled by
@@ -103,7 +101,6 @@ class ModelConfig:
         for what, value, known in (
             ("hidden_act", self.activation, ACTIVATIONS),
             ("norm", self.norm, NORMS),
-            ("family", self.family, tuple(FAMILIES)),
         ):
             if value not in known:
                 raise InputError(
@@ -188,43 +185,3 @@ class ModelConfig:
         """Whether ``W_O`` has a bias."""
         given = self.attention_out_bias
         return self.attention_bias if given is None else given
-
-    @classmethod
-    def from_hf(cls, settings: Mapping[str, Any]) -> ModelConfig:
-        """Read the settings of a Hugging Face ``config.json``, old and new spellings.
-
-        Raises:
-            InputError: another architecture, a missing setting, or one that may change the
-                computation and is not known here, named.
-        """
-        return read_settings(settings)[0]
-
-    def to_hf(self) -> dict[str, Any]:
-        """The settings as a Hugging Face ``config.json`` (the widely read, old spelling)."""
-        return FAMILIES[self.family].write(self)
-
-
-def read_settings(
-    settings: Mapping[str, Any], where: str = "config.json", ignored: Sequence[str] = ()
-) -> tuple[ModelConfig, tuple[str, ...]]:
-    """The architecture that the settings of a ``config.json`` describe, and notes for the user.
-
-    Args:
-        settings: the content of the file.
-        where: the file, for messages.
-        ignored: settings that are not known here and that the user says change nothing.
-
-    Raises:
-        InputError: another architecture; a setting that is missing, of a wrong type or out of
-            range, or one that may change the computation and is not known here; named.
-    """
-    family = settings.get("model_type", "gpt_neox")
-    if not isinstance(family, str) or family not in FAMILIES:
-        raise InputError(
-            f"{where} is of a {family!r} model, expected one of {', '.join(FAMILIES)}",
-            "use a checkpoint of one of these families",
-        )
-    reading = Settings(settings, where, ignored)
-    config = ModelConfig(family=family, **FAMILIES[family].read(reading))
-    reading.finish()
-    return config, tuple(reading.notes)

@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.checkpoints.families import FAMILIES
 from jaxalign.convert.checkpoint import StateDict
 from jaxalign.convert.packed.gguf_file import GGUFFile, open_gguf
 from jaxalign.convert.packed.settings import shown
-from jaxalign.convert.table import TABLES, load_params
+from jaxalign.convert.table import load_params
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
@@ -66,7 +67,7 @@ def load_gguf(path: Path, config: ModelConfig, dtype: Any) -> tuple[Params, str,
         names[published] = name
     params = load_params(_Tensors(_Decoded(file, names, config), str(path)), config, dtype)
     types: dict[str, Counter[str]] = {}
-    for row in TABLES[config.family].rows:
+    for row in FAMILIES[config.family].table.rows:
         for tensor in (file.tensors[names[name]] for name in row.names(config) if name in names):
             for slot in row.slots if len(tensor.shape) == 2 else ():
                 types.setdefault(slot.leaf, Counter())[tensor.kind.name] += 1

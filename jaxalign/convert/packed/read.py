@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.checkpoints.families import FAMILIES
+from jaxalign.checkpoints.tables import Row
 from jaxalign.convert.checkpoint import SINGLE, Checkpoint, open_checkpoint, sha256_of
 from jaxalign.convert.model import read_json
 from jaxalign.convert.packed.autoawq import AutoAWQ
@@ -23,8 +25,6 @@ from jaxalign.convert.packed.gptq import GPTQ
 from jaxalign.convert.packed.settings import Format, shown, text
 from jaxalign.convert.packed.stack import Leaf, Piece, leaf, params_of
 from jaxalign.convert.packed.tensors import Tensors
-from jaxalign.convert.rows import Row
-from jaxalign.convert.table import TABLES
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, param_shapes
@@ -206,7 +206,7 @@ def _weights(folder: Path) -> Checkpoint:
 
 def _table(config: ModelConfig) -> tuple[tuple[Row, ...], Any, str, Mapping[str, str]]:
     """The rows of a family, its buffers, its unembedding, and names that it has in memory."""
-    table = TABLES[config.family]
+    table = FAMILIES[config.family].table
     return table.rows, table.buffers, table.unembed, table.renamed
 
 

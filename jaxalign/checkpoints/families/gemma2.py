@@ -7,14 +7,21 @@ layer; scores divided by the root of a number of its own.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from jaxalign.checkpoints.families.llama import (
+    BUFFERS,
+    COMMON,
+    EMBED,
+    UNEMBED,
+    common,
+    norm,
+    write_common,
+)
+from jaxalign.checkpoints.families.settings import Family, Settings, layer_types
+from jaxalign.checkpoints.tables import Table
 from jaxalign.errors import InputError
-from jaxalign.model.families.llama import common, write_common
-from jaxalign.model.families.settings import Family, Settings, layer_types
-
-if TYPE_CHECKING:
-    from jaxalign.model.config import ModelConfig
+from jaxalign.model.config import ModelConfig
 
 
 def _read(settings: Settings) -> dict[str, Any]:
@@ -72,4 +79,12 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-GEMMA2 = Family("Gemma 2", _read, _write)
+# Gemma 2's name for what stands behind the attention is Llama's for what stands before the MLP.
+_GEMMA2_NORMS = (
+    norm("post_attention_layernorm", "attention_post_norm"),
+    norm("pre_feedforward_layernorm", "mlp_norm"),
+    norm("post_feedforward_layernorm", "mlp_post_norm"),
+)
+
+_TABLE = Table((*COMMON, *_GEMMA2_NORMS), EMBED, UNEMBED, BUFFERS)
+GEMMA2 = Family("Gemma 2", _read, _write, _TABLE)
