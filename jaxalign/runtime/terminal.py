@@ -105,6 +105,14 @@ class Interruption:
             raise KeyboardInterrupt
 
 
+def _interrupt_main() -> None:
+    """Send SIGINT to the main thread, so that a call that it waits in ends, too."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
+
+
 @contextlib.contextmanager
 def interruptible() -> Iterator[Interruption]:
     """Let SIGINT and SIGTERM raise ``KeyboardInterrupt`` in the main thread, whatever runs there.
@@ -126,7 +134,7 @@ def interruptible() -> Iterator[Interruption]:
 
     def hook(unraisable: Any) -> None:
         if unraisable.exc_type is KeyboardInterrupt:
-            again = threading.Timer(AGAIN, _thread.interrupt_main)
+            again = threading.Timer(AGAIN, _interrupt_main)
             again.daemon = True
             again.start()
         else:

@@ -53,7 +53,7 @@ class Study(Generic[O, R]):
         return f"jaxalign.{self.name}/{self.version}"
 
     def __call__(
-        self, model: Model, prompts: PromptSet, options: O | None = None, **session: Any
+        self, model: Model, prompts: PromptSet, options: Any = None, **session: Any
     ) -> R:
         """Run the study in this process.
 
