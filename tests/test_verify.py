@@ -12,8 +12,8 @@ from huggingface_hub import constants
 from tiny_run import edit_weights, refusal, run, write_model
 
 from jaxalign import load
-from jaxalign.experiments import verify as module
-from jaxalign.experiments.verify import published, verify
+from jaxalign.commands import verify as module
+from jaxalign.commands.verify import published, verify
 
 NAMES = ("f16 logits", "mean next-token loss", "LAMBADA accuracy", "LAMBADA perplexity")
 SIZES = (16, 64)
