@@ -58,7 +58,7 @@ def enable_compilation_cache(
     try:
         kept = Path(folder or os.environ.get(VARIABLE) or _user_folder()).expanduser().absolute()
         kept.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except (OSError, RuntimeError) as error:  # RuntimeError: this user has no home
+    except (OSError, RuntimeError, ValueError) as error:  # this user has no home; a NUL character
         note(f"compiled programs are not kept for the next run ({error})")
         return None
     _make_room(kept, max_bytes)

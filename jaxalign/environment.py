@@ -30,10 +30,12 @@ def select_device(name: str) -> jax.Device:
         raise InputError(f"--device {name} is unknown", f"use one of {', '.join(DEVICES)}")
     try:
         device = jax.local_devices(backend=None if name == "auto" else name)[0]
-    except RuntimeError as error:
-        first = str(error).splitlines()[0]
+    except (RuntimeError, AssertionError) as error:  # AssertionError: JAX_PLATFORMS leaves none
+        first = (str(error).splitlines() or ["JAX found none"])[0]
+        asked = os.environ.get("JAX_PLATFORMS")
         raise InputError(
-            f"--device {name}: no such device with a working driver ({first})",
+            f"--device {name}: no such device with a working driver ({first})"
+            + (f"; JAX_PLATFORMS is {asked}" if asked else ""),
             "use --device cpu, or install the driver and: pip install 'jaxalign[cuda]'",
         ) from error
     jax.config.update("jax_default_device", device)

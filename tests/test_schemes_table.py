@@ -113,7 +113,7 @@ def test_the_command_prints_and_writes_a_row_for_every_scheme(inputs, tmp_path):
     model, prompts = inputs
     output = tmp_path / "schemes.json"
     ran = run(
-        "--device", "cpu", "schemes", "--model", model, "--prompts", prompts,
+        "schemes", "--device", "cpu", "--model", model, "--prompts", prompts,
         "--schemes", "f16,int4-g8", "--output", output,
     )  # fmt: skip
     assert ran.code == 0, ran.err
@@ -144,7 +144,7 @@ def test_the_command_prints_and_writes_a_row_for_every_scheme(inputs, tmp_path):
 def test_schemes_that_cannot_be_used_are_refused_by_name(inputs, tmp_path, schemes, said):
     model, prompts = inputs
     line = refusal(
-        "--device", "cpu", "schemes", "--model", model, "--prompts", prompts,
+        "schemes", "--device", "cpu", "--model", model, "--prompts", prompts,
         "--schemes", schemes, "--output", tmp_path / "s.json",
     )  # fmt: skip
     assert said in line

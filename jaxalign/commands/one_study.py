@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -89,10 +90,11 @@ def run_study(
     Raises:
         InputError: anything that cannot be used.
     """
+    device = select_device(arguments.device)  # first, since it says what JAX does not find
     output, first, shard = arguments.output, is_first(), parse_shard(arguments.shard)
     if first:
         check_output(output, not arguments.no_figures)
-    given = _open(study, options, arguments)
+    given = _open(study, options, arguments, device)
     unfinished = output.with_name(f"{output.name}.calibration")
     prepare = preparer(given.model, given.texts, progress=first, folder=unfinished)
     source, notes = given.source, ()
@@ -152,7 +154,7 @@ def check_output(output: Path, figures: bool) -> None:
     """
     check_writable(output)
     folder = output.parent / "figures"
-    if figures and folder.exists() and not folder.is_dir():
+    if figures and os.path.exists(folder) and not os.path.isdir(folder):
         raise InputError(
             f"{folder} is no folder, and figures go there", "move it, or give --no-figures"
         )
@@ -177,10 +179,11 @@ def parse_shard(text: str | None) -> Shard | None:
     return Shard.parse(text)
 
 
-def _open(study: Study[Any, Any], options: Any, arguments: argparse.Namespace) -> Opened:
+def _open(
+    study: Study[Any, Any], options: Any, arguments: argparse.Namespace, device: jax.Device
+) -> Opened:
     prompts = read_prompts(arguments.prompts)
     file = SHIPPED if arguments.prompts is None else arguments.prompts
-    device = select_device(arguments.device)
     source = locate(arguments.model, arguments.revision)
     if is_first():
         print(f"{study.name} of {described(source, device.platform)}", flush=True)

@@ -47,6 +47,8 @@ class _StoreOnce(argparse.Action):
     def __call__(
         self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
     ) -> None:
+        if values == []:  # what argparse makes of ``--option=--``
+            raise argparse.ArgumentError(self, "expected one value, not '--'")
         given = namespace.__dict__.setdefault("_given", set())
         if self.dest in given:
             raise argparse.ArgumentError(self, "is given twice")

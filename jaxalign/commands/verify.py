@@ -1,4 +1,4 @@
-"""``verify``: does this implementation, with the real weights, reproduce numbers that others published?
+"""``verify``: are numbers that others published reproduced, with the real weights?
 
 The numbers and their sources are in ``published.json``. Texts that are not ours to ship (LAMBADA,
 WikiText-2) are read from files that the user gives.

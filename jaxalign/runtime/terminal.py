@@ -9,6 +9,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import errno
+import io
 import os
 import signal
 import sys
@@ -20,6 +21,14 @@ from jaxalign.notes import note
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = 0.05  # seconds after which an interruption that a callback lost is delivered again
+
+
+class Nowhere(io.TextIOBase):
+    """A text stream that keeps nothing."""
+
+    def write(self, text: str) -> int:
+        """Forget ``text``; returns how many characters that were."""
+        return len(text)
 
 
 class Lasting:
@@ -34,7 +43,7 @@ class Lasting:
     """
 
     def __init__(self, stream: Any) -> None:
-        self._stream = open(os.devnull, "w") if stream is None else stream  # noqa: SIM115
+        self._stream = Nowhere() if stream is None else stream
 
     def write(self, text: str) -> int:
         """Write ``text``; returns how many characters that were."""
@@ -63,7 +72,7 @@ class Lasting:
             # The stream itself stays open, and what it holds is flushed when the process ends.
             os.dup2(null, self._stream.fileno())
         except (OSError, ValueError):
-            self._stream = open(os.devnull, "w")  # noqa: SIM115
+            self._stream = Nowhere()
         os.close(null)
         if self is not sys.stderr and getattr(error, "errno", None) != errno.EPIPE:
             note(f"the output cannot be written ({getattr(error, 'strerror', None) or error})")
@@ -76,8 +85,10 @@ def lasting_streams() -> Iterator[None]:
         contextlib.redirect_stderr(Lasting(sys.stderr)),  # type: ignore[type-var]
         contextlib.redirect_stdout(Lasting(sys.stdout)),  # type: ignore[type-var]
     ):
-        yield
-        sys.stdout.flush()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
 
 
 class Interruption:

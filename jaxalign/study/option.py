@@ -106,7 +106,7 @@ def check_options(options: Any) -> None:
 
 def _check_number(known: Option, value: int | float) -> None:
     above = value > 0 if known.least is None else value >= known.least
-    if not above or math.isnan(value):
+    if not above:
         words = {None: "a positive number", 0: "0 or a positive whole number"}
         remedy = words.get(known.least, f"at least {known.least}")
     elif value > known.most:

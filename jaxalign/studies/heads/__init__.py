@@ -14,7 +14,7 @@ from jaxalign.study.study import Study
 
 HEADS = Study(
     name="heads",
-    question="Which attention heads matter, which lower precision moves, and what restoring buys.",
+    question="Which attention heads matter, which ones lower precision moves, what repair buys.",
     options=Options,
     result=HeadsResult,
     run=run,
