@@ -276,7 +276,12 @@ def test_result_that_cannot_be_written_costs_no_finished_call(inputs, output, wh
     ran = run(inputs, output, mode=f"full disk:{output.name}")
     assert ran.code == 2
     assert ran.err.count("\n") == 1
-    assert f"error: {output} cannot be written (No space left on device)" in ran.err
+    kept = output.with_name(f"{output.name}.kept")
+    assert (
+        f"error: {output} cannot be written (No space left on device); the result is kept in {kept}"
+    ) in ran.err
+    assert content(kept) == whole.content
+    kept.unlink()
     assert len(chunks(output)) == len(whole.computed)
     assert list(output.parent.iterdir()) == [folder_of(output)]
     ran = go_on(inputs, output)

@@ -183,8 +183,10 @@ class Resume:
 
     def _read(self, name: str, key: Sequence[str | int]) -> list[np.ndarray] | None:
         """The arrays of a call; None where there is no file of it, or one that does not fit."""
-        content = b""
-        if is_first() and self.folder:
+        if self.folder is None:
+            return None
+        content = b"none"
+        if is_first():
             with contextlib.suppress(InputError):
                 content = read_bytes(self.folder / name, most=MOST_BYTES)
         content = from_first(content)
