@@ -227,7 +227,7 @@ def test_repairs_that_repeat_another_are_not_computed_and_have_its_bits(
         rows = np.arange(len(masks))[:, None]
         return masks, np.broadcast_to(rows, masks.shape[::2][:2])
 
-    monkeypatch.setattr("jaxalign.studies.heads.calls.distinct", as_they_are)
+    monkeypatch.setattr("jaxalign.studies.heads.repair.distinct", as_they_are)
     options = Options(repaired=("f16", "int8-sim"), max_repair_k=K, use_all_prompts=True)
     every = heads_study(model, PROMPTS, options)
     for ours, wanted in zip(studies["true"].repairs, every.repairs, strict=True):
