@@ -25,7 +25,6 @@ from jaxalign.results import (
     RepairTest,
     Statistics,
     TaskMean,
-    number,
 )
 
 DRIFT = {"f16": 2e-3, "int8-sim": 8e-2}  # typical drift of a head
@@ -76,8 +75,13 @@ def make_result(
     )
 
 
+def number(value: float) -> float | None:
+    """With the digits that a file keeps, so that what is read equals what was written."""
+    return float(f"{value:.7g}") if np.isfinite(value) else None
+
+
 def _round(value: float) -> float:
-    return float(f"{value:.7g}") if np.isfinite(value) else 0.0
+    return number(value) or 0.0
 
 
 _round_array = np.vectorize(_round, otypes=[float])

@@ -88,14 +88,12 @@ class Anything:
 
 
 CALLED = {
-    run_study: "check_output choose_mesh draw facts heads_study heads_table is_first load_beside "
-    "locate preparer processes read_bytes read_prompts require_same results "
-    "select_device shutil Resume",
+    run_study: "load_beside processes",
     one_study: "Session check_writable choose_mesh draw is_first locate preparer read_bytes "
     "read_prompts select_device shutil",
     opening: "enable_compilation_cache load locate read_texts select_device usable_devices",
     over_training: "draw is_first results",
-    plot: "check_writable draw results",
+    plot: "check_writable draw read_any",
     verify: "load locate select_device verify",
     speed: "forward_speed",
 }

@@ -188,12 +188,18 @@ def test_a_result_that_cannot_be_written_is_kept_beside(tmp_path, monkeypatch):
 
 
 def test_a_result_that_could_not_be_read_is_kept_and_said(tmp_path):
-    wrong = Whole(layers=1, kind="neither", parts=(Part(name="\ud800", drift=np.ones((1, 1))),))
+    wrong = Whole(layers=1, kind="neither", parts=())
     with pytest.raises(InputError, match=r'kind: "neither", .* kept in .*r\.json\.kept'):
         codec.write(wrong, tmp_path / "r.json", FORM)
     assert not (tmp_path / "r.json").exists()
     kept = json.loads((tmp_path / "r.json.kept").read_text(encoding="utf-8"))
-    assert kept["parts"][0]["name"] == "\ud800"
+    assert kept == {"format": FORM, **codec.encode(wrong)}
+
+
+def test_name_of_a_file_that_is_no_unicode_can_be_written(tmp_path):
+    odd = Whole(layers=1, kind="true", parts=(), metadata={"file\udc80": "a\udcff.json"})
+    again = codec.write(odd, tmp_path / "r.json", FORM)
+    assert again.metadata == {"file\\udc80": "a\\udcff.json"}
 
 
 def test_what_no_file_can_hold_is_an_error_of_ours():

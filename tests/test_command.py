@@ -27,8 +27,10 @@ from tiny_run import (
 )
 
 from jaxalign import __version__, results
-from jaxalign.commands import run_study
+from jaxalign.commands import one_study, run_study
 from jaxalign.studies.heads.figures import FIGURES
+from jaxalign.study import codec
+from jaxalign.study.session import Session
 
 ROOT = Path(__file__).parent.parent
 
@@ -114,16 +116,16 @@ def test_result_says_what_was_run(whole, inputs):
     assert metadata["plan"]["calls"]
     assert (metadata["plan"]["processes"], metadata["plan"]["mesh"]) == (1, None)
     assert whole.content["head_mode"] == "true"
-    assert {entry["task_type"] for entry in whole.content["prompts"]} == {"FactualRecall", "rivers"}
+    assert {entry["task"] for entry in whole.content["prompts"]} == {"FactualRecall", "rivers"}
 
 
 def test_result_of_a_run_survives_a_round_trip(whole):
-    assert results.to_json(whole.result) == whole.content
+    assert {"format": results.FORMAT, **codec.encode(whole.result)} == whole.content
 
 
 def test_repair_of_all_adds_curves_of_int8(whole):
-    assert len(whole.content["repair"]) == len(whole.content["repair_int8"]) == 5
-    assert {entry["precision"] for entry in whole.content["repair_int8"]} == {"int8-sim"}
+    repaired = [entry["precision"] for entry in whole.content["repairs"]]
+    assert repaired == ["f16"] * 5 + ["int8-sim"] * 5
 
 
 def test_summary_shows_top_heads_correlations_and_verdicts(whole):
@@ -156,7 +158,7 @@ def test_same_seed_gives_the_same_bytes_but_for_times(inputs, tmp_path):
     first, again, other = map(without_times, paths)
     assert first == again
     assert first != other
-    drawn = [json.loads(path.read_text())["repair"][0]["random_curves"] for path in paths]
+    drawn = [json.loads(path.read_text())["repairs"][0]["random"] for path in paths]
     assert drawn[0] != drawn[2]
 
 
@@ -177,17 +179,15 @@ def test_without_int8_among_the_schemes_its_fields_are_left_out(inputs, output):
     assert ran.code == 0
     assert content["metadata"]["int8_mode"] == "disabled"
     assert content["metadata"]["precisions"] == ["f16"]
-    assert "repair_int8" not in content
-    assert not [name for name in content["prompts"][0] if "int8" in name]
+    assert "int8" not in json.dumps([content["prompts"], content["repairs"], content["statistics"]])
     assert "int8-sim" not in ran.out
 
 
 def test_without_asking_there_are_no_int8_curves(inputs, output):
     study(*inputs, output, "--no-figures")
     content = json.loads(output.read_text())
-    assert content["repair"]
-    assert "repair_int8" not in content
-    assert "drift_f32_int8" in content["prompts"][0]
+    assert {entry["precision"] for entry in content["repairs"]} == {"f16"}
+    assert content["prompts"][0]["precisions"].keys() == {"f16", "int8-sim"}
 
 
 def test_head_mode_and_mean_positions_are_recorded(inputs, output):
@@ -218,7 +218,7 @@ def test_more_heads_to_repair_than_there_are_restores_them_all(inputs, output):
     assert study(*inputs, output, *more).code == 0
     content = json.loads(output.read_text())
     assert content["metadata"]["max_repair_k"] == 4
-    assert len(content["repair"][0]["repair_curve"]) == 4
+    assert len(content["repairs"][0]["curves"]["drift"]) == 4
 
 
 @pytest.mark.parametrize("more", [(), ("--schemes", "f16")])
@@ -302,7 +302,7 @@ def test_figures_folder_that_is_a_file_is_refused(whole, tmp_path):
 
 
 def test_wrong_input_is_found_before_the_model_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_study, "locate", lambda *args: pytest.fail("looked for"))
+    monkeypatch.setattr(one_study, "locate", lambda *args: pytest.fail("looked for"))
     refusal("--prompts", tmp_path / "none.json", "--output", tmp_path / "r.json")
 
 
@@ -339,7 +339,7 @@ def test_overflow_is_said_by_every_process_once_the_run_of_all_has_ended_well(
         ends.append("well")
 
     monkeypatch.setattr(run_study, "processes", several)
-    monkeypatch.setattr(run_study, "is_first", lambda: False)
+    monkeypatch.setattr(one_study, "is_first", lambda: False)
     ran = study(overflow.model, inputs[1], output)
     assert ends == ["well"]
     assert ran == (2, "", overflow.ran.err)
@@ -350,14 +350,14 @@ def test_heads_that_overflow_are_listed_and_null(overflow):
     for prompt in overflow.content["prompts"]:
         low = prompt["precisions"]["f16"]
         assert low["nonfinite_heads"] == [[0, 1], [1, 0], [1, 1]]
-        [[first, second], last] = prompt["drift_f32_f16"]
+        [[first, second], last] = low["drift"]
         assert first is not None
         assert second is None
         assert last == [None, None]
-        assert prompt["clean_logit_diff_f16"] is None
+        assert low["logit_diff"] is None
         assert low["first_order"]["bound_held"] is None
         assert np.isfinite(prompt["zero_importance"]).all()
-        assert np.isfinite(prompt["drift_f32_int8"]).all()
+        assert np.isfinite(prompt["precisions"]["int8-sim"]["drift"]).all()
 
 
 def test_overflow_is_never_averaged_away(overflow):
@@ -378,7 +378,7 @@ def test_overflow_after_the_last_head_is_reported_too(inputs, output, tmp_path):
         edit_weights(model, lambda t, name=name, by=factor: t[name].__imul__(np.float16(by)))
     ran = study(model, inputs[1], output, "--no-figures")
     content = json.loads(output.read_text())
-    assert content["prompts"][0]["clean_logit_diff_f16"] is None
+    assert content["prompts"][0]["precisions"]["f16"]["logit_diff"] is None
     assert ran.code == 2
     assert "overflow" in ran.err
 
@@ -402,17 +402,16 @@ def test_interrupted_run_leaves_the_previous_result_whole(whole, inputs, output,
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for place in ("heads_study", "summary"):
+    kept = ": with the same options it goes on from the calls that are finished"
+    for owner, place, more in ((Session, "open", ""), (codec, "write", kept)):
         with monkeypatch.context() as patch:
-            patch.setattr(run_study, place, interrupt)
-            patch.setattr(run_study.results, "write", interrupt)
+            patch.setattr(owner, place, interrupt)
             ran = study(*inputs, output)
         assert ran.code == 2
         assert ran.err == (
-            "jaxalign: error: interrupted; earlier results are unchanged. Run it again.\n"
+            f"jaxalign: error: interrupted; earlier results are unchanged. Run it again{more}.\n"
         )
         assert output.read_bytes() == whole.output.read_bytes()
-        assert list(output.parent.iterdir()) == [output]
 
 
 def test_failure_while_writing_is_one_line_and_leaves_the_old_file(inputs, output, monkeypatch):

@@ -19,6 +19,7 @@ from jaxalign.numerics.dot import dense
 from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, INT8_SIM, scheme_named
 from jaxalign.prompts import Prompt, PromptText
+from jaxalign.sharding import make_mesh, shard_packed, shard_params
 from jaxalign.studies.plan.calls import Bench
 from jaxalign.studies.plan.components import Component, no_changes, parts_of, rows_of
 from jaxalign.studies.plan.map import describe_map, measure_map
@@ -225,6 +226,19 @@ def test_chunks_of_rows_and_prompts_change_nothing(monkeypatch):
     assert max(batch[0] for _, batch in calls) == 2
     np.testing.assert_allclose(parts.change, whole.change, **CLOSE)
     np.testing.assert_allclose(parts.kl, whole.kl, **CLOSE)
+
+
+def test_prompts_that_are_dealt_to_devices_give_what_one_device_gives():
+    config, params = tiny()
+    low, asked = cast(params, SCHEME), prompts((5, 8, 3))  # one more than the devices divide
+    bench = bench_of(config, params, SCHEME, asked=asked)
+    rows = rows_of(bench.parts.components(), bench.parts)
+    mesh = make_mesh(jax.devices()[:2])
+    placed = shard_params(params, mesh, config)
+    several = dataclasses.replace(bench, params=placed, mesh=mesh)
+    one, two = bench.measure(low, rows), several.measure(shard_packed(low, mesh), rows)
+    np.testing.assert_allclose(two.change, one.change, **CLOSE)
+    np.testing.assert_allclose(two.kl, one.kl, **CLOSE)
 
 
 def test_rows_start_at_the_first_step_that_they_change():

@@ -312,13 +312,13 @@ def test_text_breaks_at_spaces_only_and_within_its_width() -> None:
 
 
 HOSTILE = "\x1b]0;OWNED\x07\x1b[2J"
-FOREIGN = "日本語\t😀\nx\u202ey"
+FOREIGN = "日本語\t🦙\nx\u202ey"
 
 
 def test_text_of_figures_is_what_the_font_can_draw_and_xml_can_hold() -> None:
     assert shown("Größe ρ ≤ 1\u00a0%\nnext") == "Größe ρ ≤ 1\u00a0%\nnext"
     assert shown(HOSTILE) == "\\x1b]0;OWNED\\x07\\x1b[2J"
-    assert shown("日\t😀") == "\\u65e5\\t\\U0001f600"
+    assert shown("日\t🦙") == "\\u65e5\\t\\U0001f999"
     assert len(shown("x" * 10**5)) <= 2000
 
 
@@ -373,12 +373,12 @@ def test_200_tasks_with_names_of_100000_characters_are_drawn_in_bounded_time(
     for name in (NAMES[2], NAMES[3]):
         made = figure(name, many)
         assert made.get_size_inches().max() < 40
-        text = " ".join(" ".join(words(made)).split())
+        lines = words(made)
+        text = " ".join(" ".join(lines).split())
         assert f"{200 - MAX_TASKS} of 200 tasks are left out" in text
         assert "the 6 tasks with the most prompts" in text
-        assert "t199" in text, "the one with two prompts"
-        assert "t4xx" in text
-        assert "t5xx" not in text
+        for task, is_drawn in (("t199", True), ("t4x", True), ("t5x", False)):
+            assert is_drawn == any(task in line and "f16" in line for line in lines), task
     assert time.process_time() - begun < 30
 
 
@@ -413,4 +413,4 @@ def test_no_number_ends_a_drawing(value: float) -> None:
 
 def test_a_page_wider_than_its_dots_has_fewer_an_inch() -> None:
     with styled():
-        assert new_page("", "", "", width=600, body=1).figure.dpi == 20
+        assert new_page("", "", "", width=600.0, body=1.0).figure.dpi == 20

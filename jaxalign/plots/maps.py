@@ -39,7 +39,7 @@ def signed_map(figure: Figure, ax: Axes, values: np.ndarray, label: str) -> None
         numbers(ax, values, norm, cmap, lambda v: signed(v, 2))
     else:
         # A grey print cannot tell clearly negative cells from positive ones by their colour.
-        _marks(ax, values < -0.1 * largest, "_", 12)
+        _marks(ax, values < -0.1 * largest, "_", 12.0)
 
 
 def size_map(figure: Figure, ax: Axes, values: np.ndarray, label: str) -> None:
@@ -92,7 +92,7 @@ def cells(
         axis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    _marks(ax, ~np.isfinite(values), "x", 9)
+    _marks(ax, ~np.isfinite(values), "x", 9.0)
     bar = figure.colorbar(
         drawn, ax=ax, label=label, location="bottom", aspect=24, pad=0.02, fraction=0.06
     )

@@ -105,7 +105,7 @@ class Resume:
         found = self.found(key, like)
         if found is not None:
             return found
-        structure = jax.tree.structure(like)
+        structure: Any = jax.tree.structure(like)
         out = compute()
         if jax.tree.structure(out) != structure:
             raise ValueError(f"call {key} gave {jax.tree.structure(out)}, not {structure}")
@@ -183,8 +183,10 @@ class Resume:
 
     def _read(self, name: str, key: Sequence[str | int]) -> list[np.ndarray] | None:
         """The arrays of a call; None where there is no file of it, or one that does not fit."""
-        content = b""
-        if is_first() and self.folder:
+        if self.folder is None:
+            return None
+        content = b"none"
+        if is_first():
             with contextlib.suppress(InputError):
                 content = read_bytes(self.folder / name, most=MOST_BYTES)
         content = from_first(content)

@@ -80,7 +80,9 @@ def encode(value: Any) -> Any:
         return [encode(part) for part in value]
     if isinstance(value, float):
         return _seven_digits(value)
-    if value is None or isinstance(value, str | bool | int):
+    if isinstance(value, str):
+        return _unicode(value)
+    if value is None or isinstance(value, bool | int):
         return value
     raise TypeError(f"a result cannot hold a {type(value).__name__}")
 
@@ -88,7 +90,12 @@ def encode(value: Any) -> Any:
 def _key(key: Any) -> str:
     if not isinstance(key, str):
         raise TypeError(f"a key of a result is a text, not {key!r}")
-    return key
+    return _unicode(key)
+
+
+def _unicode(text: str) -> str:
+    """Half a surrogate pair has no UTF-8, but the name of a file can hold it: it is escaped."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _seven_digits(x: float) -> float | None:
@@ -335,8 +342,7 @@ def write(result: R, path: Path | str, form: str) -> R:
 def _file(content: dict[str, Any], form: str) -> bytes:
     if FORMAT in content:
         raise TypeError(f"a result has no field of its own that is called {FORMAT!r}")
-    # Half of a surrogate pair has no UTF-8; its escape is JSON's own.
-    return f"{layout({FORMAT: form, **content})}\n".encode(errors="backslashreplace")
+    return f"{layout({FORMAT: form, **content})}\n".encode()
 
 
 def _write_beside(path: Path, content: bytes) -> Path | None:

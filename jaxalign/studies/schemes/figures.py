@@ -94,7 +94,7 @@ def _measure(ax: Axes, title: str, rows: Sequence[tuple[Estimate, NoiseFloor]]) 
         ax.barh(height, np.fmax(batching, left) - left, left=left, height=0.6, color=PALE, zorder=1)
         if noise > 0:
             ax.plot(noise, height, NOISE.marker, color=NOISE.colour, mfc="white", ms=5, zorder=2)
-        interval(ax, value, height, MEASURED)
+        interval(ax, value, float(height), MEASURED)
     bare(ax)
 
 
@@ -106,7 +106,7 @@ def _change(ax: Axes, rows: Sequence[SchemeRow]) -> None:
         change = row.margin_change
         if change is None or change.value is None:
             continue
-        interval(ax, change, height, MEASURED)
+        interval(ax, change, float(height), MEASURED)
         places = min(4, places_for(change.low, change.high, change.value))
         text = estimate_text(change, partial(signed, places=places), p=p_text)
         beside(ax, float(height), text)
