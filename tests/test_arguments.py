@@ -117,6 +117,7 @@ def answers():
         "usable_devices": [device],
         "load_beside": quantized,
         "draw": ("png", "svg"),
+        "read_any": (argparse.Namespace(figures={}), None),
         "forward_speed": [speed.Timing("f32", 1, 2, 1.0, 1.0, 1.0)],
     }
 
