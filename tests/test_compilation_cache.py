@@ -19,6 +19,7 @@ from jaxalign.commands import opening
 from jaxalign.commands.arguments import parse
 from jaxalign.commands.main import main
 from jaxalign.compilation_cache import enable_compilation_cache
+from jaxalign.errors import InputError
 from jaxalign.numerics import PrecisionError
 from jaxalign.study.session import Session
 

@@ -82,8 +82,8 @@ class Lasting:
 def lasting_streams() -> Iterator[None]:
     """Make stdout and stderr ``Lasting`` for as long as the context lasts."""
     with (
-        contextlib.redirect_stderr(Lasting(sys.stderr)),  # type: ignore[type-var]
-        contextlib.redirect_stdout(Lasting(sys.stdout)),  # type: ignore[type-var]
+        contextlib.redirect_stderr(Lasting(sys.stderr)),
+        contextlib.redirect_stdout(Lasting(sys.stdout)),
     ):
         try:
             yield
