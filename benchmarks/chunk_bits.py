@@ -20,9 +20,9 @@ import jaxalign
 from benchmarks import workload
 from jaxalign.convert import Model
 from jaxalign.environment import select_device
-from jaxalign.experiments.heads.runner import Runner
 from jaxalign.memory import bytes_per_call, bytes_per_row
 from jaxalign.prompts import batches
+from jaxalign.studies.heads.calls import Runner
 
 
 def budgets(model: Model, tokens: int) -> Iterator[float]:

@@ -15,11 +15,11 @@ from jaxalign.edit import (
     zero_ablation,
 )
 from jaxalign.errors import InputError
-from jaxalign.experiments.heads import Options, heads_study
 from jaxalign.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
 from jaxalign.prompts import read_prompts
+from jaxalign.studies.heads import Options, heads_study
 from jaxalign.sweep import sweep
 from jaxalign.version import VERSION
 

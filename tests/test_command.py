@@ -27,9 +27,10 @@ from tiny_run import (
 )
 
 from jaxalign import __version__, results
-from jaxalign.commands import run_study
+from jaxalign.commands import one_study, run_study
 from jaxalign.studies.heads.figures import FIGURES
 from jaxalign.study import codec
+from jaxalign.study.session import Session
 
 ROOT = Path(__file__).parent.parent
 
@@ -301,7 +302,7 @@ def test_figures_folder_that_is_a_file_is_refused(whole, tmp_path):
 
 
 def test_wrong_input_is_found_before_the_model_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_study, "locate", lambda *args: pytest.fail("looked for"))
+    monkeypatch.setattr(one_study, "locate", lambda *args: pytest.fail("looked for"))
     refusal("--prompts", tmp_path / "none.json", "--output", tmp_path / "r.json")
 
 
@@ -338,7 +339,7 @@ def test_overflow_is_said_by_every_process_once_the_run_of_all_has_ended_well(
         ends.append("well")
 
     monkeypatch.setattr(run_study, "processes", several)
-    monkeypatch.setattr(run_study, "is_first", lambda: False)
+    monkeypatch.setattr(one_study, "is_first", lambda: False)
     ran = study(overflow.model, inputs[1], output)
     assert ends == ["well"]
     assert ran == (2, "", overflow.ran.err)
@@ -401,17 +402,16 @@ def test_interrupted_run_leaves_the_previous_result_whole(whole, inputs, output,
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for place in ("heads_study", "summary"):
+    kept = ": with the same options it goes on from the calls that are finished"
+    for owner, place, more in ((Session, "open", ""), (codec, "write", kept)):
         with monkeypatch.context() as patch:
-            patch.setattr(run_study, place, interrupt)
-            patch.setattr(run_study.results, "write", interrupt)
+            patch.setattr(owner, place, interrupt)
             ran = study(*inputs, output)
         assert ran.code == 2
         assert ran.err == (
-            "jaxalign: error: interrupted; earlier results are unchanged. Run it again.\n"
+            f"jaxalign: error: interrupted; earlier results are unchanged. Run it again{more}.\n"
         )
         assert output.read_bytes() == whole.output.read_bytes()
-        assert list(output.parent.iterdir()) == [output]
 
 
 def test_failure_while_writing_is_one_line_and_leaves_the_old_file(inputs, output, monkeypatch):

@@ -15,11 +15,13 @@ import numpy as np
 import pytest
 
 from jaxalign import compilation_cache
-from jaxalign.commands import opening, run_study
+from jaxalign.commands import opening
 from jaxalign.commands.arguments import parse
 from jaxalign.commands.main import main
 from jaxalign.compilation_cache import enable_compilation_cache
+from jaxalign.errors import InputError
 from jaxalign.numerics import PrecisionError
+from jaxalign.study.session import Session
 
 ROOT = Path(__file__).parent.parent
 HIT, MISS = "/jax/compilation_cache/cache_hits", "/jax/compilation_cache/cache_misses"
@@ -302,7 +304,7 @@ def asked(monkeypatch):
     """What the command asks of the folder; nothing is computed."""
     calls = []
     monkeypatch.setattr(opening, "enable_compilation_cache", lambda *given: calls.append(given))
-    monkeypatch.setattr(run_study, "heads_study", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(Session, "open", lambda *_, **__: 1 / 0)
     return calls
 
 

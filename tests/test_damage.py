@@ -10,6 +10,7 @@ import pytest
 from pythia_shape import tiny_config
 
 from jaxalign.checkpoints.families import config_from_hf
+from jaxalign.devices.mesh import make_mesh, shard_packed, shard_params
 from jaxalign.edit import Edit
 from jaxalign.errors import InputError
 from jaxalign.metrics import kl_divergence, logit_difference
@@ -226,6 +227,19 @@ def test_chunks_of_rows_and_prompts_change_nothing(monkeypatch):
     assert max(batch[0] for _, batch in calls) == 2
     np.testing.assert_allclose(parts.change, whole.change, **CLOSE)
     np.testing.assert_allclose(parts.kl, whole.kl, **CLOSE)
+
+
+def test_prompts_that_are_dealt_to_devices_give_what_one_device_gives():
+    config, params = tiny()
+    low, asked = cast(params, SCHEME), prompts((5, 8, 3))  # one more than the devices divide
+    bench = bench_of(config, params, SCHEME, asked=asked)
+    rows = rows_of(bench.parts.components(), bench.parts)
+    mesh = make_mesh(jax.devices()[:2])
+    placed = shard_params(params, mesh, config)
+    several = dataclasses.replace(bench, params=placed, mesh=mesh)
+    one, two = bench.measure(low, rows), several.measure(shard_packed(low, mesh), rows)
+    np.testing.assert_allclose(two.change, one.change, **CLOSE)
+    np.testing.assert_allclose(two.kl, one.kl, **CLOSE)
 
 
 def test_rows_start_at_the_first_step_that_they_change():

@@ -28,10 +28,10 @@ from jaxalign.convert import load, locate
 from jaxalign.devices.mesh import make_mesh, part_bytes
 from jaxalign.devices.processes import processes
 from jaxalign.errors import InputError
-from jaxalign.experiments.heads import Options
-from jaxalign.experiments.heads.study import facts
 from jaxalign.memory import bytes_per_call
 from jaxalign.prompts import read_prompts
+from jaxalign.studies.heads import Options
+from jaxalign.study.session import Session
 
 SOON = 15.0  # seconds; it takes milliseconds on an idle machine
 COUNTRIES = ("France", "Germany", "Japan", "Egypt", "Spain", "Italy")
@@ -358,9 +358,9 @@ def test_without_the_options_nothing_happens():
 
 def test_finished_chunks_are_not_taken_over_to_another_number_of_devices(inputs):
     model, prompts = load(locate(str(inputs[0]))), read_prompts(inputs[1])
-    known = [
-        facts(model, prompts, Options(), mesh)
-        for mesh in (None, make_mesh(jax.devices()[:2]), make_mesh(jax.devices()[:4], 2))
-    ]
+    known = []
+    for mesh in (None, make_mesh(jax.devices()[:2]), make_mesh(jax.devices()[:4], 2)):
+        with Session.open("jaxalign.heads/2", model, prompts, Options(), mesh=mesh) as session:
+            known.append(session.inputs.facts())
     assert known[1]["devices"] == {"edits": 2, "model": 1}
     assert len({json.dumps(facts) for facts in known}) == 3

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.devices import counted
 from jaxalign.commands.arguments import flags
-from jaxalign.commands.run_study import ACTIVATIONS
+from jaxalign.commands.one_study import ACTIVATIONS
 from jaxalign.devices.mesh import choose_mesh, part_bytes
 from jaxalign.devices.peers import SILENCE
 from jaxalign.devices.processes import PATIENCE

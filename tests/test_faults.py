@@ -16,11 +16,11 @@ from jax._src.compilation_cache import combine_executable_and_time, compress_exe
 from tiny_run import refusal, write_model, write_prompts
 
 import jaxalign
-from jaxalign.commands.run_study import ACTIVATIONS
+from jaxalign.commands.one_study import ACTIVATIONS
 from jaxalign.devices.mesh import part_bytes
-from jaxalign.experiments.heads import Options
-from jaxalign.experiments.heads.runner import Runner
 from jaxalign.prompts import read_prompts, tokenize
+from jaxalign.studies.heads import Options
+from jaxalign.studies.heads.calls import Runner
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("timestamp", "total_runtime_seconds", "seconds")

@@ -42,7 +42,6 @@ FLOORS = [
     ("jaxalign.study", 4),
     ("jaxalign.results", 4),
     ("jaxalign.study.option", 2),
-    ("jaxalign.experiments", 5),
     ("jaxalign.plots", 5),
     ("jaxalign.studies", 6),
     ("jaxalign.commands", 7),
@@ -120,7 +119,7 @@ def test_tables_and_figures_see_a_result_and_never_a_run():
             assert room(other) in allowed, f"{path} imports {other}"
 
 
-@pytest.mark.parametrize("folder", ["experiments", "studies"])
+@pytest.mark.parametrize("folder", ["studies"])
 def test_studies_do_not_import_each_other(folder):
     for path in (PACKAGE / folder).rglob("*.py"):
         own = module_of(path).split(".")[2:3]

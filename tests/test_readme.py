@@ -1,7 +1,6 @@
 """The README says what is so: its code runs, its table is the kept result's, its commands exist."""
 
 import re
-import shlex
 from pathlib import Path
 
 import jax
@@ -52,9 +51,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def commands_shown(page):
     """The words behind each ``python cli.py`` of a page, in its text and in blocks of code."""
     text = page.read_text().replace("\\\n", " ")
-    inline = re.findall(r"`python cli\.py([^`]*)`", text)
-    lines = re.findall(r"^[^`\n]*python cli\.py([^`\n]*)$", text, re.MULTILINE)
-    return [shlex.split(words) for words in (*inline, *lines)]
+    inline = re.findall(r"`python cli\.py([^`'\"]*)`", text)
+    lines = re.findall(r"^[^`\n]*python cli\.py([^`'\"\n]*)", text, re.MULTILINE)
+    return [words.split() for words in (*inline, *lines)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

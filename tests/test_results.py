@@ -13,10 +13,10 @@ from synthetic_result import make_result
 from tiny_run import refusal
 
 from jaxalign import InputError, results
-from jaxalign.experiments.heads.statistics import summarize
 from jaxalign.results import RANKINGS, Estimate, edge_align, estimate, read, write
 from jaxalign.results.edge_align import KNOWN, precision_fields, read_1
 from jaxalign.stats import generator
+from jaxalign.studies.heads.analysis import summarize
 from jaxalign.study import codec
 
 # Fields of the original format, as its readers know them.

@@ -18,8 +18,8 @@ import pytest
 import tiny_run
 from tiny_run import PROMPTS, write_model, write_prompts
 
-from jaxalign.commands import run_study
 from jaxalign.runtime import resume
+from jaxalign.study import session
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("timestamp", "total_runtime_seconds", "seconds")
@@ -28,7 +28,8 @@ LIMIT = 300  # seconds; a run takes a few
 # call or in the middle of writing one, until it is killed.
 DRIVER = """
 import os, sys, time
-from jaxalign.commands import main, run_study
+from jaxalign.commands import main
+from jaxalign.study import session
 from jaxalign.runtime import resume
 
 mode, _, number = sys.argv[1].partition(":")
@@ -58,7 +59,7 @@ def replaced(source, target):
     replace(source, target)
 
 os.replace = replaced
-run_study.Resume = Told
+session.Resume = Told
 sys.exit(main.main(sys.argv[2:]))
 """
 CUT = 5  # the call that a run is cut off at
@@ -123,7 +124,7 @@ def go_on(inputs, output):
             return super().keep(key, told, like)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_study, "Resume", Told)
+        patch.setattr(session, "Resume", Told)
         ran = tiny_run.run(*options(inputs, output))
     jax.config.update("jax_default_device", None)
     return SimpleNamespace(code=ran.code, computed=computed, out=ran.out, err=ran.err)

@@ -12,6 +12,7 @@ from tiny_run import refusal, run, write_model, write_prompts
 
 import jaxalign
 from jaxalign.checkpoints.families import config_from_hf
+from jaxalign.devices.mesh import make_mesh, shard_params
 from jaxalign.model.params import MATRICES, cast
 from jaxalign.numerics.scheme import F16, F32, scheme_named
 from jaxalign.studies.schemes.calls import compare
@@ -66,6 +67,20 @@ def test_a_model_beside_itself_moves_by_plan_noise_only(tiny):
     together = compare(half, half, tokens, lengths, target, **how)
     assert float(together.kl.max()) == 0
     assert float(together.agreement.min()) == 1
+
+
+def test_prompts_that_are_dealt_to_devices_give_what_one_device_gives(tiny):
+    params, config, *_ = tiny
+    tokens = jax.random.randint(jax.random.key(1), (4, 6), 0, config.vocab_size)
+    given = tokens, jnp.array([6, 4, 5, 6]), jnp.array([1, 2, 3, 4])
+    how = {"config": config, "scheme": F32, "alone": True}
+    mesh = make_mesh(jax.devices()[:4], 2)
+    spread = shard_params(params, mesh, config)
+    one = compare(params, params, *given, **how)
+    four = compare(spread, spread, *given, mesh=mesh, **how)
+    assert four.kl.is_fully_replicated
+    np.testing.assert_allclose(four.margin, one.margin, atol=1e-5)
+    np.testing.assert_allclose(four.kl, one.kl, atol=1e-9)
 
 
 def test_weight_noise_is_as_large_as_the_schemes_error_in_every_matrix_and_head(tiny):

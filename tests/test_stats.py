@@ -5,16 +5,17 @@ import pytest
 from scipy import stats as scipy_stats
 
 from jaxalign import stats
-from jaxalign.experiments.heads.donors import DRAWS, choose_donors
-from jaxalign.experiments.heads.rankings import (
+from jaxalign.metrics import head_drift, logit_difference
+from jaxalign.prompts import Prompt, PromptText
+from jaxalign.results import mean_maps
+from jaxalign.studies.heads.rankings import (
+    DRAWS,
     RANDOM_ORDERS,
+    choose_donors,
     distinct,
     repair_orders,
     top_k_masks,
 )
-from jaxalign.metrics import head_drift, logit_difference
-from jaxalign.prompts import Prompt, PromptText
-from jaxalign.results import mean_maps
 
 
 @pytest.fixture

@@ -165,8 +165,8 @@ def test_a_study_of_somebody_elses_is_found_and_runs_like_our_own(
     output = tmp_path / "margins.json"
     arguments = argparse.Namespace(
         model=str(model), revision=None, prompts=prompts, calibration=None, device="cpu",
-        devices=None, ignore_setting=[], no_compilation_cache=True,
-        shard=None, output=output, no_figures=False,
+        devices=None, ignore_setting=[], no_compilation_cache=True, shard=None, output=output,
+        no_figures=False,
     )  # fmt: skip
     run_study(theirs, theirs.options(), arguments)
     assert "mean margin" in capsys.readouterr().out

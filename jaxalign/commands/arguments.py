@@ -19,7 +19,6 @@ from jaxalign.commands.parser import PROGRAM, Parser, add_options
 from jaxalign.commands.speed import SpeedOptions
 from jaxalign.convert.hub import DEFAULT_MODEL
 from jaxalign.errors import InputError
-from jaxalign.experiments.heads import Options
 from jaxalign.studies.registry import find_studies
 from jaxalign.study.study import Study
 
@@ -93,6 +92,11 @@ class Command:
         return parser
 
 
+# What the command of a study takes beside its options, and its file where that has another name.
+MORE = {"heads": (groups.several_models,)}
+FILES = {"heads": "experiment"}
+
+
 def _of(study: Study[Any, Any]) -> Command:
     """The command of a study of the frame."""
     return Command(
@@ -106,46 +110,24 @@ def _of(study: Study[Any, Any]) -> Command:
             groups.several_devices,
             groups.shard,
             groups.texts,
-            groups.output(f"results/{study.name}.json", "figures go to 'figures' beside it"),
+            *MORE.get(study.name, ()),
+            groups.output(
+                f"results/{FILES.get(study.name, study.name)}.json",
+                "figures go to a folder 'figures' beside it",
+            ),
         ),
         options=study.options,
-        examples=("--model demo", *study.examples),
+        examples=study.examples or ("--model demo",),
     )
 
 
 COMMANDS = {
     command.name: command
     for command in (
-        Command(
-            name="heads",
-            question="Which attention heads matter, which ones lower precision moves, what repair "
-            "buys.",
-            module="run_study",
-            takes=(
-                groups.model,
-                groups.device,
-                groups.programs,
-                groups.several_devices,
-                groups.texts,
-                groups.several_models,
-                groups.output(
-                    "results/experiment.json", "figures go to a folder 'figures' beside it"
-                ),
-            ),
-            options=Options,
-            examples=(
-                "--model EleutherAI/pythia-160m --revision step3000",
-                "--model EleutherAI/pythia-70m --revisions step1000,step10000,step143000",
-                "--model ./my-checkpoint --prompts my-prompts.json --use-all-prompts",
-                "--schemes nf4,awq-g128,llm-int8 --repair all",
-                "--model ./original --quantized ./original-awq",
-                "--device gpu --memory-gb 40    on all GPUs of this machine",
-            ),
-        ),
         *map(_of, find_studies().values()),
         Command(
             name="plot",
-            question="Draw the figures of heads again, from its result file alone.",
+            question="Draw the figures of a study again, from its result file alone.",
             module="plot",
             takes=(groups.plot,),
             examples=("--input results/experiment.json",),

@@ -150,7 +150,7 @@ def plot(parser: Parser) -> None:
         type=path,
         default=Path("results/experiment.json"),
         metavar="F",
-        help="result file of heads (default: %(default)s)",
+        help="result file of any study (default: %(default)s)",
     )
     add("--figures", type=path, metavar="DIR", help="default: 'figures' beside the input")
 

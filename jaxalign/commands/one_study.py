@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,7 +31,7 @@ from jaxalign.errors import InputError
 from jaxalign.plots import draw
 from jaxalign.prompts import SHIPPED, PromptSet, read_prompts
 from jaxalign.runtime.files import check_writable, read_bytes
-from jaxalign.study.session import Session
+from jaxalign.study.session import Prepare, Session
 from jaxalign.study.shards import Shard, ShardFinished
 from jaxalign.study.study import Study
 
@@ -51,7 +52,29 @@ class Opened:
     source: dict[str, Any] = field(default_factory=dict)
 
 
-def run_study(study: Study[Any, R], options: Any, arguments: argparse.Namespace) -> R | None:
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """A checkpoint that another tool quantized, as one more scheme of a study.
+
+    Attributes:
+        options: with its scheme.
+        prepare: makes its parameters, too.
+        weights_sha256: of its files.
+        notes: what a reader has to know of it.
+    """
+
+    options: Any
+    prepare: Prepare
+    weights_sha256: str
+    notes: tuple[str, ...]
+
+
+def run_study(
+    study: Study[Any, R],
+    options: Any,
+    arguments: argparse.Namespace,
+    audit: Callable[[Model, Any, Prepare], Audit] | None = None,
+) -> R | None:
     """Run a study as the command line asks; the result as its file has it.
 
     Args:
@@ -59,9 +82,10 @@ def run_study(study: Study[Any, R], options: Any, arguments: argparse.Namespace)
         options: its own.
         arguments: where the rest is: model, revision, prompts, calibration, device, devices,
             compilation cache, shard, output, no_figures.
+        audit: reads a quantized checkpoint beside the model.
 
     Returns:
-        None in a process that does not write, and in a shard.
+        None in a shard.
 
     Raises:
         InputError: anything that cannot be used.
@@ -73,6 +97,11 @@ def run_study(study: Study[Any, R], options: Any, arguments: argparse.Namespace)
     given = _open(study, options, arguments, device)
     unfinished = output.with_name(f"{output.name}.calibration")
     prepare = preparer(given.model, given.texts, progress=first, folder=unfinished)
+    source, notes = given.source, ()
+    if audit:
+        audited = audit(given.model, options, prepare)
+        options, prepare, notes = audited.options, audited.prepare, audited.notes
+        source = source | {"quantized": audited.weights_sha256}
     with Session.open(
         study.format,
         given.model,
@@ -83,15 +112,18 @@ def run_study(study: Study[Any, R], options: Any, arguments: argparse.Namespace)
         shard=shard,
         prepare=prepare,
         progress=first,
-        source=given.source,
+        source=source,
     ) as session:
+        session.notes += notes
         try:
             result = study.run(session, options)
         except ShardFinished:
             print(f"shard {shard}: its calls are in {resume_folder(output)}")
             return None
-        if not first or shard:
+        if shard:
             return None
+        if not first:
+            return result
         result = study.write(result, output)
         session.resume.remove()
         shutil.rmtree(unfinished, ignore_errors=True)

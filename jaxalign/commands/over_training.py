@@ -62,7 +62,7 @@ def over_training(
             (str(folder), None) if folder.is_dir() else (arguments.model, revision)
         )
         overflows += study(one)
-        if is_first():
+        if is_first() and arguments.shard is None:
             found.append((revision, results.read(one.output)))
     if found and not arguments.no_figures:
         [path, _] = draw(OVER_TRAINING, found, arguments.output.parent / "figures")

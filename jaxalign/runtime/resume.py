@@ -105,7 +105,7 @@ class Resume:
         found = self.found(key, like)
         if found is not None:
             return found
-        structure = jax.tree.structure(like)
+        structure: Any = jax.tree.structure(like)
         out = compute()
         if jax.tree.structure(out) != structure:
             raise ValueError(f"call {key} gave {jax.tree.structure(out)}, not {structure}")

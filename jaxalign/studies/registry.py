@@ -15,13 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.notes import note
+from jaxalign.studies.heads import HEADS
 from jaxalign.studies.plan import PLAN
 from jaxalign.studies.schemes import SCHEMES
 from jaxalign.study import codec
 from jaxalign.study.study import Study
 
 GROUP = "jaxalign.studies"
-STUDIES: Mapping[str, Study[Any, Any]] = {study.name: study for study in (SCHEMES, PLAN)}
+STUDIES: Mapping[str, Study[Any, Any]] = {study.name: study for study in (HEADS, SCHEMES, PLAN)}
 
 
 def find_studies() -> dict[str, Study[Any, Any]]:

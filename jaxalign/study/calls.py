@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
@@ -160,3 +160,19 @@ def places(count: int, like: Any, axis: int = -1) -> Any:
         return np.zeros(shape, np.float64 if leaf.dtype.kind == "f" else leaf.dtype)
 
     return jax.tree.map(zeros, like)
+
+
+# Runs calls and yields each with its result: ``Session.run``, or ``compute_all``.
+Run = Callable[..., Iterator[tuple[Call[Any], Any]]]
+
+
+def compute_all(
+    name: str, calls: Sequence[Call[Any]], *, needed: bool = True
+) -> Iterator[tuple[Call[Any], Any]]:
+    """Every call with its result, computed here and now: a session that keeps nothing.
+
+    Args:
+        name, calls, needed: as for ``Session.run``.
+    """
+    for call in calls:
+        yield call, call.compute()

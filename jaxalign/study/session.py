@@ -236,8 +236,7 @@ class Session:
         wanted = calls if needed else mine
         missing = [call for call in wanted if not self.resume.has(call.key)]
         self.log.announce(name, missing, self.config)
-        for call in missing:
-            call.ahead(self._pool)
+        self.ahead(missing)
         if self.shard:
             # Others' calls come last. Workers that need the same ones begin at different places.
             others = [c for c, own in zip(calls, share, strict=True) if needed and not own]
@@ -247,6 +246,16 @@ class Session:
         for call in self.log.track(wanted, name):
             yield call, self._result(call)
             self.log.count(call)
+
+    def ahead(self, calls: Sequence[Call[Any]]) -> None:
+        """Compile programs while others run.
+
+        Args:
+            calls: in the order in which they will run; those that are finished are left out.
+        """
+        for call in calls:
+            if not self.resume.has(call.key):
+                call.ahead(self._pool)
 
     def _finish(self, call: Call[Any]) -> None:
         """See to it that a call's result is in the resume folder."""

@@ -52,9 +52,7 @@ class Study(Generic[O, R]):
         """What a file of this study begins with."""
         return f"jaxalign.{self.name}/{self.version}"
 
-    def __call__(
-        self, model: Model, prompts: PromptSet, options: O | None = None, **session: Any
-    ) -> R:
+    def __call__(self, model: Model, prompts: PromptSet, options: Any = None, **session: Any) -> R:
         """Run the study in this process.
 
         Args:

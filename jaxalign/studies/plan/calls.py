@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +19,7 @@ from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt
 from jaxalign.studies.plan.components import Parts, Rows, no_changes
 from jaxalign.studies.plan.rows import run_compiled
-from jaxalign.study.calls import Call, Late
+from jaxalign.study.calls import Call, Late, Run, compute_all
 from jaxalign.study.session import dealt_batches
 
 # Positions of a row that go through a layer together: enough work for each choice of matrices.
@@ -51,21 +50,6 @@ class Effect:
     def take(self, rows: slice | np.ndarray) -> Effect:
         """Some of the rows."""
         return replace(self, change=self.change[rows], kl=self.kl[rows])
-
-
-Run = Callable[..., Iterator[tuple[Call[Any], Any]]]
-
-
-def compute_all(
-    name: str, calls: Sequence[Call[Any]], *, needed: bool = True
-) -> Iterator[tuple[Call[Any], Any]]:
-    """Every call with its result, computed here and now: a session that keeps nothing.
-
-    Args:
-        name, calls, needed: as for ``Session.run``.
-    """
-    for call in calls:
-        yield call, call.compute()
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ SCHEMES = Study(
     run=run,
     table=table,
     figures=FIGURES,
-    examples=("--model demo --schemes f16,nf4,awq-g64 --device gpu",),
+    examples=("--model demo", "--model demo --schemes f16,nf4,awq-g64 --device gpu"),
     version=2,
     older={"jaxalign.schemes/1": read_1},
 )

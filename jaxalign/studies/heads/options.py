@@ -2,30 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from jaxalign.edit import HEAD_MODES
 from jaxalign.errors import InputError
-from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
-from jaxalign.study.option import (
-    check_options,
-    memory_option,
-    option,
-    schemes_listed,
-    seed_option,
-)
+from jaxalign.study.option import option, schemes_listed
+from jaxalign.study.options import Common
 from jaxalign.sweep import PLANS
 
 MEAN_POSITIONS = ("last", "all")
 
-# How a scheme's parameters are made from the f32 ones.
-Prepare = Callable[[Params, Scheme], Params]
 
-
-@dataclass(frozen=True)
-class Options:
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
     """How the study runs.
 
     Attributes:
@@ -35,9 +25,7 @@ class Options:
         mean_positions: "last" or "all": where reference means are taken.
         max_repair_k: how many heads are restored at most.
         use_all_prompts: keep prompts that the model answers wrongly.
-        memory_gb: budget for weights and activations of one call, in 1e9 bytes.
         engine: "wave", or "vmap" for the plain path that defines it.
-        seed: of donors, random orders, bootstraps and permutations.
 
     Raises:
         InputError: a value that cannot be used.
@@ -83,7 +71,6 @@ class Options:
             help="keep prompts whose target is not the f32 model's top-1 token",
         ),
     )
-    memory_gb: float = field(default=4.0, metadata=memory_option())
     engine: str = field(
         default="wave",
         metadata=option(
@@ -94,10 +81,9 @@ class Options:
             "defines it, slower",
         ),
     )
-    seed: int = field(default=0, metadata=seed_option())
 
     def __post_init__(self) -> None:
-        check_options(self)
+        super().__post_init__()
         names = [scheme.name for scheme in self.schemes]
         if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
             raise InputError(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import Literal, cast, get_args
 
 import jax
@@ -12,9 +10,6 @@ import numpy as np
 
 from jaxalign import stats
 from jaxalign.environment import describe
-from jaxalign.experiments.heads.donors import DRAWS, Donors
-from jaxalign.experiments.heads.rankings import RANDOM_ORDERS
-from jaxalign.experiments.heads.runner import Clean, Comparison, Runner
 from jaxalign.metrics import AnswerMetrics
 from jaxalign.numerics.scheme import INT8_SIM, Scheme
 from jaxalign.prompts import Batch, Prompt
@@ -29,6 +24,9 @@ from jaxalign.results import (
 from jaxalign.results.metadata import CallsOfOneShape, Environment, Mesh, Metadata
 from jaxalign.results.types import Replacement
 from jaxalign.shapes import Float, Int
+from jaxalign.studies.heads.calls import Clean, Comparison, Runner
+from jaxalign.studies.heads.rankings import DRAWS, RANDOM_ORDERS, Donors
+from jaxalign.study.session import Session
 
 KIND_NAMES: tuple[Replacement, ...] = get_args(Replacement)
 
@@ -206,27 +204,25 @@ def forward_passes(runner: Runner, given: int, kept: int, reference: int) -> int
     return given + reference + kept * each
 
 
-def metadata(
-    runner: Runner, given: int, kept: int, reference: int, notes: Sequence[str], seconds: float
-) -> Metadata:
-    """Return the study's metadata; the caller adds where the prompts came from.
+def metadata(session: Session, runner: Runner, kept: int) -> Metadata:
+    """Return the study's metadata.
 
     Args:
-        runner: after the study's last call.
-        given, kept, reference: numbers of prompts given and kept, and of reference texts.
-        notes: what a reader has to know.
-        seconds: of the whole study.
+        session: after the study's last call.
+        runner: the study's.
+        kept: number of prompts kept.
     """
-    options, source, ledger = runner.options, runner.model.source, runner.ledger
+    options, where = runner.options, session.provenance(kept)
+    model, prompts = where.model, where.prompts
     device, *_ = jax.tree.leaves(runner.model.params)[0].devices()  # all are of one kind
-    passes = forward_passes(runner, given, kept, reference)
+    passes = forward_passes(runner, prompts.given, kept, len(session.reference))
     return {
-        "timestamp": datetime.now(UTC).isoformat(timespec="seconds"),
+        "timestamp": where.timestamp,
         "device": device.platform,
         "int8_mode": "simulated" if INT8_SIM in options.schemes else "disabled",
         "total_forward_passes": passes,
-        "total_runtime_seconds": round(seconds, 3),
-        "seconds": {name: round(value, 3) for name, value in ledger.seconds.items()},
+        "total_runtime_seconds": round(where.total_seconds, 3),
+        "seconds": {name: round(value, 3) for name, value in where.seconds.items()},
         "precisions": [scheme.name for scheme in options.schemes],
         "mean_positions": cast(Literal["last", "all"], options.mean_positions),
         "resample_draws": DRAWS,
@@ -236,17 +232,22 @@ def metadata(
         "permutations": stats.PERMUTATIONS,
         "use_all_prompts": options.use_all_prompts,
         "seed": options.seed,
-        "notes": list(notes),
-        "prompts": {"file": "", "sha256": "", "given": given, "kept": kept},
+        "notes": list(where.notes),
+        "prompts": {
+            "file": prompts.file,
+            "sha256": prompts.sha256,
+            "given": prompts.given,
+            "kept": prompts.kept,
+        },
         "model": {
-            "name": source.model,
-            "revision": source.revision,
-            "note": source.note,
-            "weights_sha256": runner.model.weights_sha256,
+            "name": model.name,
+            "revision": model.revision,
+            "note": model.note,
+            "weights_sha256": model.weights_sha256,
         },
         "computed": {
-            "calls": sum(ledger.calls.values()),
-            "layer_rows": ledger.layer_rows,
+            "calls": sum(call.times for call in where.calls),
+            "layer_rows": where.layer_rows,
             "layer_rows_without_wave": passes * runner.config.num_layers,
             "description": "layer_rows: passes of one edited copy of one prompt through one block; "
             "without the wave each of total_forward_passes would make num_layers of them",
@@ -254,9 +255,9 @@ def metadata(
         "plan": {
             "engine": options.engine,
             "memory_gb": options.memory_gb,
-            "processes": jax.process_count(),
-            "mesh": cast(Mesh, dict(runner.mesh.shape)) if runner.mesh else None,
-            "calls": cast(list[CallsOfOneShape], ledger.table()),
+            "processes": where.processes,
+            "mesh": cast(Mesh | None, where.devices),
+            "calls": cast(list[CallsOfOneShape], session.log.table()),
         },
         "environment": cast(Environment, describe(device)),
     }
