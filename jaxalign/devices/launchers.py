@@ -13,12 +13,12 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jax._src.clusters import ClusterEnv  # JAX detects a launcher nowhere else
-
 from jaxalign.errors import InputError
 
 # Where the launchers of Open MPI, and of MPICH and Intel MPI, say how many processes they started.
 MPI_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
+# What tasks of Slurm's srun and pods of an indexed job of Kubernetes have, and nothing else has.
+SLURM_STEP, KUBERNETES_INDEX = "SLURM_STEP_NODELIST", "JOB_COMPLETION_INDEX"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,8 @@ def launched(patience: float) -> Launched | None:
         found = None  # Open MPI 5 is unknown to JAX, which may see Slurm around it
         if importlib.util.find_spec("mpi4py") is not None:
             found, why = _detect("mpi4py", patience)
-    if found is None and (why or several):
+    numbered = SLURM_STEP in os.environ or KUBERNETES_INDEX in os.environ
+    if found is None and (several or (why and numbered)):
         raise InputError(
             f"a launcher started this process as one of {several or 'several'}, but JAX does not "
             f"find the others{why and ': '}{why}",
@@ -71,6 +72,8 @@ def _detect(method: str | None, patience: float) -> tuple[Launched | None, str]:
     with warnings.catch_warnings(record=True) as complaints:  # of a package that is missing
         warnings.simplefilter("always")
         try:
+            from jax._src.clusters import ClusterEnv  # JAX detects launchers nowhere else
+
             coordinator, count, index, local = ClusterEnv.auto_detect_unset_distributed_params(
                 None, None, None, None, method, int(patience)
             )
@@ -95,9 +98,8 @@ def _alone(environment: Mapping[str, str]) -> bool:
         return True
     if environment.get("SLURM_STEP_NUM_TASKS") == "1":
         return True
-    slurm = "SLURM_STEP_NODELIST" in environment
     kubernetes = "KUBERNETES_SERVICE_HOST" in environment
-    return kubernetes and not slurm and "JOB_COMPLETION_INDEX" not in environment
+    return kubernetes and SLURM_STEP not in environment and KUBERNETES_INDEX not in environment
 
 
 def _mpi_size(environment: Mapping[str, str]) -> int:
