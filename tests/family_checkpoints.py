@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.checkpoints import load_params, open_checkpoint
 from jaxalign.checkpoints.families import config_from_hf
-from jaxalign.convert import load_params, open_checkpoint
 from jaxalign.model import ModelConfig, Params
 
 SIZES = {

@@ -19,8 +19,8 @@ import numpy as np
 from pythia_shape import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
+from jaxalign.checkpoints import save_checkpoint
 from jaxalign.checkpoints.families import config_from_hf
-from jaxalign.convert import save_checkpoint
 from jaxalign.model import ModelConfig
 from jaxalign.model.params import param_shapes
 from jaxalign.numerics.dot import dense

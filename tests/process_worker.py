@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from jaxalign.devices.deal import sharded_sweep
 from jaxalign.devices.mesh import EDITS, MODEL, make_mesh, shard_params, usable_devices
 from jaxalign.devices.processes import fetch, from_first, is_first, processes
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.model import ModelConfig, init_params
 from jaxalign.numerics import jit
-from jaxalign.sharded_sweep import sharded_sweep
 
 CONFIG = ModelConfig(96, 3, 4, 32, 64, rotary_dims=2)
 TOKENS = np.random.default_rng(0).integers(0, 96, (3, 9))

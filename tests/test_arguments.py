@@ -9,6 +9,7 @@ import jax
 import pytest
 from tiny_run import run
 
+from jaxalign.checkpoints import Model, Quantized, load, locate
 from jaxalign.commands import (
     one_study,
     opening,
@@ -20,7 +21,6 @@ from jaxalign.commands import (
     verify,
 )
 from jaxalign.commands.arguments import COMMANDS, REPLACED, flags, parse, parser_of
-from jaxalign.convert import Model, Quantized, load, locate
 from jaxalign.errors import InputError
 from jaxalign.model import Params
 from jaxalign.numerics.scheme import Scheme

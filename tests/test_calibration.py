@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.calibration import calibrate, driver, groups, layer
+from jaxalign.calibration import block as layer
+from jaxalign.calibration import calibrate, groups
+from jaxalign.calibration import walk as driver
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.errors import InputError
 from jaxalign.model import ModelConfig, cast, forward, init_params
@@ -17,7 +19,7 @@ from jaxalign.model.layers import activate, layer_norm
 from jaxalign.model.params import MATRICES
 from jaxalign.numerics import F32, jit, scheme_named
 from jaxalign.numerics.dot import dot
-from jaxalign.numerics.hqq import hqq
+from jaxalign.numerics.methods.hqq import hqq
 from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.sweep import sweep
 

@@ -24,8 +24,8 @@ from tokenizers import Tokenizer
 
 import jaxalign
 from jaxalign import InputError
+from jaxalign.checkpoints import load_params, open_checkpoint, save_checkpoint
 from jaxalign.checkpoints.families import config_from_hf
-from jaxalign.convert import load_params, open_checkpoint, save_checkpoint
 
 INDEX = "model.safetensors.index.json"
 EMBED, UNEMBED = "gpt_neox.embed_in.weight", "embed_out.weight"
@@ -262,7 +262,7 @@ PEAK = """
 import json, re, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
-from jaxalign.convert import load_params, open_checkpoint
+from jaxalign.checkpoints import load_params, open_checkpoint
 from jaxalign.checkpoints.families import config_from_hf
 
 def memory(kind):

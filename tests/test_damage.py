@@ -13,12 +13,12 @@ from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.devices.mesh import make_mesh, shard_packed, shard_params
 from jaxalign.edit import Edit
 from jaxalign.errors import InputError
-from jaxalign.metrics import kl_divergence, logit_difference
+from jaxalign.measures.metrics import kl_divergence, logit_difference
 from jaxalign.model import cast, forward, init_params
 from jaxalign.model.decoder import block, embed, real_positions, unembed
 from jaxalign.model.layers import at_position, normalize
+from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense
-from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, INT8_SIM, scheme_named
 from jaxalign.prompts import Prompt, PromptText
 from jaxalign.studies.plan.calls import Bench

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from jaxalign.checkpoints.families import config_from_hf
-from jaxalign.convert.checkpoint import open_checkpoint
-from jaxalign.convert.table import load_params
+from jaxalign.checkpoints.files import open_checkpoint
+from jaxalign.checkpoints.parameters import load_params
 from jaxalign.demo import corpus, ioi
 from jaxalign.demo.batches import training_batch
 from jaxalign.demo.entities import HELD_OUT_PAIRS, NAMES, OBJECTS, PLACES, is_held_out_pair

@@ -23,14 +23,14 @@ from tiny_run import (
     write_prompts,
 )
 
-from jaxalign import results
-from jaxalign.convert import load, locate
+from jaxalign.checkpoints import load, locate
 from jaxalign.devices.mesh import make_mesh, part_bytes
 from jaxalign.devices.processes import processes
 from jaxalign.errors import InputError
 from jaxalign.memory import bytes_per_call
 from jaxalign.prompts import read_prompts
-from jaxalign.studies.heads import Options
+from jaxalign.studies.heads import HEADS, Options
+from jaxalign.studies.heads.edge_align import edge_align
 from jaxalign.study.session import Session
 
 SOON = 15.0  # seconds; it takes milliseconds on an idle machine
@@ -141,7 +141,7 @@ def test_devices_of_two_processes_share_a_sweep_of_parameters_spread_over_some(t
 
 def values(path, *names):
     """A result's numbers under some of the original's names, prompt by prompt."""
-    content = results.edge_align(results.read(path))
+    content = edge_align(HEADS.read(path))
     rows = [*content["prompts"], *content["repair"]]
     found = [np.ravel(row[name]) for row in rows for name in names if name in row]
     return np.concatenate(found).astype(float)

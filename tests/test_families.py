@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from family_checkpoints import VARIANTS, prompts, read, torch_and_transformers, write
 
+from jaxalign.checkpoints import params_from_state_dict, save_checkpoint
 from jaxalign.checkpoints.families import FAMILIES, config_from_hf, config_to_hf, read_settings
-from jaxalign.convert import params_from_state_dict, save_checkpoint
-from jaxalign.convert.table import _leaves, _rows
+from jaxalign.checkpoints.parameters import _leaves, _rows
 from jaxalign.errors import InputError
 from jaxalign.model import cast, count, forward, param_shapes
 from jaxalign.numerics import BF16, jit

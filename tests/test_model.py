@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from pythia_shape import PYTHIA_SIZES, pythia_config, tiny_checkpoint
 
+from jaxalign.checkpoints import load_params, open_checkpoint, save_checkpoint
 from jaxalign.checkpoints.families import config_from_hf, config_to_hf
-from jaxalign.convert import load_params, open_checkpoint, save_checkpoint
 from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
 from jaxalign.errors import InputError
 from jaxalign.model import (

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 
 from jaxalign import InputError
 from jaxalign.calibration import calibration_texts, prepare, preparer
-from jaxalign.convert import Model, Source
+from jaxalign.checkpoints import Model, Source
 from jaxalign.model import ModelConfig, init_params
 from jaxalign.numerics import scheme_named
 from jaxalign.prompts import (

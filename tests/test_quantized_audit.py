@@ -29,9 +29,9 @@ from safetensors.numpy import load_file, save_file
 
 import jaxalign
 from jaxalign import InputError
-from jaxalign.convert.packed import load_beside
-from jaxalign.convert.packed.closeness import Rounding, relative_error, rounding_of
-from jaxalign.convert.packed.moved import moved_between, moved_norms
+from jaxalign.checkpoints.quantized import load_beside
+from jaxalign.checkpoints.quantized.closeness import Rounding, relative_error, rounding_of
+from jaxalign.checkpoints.quantized.moved import moved_between, moved_norms
 from jaxalign.numerics import scheme_named
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.quantize import quantize

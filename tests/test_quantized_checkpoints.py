@@ -27,9 +27,9 @@ from safetensors.numpy import load_file, save_file
 import jaxalign
 from jaxalign import InputError
 from jaxalign.checkpoints.families.neox import NEOX
+from jaxalign.checkpoints.quantized import load_quantized, read
+from jaxalign.checkpoints.quantized.linear import fields
 from jaxalign.checkpoints.tables import same, turned
-from jaxalign.convert.packed import load_quantized, read
-from jaxalign.convert.packed.linear import fields
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.invariants import check
 from jaxalign.numerics.qtensor import QTensor

@@ -6,8 +6,8 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxalign import results
 from jaxalign.commands.arguments import COMMANDS, flags, parse
+from jaxalign.studies.heads import HEADS
 from jaxalign.studies.heads.table import table as summary
 from jaxalign.studies.schemes import SCHEMES
 
@@ -34,7 +34,7 @@ def test_the_python_example_runs_and_finds_what_it_names():
 
 def test_the_result_shown_is_the_kept_one():
     shown = next(block for block in blocks("") if "heads that matter most" in block)
-    actual = summary(results.read(KEPT)).splitlines()
+    actual = summary(HEADS.read(KEPT)).splitlines()
     for line in shown.splitlines():
         assert line.strip() in ("", "…") or line in actual, line
 

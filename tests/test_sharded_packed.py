@@ -7,13 +7,13 @@ import pytest
 from pythia_shape import tiny_config
 
 from jaxalign.checkpoints.families import config_from_hf
+from jaxalign.devices.deal import sharded_sweep
 from jaxalign.devices.mesh import MODEL, make_mesh, shard_packed
 from jaxalign.edit import zero_ablation
 from jaxalign.model import init_params
 from jaxalign.model.params import cast
 from jaxalign.numerics import jit
 from jaxalign.numerics.scheme import F32, scheme_named
-from jaxalign.sharded_sweep import sharded_sweep
 
 CONFIG = config_from_hf(tiny_config(num_hidden_layers=2))
 PARAMS = jax.tree.map(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jaxalign.commands import opening
+from jaxalign.devices.deal import deal, rounds, sharded_sweep
 from jaxalign.devices.mesh import (
     choose_mesh,
     make_mesh,
@@ -20,10 +21,9 @@ from jaxalign.devices.mesh import (
 )
 from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
 from jaxalign.errors import InputError
-from jaxalign.metrics import Answer, logit_difference
+from jaxalign.measures.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, cast, init_params
 from jaxalign.numerics import F16, F32, INT8_SIM, jit
-from jaxalign.sharded_sweep import deal, rounds, sharded_sweep
 from jaxalign.sweep import sweep
 
 L, H, D, S, B, V = 3, 4, 32, 9, 3, 96

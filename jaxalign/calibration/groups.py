@@ -13,7 +13,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block
 from jaxalign.model.matrices import MATRICES, axes_of, reading_the_same
 from jaxalign.model.params import Block
-from jaxalign.numerics.observed import Observed
+from jaxalign.numerics.probe import Observed
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32
 from jaxalign.shapes import Array, Bool, Float, Int

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxalign.calibration.driver import calibrate
-from jaxalign.convert import Model
+from jaxalign.calibration.walk import calibrate
+from jaxalign.checkpoints import Model
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme
 

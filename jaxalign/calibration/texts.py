@@ -7,7 +7,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.convert import Model
+from jaxalign.checkpoints import Model
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import real_positions

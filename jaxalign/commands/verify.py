@@ -20,15 +20,15 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxalign.checkpoints import Model, ModelUnavailable, load, locate
 from jaxalign.checkpoints.tokenizer import check_known, token_ids
 from jaxalign.commands.opening import ignoring, keep_programs
-from jaxalign.convert import Model, ModelUnavailable, load, locate
-from jaxalign.environment import select_device
 from jaxalign.errors import InputError
 from jaxalign.model import ModelConfig, Params, cast, forward
-from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import F16
 from jaxalign.prompts import Batch, batches
+from jaxalign.runtime.compile import jit
+from jaxalign.runtime.environment import select_device
 from jaxalign.runtime.files import read_json, read_text
 from jaxalign.shapes import Array, Float, Lengths, Tokens
 

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from jaxalign.notes import note
+from jaxalign.runtime.messages import note
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = 0.05  # seconds after which an interruption that a callback lost is delivered again

@@ -13,8 +13,8 @@ from jax.sharding import Mesh, PartitionSpec
 
 from jaxalign.devices.mesh import EDITS
 from jaxalign.devices.processes import fetch
-from jaxalign.numerics.compile import Program
 from jaxalign.prompts import Batch
+from jaxalign.runtime.compile import Program
 
 T = TypeVar("T")
 

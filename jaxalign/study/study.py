@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from jaxalign.convert import Model
+from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet
 from jaxalign.study import codec
 from jaxalign.study.session import Session

@@ -12,10 +12,10 @@ from jax import lax
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.matrices import MATRICES, Matrix, matrix_name
 from jaxalign.model.params import Block, Norm, Params, norm_offset
-from jaxalign.numerics.compile import jit
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import Scheme
+from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, Float
 from jaxalign.study.calls import Late, spec_of
 from jaxalign.study.session import Session

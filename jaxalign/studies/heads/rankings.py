@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxalign.measures.stats import generator
 from jaxalign.prompts import Prompt
-from jaxalign.results import RANKINGS
 from jaxalign.shapes import Bool, Float, Int
-from jaxalign.stats import generator
+from jaxalign.studies.heads.result import RANKINGS
 
 RANDOM_ORDERS = 8
 DRAWS = 4

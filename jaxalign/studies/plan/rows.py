@@ -21,15 +21,15 @@ from jax import lax
 from jax.sharding import Mesh
 
 from jaxalign.edit import Edit
-from jaxalign.metrics import kl_divergence, logit_difference
+from jaxalign.measures.metrics import kl_divergence, logit_difference
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block, embed, layer_windows, real_positions, unembed
 from jaxalign.model.layers import at_position, normalize
 from jaxalign.model.matrices import MATRICES, matrix_name
 from jaxalign.model.params import Block, Params
-from jaxalign.numerics.compile import jit
-from jaxalign.numerics.rounding import round_activation
+from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.scheme import Scheme
+from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens
 from jaxalign.studies.plan.components import Parts, Rows
 from jaxalign.study.calls import deal_prompts

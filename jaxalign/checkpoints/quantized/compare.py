@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.convert.model import Model
-from jaxalign.convert.packed.closeness import Rounding, relative_error, rounding_of
-from jaxalign.convert.packed.moved import moved_between, moved_norms
-from jaxalign.convert.packed.read import Quantized
+from jaxalign.checkpoints.load import Model
+from jaxalign.checkpoints.quantized.closeness import Rounding, relative_error, rounding_of
+from jaxalign.checkpoints.quantized.moved import moved_between, moved_norms
+from jaxalign.checkpoints.quantized.read import Quantized
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import norm_offset

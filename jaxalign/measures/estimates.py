@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxalign import stats
+from jaxalign.measures import stats
 from jaxalign.shapes import Float
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxalign.convert.table import _leaves, _rows, unembeddings
+from jaxalign.checkpoints.parameters import _leaves, _rows, unembeddings
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MATRICES
 

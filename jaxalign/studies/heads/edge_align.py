@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import InputError
-from jaxalign.results.types import RANKINGS, HeadsResult
+from jaxalign.studies.heads.result import RANKINGS, HeadsResult
 from jaxalign.study import codec
 
 FORMAT_1 = "jaxalign.heads/1"

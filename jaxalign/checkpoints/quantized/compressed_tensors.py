@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.linear import PackedLinear, checked, fields, float8, integers
-from jaxalign.convert.packed.settings import bits_of, flag, integer, refused, shown, text
-from jaxalign.convert.packed.tensors import Tensors
+from jaxalign.checkpoints.quantized.linear import PackedLinear, checked, fields, float8, integers
+from jaxalign.checkpoints.quantized.settings import bits_of, flag, integer, refused, shown, text
+from jaxalign.checkpoints.quantized.tensors import Tensors
 from jaxalign.errors import InputError
 
 PACKED = "pack-quantized"

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.checkpoints.quantized.linear import MIDDLE, PackedLinear, in_order
 from jaxalign.checkpoints.tables import Row
-from jaxalign.convert.packed.linear import MIDDLE, PackedLinear, in_order
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.qtensor import QTensor, pack_nibbles, unpack
 

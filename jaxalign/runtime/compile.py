@@ -159,7 +159,7 @@ def check_canary(compile_with: Callable[..., Any] | None = None) -> None:
                     f"compiled {jnp.dtype(dtype).name} code skips roundings on this installation "
                     f"({program.__name__.strip('_')} is off by {error:.1e})",
                     "unset XLA_FLAGS that change fusion or excess precision, or use a jaxlib "
-                    "whose options are known to jaxalign.numerics.compile",
+                    "whose options are known to jaxalign.runtime.compile",
                 )
     product = compile_with(functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST))(x, w)
     exact = x.astype(np.float64) @ w.astype(np.float64)

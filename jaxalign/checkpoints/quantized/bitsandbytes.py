@@ -24,12 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.linear import PackedLinear, checked
-from jaxalign.convert.packed.settings import flag, refused, shown, text
-from jaxalign.convert.packed.tensors import Tensors
+from jaxalign.checkpoints.quantized.linear import PackedLinear, checked
+from jaxalign.checkpoints.quantized.settings import flag, refused, shown, text
+from jaxalign.checkpoints.quantized.tensors import Tensors
 from jaxalign.errors import InputError
 from jaxalign.numerics.codebooks import CODEBOOKS
-from jaxalign.numerics.double import nested_scales
+from jaxalign.numerics.double_quantization import nested_scales
 from jaxalign.numerics.scheme import WeightFormat
 
 STATE = ".weight.quant_state.bitsandbytes__"

@@ -10,7 +10,7 @@ from pathlib import Path
 import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
-from jaxalign.convert.checkpoint import INDEX, SINGLE
+from jaxalign.checkpoints.files import INDEX, SINGLE
 from jaxalign.errors import InputError
 
 DEFAULT_MODEL = "EleutherAI/pythia-70m"

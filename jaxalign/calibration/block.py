@@ -10,15 +10,15 @@ from jaxalign.calibration.groups import Group, get, groups_of, linear_inputs, pu
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.matrices import MATRICES
 from jaxalign.model.params import Block, divided_norm
-from jaxalign.numerics.awq import clip, search_clip, search_scale
-from jaxalign.numerics.compile import jit
-from jaxalign.numerics.gptq import DAMPING, gptq
-from jaxalign.numerics.hqq import hqq
+from jaxalign.numerics.methods.awq import clip, search_clip, search_scale
+from jaxalign.numerics.methods.gptq import DAMPING, gptq
+from jaxalign.numerics.methods.hqq import hqq
+from jaxalign.numerics.methods.smoothquant import smoothing_scale, static_input_scale
 from jaxalign.numerics.moments import Moments, moments
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.numerics.smoothquant import smoothing_scale, static_input_scale
+from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, Bool, Float, Int
 
 

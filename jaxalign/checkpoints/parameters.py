@@ -14,8 +14,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from jaxalign.checkpoints.families import FAMILIES, config_to_hf
+from jaxalign.checkpoints.files import SINGLE, Checkpoint, StateDict
 from jaxalign.checkpoints.tables import Row
-from jaxalign.convert.checkpoint import SINGLE, Checkpoint, StateDict
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, param_shapes

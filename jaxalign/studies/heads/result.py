@@ -8,9 +8,9 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from jaxalign.results.estimates import Estimate
-from jaxalign.results.metadata import Metadata
+from jaxalign.measures.estimates import Estimate
 from jaxalign.shapes import Float
+from jaxalign.studies.heads.metadata import Metadata
 
 Ranking = Literal["zero_importance", "drift", "importance_x_drift", "first_order"]
 Replacement = Literal["zero", "mean", "resample"]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.convert.packed.tensors import AS_WRITTEN
+from jaxalign.checkpoints.quantized.tensors import AS_WRITTEN
 from jaxalign.errors import InputError
 from jaxalign.numerics.codebooks import CODEBOOKS
 from jaxalign.numerics.scheme import WeightFormat

@@ -6,11 +6,11 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from jaxalign.convert.model import Model, config_from, read_json, read_tokenizer
-from jaxalign.convert.packed.compare import REMEDY, check_weights
-from jaxalign.convert.packed.gguf import context_of, tokens_of
-from jaxalign.convert.packed.read import Quantized, existing, load_quantized
-from jaxalign.convert.packed.settings import shown
+from jaxalign.checkpoints.load import Model, config_from, read_json, read_tokenizer
+from jaxalign.checkpoints.quantized.compare import REMEDY, check_weights
+from jaxalign.checkpoints.quantized.gguf import context_of, tokens_of
+from jaxalign.checkpoints.quantized.read import Quantized, existing, load_quantized
+from jaxalign.checkpoints.quantized.settings import shown
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jaxalign.convert.checkpoint import DTYPES, Checkpoint
+from jaxalign.checkpoints.files import DTYPES, Checkpoint
 from jaxalign.errors import InputError
 
 AS_WRITTEN = "use the file as the quantizing tool wrote it, or quantize the model again"

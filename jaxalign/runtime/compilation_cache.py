@@ -22,8 +22,8 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from jaxalign.notes import note
-from jaxalign.numerics.compile import require_exact_compilation
+from jaxalign.runtime.compile import require_exact_compilation
+from jaxalign.runtime.messages import note
 
 VARIABLE = "JAXALIGN_CACHE"
 MAX_BYTES = 1_000_000_000

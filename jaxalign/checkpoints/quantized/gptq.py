@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.linear import (
+from jaxalign.checkpoints.quantized.linear import (
     PackedLinear,
     checked,
     fields,
@@ -28,7 +28,7 @@ from jaxalign.convert.packed.linear import (
     in_order,
     integers,
 )
-from jaxalign.convert.packed.settings import (
+from jaxalign.checkpoints.quantized.settings import (
     bits_of,
     by_group,
     flag,
@@ -37,7 +37,7 @@ from jaxalign.convert.packed.settings import (
     shown,
     text,
 )
-from jaxalign.convert.packed.tensors import Tensors
+from jaxalign.checkpoints.quantized.tensors import Tensors
 from jaxalign.errors import InputError
 
 # What is added to a stored zero point, by ``checkpoint_format``.

@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from jaxalign.checkpoints.families import FAMILIES
-from jaxalign.convert.checkpoint import StateDict
-from jaxalign.convert.packed.gguf_file import GGUFFile, open_gguf
-from jaxalign.convert.packed.settings import shown
-from jaxalign.convert.table import load_params
+from jaxalign.checkpoints.files import StateDict
+from jaxalign.checkpoints.parameters import load_params
+from jaxalign.checkpoints.quantized.gguf_file import GGUFFile, open_gguf
+from jaxalign.checkpoints.quantized.settings import shown
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params

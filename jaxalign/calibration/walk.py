@@ -19,20 +19,20 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxalign.calibration.block import choose, core_of, observe
 from jaxalign.calibration.groups import get, groups_of
-from jaxalign.calibration.layer import choose, core_of, observe
 from jaxalign.calibration.texts import check_texts
 from jaxalign.edit import Edit
-from jaxalign.environment import describe
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block, check_dtype, embed, layer_windows, real_positions
 from jaxalign.model.params import Block, Params, cast
-from jaxalign.numerics.compile import jit
-from jaxalign.numerics.gptq import DAMPING
+from jaxalign.numerics.methods.gptq import DAMPING
 from jaxalign.numerics.moments import Moments
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.runtime.compile import jit
+from jaxalign.runtime.environment import describe
 from jaxalign.runtime.resume import Resume
 from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens
 

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from jaxalign.errors import InputError
-from jaxalign.numerics.compile import compiler_options
+from jaxalign.runtime.compile import compiler_options
 from jaxalign.version import VERSION
 
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "scipy", "tokenizers", "safetensors")

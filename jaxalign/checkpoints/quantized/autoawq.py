@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert.packed.linear import PackedLinear, checked, fields, groups_in, integers
-from jaxalign.convert.packed.settings import bits_of, by_group, flag, group_of_settings, text
-from jaxalign.convert.packed.tensors import Tensors
+from jaxalign.checkpoints.quantized.linear import PackedLinear, checked, fields, groups_in, integers
+from jaxalign.checkpoints.quantized.settings import bits_of, by_group, flag, group_of_settings, text
+from jaxalign.checkpoints.quantized.tensors import Tensors
 from jaxalign.errors import InputError
 
 ORDER = (0, 2, 4, 6, 1, 3, 5, 7)

@@ -15,16 +15,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.checkpoints.families import FAMILIES
+from jaxalign.checkpoints.files import SINGLE, Checkpoint, open_checkpoint, sha256_of
+from jaxalign.checkpoints.load import read_json
+from jaxalign.checkpoints.quantized.autoawq import AutoAWQ
+from jaxalign.checkpoints.quantized.bitsandbytes import BitsAndBytes
+from jaxalign.checkpoints.quantized.compressed_tensors import CompressedTensors
+from jaxalign.checkpoints.quantized.gptq import GPTQ
+from jaxalign.checkpoints.quantized.settings import Format, shown, text
+from jaxalign.checkpoints.quantized.stack import Leaf, Piece, leaf, params_of
+from jaxalign.checkpoints.quantized.tensors import Tensors
 from jaxalign.checkpoints.tables import Row
-from jaxalign.convert.checkpoint import SINGLE, Checkpoint, open_checkpoint, sha256_of
-from jaxalign.convert.model import read_json
-from jaxalign.convert.packed.autoawq import AutoAWQ
-from jaxalign.convert.packed.bitsandbytes import BitsAndBytes
-from jaxalign.convert.packed.compressed_tensors import CompressedTensors
-from jaxalign.convert.packed.gptq import GPTQ
-from jaxalign.convert.packed.settings import Format, shown, text
-from jaxalign.convert.packed.stack import Leaf, Piece, leaf, params_of
-from jaxalign.convert.packed.tensors import Tensors
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, param_shapes
@@ -100,7 +100,7 @@ def load_quantized(
     """
     path = existing(path)
     if path.is_file():
-        from jaxalign.convert.packed.gguf import load_gguf
+        from jaxalign.checkpoints.quantized.gguf import load_gguf
 
         params, title, matrices = load_gguf(path, config, jnp.dtype(compute_dtype))
         scheme = Scheme(SCHEME_NAME, compute_dtype)

@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.devices.mesh import EDITS, MODEL
 from jaxalign.edit import Edit, HeadEdit, ResidualEdit
-from jaxalign.metrics import Answer
+from jaxalign.measures.metrics import Answer
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol, runtime_checkable
 
-from jaxalign.convert.packed.linear import PackedLinear
-from jaxalign.convert.packed.tensors import Tensors
+from jaxalign.checkpoints.quantized.linear import PackedLinear
+from jaxalign.checkpoints.quantized.tensors import Tensors
 from jaxalign.errors import InputError
 
 

@@ -12,10 +12,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxalign.checkpoints.families import read_settings
+from jaxalign.checkpoints.files import open_checkpoint
+from jaxalign.checkpoints.hub import BUNDLED_NAME, Source, locate
+from jaxalign.checkpoints.parameters import load_params, unembeddings
 from jaxalign.checkpoints.tokenizer import check_vocabulary, encode, read_tokenizer
-from jaxalign.convert.checkpoint import open_checkpoint
-from jaxalign.convert.hub import BUNDLED_NAME, Source, locate
-from jaxalign.convert.table import load_params, unembeddings
 from jaxalign.errors import InputError
 from jaxalign.memory import require_room
 from jaxalign.model.config import ModelConfig
