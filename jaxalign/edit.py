@@ -1,9 +1,11 @@
 """What a run changes. One mechanism for every experiment: an ``Edit`` is an array argument.
 
 An edit names sites of the model and holds optional arrays for each. A site left ``None`` costs
-nothing; a site given but masked out everywhere changes no bit. To add a site, give ``Edit`` a
-field, apply it at its place in ``model.decoder.block`` and say in ``Edit.steps`` which step of the
-model it first touches: the sweep, ``vmap`` and ``grad`` then work with it.
+nothing; a site given but masked out everywhere changes no bit. A site that an engine does not apply
+is refused by name (``refuse_unapplied``). To add one, give ``Edit`` a field; have ``Edit.touched``
+say which steps of the model it touches; carry its arrays through ``masks``, ``map_masks``,
+``row_axes`` and ``check_shapes``; apply it in ``model.decoder.block`` and, for the wave, in
+``run_edits`` and ``wave``; and only then name it in the ``applied`` of ``forward`` and ``sweep``.
 
 A *batch of edits* is an ``Edit`` whose masks carry a leading axis of rows; values are shared by
 its rows. ``jax.vmap`` over ``edit.row_axes()`` and ``sweep.sweep`` both read it that way.
@@ -12,8 +14,8 @@ its rows. ``jax.vmap`` over ``edit.row_axes()`` and ``sweep.sweep`` both read it
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -126,6 +128,24 @@ class Edit:
         head = None if self.head is None else HeadEdit(0, None, self.head.mode)
         residual = None if self.residual is None else ResidualEdit(0, None)
         return Edit(head=head, residual=residual, attn_add=None)
+
+
+def refuse_unapplied(edit: Edit, applied: Sequence[str], engine: str) -> None:
+    """Refuse an edit with a site that would be dropped, so that no edited row comes back clean.
+
+    Args:
+        edit: what a run, or each row of a batch of runs, changes.
+        applied: names of the sites that ``engine`` applies.
+        engine: what is to run the edit, for the message.
+
+    Raises:
+        ValueError: a site is given that is not among ``applied``; names it.
+    """
+    given = [field.name for field in fields(edit) if getattr(edit, field.name) is not None]
+    if dropped := [name for name in given if name not in applied]:
+        raise ValueError(
+            f"{engine} does not apply edit.{', edit.'.join(dropped)}, only {', '.join(applied)}"
+        )
 
 
 def check_shapes(

@@ -27,7 +27,7 @@ from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, Int, Lengths, Tokens
 from jaxalign.sharding import EDITS, MODEL
-from jaxalign.sweep import Readout, sweep, touch_later
+from jaxalign.sweep import Readout, check_sites, sweep, touch_later
 
 
 def rounds(rows: int, devices: int) -> int:
@@ -80,6 +80,7 @@ def sharded_sweep(
     """
     if mesh is None:
         return sweep(params, tokens, lengths, config, edits, readout, plan=plan, scheme=scheme)
+    check_sites(edits, plan)
     later = touch_later(edits, len(tokens))  # now: a dealt mask can be read by nobody
     edits = jax.tree.map(jnp.asarray, list(edits))
     hands = [deal(edit, len(tokens), mesh.shape[EDITS]) for edit in edits]

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.edit import Edit, check_shapes
+from jaxalign.edit import Edit, check_shapes, refuse_unapplied
 from jaxalign.errors import InputError
 from jaxalign.metrics import Answer, AnswerLogits, AnswerMetrics
 from jaxalign.model.config import ModelConfig
@@ -70,7 +70,8 @@ def sweep(
 
     Raises:
         InputError: unknown plan.
-        ValueError: parameters of another dtype than the scheme's, or an edit with ``attn_add``.
+        ValueError: parameters of another dtype than the scheme's, an edit with ``attn_add``, or a
+            site that the plan does not apply.
 
     Example:
         >>> masks = head_ablation_masks(config.num_layers, config.num_heads)
@@ -82,8 +83,7 @@ def sweep(
     if plan not in PLANS:
         raise InputError(f"plan {plan!r} is unknown", f"use {' or '.join(PLANS)}")
     check_dtype(params, scheme)
-    if any(edit.attn_add is not None for edit in edits):
-        raise ValueError("attn_add has no mask, so rows cannot choose it: give it to forward")
+    check_sites(edits, plan)
     for edit in edits:
         check_shapes(
             edit, config.num_layers, tokens.shape, config.num_heads, config.hidden_size, rows=True
@@ -98,6 +98,22 @@ def sweep(
     starts = np.cumsum([1] + [edit.rows for edit in edits])
     rows = [np.r_[0, a:b] for a, b in itertools.pairwise(starts)]
     return [jax.tree.map(lambda v, i=i: v[i], values) for i in rows]
+
+
+def check_sites(edits: Sequence[Edit], plan: str) -> None:
+    """Refuse batches of edits that the plan would run without one of their sites.
+
+    Args:
+        edits: batches of edits.
+        plan: of the sweep, for the message.
+
+    Raises:
+        ValueError: an edit with ``attn_add``, or a site that no plan applies; names it.
+    """
+    if any(edit.attn_add is not None for edit in edits):
+        raise ValueError("attn_add has no mask, so rows cannot choose it: give it to forward")
+    for edit in edits:
+        refuse_unapplied(edit, ("head", "residual"), f"a sweep with plan {plan!r}")
 
 
 def touch_later(edits: Sequence[Edit], batch: int) -> bool:

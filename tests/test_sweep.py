@@ -1,11 +1,14 @@
 """The wave equals the plain path, and nothing but the edit changes a row."""
 
+import functools
 import sys
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import struct
 
 from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
 from jaxalign.errors import InputError
@@ -14,6 +17,8 @@ from jaxalign.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, cast, forward, init_params
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, jit
 from jaxalign.run_edits import line_up, stack_edits
+from jaxalign.sharded_sweep import sharded_sweep
+from jaxalign.sharding import make_mesh
 from jaxalign.sweep import sweep
 from jaxalign.wave import block_size
 
@@ -280,6 +285,28 @@ def test_steering_without_a_mask_is_refused_in_a_sweep(edits, tokens):
     steered = Edit(head=edits["zero"].head, attn_add=jnp.ones((L, 1, 1, D)))
     with pytest.raises(ValueError, match=r"attn_add has no mask.*forward"):
         sweep(params, tokens, LENGTHS, config, [steered], logits_of)
+
+
+@struct.dataclass
+class EditWithMore(Edit):
+    """What somebody writes who adds a site to ``Edit`` and stops there."""
+
+    mlp_scale: Any = None
+
+
+@pytest.mark.parametrize("plan", ["wave", "vmap"])
+@pytest.mark.parametrize("masked", [True, False], ids=["beside a mask", "alone"])
+def test_a_site_that_a_plan_does_not_apply_is_refused_by_name(edits, tokens, plan, masked):
+    params, config = make()
+    head = edits["zero"].head if masked else None
+    planted = EditWithMore(head=head, mlp_scale=jnp.zeros((L * H, L, 1, 1)))
+    run = params, tokens, LENGTHS, config
+    many = functools.partial(sharded_sweep, make_mesh(jax.devices()[:2], 1))
+    for call in (sweep, many):
+        with pytest.raises(ValueError, match=rf"{plan}.* does not apply edit\.mlp_scale"):
+            call(*run, [planted], logits_of, plan=plan)
+    with pytest.raises(ValueError, match=r"forward does not apply edit\.mlp_scale"):
+        forward(params, tokens, config, edit=planted)
 
 
 def test_unknown_plan_is_refused_with_the_known_ones(edits, tokens):

@@ -12,7 +12,7 @@ import numpy as np
 from flax import struct
 from jax import lax
 
-from jaxalign.edit import Edit, check_shapes, edit_heads, edit_residual
+from jaxalign.edit import Edit, check_shapes, edit_heads, edit_residual, refuse_unapplied
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.layers import at_position, attention, mlp, normalize, soft_cap
 from jaxalign.model.params import Block, Norm, Params
@@ -207,8 +207,8 @@ def forward(
         last_only: logits of each prompt's last real position only.
 
     Raises:
-        ValueError: unknown capture name, parameters of another dtype than the scheme's, or an edit
-            of another shape than the run's.
+        ValueError: unknown capture name, parameters of another dtype than the scheme's, an edit of
+            another shape than the run's, or a site that the model does not apply.
 
     Example:
         >>> model = jaxalign.load("demo")
@@ -220,6 +220,7 @@ def forward(
         raise ValueError(f"capture asks for {unknown}, expected names of {CAPTURES}")
     check_dtype(params, scheme)
     edit = edit or Edit()
+    refuse_unapplied(edit, ("head", "residual", "attn_add"), "forward")
     check_shapes(edit, config.num_layers, tokens.shape, config.num_heads, config.hidden_size)
     size = tokens.shape[1]
     lengths = jnp.full(tokens.shape[0], size) if lengths is None else lengths
