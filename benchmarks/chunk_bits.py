@@ -19,9 +19,9 @@ import numpy as np
 import jaxalign
 from benchmarks import workload
 from jaxalign.convert import Model
+from jaxalign.engine.budget import bytes_per_call, bytes_per_row
 from jaxalign.environment import select_device
 from jaxalign.experiments.heads.runner import Runner
-from jaxalign.memory import bytes_per_call, bytes_per_row
 from jaxalign.prompts import batches
 
 

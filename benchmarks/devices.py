@@ -29,11 +29,11 @@ import numpy as np
 
 from benchmarks import workload
 from benchmarks.devices_point import zero_edit
+from benchmarks.flops import wave_flops
 from benchmarks.record import ROOT, answer, device, grammar, text_table
 from benchmarks.scaling import config_of
 from benchmarks.workload import SIZES, TINY
 from jaxalign.errors import InputError
-from jaxalign.flops import wave_flops
 from jaxalign.model import ModelConfig
 from jaxalign.sharded_sweep import deal
 from jaxalign.watch import free_port

@@ -24,7 +24,7 @@ import jaxalign
 from benchmarks import workload
 from benchmarks.timing import once
 from jaxalign.distributed import fetch, is_first, processes
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
 from jaxalign.environment import select_device
 from jaxalign.metrics import Answer
 from jaxalign.model import ModelConfig, Params
@@ -36,7 +36,7 @@ from jaxalign.sharding import make_mesh, shard_params, usable_devices
 def zero_edit(config: ModelConfig) -> Edit:
     """Every head zeroed in turn."""
     masks = head_ablation_masks(config.num_layers, config.num_heads)
-    return Edit(head=HeadEdit(masks, np.zeros((config.num_layers, 1, 1, 1, 1), np.float32)))
+    return Edit(HeadEdit(masks, np.zeros((config.num_layers, 1, 1, 1, 1), np.float32)))
 
 
 @functools.partial(jaxalign.jit, static_argnames=("config", "mesh"))

@@ -22,11 +22,11 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import scaling_plot, workload
+from benchmarks.flops import wave_flops
 from benchmarks.record import RESULTS, ROOT, answer, grammar, text_table
 from benchmarks.timing import PRODUCTS, matrix_peak
 from benchmarks.workload import TINY
 from jaxalign.errors import InputError
-from jaxalign.flops import wave_flops
 from jaxalign.model import ModelConfig
 from jaxalign.model.params import param_shapes
 from tests.pythia_shape import pythia_config, tiny_config

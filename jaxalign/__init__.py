@@ -5,7 +5,8 @@ compiled batch.
 """
 
 from jaxalign.convert import Model, load, locate, params_from_state_dict
-from jaxalign.edit import (
+from jaxalign.edits import (
+    AttentionAdd,
     Edit,
     HeadEdit,
     ResidualEdit,
@@ -13,13 +14,13 @@ from jaxalign.edit import (
     residual_patch_masks,
     zero_ablation,
 )
+from jaxalign.engine import sweep
 from jaxalign.errors import InputError
 from jaxalign.experiments.heads import Options, heads_study
 from jaxalign.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
 from jaxalign.prompts import read_prompts
-from jaxalign.sweep import sweep
 from jaxalign.version import VERSION
 
 __version__ = VERSION
@@ -30,6 +31,7 @@ __all__ = [
     "F32",
     "INT8_SIM",
     "Answer",
+    "AttentionAdd",
     "Edit",
     "HeadEdit",
     "InputError",

@@ -225,7 +225,7 @@ def _options(arguments: argparse.Namespace) -> Options:
         max_repair_k=arguments.max_repair_k,
         use_all_prompts=arguments.use_all_prompts,
         memory_gb=arguments.memory_gb,
-        plan=arguments.plan,
+        engine=arguments.plan,
         seed=arguments.seed,
     )
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from jaxalign import plan_command, schemes_command
 from jaxalign.compilation_cache import VARIABLE
 from jaxalign.convert.hub import DEFAULT_MODEL
-from jaxalign.edit import HEAD_MODES
+from jaxalign.edits import HEAD_MODES
+from jaxalign.engine import ENGINES
 from jaxalign.environment import DEVICES
 from jaxalign.experiments.heads import Options
 from jaxalign.experiments.heads.options import MEAN_POSITIONS
 from jaxalign.experiments.verify import published
-from jaxalign.sweep import PLANS
 from jaxalign.version import VERSION
 
 DEFAULT_OUTPUT = Path("results/experiment.json")
@@ -100,8 +100,8 @@ def _add_what_runs(parser: argparse.ArgumentParser) -> None:
     )
     model.add_argument(
         "--plan",
-        choices=PLANS,
-        default=Options.plan,
+        choices=ENGINES,
+        default=Options.engine,
         help="wave: every edited run starts where its edit does (default); vmap: the plain path "
         "that defines it, slower",
     )

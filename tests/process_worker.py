@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxalign.distributed import fetch, from_first, is_first, processes
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
 from jaxalign.model import ModelConfig, init_params
 from jaxalign.numerics import jit
 from jaxalign.sharded_sweep import sharded_sweep

@@ -25,10 +25,10 @@ from tiny_run import (
 
 from jaxalign.convert import load, locate
 from jaxalign.distributed import processes
+from jaxalign.engine.budget import bytes_per_call
 from jaxalign.errors import InputError
 from jaxalign.experiments.heads import Options
 from jaxalign.experiments.heads.study import facts
-from jaxalign.memory import bytes_per_call
 from jaxalign.prompts import read_prompts
 from jaxalign.sharding import make_mesh, part_bytes
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from pythia_shape import tiny_config
 
-from jaxalign.edit import zero_ablation
+from jaxalign.edits import zero_ablation
 from jaxalign.model import ModelConfig, init_params
 from jaxalign.model.params import cast
 from jaxalign.numerics import jit

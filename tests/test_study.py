@@ -11,9 +11,9 @@ from scipy import stats as scipy_stats
 import jaxalign
 from jaxalign import results
 from jaxalign.convert.hub import BUNDLED
+from jaxalign.engine.budget import bytes_per_call, bytes_per_row
 from jaxalign.experiments.heads import Options, heads_study
 from jaxalign.experiments.heads.donors import choose_donors
-from jaxalign.memory import bytes_per_call, bytes_per_row
 from jaxalign.model import count
 from jaxalign.prompts import PromptSet, PromptText, tokenize
 

@@ -6,9 +6,9 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
-from jaxalign.edit import Edit
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block
+from jaxalign.model.layers import Pass
 from jaxalign.model.params import Block
 from jaxalign.numerics.observed import Observed
 from jaxalign.numerics.scheme import F32
@@ -81,5 +81,5 @@ def linear_inputs(
         for name in group.linears:
             see = functools.partial(seen.__setitem__, name)
             weights = put(weights, name, Observed(get(weights, name), None, see=see))
-    block(x, weights, Edit(), config, F32, real, window)
+    block(x, weights, Pass(config, F32, real, window))
     return seen

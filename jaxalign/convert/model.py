@@ -16,10 +16,10 @@ from jaxalign.convert.checkpoint import open_checkpoint
 from jaxalign.convert.hub import BUNDLED_NAME, Source, locate
 from jaxalign.convert.table import load_params
 from jaxalign.errors import InputError
-from jaxalign.memory import require_room
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import Params
+from jaxalign.model.params import Params, count, param_shapes
 from jaxalign.prompts import encode
+from jaxalign.runtime.memory import require_room
 from jaxalign.shapes import Lengths, Tokens
 
 # Vocabularies are padded up to a multiple of this for tensor parallelism (Pythia-12b: 50277
@@ -97,7 +97,7 @@ def load(
     tokenizer = read_tokenizer(source.folder / "tokenizer.json")
     check_vocabulary(tokenizer, config)
     checkpoint = open_checkpoint(source.folder)
-    require_room(config, dtype, memory_gb)
+    require_room(count(param_shapes(config)), dtype, memory_gb)
     params = load_params(checkpoint, config, dtype)
     return Model(params, config, tokenizer, source, checkpoint.sha256())
 

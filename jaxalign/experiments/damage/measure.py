@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from jaxalign.engine.budget import bytes_per_call, bytes_per_row
 from jaxalign.errors import InputError
 from jaxalign.experiments.damage.components import Parts, Rows, no_changes
 from jaxalign.experiments.damage.run import run_compiled
-from jaxalign.memory import bytes_per_call, bytes_per_row
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme

@@ -57,7 +57,7 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
                 array(L, H, D if true else config.edge_size),
                 array(DRAWS, L, B, S, *heads),
                 rows=rows,
-                plan=options.plan,
+                engine=options.engine,
                 mesh=runner.mesh,
                 **common,
             )
@@ -81,7 +81,7 @@ def compile_ahead(runner: Runner, work: list[Batch], pool: Executor) -> None:
                 state,
                 masks,
                 scheme=scheme.run,
-                plan=options.plan,
+                engine=options.engine,
                 mesh=runner.mesh,
                 **common,
             )

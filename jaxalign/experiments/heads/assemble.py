@@ -216,7 +216,7 @@ def metadata(
             "without the wave each of total_forward_passes would make num_layers of them",
         },
         "plan": {
-            "engine": options.plan,
+            "engine": options.engine,
             "memory_gb": options.memory_gb,
             "processes": jax.process_count(),
             "mesh": dict(runner.mesh.shape) if runner.mesh else None,

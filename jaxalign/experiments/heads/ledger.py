@@ -17,11 +17,11 @@ T = TypeVar("T")
 
 @dataclass
 class Ledger:
-    """Counts calls by what decides their numbers: phase, precision, plan and shape.
+    """Counts calls by what decides their numbers: phase, precision, engine and shape.
 
     Attributes:
         progress: whether phases show a progress bar (never where the output is no terminal).
-        calls: ``(phase, precision, plan, prompts, positions, rows)`` to how often it was called.
+        calls: ``(phase, precision, engine, prompts, positions, rows)`` to how often it was called.
         layer_rows: passes of one row of one prompt through one block, filler rows included.
         seconds: wall time by phase, compilation included.
     """
@@ -62,13 +62,13 @@ class Ledger:
         self,
         phase: str,
         precision: str,
-        plan: str,
+        engine: str,
         shape: tuple[int, int],
         rows: int,
         layer_rows: int,
     ) -> None:
         """Count one call of ``rows`` rows a prompt and its ``layer_rows``."""
-        self.calls[phase, precision, plan, *shape, rows] += 1
+        self.calls[phase, precision, engine, *shape, rows] += 1
         self.layer_rows += layer_rows
 
     def table(self) -> list[dict[str, Any]]:

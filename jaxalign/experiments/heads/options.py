@@ -6,11 +6,11 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from jaxalign.edit import HEAD_MODES
+from jaxalign.edits import HEAD_MODES
+from jaxalign.engine import ENGINES, Engine
 from jaxalign.errors import InputError
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
-from jaxalign.sweep import PLANS
 
 MEAN_POSITIONS = ("last", "all")
 
@@ -30,7 +30,7 @@ class Options:
         max_repair_k: how many heads are restored at most.
         use_all_prompts: keep prompts that the model answers wrongly.
         memory_gb: budget for weights and activations of one call, in 1e9 bytes.
-        plan: "wave", or "vmap" for the plain path that defines it.
+        engine: "wave", or "vmap" for the plain path that defines it.
         seed: of donors, random orders, bootstraps and permutations.
 
     Raises:
@@ -44,7 +44,7 @@ class Options:
     max_repair_k: int = 10
     use_all_prompts: bool = False
     memory_gb: float = 4.0
-    plan: str = "wave"
+    engine: Engine = "wave"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -72,8 +72,8 @@ class Options:
                 f"repair is asked for in {', '.join(unknown)}, which is not among the schemes",
                 f"name schemes of {', '.join(names) or 'the study'}",
             )
-        if self.plan not in PLANS:
-            raise InputError(f"plan {self.plan!r} is unknown", f"use {' or '.join(PLANS)}")
+        if self.engine not in ENGINES:
+            raise InputError(f"engine {self.engine!r} is unknown", f"use {' or '.join(ENGINES)}")
         if self.max_repair_k < 1:
             raise InputError(f"--max-repair-k is {self.max_repair_k}", "give at least 1")
         if not 0 < self.memory_gb < math.inf:

@@ -14,14 +14,14 @@ from jax.sharding import Mesh
 
 from jaxalign.convert import Model
 from jaxalign.distributed import fetch
-from jaxalign.edit import head_ablation_masks
+from jaxalign.edits import head_ablation_masks
+from jaxalign.engine.budget import plan_chunks
 from jaxalign.experiments.heads import runs
 from jaxalign.experiments.heads.donors import DRAWS, Donors
 from jaxalign.experiments.heads.ledger import Ledger
 from jaxalign.experiments.heads.options import Options
 from jaxalign.experiments.heads.rankings import RANDOM_ORDERS, distinct, top_k_masks
 from jaxalign.journal import Journal
-from jaxalign.memory import plan_chunks
 from jaxalign.metrics import AnswerMetrics, Drift
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
@@ -121,7 +121,7 @@ class Runner:
             budget,
             values,
             1 + rounds(groups, devices),
-            plan=self.options.plan,
+            engine=self.options.engine,
         )
         return prompts, min(rows, 1 + devices * (each - 1))
 
@@ -196,7 +196,7 @@ class Runner:
     ) -> tuple[Float[np.ndarray, "P 3 N"], Float[np.ndarray, "P 3 N"]]:
         """Importance of every head by zero, mean and resampling, for both metrics."""
         out = np.zeros((2, len(prompts), 3, self.num_heads))
-        plan = self.options.plan
+        engine = self.options.engine
         bar = self.ledger.track(work, "importance of every head, f32", len(work))
         for number, batch in enumerate(bar):
             given = [
@@ -212,15 +212,15 @@ class Runner:
                     config=self.config,
                     head_mode=self.options.head_mode,
                     rows=rows,
-                    plan=plan,
+                    engine=engine,
                     mesh=self.mesh,
                 )
                 effects = self.keep(("importance", "f32", number, rows[0]), call, (0, 0))
                 count = 1 + KINDS * (rows[1] - rows[0])
                 births = 1 + np.arange(*rows) // self.config.num_heads
-                passes = KINDS * runs.layer_rows(self.config, births, plan)
+                passes = KINDS * runs.layer_rows(self.config, births, engine)
                 passes = self.copies(batch) + batch.shape[0] * passes
-                self.ledger.record("importance", "f32", plan, batch.shape, count, passes)
+                self.ledger.record("importance", "f32", engine, batch.shape, count, passes)
                 for metric, effect in enumerate(effects):  # [3, M, B]
                     kept = effect[..., : len(batch.index)].transpose(2, 0, 1)
                     out[metric, list(batch.index), :, slice(*rows)] = kept
@@ -271,7 +271,7 @@ class Runner:
         1 … k heads of each order restored, ``R = 1 + O·k``."""
         alone = self.num_heads
         out = np.zeros((len(prompts), 1 + alone + len(orders) * k))
-        plan = self.options.plan
+        engine = self.options.engine
         bar = self.ledger.track(work, f"heads restored, {scheme.name}", len(work))
         for number, batch in enumerate(bar):
             masks = self.repair_masks(batch, orders, k)
@@ -288,7 +288,7 @@ class Runner:
                     config=self.config,
                     scheme=scheme.run,
                     head_mode=self.options.head_mode,
-                    plan=plan,
+                    engine=engine,
                     mesh=self.mesh,
                 )
                 values = self.keep(("repair", scheme.name, number, start), call)
@@ -298,8 +298,10 @@ class Runner:
                 births = np.where(
                     touched.any(axis=1), 1 + touched.argmax(axis=1), self.config.num_layers
                 )
-                passes = self.copies(batch) + runs.layer_rows(self.config, births.ravel(), plan)
-                self.ledger.record("repair", scheme.name, plan, batch.shape, 1 + len(part), passes)
+                passes = self.copies(batch) + runs.layer_rows(self.config, births.ravel(), engine)
+                self.ledger.record(
+                    "repair", scheme.name, engine, batch.shape, 1 + len(part), passes
+                )
                 index = list(batch.index)
                 if start == 0:
                     out[index, 0] = values[0]
