@@ -25,22 +25,14 @@ axis that one function alone has is spelled out (``devices``, ``steps``).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8, UInt8
 
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    from jaxalign.numerics.qtensor import QTensor
-
-    # A leaf of a tree of arrays, and one that may be a packed matrix.
-    Leaf: TypeAlias = Array
-    Matrix: TypeAlias = Array | QTensor
-else:
-    # Tree transformations put other things there (axis numbers, shardings, shapes).
-    Leaf = Matrix = Any
+# A leaf of a parameter tree. Tree transformations put other things than arrays there (axis
+# numbers, shardings, shape structs), so the type of a leaf is checked where it is used.
+Leaf = Any
 
 Tokens = Int[Array, "B S"]
 Lengths = Int[Array, " B"]
@@ -63,7 +55,6 @@ __all__ = [
     "Int8",
     "Leaf",
     "Lengths",
-    "Matrix",
     "Residual",
     "Tokens",
     "UInt8",

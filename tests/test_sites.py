@@ -163,7 +163,9 @@ def test_sites_at_every_point_equal_a_model_written_by_hand_in_every_engine(toke
     behind = [name for name in edits if name != "z"]  # these fork behind the clean attention
     with jax.numpy_rank_promotion("allow"):
         hand = {
-            name: np.stack([by_hand(params, config, tokens, e, row) for row in range(-1, rows(e))])
+            name: np.stack(
+                [by_hand(params, config, tokens, e, row) for row in (rows(e), *range(rows(e)))]
+            )
             for name, e in edits.items()
         }
     found = {

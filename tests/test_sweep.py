@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
-from jaxalign.edits.batch import rows, stack
+from jaxalign.edits.batch import rows, stack, touches_one_step
 from jaxalign.engine import readout as readouts
 from jaxalign.engine import sweep
 from jaxalign.engine import wave as waves
@@ -228,8 +228,6 @@ def test_sweep_works_inside_another_jit_grad_and_vmap(edits, tokens):
 
 
 def test_a_promise_that_rows_touch_one_step_is_read_off_their_masks(edits):
-    from jaxalign.edits.batch import touches_one_step
-
     assert touches_one_step([edits["zero"], edits["patching"], edits["nothing"]], B)
     assert not touches_one_step([edits["zero"], edits["several heads, by prompt"]], B)
 
