@@ -144,7 +144,7 @@ class Edit:
 
     sites: tuple[Site, ...]
 
-    def __init__(self, *sites: Site) -> None:
+    def __init__(self, *sites: Any) -> None:
         """Keep the sites in the order in which those at one point apply.
 
         Raises:

@@ -233,7 +233,7 @@ def forward(
     if unknown:
         raise ValueError(f"capture asks for {unknown}, expected names of {CAPTURES}")
     check_dtype(params, scheme)
-    edit = edit or NOTHING
+    edit = jax.tree.map(jnp.asarray, edit or NOTHING)
     check_edit(edit, config, tokens.shape)
     size = tokens.shape[1]
     lengths = jnp.full(tokens.shape[0], size) if lengths is None else lengths

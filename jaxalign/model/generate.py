@@ -11,6 +11,7 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
@@ -79,7 +80,7 @@ def _extend(
     edit: Edit,
 ) -> tuple[Float[Array, "B Q D"], Cache]:
     """The final norm's output of new positions, and the cache with them in it."""
-    config = run.config
+    config, edit = run.config, jax.tree.map(jnp.asarray, edit)
 
     def layer(x: Array, given: tuple[Any, ...]) -> tuple[Array, tuple[Array, Array]]:
         weights, keys, values, window, arrays = given
