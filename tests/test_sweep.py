@@ -151,7 +151,8 @@ def test_batches_of_one_shape_are_stacked_wherever_they_stand_in_the_list(edits,
     [reversed_alone] = run(params, config, tokens, [others])
     wanted = expected["several heads, by prompt"], expected["zero"], reversed_alone
     wanted += (expected["patching"],)
-    for together, alone in zip(run(params, config, tokens, some), wanted, strict=True):
+    outs = run(params, config, tokens, some)
+    for together, alone in zip(outs, map(np.asarray, wanted), strict=True):
         np.testing.assert_allclose(together, alone, atol=1e-6 * np.abs(alone).max())
         assert np.abs(alone[1:] - alone[0]).max() > 1e-2 * np.abs(alone).max()
 
