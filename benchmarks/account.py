@@ -17,14 +17,15 @@ import numpy as np
 
 from benchmarks.timing import repeated
 from benchmarks.workload import Prompts, batches, least_flops
+from jaxalign.engine.readout import RUNS_READ, TOKENS_READ
+from jaxalign.engine.wave import block_size
 from jaxalign.measures.metrics import Answer
 from jaxalign.model import layers
+from jaxalign.model.decoder import NOTHING
 from jaxalign.numerics import jit
 from jaxalign.numerics.dot import dot
 from jaxalign.shapes import Array
 from jaxalign.studies.heads.calls import Runner
-from jaxalign.sweep import RUNS_READ, TOKENS_READ
-from jaxalign.wave import block_size
 
 # What the table calls each term, and the terms of ``WaveFlops`` whose operations it holds.
 TERMS = {
@@ -94,24 +95,24 @@ def _one_call(runner: Runner, shape: tuple[int, int], heads: tuple[int, int]) ->
 
 def _layer(runner: Runner, runs: int, length: int, last: bool) -> dict[str, float]:
     """Seconds of each term of a layer for a block of runs; of the last one, keys and values."""
-    config = runner.config
+    config, run = runner.config, layers.Pass(runner.config)
     D, F, heads = config.hidden_size, config.intermediate_size, (config.num_heads, config.head_size)
     weights = jax.tree.map(lambda leaf: leaf[0], runner.model.params.blocks)
     x, kv = _draw(runs, length, D), _draw(runs, length, *heads)
     norm = _alone(lambda a: layers.layer_norm(a, weights.mlp_norm, config.norm_eps), x)
     if last:
         products = _alone(dot, x, weights.attention.key_value)
-        projected = _alone(lambda a: layers.keys_values(a, weights.attention, config), x)
+        projected = _alone(lambda a: layers.keys_values(a, weights.attention, run), x)
         query, position = _draw(runs, 1, *heads), jnp.full((runs, 1), length - 1)
         softmax = _alone(jax.nn.softmax, _draw(runs, config.num_heads, 1, length))
-        read = _alone(layers.attend, query, kv, kv, position)
+        read = _alone(lambda *a: layers.attend(*a, run), query, kv, kv, position)
         rest = {QKV: products, OUT: 0.0, MLP: 0.0, GELU: 0.0, NORMS: norm, SOFTMAX: softmax}
         return rest | {ATTENTION: projected - products + read - softmax}
     matrices = weights.attention.query, weights.attention.key_value, weights.attention.out
     queries, read, out = (_alone(dot, x, w) for w in matrices)
     mlp = _alone(dot, x, weights.mlp.up) + _alone(dot, _draw(runs, length, F), weights.mlp.down)
     softmax = _alone(jax.nn.softmax, _draw(runs, config.num_heads, length, length))
-    attention = _alone(lambda a: layers.attention(a, weights.attention, config), x)
+    attention = _alone(lambda a: layers.attention(a, weights.attention, run, NOTHING), x)
     whole_mlp = _alone(lambda a: layers.mlp(a, weights.mlp, config), x)
     return {
         QKV: queries + read,

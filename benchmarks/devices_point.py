@@ -26,7 +26,7 @@ from benchmarks.timing import once
 from jaxalign.devices.deal import sharded_sweep
 from jaxalign.devices.mesh import make_mesh, shard_params, usable_devices
 from jaxalign.devices.processes import fetch, is_first, processes
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
 from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, Params
 from jaxalign.runtime.environment import select_device
@@ -36,7 +36,7 @@ from jaxalign.shapes import Array, Float, Int, Lengths, Tokens
 def zero_edit(config: ModelConfig) -> Edit:
     """Every head zeroed in turn."""
     masks = head_ablation_masks(config.num_layers, config.num_heads)
-    return Edit(head=HeadEdit(masks, np.zeros((config.num_layers, 1, 1, 1, 1), np.float32)))
+    return Edit(HeadEdit(masks, np.zeros((config.num_layers, 1, 1, 1, 1), np.float32)))
 
 
 @functools.partial(jaxalign.jit, static_argnames=("config", "mesh"))

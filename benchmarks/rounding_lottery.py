@@ -21,7 +21,7 @@ import numpy as np
 
 import jaxalign
 from benchmarks.record import answer, grammar
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
 from jaxalign.model import ModelConfig, Params, cast, forward
 from jaxalign.numerics import F32, Scheme, scheme_named
 from jaxalign.prompts import read_prompts, tokenize
@@ -66,7 +66,7 @@ def gains(
     step = noise * distance / jnp.linalg.norm(noise, axis=-1, keepdims=True)
 
     def change(params: Params, scheme: Scheme, values: Sequence[Array]) -> list[Array]:
-        edits = [Edit(head=HeadEdit(masks, value)) for value in values]
+        edits = [Edit(HeadEdit(masks, value)) for value in values]
         outs = jaxalign.sweep(
             params, asked.tokens, asked.lengths, config, edits, asked.answer, scheme=scheme
         )

@@ -22,12 +22,12 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import scaling_plot, workload
+from benchmarks.flops import wave_flops
 from benchmarks.record import RESULTS, ROOT, answer, grammar
 from benchmarks.timing import PRODUCTS, matrix_peak
 from benchmarks.workload import TINY
 from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.errors import InputError
-from jaxalign.flops import wave_flops
 from jaxalign.model import ModelConfig
 from jaxalign.model.params import param_shapes
 from jaxalign.study.tables import text_table

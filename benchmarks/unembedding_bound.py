@@ -23,10 +23,11 @@ import numpy as np
 
 import jaxalign
 from benchmarks.record import answer, grammar
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
+from jaxalign.engine.inputs import Inputs
+from jaxalign.engine.wave import wave
 from jaxalign.prompts import batches, tokenize
 from jaxalign.study.tables import text_table
-from jaxalign.wave import wave
 
 NAME = "unembedding_bound"
 SHARES = (0.01, 0.05, 0.25)
@@ -55,7 +56,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     prompts, _, _ = tokenize(jaxalign.read_prompts(), model.tokenizer, config)
     prompts = prompts[: options.limit]
     masks = head_ablation_masks(config.num_layers, config.num_heads)
-    zero = Edit(head=HeadEdit(masks, np.zeros((config.num_layers, 1, 1, 1, 1), np.float32)))
+    zero = Edit(HeadEdit(masks, np.zeros((config.num_layers, 1, 1, 1, 1), np.float32)))
     matrix = np.asarray(params.embed if params.unembed is None else params.unembed)
     centred = matrix - matrix.mean(axis=0)
     norms = np.linalg.norm(centred, axis=1)
@@ -63,7 +64,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     @jaxalign.jit
     def last(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         edits = jax.tree.map(jnp.asarray, [zero])
-        return wave(params, tokens, lengths, edits, config, jaxalign.F32, False)
+        return wave(Inputs(params, tokens, lengths, edits, config, jaxalign.F32), True)
 
     found: dict[str, list[np.ndarray]] = {"bound": [], "angle known": []}
     for batch in batches([p.tokens for p in prompts], 64, config.max_positions):

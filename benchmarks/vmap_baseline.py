@@ -1,6 +1,6 @@
 """What a JAX user would write without the wave: ``vmap`` of a whole run over one mask a head.
 
-With the study's metric that is ``sweep`` with the plan "vmap". ``answer_pair`` asks for less, the
+With the study's metric that is ``sweep`` with the engine "vmap". ``answer_pair`` asks for less, the
 difference of two given logits, so it needs no unembedding at all.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 
 import jaxalign
 from benchmarks import workload
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
 from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, Params, forward
 from jaxalign.prompts import batches
@@ -43,7 +43,7 @@ def answer_pair(
     direction = matrix[target] - matrix[other]
 
     def run(mask: Bool[Array, "L 1 1 H"]) -> Float[Array, " B"]:
-        edit = Edit(head=HeadEdit(mask, zero))
+        edit = Edit(HeadEdit(mask, zero))
         out = forward(params, tokens, config, edit=edit, capture=("final_norm",), last_only=True)
         return (out.activations["final_norm"][:, -1] * direction).sum(axis=-1)
 
@@ -61,7 +61,7 @@ def answer_pair_by_wave(
     config: ModelConfig,
 ) -> Float[Array, "M B"]:
     """The same by the wave, to compare with."""
-    edit = Edit(head=HeadEdit(*_masks(config)))
+    edit = Edit(HeadEdit(*_masks(config)))
     [out] = jaxalign.sweep(
         params,
         tokens,
@@ -81,9 +81,9 @@ def importance(
     batch_size: int,
     first: int | None = None,
 ) -> np.ndarray:
-    """The study's importance with the plan "vmap", ``[P, L·H]``; all heads in any case."""
+    """The study's importance with the engine "vmap", ``[P, L·H]``; all heads in any case."""
     work = list(batches(tokens.tolist(), batch_size, runner.config.max_positions))
-    return workload.importance(runner, workload.Prompts(tokens, target), work, plan="vmap")
+    return workload.importance(runner, workload.Prompts(tokens, target), work, engine="vmap")
 
 
 def pair_importance(

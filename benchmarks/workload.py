@@ -21,9 +21,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import jaxalign
+from benchmarks.flops import WaveFlops, wave_flops
 from jaxalign.checkpoints import Model
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
-from jaxalign.flops import WaveFlops, wave_flops
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
+from jaxalign.engine import Engine
 from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, Params
 from jaxalign.prompts import Batch
@@ -76,7 +77,7 @@ def words(tokens: Sequence[int]) -> str:
     return " ".join(f"w{token}" for token in tokens)
 
 
-@functools.partial(jaxalign.jit, static_argnames=("config", "rows", "plan"))
+@functools.partial(jaxalign.jit, static_argnames=("config", "rows", "engine"))
 def zero_ablation(
     params: Params,
     tokens: Tokens,
@@ -85,11 +86,11 @@ def zero_ablation(
     *,
     config: ModelConfig,
     rows: tuple[int, int],
-    plan: str = "wave",
+    engine: Engine = "wave",
 ) -> Float[Array, "M B"]:
     """``m(clean) − m(head zeroed)`` of the heads ``rows``, counted layer by layer."""
     masks = head_ablation_masks(config.num_layers, config.num_heads)[slice(*rows)]
-    edit = Edit(head=HeadEdit(masks, np.zeros((config.num_layers, 1, 1, 1, 1), np.float32)))
+    edit = Edit(HeadEdit(masks, np.zeros((config.num_layers, 1, 1, 1, 1), np.float32)))
     [out] = jaxalign.sweep(
         params,
         tokens,
@@ -97,13 +98,13 @@ def zero_ablation(
         config,
         [edit],
         Answer(target, target),
-        plan=plan,
+        engine=engine,
     )
     return out.logit_diff[:1] - out.logit_diff[1:]
 
 
 def importance(
-    runner: Runner, prompts: Prompts, work: Sequence[Batch] | None = None, plan: str = "wave"
+    runner: Runner, prompts: Prompts, work: Sequence[Batch] | None = None, engine: Engine = "wave"
 ) -> np.ndarray:
     """Every head's importance by zero ablation, ``[P, L·H]``; in the engine's chunks by default."""
     work = batches(runner, prompts) if work is None else work
@@ -118,7 +119,7 @@ def importance(
                 target,
                 config=runner.config,
                 rows=rows,
-                plan=plan,
+                engine=engine,
             )
             out[list(batch.index), slice(*rows)] = np.asarray(found).T[: len(batch.index)]
     return out

@@ -6,7 +6,8 @@ compiled batch.
 
 from jaxalign.checkpoints import Model, load, locate, params_from_state_dict
 from jaxalign.checkpoints.families import config_from_hf
-from jaxalign.edit import (
+from jaxalign.edits import (
+    AttentionAdd,
     Edit,
     HeadEdit,
     ResidualEdit,
@@ -14,6 +15,7 @@ from jaxalign.edit import (
     residual_patch_masks,
     zero_ablation,
 )
+from jaxalign.engine import sweep
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
@@ -21,7 +23,6 @@ from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
 from jaxalign.prompts import read_prompts
 from jaxalign.studies.heads import Options, heads_study
 from jaxalign.studies.registry import read
-from jaxalign.sweep import sweep
 from jaxalign.version import VERSION
 
 __version__ = VERSION
@@ -32,6 +33,7 @@ __all__ = [
     "F32",
     "INT8_SIM",
     "Answer",
+    "AttentionAdd",
     "Edit",
     "HeadEdit",
     "InputError",

@@ -1,18 +1,26 @@
-"""Axis letters, and the array types built from them.
+"""Axis letters, one meaning each, and the array types built from them.
 
-==========  =====================================================
-``M``       edited rows of a sweep (``1 + M`` with the clean row)
-``L``       layers
-``B``       prompts in a batch
+==========  ==================================================================================
+``M``       edited rows of a sweep
+``R``       rows of one call, the clean one first: ``1 + M``
+``N``       runs in a line: rows by prompts, sorted by where they start
+``L``       layers; ``L+1`` the embedding, then the layers
+``B``       prompts of one call; ``P`` prompts of a whole study
 ``S``       positions; prompts are padded on the right
+``Q``       positions that ask (queries), where they are not all of ``S``
+``T``       positions that a cache has room for
 ``D``       width of the residual stream
-``H``       attention heads; ``h`` is one head's width
+``H``       query heads; ``K`` heads of keys and values; ``h`` the width of one head
+``C``       width of what one head contributes: ``D``, for edge-align ``D/H``
 ``F``       width of the MLP
-``V``       vocabulary
-``1``       an axis that broadcasts
-==========  =====================================================
+``A``       inputs of a matrix; ``O`` its outputs; ``G`` groups of inputs that share a scale
+``V``       vocabulary; ``v`` a part of it
+``U``       units that a plan keeps in 16 bits or packs
+``X|1``     in docstrings, and ``#X`` in signatures: ``X``, or 1 that broadcasts
+==========  ==================================================================================
 
-A ``*`` in front of a name stands for any number of leading axes.
+A ``*`` in front of a name stands for any number of leading axes, ``*rows`` for those of rows. An
+axis that one function alone has is spelled out (``devices``, ``steps``).
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ import numpy as np
 from jaxalign.devices.deal import sharded_sweep
 from jaxalign.devices.mesh import EDITS, MODEL, make_mesh, shard_params, usable_devices
 from jaxalign.devices.processes import fetch, from_first, is_first, processes
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
 from jaxalign.model import ModelConfig, init_params
 from jaxalign.numerics import jit
 

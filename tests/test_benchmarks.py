@@ -26,13 +26,13 @@ from benchmarks import (  # noqa: E402
     table,
     workload,
 )
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks  # noqa: E402
-from jaxalign.flops import wave_flops  # noqa: E402
+from benchmarks.flops import wave_flops  # noqa: E402
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks  # noqa: E402
+from jaxalign.engine import sweep  # noqa: E402
 from jaxalign.measures.metrics import Answer  # noqa: E402
 from jaxalign.model import ModelConfig  # noqa: E402
 from jaxalign.model.params import param_shapes  # noqa: E402
 from jaxalign.numerics.dot import dot  # noqa: E402
-from jaxalign.sweep import sweep  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RUNNABLE = sorted(set(suite.questions()) - set(suite.NEEDS_FILES))

@@ -11,17 +11,17 @@ import pytest
 from jaxalign.calibration import block as layer
 from jaxalign.calibration import calibrate, groups
 from jaxalign.calibration import walk as driver
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
+from jaxalign.engine import sweep
 from jaxalign.errors import InputError
 from jaxalign.model import ModelConfig, cast, forward, init_params
 from jaxalign.model.decoder import block
-from jaxalign.model.layers import activate, layer_norm
+from jaxalign.model.layers import Pass, activate, layer_norm
 from jaxalign.model.params import MATRICES
 from jaxalign.numerics import F32, jit, scheme_named
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.methods.hqq import hqq
 from jaxalign.numerics.qtensor import QTensor, unpack
-from jaxalign.sweep import sweep
 
 CONFIG = ModelConfig(64, 2, 4, 32, 64, rotary_dims=4)
 # As Gemma 2: grouped queries, a gate, norms that keep their scale less 1, one layer with a window.
@@ -45,7 +45,7 @@ watched = jit(groups.linear_inputs, static_argnames=("config",))
 
 @functools.partial(jit, static_argnames=("config",))
 def through(x, weights, real, *, config):
-    return block(x, weights, Edit(), config, F32, real)
+    return block(x, weights, Pass(config, F32, real))
 
 
 @functools.cache
@@ -368,19 +368,19 @@ def test_the_wave_on_calibrated_parameters_equals_the_plan_that_defines_it():
     low = replace(low, blocks=replace(low.blocks, mlp=other.blocks.mlp))
     tokens, lengths = texts(3, 8)
     masks = head_ablation_masks(CONFIG.num_layers, CONFIG.num_heads)
-    zero = Edit(head=HeadEdit(masks, jnp.zeros((CONFIG.num_layers, 1, 1, 1, 1))))
+    zero = Edit(HeadEdit(masks, jnp.zeros((CONFIG.num_layers, 1, 1, 1, 1))))
     run = {
-        plan: jit(
+        engine: jit(
             functools.partial(
                 sweep,
                 config=CONFIG,
                 edits=[zero],
                 readout=lambda logits: logits,
-                plan=plan,
+                engine=engine,
                 scheme=F32,
             )
         )(low, tokens, lengths)[0]
-        for plan in ("wave", "vmap")
+        for engine in ("wave", "vmap")
     }
     assert np.abs(run["wave"] - run["vmap"]).max() < 1e-4 * np.abs(run["vmap"]).max()
     assert not np.allclose(run["wave"][0], run["wave"][1], atol=1e-3), "an edit does something"

@@ -11,12 +11,11 @@ from pythia_shape import tiny_config
 
 from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.devices.mesh import make_mesh, shard_packed, shard_params
-from jaxalign.edit import Edit
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import kl_divergence, logit_difference
 from jaxalign.model import cast, forward, init_params
 from jaxalign.model.decoder import block, embed, real_positions, unembed
-from jaxalign.model.layers import at_position, normalize
+from jaxalign.model.layers import Pass, at_position, normalize
 from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.scheme import F32, INT8_SIM, scheme_named
@@ -153,18 +152,19 @@ def test_each_activation_site_rounds_alone(parallel):
     effect = bench.measure(params, rows_of(components, bench.parts))
     tokens, lengths = padded(asked)
     real = real_positions(lengths, 8)
+    run = Pass(config, F32, real)
 
     @jax.jit
-    def run(at):
+    def logits(at):
         """The model with the sites ``at`` (one flag a site and layer) rounded."""
 
         def rounded(x, site, flag):
             return jnp.where(flag, round_activation(x, site, INT8_SIM, real), x)
 
-        x = rounded(embed(params, tokens, config, F32, real), "embed", at["embed"])
+        x = rounded(embed(params, tokens, run), "embed", at["embed"])
         for layer in range(2):
             weights = jax.tree.map(lambda a, layer=layer: a[layer], params.blocks)
-            _, parts = block(x, weights, Edit(), config, F32, real)
+            _, parts = block(x, weights, run)
             attn = rounded(parts["attn_out"], "attn_out", at["attn_out"][layer])
             if parallel:
                 mlp = rounded(parts["mlp_out"], "mlp_out", at["mlp_out"][layer])
@@ -173,7 +173,7 @@ def test_each_activation_site_rounds_alone(parallel):
                 # What the MLP reads has moved: a block whose attention adds nothing, on the sum.
                 still = jax.tree.map(jnp.zeros_like, weights.attention)
                 alone = dataclasses.replace(weights, attention=still)
-                _, parts = block(attn + x, alone, Edit(), config, F32, real)
+                _, parts = block(attn + x, alone, run)
                 mlp = rounded(parts["mlp_out"], "mlp_out", at["mlp_out"][layer])
                 y = mlp + attn + x
             x = rounded(y, "resid", at["resid"][layer])
@@ -196,9 +196,9 @@ def test_each_activation_site_rounds_alone(parallel):
             at[component.name] = True
         return at
 
-    clean = run(flags(None))
+    clean = logits(flags(None))
     for i, component in enumerate(components):
-        m, kl = read(run(flags(component)), clean, asked)
+        m, kl = read(logits(flags(component)), clean, asked)
         assert np.abs(m).max() > 0, component
         # A code that flips at a tie moves what follows by a step; a wrong site moves all of it.
         np.testing.assert_allclose(effect.change[i], m, atol=1e-3, rtol=0, err_msg=str(component))

@@ -4,6 +4,7 @@ import contextlib
 import inspect
 import io
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -33,7 +34,7 @@ def examples():
 
 
 EXAMPLES = examples()
-ABLATION, METRIC, GATES, PATCHING, STATE_DICT, TRANSFORMED = EXAMPLES
+ABLATION, _, METRIC, GATES, PATCHING, STATE_DICT, TRANSFORMED = EXAMPLES
 RAN = {}
 
 
@@ -66,20 +67,16 @@ def check_printed(printed, shown):
 
 def margins_of_single_runs(run, edit, readout):
     """A loop of ``forward``, one row of ``edit`` at a time."""
-    head, residual = edit.head, edit.residual
+    [site] = edit.sites
 
     @jax.jit
     def single(mask):
-        one = (
-            jaxalign.Edit(head=jaxalign.HeadEdit(mask, head.value))
-            if head
-            else jaxalign.Edit(residual=jaxalign.ResidualEdit(mask, residual.value))
-        )
+        one = jaxalign.Edit(replace(site, mask=mask))
         params, tokens, lengths, config = run
         out = jaxalign.forward(params, tokens, config, lengths=lengths, edit=one, last_only=True)
         return readout(out.logits)
 
-    return np.stack([single(mask) for mask in (head or residual).mask])
+    return np.stack([single(mask) for mask in site.mask])
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -154,7 +151,7 @@ def patching_run():
 def test_patching_map_equals_a_loop_over_steps_and_positions():
     names, run, stream = patching_run()
     masks = jaxalign.residual_patch_masks(names["L"], names["S"])
-    edit = jaxalign.Edit(residual=jaxalign.ResidualEdit(masks, stream))
+    edit = jaxalign.Edit(jaxalign.ResidualEdit(masks, stream))
     expected = margins_of_single_runs(run, edit, names["margin"])
     np.testing.assert_allclose(names["m"][1:], expected[:, 0], atol=1e-5 * np.abs(expected).max())
 
@@ -163,7 +160,7 @@ def test_patching_every_position_at_the_embedding_is_the_clean_run():
     names, (*run, config), stream = patching_run()
     mask = np.zeros((1, names["L"] + 1, 1, 1), bool)
     mask[:, 0] = True
-    edit = jaxalign.Edit(residual=jaxalign.ResidualEdit(mask, stream))
+    edit = jaxalign.Edit(jaxalign.ResidualEdit(mask, stream))
     [m] = jaxalign.jit(lambda *run: jaxalign.sweep(*run, config, [edit], names["margin"]))(*run)
     np.testing.assert_allclose(m[1, 0], names["m_clean"], atol=1e-4)
     np.testing.assert_allclose(m[0, 0], names["m"][0], atol=1e-4)
@@ -191,10 +188,10 @@ def test_stacked_parameters_equal_one_call_each():
 def test_masks_may_be_arguments_and_vmap_may_run_over_them():
     names = ran(TRANSFORMED)
     params, config = names["params"], names["config"]
-    masks = names["zero"].head.mask
+    masks = names["zero"].sites[0].mask
 
     def importance(masks):
-        edit = jaxalign.Edit(head=jaxalign.HeadEdit(masks, names["zero"].head.value))
+        edit = jaxalign.Edit(jaxalign.HeadEdit(masks, names["zero"].sites[0].value))
         run = params, names["tokens"], names["lengths"], config
         [m] = jaxalign.sweep(*run, [edit], lambda x: jaxalign.logit_difference(x, names["targets"]))
         return m[:1] - m[1:]
@@ -207,7 +204,7 @@ def test_masks_may_be_arguments_and_vmap_may_run_over_them():
 def test_sweep_itself_can_be_jitted_with_the_static_arguments_that_are_named():
     names = ran(TRANSFORMED)
     run = names["params"], names["tokens"], names["lengths"], names["config"], [names["zero"]]
-    static = ("config", "readout", "plan", "scheme")
+    static = ("config", "readout", "engine", "scheme")
     [m] = jaxalign.jit(jaxalign.sweep, static_argnames=static)(*run, margin_of_first)
     logits = jaxalign.forward(*run[:2], run[3], lengths=run[2], last_only=True).logits
     np.testing.assert_allclose(m[0], margin_of_first(logits), atol=1e-5)

@@ -9,9 +9,9 @@ from family_checkpoints import prompts, read, write
 from jaxalign.calibration import block as layer
 from jaxalign.calibration import walk as driver
 from jaxalign.calibration.groups import groups_of
-from jaxalign.edit import Edit
 from jaxalign.model import forward
 from jaxalign.model.decoder import block, layer_windows
+from jaxalign.model.layers import Pass
 from jaxalign.numerics import F32, scheme_named
 from jaxalign.study.weight_noise import low_matrices
 
@@ -51,9 +51,7 @@ def test_scales_folded_into_norms_leave_the_layer_as_it_was(gemma, name):
         if group.norm:
             scaled, scale = layer.scale_group(scaled, group, found, scheme_named(name), config)
             assert np.abs(scale - 1).max() > 1e-2
-    before, after = (
-        block(x, one, Edit(), config, F32, real, window)[0] for one in (weights, scaled)
-    )
+    before, after = (block(x, one, Pass(config, F32, real, window))[0] for one in (weights, scaled))
     np.testing.assert_allclose(after, before, atol=1e-5 * np.abs(before).max())
     whole = low_matrices(weights, scaled, config)
     for part, leaf in (("attention", "query"), ("mlp", "gate"), ("mlp", "up")):

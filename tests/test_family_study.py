@@ -10,11 +10,11 @@ from family_checkpoints import write
 from tiny_run import TOKENIZER, refusal, study, write_model, write_prompts
 
 import jaxalign
-from jaxalign import memory
 from jaxalign.checkpoints.files import Checkpoint
 from jaxalign.errors import InputError
 from jaxalign.model import count
 from jaxalign.model.generate import generate
+from jaxalign.runtime import memory
 
 SIZES = {"vocab_size": 4096, "num_hidden_layers": 2}
 

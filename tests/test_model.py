@@ -10,7 +10,7 @@ from pythia_shape import PYTHIA_SIZES, pythia_config, tiny_checkpoint
 
 from jaxalign.checkpoints import load_params, open_checkpoint, save_checkpoint
 from jaxalign.checkpoints.families import config_from_hf, config_to_hf
-from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
+from jaxalign.edits import AttentionAdd, Edit, HeadEdit, ResidualEdit, head_ablation_masks
 from jaxalign.errors import InputError
 from jaxalign.model import (
     CAPTURES,
@@ -134,8 +134,9 @@ def test_an_edit_that_edits_nothing_changes_no_bit(tiny, tokens, scheme):
     params, config = cast(tiny[0], scheme), tiny[1]
     L, H, D, S = config.num_layers, config.num_heads, config.hidden_size, tokens.shape[1]
     nothing = Edit(
-        head=HeadEdit(jnp.zeros((L, 1, 1, H), bool), jnp.full((L, 1, 1, H, D), jnp.nan)),
-        residual=ResidualEdit(jnp.zeros((L + 1, 1, S), bool), jnp.full((L + 1, 1, 1, D), jnp.inf)),
+        HeadEdit(jnp.zeros((L, 1, 1, H), bool), jnp.full((L, 1, 1, H, D), jnp.nan)),
+        AttentionAdd(jnp.zeros((L, 1, S), bool), jnp.full((L, 1, 1, D), jnp.nan)),
+        ResidualEdit(jnp.zeros((L + 1, 1, S), bool), jnp.full((L + 1, 1, 1, D), jnp.inf)),
     )
     plain = jit(lambda p: forward(p, tokens, config, scheme=scheme).logits)(params)
     edited = jit(lambda p, e: forward(p, tokens, config, scheme=scheme, edit=e).logits)(
@@ -151,7 +152,7 @@ def test_replacing_every_head_by_its_own_contribution_changes_nothing(tiny, toke
         jax.vmap(head_contributions)(out.activations["z"], params.blocks.attention.out), 1, -2
     )
     mask = jnp.ones((config.num_layers, 1, 1, config.num_heads), bool)
-    again = forward(params, tokens, config, edit=Edit(head=HeadEdit(mask, own)))
+    again = forward(params, tokens, config, edit=Edit(HeadEdit(mask, own)))
     assert np.abs(again.logits - out.logits).max() <= 1e-5 * np.abs(out.logits).max()
 
 
@@ -173,7 +174,7 @@ def test_patching_the_whole_stream_from_another_run_gives_that_run(tiny, tokens)
     streams = jnp.concatenate([donor.activations["embed"][None], donor.activations["resid"]])
     for step in range(L + 1):
         mask = jnp.zeros((L + 1, 1, S), bool).at[step].set(True)
-        patched = forward(params, tokens, config, edit=Edit(residual=ResidualEdit(mask, streams)))
+        patched = forward(params, tokens, config, edit=Edit(ResidualEdit(mask, streams)))
         np.testing.assert_allclose(patched.logits, donor.logits, atol=1e-5)
 
 
@@ -181,7 +182,7 @@ def test_patching_one_position_moves_only_later_positions(tiny, tokens):
     params, config = tiny
     L, S, D = config.num_layers, tokens.shape[1], config.hidden_size
     mask = jnp.zeros((L + 1, 1, S), bool).at[1, 0, 4].set(True)
-    edit = Edit(residual=ResidualEdit(mask, jnp.ones((L + 1, 1, 1, D))))
+    edit = Edit(ResidualEdit(mask, jnp.ones((L + 1, 1, 1, D))))
     clean, patched = (forward(params, tokens, config, edit=e).logits for e in (None, edit))
     assert np.array_equal(clean[:, :4], patched[:, :4])
     assert not np.allclose(clean[:, 4:], patched[:, 4:], atol=1e-3)
@@ -210,7 +211,7 @@ def test_vmap_over_masks_ablates_every_head(tiny, tokens):
     zeros = jnp.zeros((config.num_layers, 1, 1, 1, 1))
 
     def run(mask):
-        return forward(params, tokens, config, edit=Edit(head=HeadEdit(mask, zeros))).logits
+        return forward(params, tokens, config, edit=Edit(HeadEdit(mask, zeros))).logits
 
     all_rows = jit(jax.vmap(run))(masks)
     one = run(masks[5])
@@ -221,9 +222,14 @@ def test_vmap_over_masks_ablates_every_head(tiny, tokens):
 def test_gradient_at_the_attention_output_is_the_slope_of_steering(tiny, tokens):
     params, config = tiny
     shape = (config.num_layers, 1, 1, config.hidden_size)
+    mask = np.ones(shape[:3], bool)
 
     def loss(add):
-        return forward(params, tokens, config, edit=Edit(attn_add=add)).logits[:, -1, 3].sum()
+        return (
+            forward(params, tokens, config, edit=Edit(AttentionAdd(mask, add)))
+            .logits[:, -1, 3]
+            .sum()
+        )
 
     direction = jax.random.normal(jax.random.key(0), shape)
     slope = float((jax.grad(loss)(jnp.zeros(shape)) * direction).sum())
@@ -264,7 +270,7 @@ def test_linen_head_mask_switches_heads_off(tiny, tokens):
     mask = jnp.zeros((config.num_layers, config.num_heads), bool).at[1, 2].set(True)
     module = GPTNeoX(config)
     zero = jnp.zeros((config.num_layers, 1, 1, 1, 1))
-    edit = Edit(head=HeadEdit(mask[:, None, None], zero))
+    edit = Edit(HeadEdit(mask[:, None, None], zero))
     off = module.apply(variables(params), tokens, head_mask=mask)
     assert np.array_equal(off, forward(params, tokens, config, edit=edit).logits)
     assert not np.allclose(off, module.apply(variables(params), tokens), atol=1e-3)

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
+from jaxalign.engine import sweep
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, cast, forward, init_params
@@ -28,7 +29,6 @@ from jaxalign.numerics import (
     scheme_named,
 )
 from jaxalign.runtime.compile import ROUNDING_OPTIONS, compiler_options
-from jaxalign.sweep import sweep
 
 
 def test_canary_passes_under_our_jit():
@@ -72,20 +72,20 @@ def multiplications(jaxpr):
             yield from multiplications(inner)
 
 
-@pytest.mark.parametrize("plan", ["wave", "vmap"])
+@pytest.mark.parametrize("engine", ["wave", "vmap"])
 @pytest.mark.parametrize("scheme", [F16, BF16], ids=lambda s: s.name)
-def test_model_multiplies_16_bit_numbers_in_matrix_products_only(scheme, plan):
+def test_model_multiplies_16_bit_numbers_in_matrix_products_only(scheme, engine):
     """A CPU with f16 arithmetic rounds a product and a sum once, and no option forbids it."""
     config = ModelConfig(64, 2, 4, 64, 128, rotary_dims=4)
     params = cast(init_params(jax.random.key(0), config), scheme)
     masks = head_ablation_masks(2, 4)
-    edit = Edit(head=HeadEdit(masks, jnp.ones((2, 1, 1, 4, 64))))
+    edit = Edit(HeadEdit(masks, jnp.ones((2, 1, 1, 4, 64))))
     lengths = jnp.array([5, 7])
 
     def run(p):
         tokens = jnp.zeros((2, 7), int)
         answer = Answer(lengths, lengths)
-        return sweep(p, tokens, lengths, config, [edit], answer, plan=plan, scheme=scheme)
+        return sweep(p, tokens, lengths, config, [edit], answer, engine=engine, scheme=scheme)
 
     found = set(multiplications(jax.make_jaxpr(run)(params).jaxpr))
     assert np.dtype("float32") in found

@@ -2,7 +2,6 @@
 
 import json
 import re
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +13,10 @@ from tiny_run import WEIGHTS, write_model
 import jaxalign
 from jaxalign import InputError, params_from_state_dict
 from jaxalign.checkpoints.families import config_from_hf
-from jaxalign.edit import check_shapes
+from jaxalign.edits import AttentionAdd
+from jaxalign.edits.batch import rows
 from jaxalign.model import ModelConfig, init_params
+from jaxalign.model.decoder import check_edit
 
 UNEMBED = "embed_out.weight"
 DENSE = "gpt_neox.layers.0.attention.dense.weight"
@@ -105,20 +106,15 @@ STEPS = jaxalign.residual_patch_masks(3, 5)
 
 
 def head(mask, *value, mode="true"):
-    return jaxalign.Edit(head=jaxalign.HeadEdit(mask, np.zeros(value, np.float32), mode))
+    return jaxalign.Edit(jaxalign.HeadEdit(mask, np.zeros(value, np.float32), mode))
 
 
 def residual(mask, *value):
-    return jaxalign.Edit(residual=jaxalign.ResidualEdit(mask, np.zeros(value, np.float32)))
+    return jaxalign.Edit(jaxalign.ResidualEdit(mask, np.zeros(value, np.float32)))
 
 
 def first_row(edit):
-    first = {
-        name: replace(site, mask=site.mask[0])
-        for name in ("head", "residual")
-        if (site := getattr(edit, name)) is not None
-    }
-    return replace(edit, **first)
+    return edit.map_arrays(lambda declared, a: a[0] if declared.per_row else a)
 
 
 @pytest.mark.parametrize(
@@ -126,25 +122,41 @@ def first_row(edit):
     [
         (
             jaxalign.zero_ablation(2, 4),
-            "head.mask has shape {}2, 1, 1, 4), expected [{}3, 2|1, 5|1",
+            "HeadEdit.mask has shape {}2, 1, 1, 4), expected [{}3, 2|1, 5|1",
         ),
-        (head(HEADS, 2, 1, 1, 1, 1), "head.value has shape (2, 1, 1, 1, 1), expected [3, 2|1, 5|1"),
-        (head(HEADS, 3, 1, 1, 4, 8), "head.value has shape (3, 1, 1, 4, 8), expected [3, 2|1, 5|1"),
+        (
+            head(HEADS, 2, 1, 1, 1, 1),
+            "HeadEdit.value has shape (2, 1, 1, 1, 1), expected [3, 2|1, 5|1",
+        ),
+        (
+            head(HEADS, 3, 1, 1, 4, 8),
+            "HeadEdit.value has shape (3, 1, 1, 4, 8), expected [3, 2|1, 5|1",
+        ),
         (head(HEADS, 3, 1, 1, 4, 32, mode="edge-align"), "expected [3, 2|1, 5|1, 4|1, 8|1]"),
-        (head(HEADS, 3), "head.value has shape (3,), expected [3, 2|1, 5|1, 4|1, 32|1]"),
-        (residual(STEPS[:, :3], 4, 1, 5, 32), "residual.mask has shape {}3, 1, 5), expected [{}4"),
-        (residual(STEPS, 3, 1, 5, 32), "residual.value has shape (3, 1, 5, 32), expected [4, 2|1"),
-        (residual(STEPS, 4, 3, 5, 32), "residual.value has shape (4, 3, 5, 32), expected [4, 2|1"),
-        (jaxalign.Edit(attn_add=np.zeros((3, 1, 1, 31))), "attn_add has shape (3, 1, 1, 31)"),
+        (head(HEADS, 3), "HeadEdit.value has shape (3,), expected [3, 2|1, 5|1, 4|1, 32|1]"),
+        (
+            residual(STEPS[:, :3], 4, 1, 5, 32),
+            "ResidualEdit.mask has shape {}3, 1, 5), expected [{}4",
+        ),
+        (
+            residual(STEPS, 3, 1, 5, 32),
+            "ResidualEdit.value has shape (3, 1, 5, 32), expected [4, 2|1",
+        ),
+        (
+            residual(STEPS, 4, 3, 5, 32),
+            "ResidualEdit.value has shape (4, 3, 5, 32), expected [4, 2|1",
+        ),
+        (
+            jaxalign.Edit(AttentionAdd(STEPS[:, :3], np.zeros((3, 1, 1, 31)))),
+            "AttentionAdd.value has shape (3, 1, 1, 31), expected [3, 2|1, 5|1, 32]",
+        ),
     ],
 )
 def test_edit_that_does_not_fit_the_run_is_refused_by_name_and_shape(edit, words):
     config = ModelConfig(97, 3, 4, 32, 64, rotary_dims=2)
     params = init_params(jax.random.key(0), config)
-    if edit.attn_add is None:
-        rows = len(edit.masks()[0])
-        with pytest.raises(ValueError, match=re.escape(words.format(f"({rows}, ", "M, "))):
-            check_shapes(edit, 3, (2, 5), 4, 32, rows=True)
-        edit = first_row(edit)
+    with pytest.raises(ValueError, match=re.escape(words.format(f"({rows(edit)}, ", "M, "))):
+        check_edit(edit, config, (2, 5), batch=True)
+    edit = first_row(edit)
     with pytest.raises(ValueError, match=re.escape(words.format("(", ""))):
         jaxalign.forward(params, jnp.zeros((2, 5), jnp.int32), config, edit=edit)

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
+from jaxalign.engine import sweep
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, cast
@@ -19,7 +20,6 @@ from jaxalign.numerics.input_rounding import llm_int8
 from jaxalign.numerics.invariants import check
 from jaxalign.numerics.qtensor import QTensor, pack_nibbles, unpack, unpack_nibbles
 from jaxalign.numerics.quantize import quantize
-from jaxalign.sweep import sweep
 
 PACKED = ("int4-g32", "int4-sym-g32", "w4a16-g32", "nf4", "fp4", "nf4-dq", "hqq-g32")
 ROUNDED = ("int8", "w8a8", "llm-int8", "fp8-e4m3", "fp8-e5m2")
@@ -176,14 +176,14 @@ CONFIG = ModelConfig(64, 2, 4, 64, 128, rotary_dims=4)
 
 
 @functools.cache
-def program(plan, scheme):
-    edit = Edit(head=HeadEdit(head_ablation_masks(2, 4), np.zeros((2, 1, 1, 1, 1), np.float32)))
+def program(engine, scheme):
+    edit = Edit(HeadEdit(head_ablation_masks(2, 4), np.zeros((2, 1, 1, 1, 1), np.float32)))
     lengths, tokens = np.array([5, 7]), np.arange(14).reshape(2, 7)
 
     def run(params):
         answer = Answer(jnp.asarray(lengths), jnp.asarray(lengths + 1))
         asked = jnp.asarray(tokens), jnp.asarray(lengths)
-        [found] = sweep(params, *asked, CONFIG, [edit], answer, plan=plan, scheme=scheme)
+        [found] = sweep(params, *asked, CONFIG, [edit], answer, engine=engine, scheme=scheme)
         return jax.tree.leaves(found)
 
     return jit(run)

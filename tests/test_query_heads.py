@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from family_checkpoints import prompts, read, torch_and_transformers, write
 
+from benchmarks.flops import wave_flops
 from jaxalign.devices.deal import sharded_sweep
 from jaxalign.devices.mesh import choose_mesh, make_mesh, param_shardings, part_bytes, shard_params
-from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks, zero_ablation
+from jaxalign.edits import Edit, HeadEdit, zero_ablation
+from jaxalign.engine import sweep
 from jaxalign.errors import InputError
-from jaxalign.flops import wave_flops
 from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, cast, forward, head_contributions, init_params
 from jaxalign.numerics import F32, INT8_SIM, jit
-from jaxalign.sweep import sweep
+from testing.edits import chosen, edits_for, logits_of, loud, swept
 
 LENGTHS = jnp.array([11, 4, 7])
 
@@ -78,49 +79,23 @@ def test_heads_of_one_group_have_contributions_of_their_own(models):
     assert not np.allclose(c[:, 0], c[:, 1], atol=1e-2)
 
 
-def edits_of(config, batch, length):
-    rng = np.random.default_rng(0)
-    L, H, D = config.num_layers, config.num_heads, config.hidden_size
-
-    def draw(*shape):
-        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
-
-    masks = head_ablation_masks(L, H)
-    several = np.sort(rng.random((4, L, batch, 1, H)) < 0.3, axis=0)[::-1].copy()
-    patches = np.zeros((L + 1, L + 1, 1, length), bool)
-    patches[np.arange(L + 1), np.arange(L + 1), 0, 2] = True
-    return {
-        "mean": Edit(head=HeadEdit(masks, draw(L, 1, 1, H, D))),
-        "edge-align": Edit(head=HeadEdit(masks, draw(L, 1, 1, H, D // H), "edge-align")),
-        "several heads, by prompt": Edit(head=HeadEdit(several, draw(L, batch, length, H, D))),
-        "patching": Edit(residual=ResidualEdit(patches, draw(L + 1, batch, length, D))),
-    }
-
-
 @pytest.mark.parametrize(
-    ("variant", "scheme"),
+    ("variant", "scheme", "names"),
     [
-        ("llama, scaled like 3.1", F32),
-        ("qwen3, biases, windows", F32),
-        ("gemma2", F32),
-        ("gemma2", INT8_SIM),
+        ("llama, scaled like 3.1", F32, ["several heads, by prompt"]),
+        ("qwen3, biases, windows", F32, ["several heads, by prompt"]),
+        ("gemma2", F32, ["mean", "edge-align", "several heads, by prompt", "patching"]),
+        ("gemma2", INT8_SIM, ["several heads, by prompt", "patching"]),
     ],
-    ids=lambda value: getattr(value, "name", value),
+    ids=lambda value: getattr(value, "name", value) if not isinstance(value, list) else "",
 )
-def test_wave_equals_vmap_over_masks(models, variant, scheme):
+def test_wave_equals_vmap_over_masks(models, variant, scheme, names):
     _, params, config = models(variant)
     tokens = jnp.asarray(prompts())
-    edits = edits_of(config, *tokens.shape)
-    chosen = list(edits.values())
-    wave, plain = (
-        jit(
-            lambda p, plan=plan: sweep(
-                p, tokens, LENGTHS, config, chosen, lambda x: x, plan=plan, scheme=scheme
-            )
-        )(cast(params, scheme))
-        for plan in ("wave", "vmap")
-    )
-    for name, ours, expected in zip(edits, wave, plain, strict=True):
+    some = chosen(edits_for(config, *tokens.shape), *names)
+    run = cast(params, scheme), tokens, LENGTHS, config, list(some.values()), logits_of
+    wave, plain = (swept(*run, engine=engine, scheme=scheme) for engine in ("wave", "vmap"))
+    for name, ours, expected in zip(some, wave, plain, strict=True):
         far = np.abs(ours - expected).max(axis=-1) / np.abs(expected).max()
         if scheme is F32:
             assert far.max() <= 1e-5, name
@@ -160,10 +135,7 @@ def grouped(**settings):
 @pytest.mark.parametrize("spread", [1, 2])
 def test_a_spread_copy_of_grouped_heads_equals_a_whole_one(spread):
     config = grouped(windows=(4, None, 4), attention_cap=3.0, logit_cap=2.0)
-    params = jax.tree.map(
-        lambda a: 3 * a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape),
-        init_params(jax.random.key(0), config),
-    )
+    params = loud(config)
     tokens = jnp.asarray(prompts() % 96)
     edit = [zero_ablation(config.num_layers, config.num_heads)]
     answer = Answer(jnp.arange(3), jnp.arange(3) + 5)

@@ -9,7 +9,7 @@ from pythia_shape import tiny_config
 from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.devices.deal import sharded_sweep
 from jaxalign.devices.mesh import MODEL, make_mesh, shard_packed
-from jaxalign.edit import zero_ablation
+from jaxalign.edits import zero_ablation
 from jaxalign.model import init_params
 from jaxalign.model.params import cast
 from jaxalign.numerics import jit

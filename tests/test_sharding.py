@@ -19,25 +19,18 @@ from jaxalign.devices.mesh import (
     shard_params,
     usable_devices,
 )
-from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
+from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits.batch import rows as rows_of
+from jaxalign.engine import sweep
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import Answer, logit_difference
-from jaxalign.model import ModelConfig, cast, init_params
+from jaxalign.model import ModelConfig, init_params
 from jaxalign.numerics import F16, F32, INT8_SIM, jit
-from jaxalign.sweep import sweep
+from testing.edits import chosen, edits_for, tiny
 
 L, H, D, S, B, V = 3, 4, 32, 9, 3, 96
 LENGTHS = jnp.array([9, 5, 7])
 PYTHIA_12B = ModelConfig(50688, 36, 40, 5120, 20480, rotary_dims=32)
-
-
-def make(layers=L, scheme=F32):
-    config = ModelConfig(V, layers, H, D, 64, rotary_dims=2)
-    params = jax.tree.map(
-        lambda a: 3 * a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape),
-        init_params(jax.random.key(0), config),
-    )
-    return cast(params, scheme), config
 
 
 def mesh_of(edits, spread=1):
@@ -52,41 +45,28 @@ def tokens():
 @pytest.fixture(scope="module")
 def edits():
     """Several batches of edits; none of their numbers of rows is divided by 8."""
-    rng = np.random.default_rng(0)
-
-    def draw(*shape):
-        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
-
-    several = rng.random((6, L, B, 1, H)) < 0.3
-    patches = np.zeros(((L + 1) * S, L + 1, 1, S), bool)
-    rows = np.arange(len(patches))
-    patches[rows, rows // S, 0, rows % S] = True
+    config = tiny()[1]
+    every = edits_for(config, B, S)
     idle = np.concatenate([head_ablation_masks(L, H)[:5], np.zeros((3, L, 1, 1, H), bool)])
-    return {
-        "zero": Edit(head=HeadEdit(head_ablation_masks(L, H), jnp.zeros((L, 1, 1, 1, 1)))),
-        "edge-align": Edit(
-            head=HeadEdit(head_ablation_masks(L, H), draw(L, 1, 1, H, D // H), "edge-align")
-        ),
-        "several heads, by prompt": Edit(head=HeadEdit(several, draw(L, B, S, H, D))),
-        "patching": Edit(residual=ResidualEdit(patches, draw(L + 1, B, S, D))),
-        "some rows edit nothing": Edit(head=HeadEdit(idle, draw(L, 1, 1, H, D))),
-    }
+    [mean] = every["mean"].sites
+    names = ("zero", "edge-align", "several heads, by prompt", "patching")
+    return chosen(every, *names) | {"some rows edit nothing": Edit(HeadEdit(idle, mean.value))}
 
 
-def run(mesh, params, config, tokens, chosen, scheme=F32, plan="wave", readout=lambda x: x):
+def run(mesh, params, config, tokens, chosen, scheme=F32, engine="wave", readout=lambda x: x):
     """What is read off every batch of edits, on a mesh or (None) by ``sweep`` itself."""
     call = sweep if mesh is None else functools.partial(sharded_sweep, mesh)
-    return jit(lambda p, t: call(p, t, LENGTHS, config, chosen, readout, plan=plan, scheme=scheme))(
-        shard_params(params, mesh, config), tokens
-    )
+    return jit(
+        lambda p, t: call(p, t, LENGTHS, config, chosen, readout, engine=engine, scheme=scheme)
+    )(shard_params(params, mesh, config), tokens)
 
 
 @pytest.fixture(scope="module")
 def by_one(edits, tokens):
-    """What one device says of every batch of edits in f32, by plan."""
-    params, config = make()
+    """What one device says of every batch of edits in f32, by engine."""
+    params, config = tiny()
     chosen = list(edits.values())
-    return functools.cache(lambda plan: run(None, params, config, tokens, chosen, plan=plan))
+    return functools.cache(lambda engine: run(None, params, config, tokens, chosen, engine=engine))
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +75,7 @@ def by_one_in(edits, tokens):
 
     @functools.cache
     def said(scheme):
-        params, config = make(scheme=scheme)
+        params, config = tiny(scheme=scheme)
         return run(None, params, config, tokens, few(edits), scheme)
 
     return said
@@ -113,17 +93,17 @@ def distance(one, other):
 def test_every_row_is_dealt_once_and_what_is_left_edits_nothing(edits, devices):
     for edit in edits.values():
         hands = deal(edit, B, devices)
-        assert hands.shape == (devices, rounds(edit.rows, devices))
+        assert hands.shape == (devices, rounds(rows_of(edit), devices))
         dealt, times = np.unique(hands, return_counts=True)
-        assert dealt[dealt < edit.rows].tolist() == list(range(edit.rows))
-        assert (times[dealt < edit.rows] == 1).all()
+        assert dealt[dealt < rows_of(edit)].tolist() == list(range(rows_of(edit)))
+        assert (times[dealt < rows_of(edit)] == 1).all()
 
 
 @pytest.mark.parametrize("devices", [2, 3, 4, 8, 16])
 def test_at_every_layer_the_busiest_device_has_no_more_rows_than_it_must(devices):
     layers, heads = 6, 8
     masks = np.random.default_rng(0).permutation(head_ablation_masks(layers, heads))
-    hands = deal(Edit(head=HeadEdit(masks, np.zeros((layers, 1, 1, 1, 1)))), 2, devices)
+    hands = deal(Edit(HeadEdit(masks, np.zeros((layers, 1, 1, 1, 1)))), 2, devices)
     births = np.append(np.nonzero(masks)[1], layers)  # a row that edits nothing is never born
     for layer in range(layers):
         alive = (births <= layer).sum()
@@ -131,13 +111,13 @@ def test_at_every_layer_the_busiest_device_has_no_more_rows_than_it_must(devices
 
 
 @pytest.mark.parametrize(
-    ("devices", "plan"), [(8, "wave"), pytest.param(3, "vmap", marks=pytest.mark.slow)]
+    ("devices", "engine"), [(8, "wave"), pytest.param(3, "vmap", marks=pytest.mark.slow)]
 )
-def test_many_devices_equal_one_device_in_f32(edits, tokens, by_one, devices, plan):
-    params, config = make()
+def test_many_devices_equal_one_device_in_f32(edits, tokens, by_one, devices, engine):
+    params, config = tiny()
     chosen = list(edits.values())
-    found = run(mesh_of(devices), params, config, tokens, chosen, plan=plan)
-    for name, ours, theirs in zip(edits, found, by_one(plan), strict=True):
+    found = run(mesh_of(devices), params, config, tokens, chosen, engine=engine)
+    for name, ours, theirs in zip(edits, found, by_one(engine), strict=True):
         assert ours.shape == theirs.shape
         assert np.abs(ours - theirs).max() <= 1e-6 * np.abs(theirs).max(), name
         assert not np.allclose(theirs[0], theirs[1], atol=1e-3), f"{name} edits nothing"
@@ -149,49 +129,51 @@ def test_many_devices_equal_one_device_in_f32(edits, tokens, by_one, devices, pl
 def test_many_devices_differ_from_one_by_less_than_the_precision_does(
     edits, tokens, by_one_in, scheme
 ):
-    low, config = make(scheme=scheme)
+    low, config = tiny(scheme=scheme)
     many = run(mesh_of(3), low, config, tokens, few(edits), scheme)
     one = by_one_in(scheme)
     assert distance(one, many) < distance(one, by_one_in(F32)) / 2
 
 
-@pytest.mark.parametrize("plan", ["wave", "vmap"])
+@pytest.mark.parametrize("engine", ["wave", "vmap"])
 @pytest.mark.parametrize("scheme", [F32, F16, INT8_SIM], ids=lambda s: s.name)
-def test_the_clean_run_has_the_same_bits_on_every_device(tokens, scheme, plan):
-    params, config = make(scheme=scheme)
+def test_the_clean_run_has_the_same_bits_on_every_device(tokens, scheme, engine):
+    params, config = tiny(scheme=scheme)
     nan = jnp.full((L, 1, 1, H, D), jnp.nan)
-    idle = Edit(head=HeadEdit(np.zeros((8, L, 1, 1, H), bool), nan))  # a row for each device
-    [rows] = run(mesh_of(8), params, config, tokens, [idle], scheme, plan)
+    idle = Edit(HeadEdit(np.zeros((8, L, 1, 1, H), bool), nan))  # a row for each device
+    [rows] = run(mesh_of(8), params, config, tokens, [idle], scheme, engine)
     assert len(rows) == 9
     assert all(np.array_equal(row, rows[0]) for row in rows)
 
 
 def test_masks_may_be_arguments_of_the_compiled_function(edits, tokens):
-    params, config = make()
+    params, config = tiny()
     edit = edits["several heads, by prompt"]
     mesh = mesh_of(4)
     answer = Answer(jnp.arange(B), jnp.arange(B))
 
     @jit
     def compute(params, mask, value, answer):
-        chosen = [Edit(head=HeadEdit(mask, value))]
+        chosen = [Edit(HeadEdit(mask, value))]
         return sharded_sweep(mesh, params, tokens, LENGTHS, config, chosen, answer)
 
-    [found] = compute(shard_params(params, mesh, config), edit.head.mask, edit.head.value, answer)
+    [found] = compute(
+        shard_params(params, mesh, config), *(edit.sites[0].mask, edit.sites[0].value), answer
+    )
     [expected] = jit(lambda p: sweep(p, tokens, LENGTHS, config, [edit], answer))(params)
     np.testing.assert_allclose(found.logit_diff, expected.logit_diff, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_a_sharded_sweep_works_inside_grad_and_vmap(edits, tokens):
-    params, config = make()
+    params, config = tiny()
     edit = edits["zero"]
     mesh = mesh_of(3)
     placed = shard_params(params, mesh, config)
     value = jnp.asarray(np.random.default_rng(1).standard_normal((L, 1, 1, H, D)), jnp.float32)
 
     def total(value, call, params):
-        moved = [Edit(head=HeadEdit(edit.head.mask, value))]
+        moved = [Edit(HeadEdit(edit.sites[0].mask, value))]
         answer = functools.partial(logit_difference, target=jnp.arange(B))
         [m] = call(params, tokens, LENGTHS, config, moved, answer)
         return (m[:1] - m[1:]).sum()
@@ -210,7 +192,7 @@ def test_a_sharded_sweep_works_inside_grad_and_vmap(edits, tokens):
 
 
 def test_without_a_mesh_it_is_the_sweep_to_the_bit(edits, tokens):
-    params, config = make()
+    params, config = tiny()
     chosen = [edits["zero"]]
     without, plain = (
         jit(lambda p, call=call: call(p, tokens, LENGTHS, config, chosen, lambda x: x))(params)
@@ -220,8 +202,8 @@ def test_without_a_mesh_it_is_the_sweep_to_the_bit(edits, tokens):
 
 
 @pytest.mark.parametrize("spread", [2, 4])
-def test_a_copy_spread_over_devices_equals_a_whole_one_in_f32(edits, tokens, by_one, spread):
-    params, config = make()
+def test_a_copy_sharded_over_devices_equals_a_whole_one_in_f32(edits, tokens, by_one, spread):
+    params, config = tiny()
     found = run(mesh_of(2, spread), params, config, tokens, list(edits.values()))
     for name, ours, theirs in zip(edits, found, by_one("wave"), strict=True):
         assert np.abs(ours - theirs).max() <= 1e-6 * np.abs(theirs).max(), name
@@ -231,14 +213,14 @@ def test_a_copy_spread_over_devices_equals_a_whole_one_in_f32(edits, tokens, by_
 def test_a_spread_copy_differs_from_a_whole_one_by_less_than_the_precision_does(
     edits, tokens, by_one_in, scheme
 ):
-    low, config = make(scheme=scheme)
+    low, config = tiny(scheme=scheme)
     spread = run(mesh_of(1, 4), low, config, tokens, few(edits), scheme)
     one = by_one_in(scheme)
     assert distance(one, spread) < distance(one, by_one_in(F32))
 
 
 def test_the_answer_is_read_from_a_spread_vocabulary(edits, tokens):
-    params, config = make()
+    params, config = tiny()
     answer = Answer(jnp.array([0, 47, 95]), jnp.array([48, 2, 94]))
     found, expected = (
         run(mesh, params, config, tokens, [edits["zero"]], readout=answer)[0]
@@ -252,7 +234,7 @@ def test_the_answer_is_read_from_a_spread_vocabulary(edits, tokens):
 
 @pytest.mark.parametrize("spread", [1, 2, 4])
 def test_a_device_holds_its_part_of_the_parameters_and_no_more(spread):
-    params, config = make()
+    params, config = tiny()
     placed = shard_params(params, mesh_of(2, spread), config)
     for device in jax.devices()[: 2 * spread]:
         held = sum(
@@ -301,7 +283,7 @@ def test_a_layer_of_a_spread_copy_makes_megatrons_two_sums_and_one_for_births(ed
 
 @pytest.mark.usefixtures("no_kept_programs")
 def test_edits_of_later_layers_are_one_more_sum_in_each(edits):
-    # What they take out of the runs alive; what they put in lies whole on every device.
+    # What they take out of the runs alive; what they put in is replicated.
     assert exchanges(2, edits["several heads, by prompt"]) == {"sums": 2 + 1 + 1}
 
 

@@ -10,7 +10,7 @@ from scipy import stats as scipy_stats
 
 import jaxalign
 from jaxalign.checkpoints.hub import BUNDLED
-from jaxalign.memory import bytes_per_call, bytes_per_row
+from jaxalign.engine.budget import bytes_per_call, bytes_per_row
 from jaxalign.model import count
 from jaxalign.prompts import PromptSet, PromptText, tokenize
 from jaxalign.studies.heads import Options, heads_study

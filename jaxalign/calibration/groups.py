@@ -8,9 +8,9 @@ from typing import Any
 
 import jax
 
-from jaxalign.edit import Edit
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block
+from jaxalign.model.layers import Pass
 from jaxalign.model.matrices import MATRICES, axes_of, reading_the_same
 from jaxalign.model.params import Block
 from jaxalign.numerics.probe import Observed
@@ -100,5 +100,5 @@ def linear_inputs(
         for name in group.linears:
             see = functools.partial(seen.__setitem__, name)
             weights = put(weights, name, Observed(get(weights, name), None, see=see))
-    block(x, weights, Edit(), config, F32, real, window)
+    block(x, weights, Pass(config, F32, real, window))
     return seen

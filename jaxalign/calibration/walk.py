@@ -22,10 +22,10 @@ from tqdm import tqdm
 from jaxalign.calibration.block import choose, core_of, observe
 from jaxalign.calibration.groups import get, groups_of
 from jaxalign.calibration.texts import check_texts
-from jaxalign.edit import Edit
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block, check_dtype, embed, layer_windows, real_positions
+from jaxalign.model.layers import Pass
 from jaxalign.model.params import Block, Params, cast
 from jaxalign.numerics.methods.gptq import DAMPING
 from jaxalign.numerics.moments import Moments
@@ -158,7 +158,7 @@ def _start(
     streams = []
     for start in range(0, count, width):
         part = slice(start, start + width)
-        x = embed(params, jnp.asarray(tokens[part]), config, F32, jnp.asarray(real[part]))
+        x = embed(params, jnp.asarray(tokens[part]), Pass(config, F32, jnp.asarray(real[part])))
         streams.append(_Stream(np.asarray(x), real[part]))
     return streams
 
@@ -206,7 +206,7 @@ def _advanced(
     *,
     config: ModelConfig,
 ) -> Float[Array, "B S D"]:
-    return block(x, weights, Edit(), config, F32, real, window)[0]
+    return block(x, weights, Pass(config, F32, real, window))[0]
 
 
 def _like(weights: Block, scheme: Scheme, config: ModelConfig) -> Block:

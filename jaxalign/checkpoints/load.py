@@ -17,10 +17,10 @@ from jaxalign.checkpoints.hub import BUNDLED_NAME, Source, locate
 from jaxalign.checkpoints.parameters import load_params, unembeddings
 from jaxalign.checkpoints.tokenizer import check_vocabulary, encode, read_tokenizer
 from jaxalign.errors import InputError
-from jaxalign.memory import require_room
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import Params
+from jaxalign.model.params import Params, count, param_shapes
 from jaxalign.runtime import files
+from jaxalign.runtime.memory import require_room
 from jaxalign.shapes import Lengths, Tokens
 
 
@@ -104,7 +104,7 @@ def load(
     config, notes = read_settings(read_json(path), str(path), tuple(ignore_settings))
     tokenizer = read_tokenizer(source.folder / "tokenizer.json")
     check_vocabulary(tokenizer, config)
-    require_room(config, dtype, memory_gb)
+    require_room(count(param_shapes(config)), dtype, memory_gb)
     tied = unembeddings(config) if config.tied_embeddings else ()
     checkpoint = open_checkpoint(source.folder, tied)
     params = load_params(checkpoint, config, dtype)

@@ -45,7 +45,13 @@ def pick(logits: Float[Array, "*rows B V"], token: Int[Array, " B"]) -> Float[Ar
 def answer_metrics(
     logits: Float[Array, "*rows B V"], target: Int[Array, " B"], distractor: Int[Array, " B"]
 ) -> AnswerMetrics:
-    """``AnswerMetrics`` of last-position logits in f32."""
+    """``AnswerMetrics`` of last-position logits.
+
+    Args:
+        logits: f32.
+        target: the answers' tokens.
+        distractor: the tokens they are compared with.
+    """
     difference = logit_difference(logits, target)
     rounded = logit_difference(logits.astype(jnp.float16).astype(jnp.float32), target)
     return AnswerMetrics(
@@ -93,7 +99,13 @@ class Answer:
     def fold(
         self, seen: AnswerLogits, logits: Float[Array, "v N"], tokens: Int[Array, " v"]
     ) -> AnswerLogits:
-        """Take in the logits of some tokens, those of a run in a column; again does not matter."""
+        """Update the running values with a block of tokens' logits; a token twice is harmless.
+
+        Args:
+            seen: what the tokens before said.
+            logits: one column a run.
+            tokens: which tokens the rows are, in order.
+        """
 
         def find(wanted: Array, before: Array) -> Array:
             place = jnp.clip(wanted - tokens[0], 0, len(tokens) - 1)
@@ -172,6 +184,11 @@ def head_drift(
 
     Relative distance and cosine are 0 where a norm is 0. Positions past a prompt's length do not
     count.
+
+    Args:
+        moved: each head's contribution in low precision.
+        base: the same in f32.
+        lengths: real tokens of each prompt.
     """
     real = jnp.arange(base.shape[1])[None] < lengths[:, None]
     moved, base = (jnp.where(real[..., None, None], x, 0) for x in (moved, base))
@@ -196,6 +213,9 @@ def first_order(
     Args:
         gradient: ``∂m / ∂c``: one vector a position for true heads, which all write to the same
             stream; one a head and position for edge-align's blocks.
+        moved: each head's contribution in low precision.
+        base: the same in f32.
+        lengths: real tokens of each prompt.
     """
     real = jnp.arange(base.shape[1])[None] < lengths[:, None]
     returned = jnp.where(real[..., None, None], base - moved, 0)

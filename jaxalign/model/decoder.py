@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +12,23 @@ import numpy as np
 from flax import struct
 from jax import lax
 
-from jaxalign.edit import Edit, check_shapes, edit_heads, edit_residual
+from jaxalign.edits.batch import check
+from jaxalign.edits.site import Edit, Edits
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.layers import at_position, attention, mlp, normalize, soft_cap
+from jaxalign.model.layers import Pass, at_position, attention, mlp, normalize, soft_cap
 from jaxalign.model.params import Block, Norm, Params
 from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense, dot
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.shapes import Array, Bool, Float, Int, Leaf, Lengths, Tokens, lead
+from jaxalign.shapes import Array, Bool, Float, Int, Leaf, Lengths, Tokens
 
 # Activations that a run can return. Those of blocks come stacked, [L, …].
 CAPTURES = ("embed", "z", "attn_out", "mlp_out", "resid", "final_norm")
+# Where a run can be edited, in the order in which a block computes them: each is one call of
+# ``apply_at``. ``resid`` is the stream after the embedding and after every block.
+POINTS = ("z", "attn_out", "mlp_out", "resid")
+NOTHING = Edit()
 
 
 @struct.dataclass
@@ -55,18 +60,18 @@ def check_dtype(params: Params, scheme: Scheme) -> None:
         )
 
 
-def embed(
-    params: Params,
-    tokens: Tokens,
-    config: ModelConfig,
-    scheme: Scheme,
-    real: Bool[Array, "B S"],
-) -> Float[Array, "B S D"]:
-    """The residual stream before the first block."""
+def embed(params: Params, tokens: Tokens, run: Pass) -> Float[Array, "B S D"]:
+    """The residual stream before the first block.
+
+    Args:
+        params: in the scheme's dtype.
+        tokens: int ``[B, S]``.
+        run: the pass.
+    """
     x = params.embed[tokens]
-    if config.scaled_embedding:
-        x = x * jnp.asarray(math.sqrt(config.hidden_size), x.dtype)
-    return round_activation(x, "embed", scheme, real)
+    if run.config.scaled_embedding:
+        x = x * jnp.asarray(math.sqrt(run.config.hidden_size), x.dtype)
+    return _rounded(x, "embed", run)
 
 
 def layer_windows(config: ModelConfig) -> Int[Array, " L"] | None:
@@ -78,107 +83,116 @@ def layer_windows(config: ModelConfig) -> Int[Array, " L"] | None:
     return jnp.asarray(np.array(sizes, np.int32))
 
 
+def check_edit(
+    edit: Edit, config: ModelConfig, tokens: tuple[int, ...], *, batch: bool = False
+) -> None:
+    """Check that edits fit a run of the model and that none would be dropped.
+
+    Args:
+        edit: what a run changes.
+        config: the architecture.
+        tokens: ``(B, S)``.
+        batch: whether arrays by row carry the axis ``M`` of a batch of edits.
+
+    Raises:
+        ValueError: see ``edits.batch.check``.
+    """
+    sizes = {"L": config.num_layers, "B": tokens[0], "S": tokens[1], "D": config.hidden_size}
+    sizes |= {"H": config.num_heads, "K": config.num_kv_heads, "h": config.head_size}
+    sizes |= {"F": config.intermediate_size, "C": config.hidden_size // config.num_heads}
+    check(edit, sizes, POINTS, batch=batch)
+
+
 def read_heads(
-    x: Float[Array, "*rows B S D"],
-    weights: Block,
-    config: ModelConfig,
-    scheme: Scheme,
-    real: Bool[Array, "B S"],
-    window: Int[Array, ""] | None = None,
+    x: Float[Array, "*rows B S D"], weights: Block, run: Pass, edit: Edits
 ) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S D"]]:
-    """First half of a block: each head's ``z`` and the attention output before edits."""
-    normed = normalize(x, weights.attention_norm, config)
-    z, attn_out = attention(normed, weights.attention, config, real, window)
-    return z, round_activation(attn_out, "attn_out", scheme, real)
+    """First half of a block: each head's ``z`` and the attention output before its edits.
 
-
-def edit_attention(
-    attn_out: Float[Array, "*rows B S D"],
-    z: Float[Array, "*rows B S H h"],
-    weights: Block,
-    edit: Edit,
-) -> Float[Array, "*rows B S D"]:
-    """The attention output after the edits at that site."""
-    if edit.head is not None:
-        attn_out = edit_heads(attn_out, z, weights.attention.out, edit.head)
-    if edit.attn_add is not None:
-        attn_out = attn_out + lead(edit.attn_add.astype(attn_out.dtype), attn_out)
-    return attn_out
-
-
-def feed_forward(
-    x: Float[Array, "*rows B S D"],
-    weights: Block,
-    config: ModelConfig,
-    scheme: Scheme,
-    real: Bool[Array, "B S"],
-) -> Float[Array, "*rows B S D"]:
-    """The MLP with the norm before it, as the scheme leaves it."""
-    normed = normalize(x, weights.mlp_norm, config)
-    return round_activation(mlp(normed, weights.mlp, config, real), "mlp_out", scheme, real)
-
-
-def post_norm(
-    x: Float[Array, "*rows D"], norm: Norm | None, config: ModelConfig
-) -> Float[Array, "*rows D"]:
-    """What is added to the stream: ``x`` after the norm that some families have there."""
-    return x if norm is None else normalize(x, norm, config)
+    Args:
+        x: the residual stream.
+        weights: of the block.
+        run: the pass.
+        edit: of this block.
+    """
+    normed = normalize(x, weights.attention_norm, run.config)
+    z, attn_out = attention(normed, weights.attention, run, edit)
+    return z, _rounded(attn_out, "attn_out", run)
 
 
 def add_to_stream(
     x: Float[Array, "*rows B S D"],
     attn_out: Float[Array, "*rows B S D"],
-    mlp_out: Float[Array, "*rows B S D"] | None,
     weights: Block,
-    config: ModelConfig,
-    scheme: Scheme,
-    real: Bool[Array, "B S"],
+    run: Pass,
+    edit: Edits,
+    mlp_out: Float[Array, "*rows B S D"] | None = None,
 ) -> tuple[Float[Array, "*rows B S D"], Float[Array, "*rows B S D"]]:
-    """Second half of a block: the stream ``x`` after attention and MLP, and the MLP's output.
+    """Second half of a block: the stream after attention, MLP and edits, and the MLP's output.
 
     Parallel residual: ``x + Attn(LN1(x)) + MLP(LN2(x))``; sequential: the MLP reads
     ``x + Attn(LN1(x))``. The parallel sum is taken in the order ``(mlp + attn) + x``, which is
     transformers' and matters in 16-bit floats.
 
     Args:
-        mlp_out: the MLP's output where it is known, which only a parallel block can use.
+        x: the stream before the block.
+        attn_out: the attention output after its edits.
+        weights: of the block.
+        run: the pass.
+        edit: of this block.
+        mlp_out: the MLP's output before its edits where it is known, which only a parallel block
+            can use.
     """
-    attended = post_norm(attn_out, weights.attention_post_norm, config)
-    if config.parallel_residual:
-        mlp_out = feed_forward(x, weights, config, scheme, real) if mlp_out is None else mlp_out
-        y = (post_norm(mlp_out, weights.mlp_post_norm, config) + attended) + x
-    else:
+    config = run.config
+    middle = attended = _post_norm(attn_out, weights.attention_post_norm, config)
+    if not config.parallel_residual:
         middle = attended + x
-        mlp_out = feed_forward(middle, weights, config, scheme, real)
-        y = post_norm(mlp_out, weights.mlp_post_norm, config) + middle
-    return round_activation(y, "resid", scheme, real), mlp_out
+    if mlp_out is None or not config.parallel_residual:
+        normed = normalize(x if config.parallel_residual else middle, weights.mlp_norm, config)
+        mlp_out = _rounded(mlp(normed, weights.mlp, config, run.real), "mlp_out", run)
+    added = _post_norm(edit.apply_at("mlp_out", mlp_out), weights.mlp_post_norm, config)
+    y = (added + attended) + x if config.parallel_residual else added + middle
+    return edit.apply_at("resid", _rounded(y, "resid", run)), mlp_out
+
+
+def _rounded(x: Array, site: str, run: Pass) -> Array:
+    """``x`` as the scheme leaves it at ``site``."""
+    return x if run.real is None else round_activation(x, site, run.scheme, run.real)
+
+
+def _post_norm(x: Array, norm: Norm | None, config: ModelConfig) -> Array:
+    """What is added to the stream: ``x`` after the norm that some families have there."""
+    return x if norm is None else normalize(x, norm, config)
 
 
 def block(
-    x: Float[Array, "B S D"],
-    weights: Block,
-    edit: Edit,
-    config: ModelConfig,
-    scheme: Scheme,
-    real: Bool[Array, "B S"],
-    window: Int[Array, ""] | None = None,
-) -> tuple[Float[Array, "B S D"], dict[str, Array]]:
+    x: Float[Array, "*rows B S D"], weights: Block, run: Pass, edit: Edits = NOTHING
+) -> tuple[Float[Array, "*rows B S D"], dict[str, Array]]:
     """One decoder block and its activations.
 
     Edits of heads act on what ``W_O`` writes: where a post norm follows, before it.
+
+    Args:
+        x: the residual stream.
+        weights: of the block.
+        run: the pass.
+        edit: of this block; nothing by default.
     """
-    z, attn_out = read_heads(x, weights, config, scheme, real, window)
-    edited = edit_attention(attn_out, z, weights, edit)
-    y, mlp_out = add_to_stream(x, edited, None, weights, config, scheme, real)
-    if edit.residual is not None:
-        y = edit_residual(y, edit.residual)
+    z, attn_out = read_heads(x, weights, run, edit)
+    edited = edit.apply_at("attn_out", attn_out, z, weights.attention.out)
+    y, mlp_out = add_to_stream(x, edited, weights, run, edit)
     return y, {"z": z, "attn_out": attn_out, "mlp_out": mlp_out, "resid": y}
 
 
 def unembed(
     params: Params, normed: Float[Array, "*rows D"], config: ModelConfig
 ) -> Float[Array, "*rows V"]:
-    """Logits in f32, whatever the run's precision."""
+    """Logits in f32, whatever the run's precision.
+
+    Args:
+        params: the embedding, or the unembedding where there is one.
+        normed: the final norm's output.
+        config: the architecture.
+    """
     matrix = params.embed if params.unembed is None else params.unembed
     return soft_cap(dot(normed, matrix.T), config.logit_cap)
 
@@ -207,8 +221,8 @@ def forward(
         last_only: logits of each prompt's last real position only.
 
     Raises:
-        ValueError: unknown capture name, parameters of another dtype than the scheme's, or an edit
-            of another shape than the run's.
+        ValueError: unknown capture name, parameters of another dtype than the scheme's, an edit of
+            another shape than the run's, or at a point that the model does not have.
 
     Example:
         >>> model = jaxalign.load("demo")
@@ -219,26 +233,22 @@ def forward(
     if unknown:
         raise ValueError(f"capture asks for {unknown}, expected names of {CAPTURES}")
     check_dtype(params, scheme)
-    edit = edit or Edit()
-    check_shapes(edit, config.num_layers, tokens.shape, config.num_heads, config.hidden_size)
+    edit = jax.tree.map(jnp.asarray, edit or NOTHING)
+    check_edit(edit, config, tokens.shape)
     size = tokens.shape[1]
     lengths = jnp.full(tokens.shape[0], size) if lengths is None else lengths
-    real = real_positions(lengths, size)
-    start = x = embed(params, tokens, config, scheme, real)
-    if edit.residual is not None:
-        first = replace(edit.residual, mask=edit.residual.mask[0], value=edit.residual.value[0])
-        start = x = edit_residual(x, first)
-        after = replace(edit.residual, mask=edit.residual.mask[1:], value=edit.residual.value[1:])
-        edit = replace(edit, residual=after)
+    run = Pass(config, scheme, real_positions(lengths, size))
+    x = embed(params, tokens, run)
+    start = x = edit.at_embedding().apply_at("resid", x)
 
-    def step(x: Array, layer: tuple[Block, Edit, Array | None]) -> tuple[Array, dict[str, Array]]:
-        weights, edit, window = layer
-        y, activations = block(x, weights, edit, config, scheme, real, window)
+    def step(x: Array, layer: tuple[Block, Any, Array | None]) -> tuple[Array, dict[str, Array]]:
+        weights, arrays, window = layer
+        y, activations = block(x, weights, run.replace(window=window), edit.layer(arrays))
         return y, {name: activations[name] for name in capture if name in activations}
 
-    x, activations = lax.scan(step, x, (params.blocks, edit, layer_windows(config)))
-    normed = normalize(x, params.final_norm, config)
-    normed = round_activation(normed, "final_norm", scheme, real)
+    layers = (params.blocks, edit.layered(), layer_windows(config))
+    x, activations = lax.scan(step, x, layers)
+    normed = _rounded(normalize(x, params.final_norm, config), "final_norm", run)
     activations |= {k: v for k, v in (("embed", start), ("final_norm", normed)) if k in capture}
     if last_only:
         normed = at_position(normed, lengths - 1)[..., 0, :]

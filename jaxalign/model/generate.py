@@ -1,30 +1,36 @@
 """Greedy generation with a cache of keys and values.
 
-A key's place in the cache is its position, so a query at position ``p`` sees the places up to
-``p``, whatever an earlier padding left behind them: prompts of several lengths go on side by side,
-and each new token overwrites the padding's place.
+A key's place in the cache is its position, so a query at position ``p`` sees the places up to ``p``
+and nothing that padding left behind them. Prompts of several lengths are therefore continued side
+by side, and the key of each new token overwrites one of the padding.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
+from jaxalign.edits.site import Edit
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import (
+    NOTHING,
     add_to_stream,
     check_dtype,
+    check_edit,
     embed,
     layer_windows,
     real_positions,
     unembed,
 )
 from jaxalign.model.layers import (
+    Pass,
     at_position,
     attend,
     keys_values,
@@ -32,10 +38,10 @@ from jaxalign.model.layers import (
     project_heads,
     queries,
 )
-from jaxalign.model.params import Block, Params
+from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.runtime.compile import jit
-from jaxalign.shapes import Array, Bool, Float, Int, Leaf, Lengths, Tokens
+from jaxalign.shapes import Array, Float, Int, Leaf, Lengths, Tokens
 
 
 @struct.dataclass
@@ -65,42 +71,36 @@ class Generated:
     lengths: Leaf
 
 
-def _block(
-    x: Float[Array, "B Q D"],
-    layer: tuple[Block, Array, Array, Array | None],
-    positions: Int[Array, "B Q"],
-    real: Bool[Array, "B Q"],
-    config: ModelConfig,
-    scheme: Scheme,
-) -> tuple[Float[Array, "B Q D"], tuple[Array, Array]]:
-    """One block of new positions, over what the cache remembers and themselves."""
-    weights, keys, values, window = layer
-    normed = normalize(x, weights.attention_norm, config)
-    q = queries(normed, positions, weights.attention, config, real)
-    k, v = keys_values(normed, weights.attention, config, real, positions)
-    place = jnp.arange(len(x))[:, None], positions
-    keys, values = keys.at[place].set(k), values.at[place].set(v)
-    z = attend(q, keys, values, positions, config.score_scale, config.attention_cap, window)
-    attn_out = project_heads(z, weights.attention, real)
-    y, _ = add_to_stream(x, attn_out, None, weights, config, scheme, real)
-    return y, (keys, values)
-
-
 def _extend(
     params: Params,
     tokens: Int[Array, "B Q"],
     positions: Int[Array, "B Q"],
-    real: Bool[Array, "B Q"],
     cache: Cache,
-    config: ModelConfig,
-    scheme: Scheme,
+    run: Pass,
+    edit: Edit,
 ) -> tuple[Float[Array, "B Q D"], Cache]:
     """The final norm's output of new positions, and the cache with them in it."""
-    x = embed(params, tokens, config, scheme, real)
-    step = functools.partial(_block, positions=positions, real=real, config=config, scheme=scheme)
-    layers = (params.blocks, cache.keys, cache.values, layer_windows(config))
-    x, (keys, values) = lax.scan(step, x, layers)
-    lengths = cache.lengths + real.sum(axis=1, dtype=cache.lengths.dtype)
+    config, edit = run.config, jax.tree.map(jnp.asarray, edit)
+
+    def layer(x: Array, given: tuple[Any, ...]) -> tuple[Array, tuple[Array, Array]]:
+        weights, keys, values, window, arrays = given
+        own, here = run.replace(window=window), edit.layer(arrays).at_positions(positions)
+        normed = normalize(x, weights.attention_norm, config)
+        q = queries(normed, positions, weights.attention, own)
+        k, v = keys_values(normed, weights.attention, own, positions)
+        place = jnp.arange(len(x))[:, None], positions
+        keys, values = keys.at[place].set(k), values.at[place].set(v)
+        z = here.apply_at("z", attend(q, keys, values, positions, own))
+        attn_out = project_heads(z, weights.attention, own.real)
+        edited = here.apply_at("attn_out", attn_out, z, weights.attention.out)
+        y, _ = add_to_stream(x, edited, weights, own, here)
+        return y, (keys, values)
+
+    first = edit.at_embedding().at_positions(positions)
+    x = first.apply_at("resid", embed(params, tokens, run))
+    layers = params.blocks, cache.keys, cache.values, layer_windows(config), edit.layered()
+    x, (keys, values) = lax.scan(layer, x, layers)
+    lengths = cache.lengths + run.real.sum(axis=1, dtype=cache.lengths.dtype)
     return normalize(x, params.final_norm, config), Cache(keys, values, lengths)
 
 
@@ -112,6 +112,7 @@ def prefill(
     *,
     positions: int,
     scheme: Scheme = F32,
+    edit: Edit = NOTHING,
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Read prompts: the logits of the token after each, and a cache to go on with.
 
@@ -122,11 +123,13 @@ def prefill(
         config: the architecture (static).
         positions: ``T``, how many the cache has room for (static).
         scheme: the precision (static).
+        edit: what to change, with ``T`` in the place of ``S``.
 
     Raises:
         InputError: a scheme that rounds over a whole example, which a cache cannot know.
-        ValueError: parameters of another dtype than the scheme's.
+        ValueError: parameters of another dtype than the scheme's, or an edit that does not fit.
     """
+    check_edit(edit, config, (len(tokens), positions))
     check_dtype(params, scheme)
     if scheme.rounds_activations:
         raise InputError(
@@ -139,8 +142,8 @@ def prefill(
     empty = jnp.zeros(shape, params.dtype)
     everywhere = jnp.broadcast_to(jnp.arange(size), tokens.shape)
     cache = Cache(empty, empty, jnp.zeros_like(lengths))
-    real = real_positions(lengths, size)
-    normed, cache = _extend(params, tokens, everywhere, real, cache, config, scheme)
+    run = Pass(config, scheme, real_positions(lengths, size))
+    normed, cache = _extend(params, tokens, everywhere, cache, run, edit)
     return unembed(params, at_position(normed, lengths - 1)[:, 0], config), cache
 
 
@@ -151,11 +154,21 @@ def step(
     config: ModelConfig,
     *,
     scheme: Scheme = F32,
+    edit: Edit = NOTHING,
 ) -> tuple[Float[Array, "B V"], Cache]:
-    """Read one more token of each prompt: the logits of the next, and the cache with it."""
+    """Read one more token of each prompt: the logits of the next, and the cache with it.
+
+    Args:
+        params: in the scheme's dtype.
+        token: int ``[B]``.
+        cache: of the tokens before it.
+        config: the architecture (static).
+        scheme: the precision (static).
+        edit: what to change, with the cache's ``T`` positions in the place of ``S``.
+    """
     positions = cache.lengths[:, None]
-    real = jnp.ones_like(positions, bool)
-    normed, cache = _extend(params, token[:, None], positions, real, cache, config, scheme)
+    run = Pass(config, scheme, jnp.ones_like(positions, bool))
+    normed, cache = _extend(params, token[:, None], positions, cache, run, edit)
     return unembed(params, normed[:, 0], config), cache
 
 
@@ -169,8 +182,9 @@ def generate(
     end: Sequence[int] = (),
     fill: int = 0,
     scheme: Scheme = F32,
+    edit: Edit = NOTHING,
 ) -> Generated:
-    """Go on greedily: the likeliest next token, over and over, until an end token or ``steps``.
+    """Continue greedily: the likeliest next token, over and over, until an end token or ``steps``.
 
     Args:
         params: in the scheme's dtype.
@@ -181,6 +195,8 @@ def generate(
         end: tokens that end a text (static).
         fill: what stands behind an end token (static).
         scheme: the precision (static).
+        edit: what to change, in the prompts and in what is generated: an axis of positions has
+            ``S + steps`` of them, or 1 for all.
 
     Raises:
         InputError: no step, or a scheme that rounds over a whole example.
@@ -202,6 +218,7 @@ def generate(
         end=tuple(end),
         fill=fill,
         scheme=scheme,
+        edit=edit,
     )
 
 
@@ -216,9 +233,11 @@ def _generate(
     end: tuple[int, ...],
     fill: int,
     scheme: Scheme,
+    edit: Edit,
 ) -> Generated:
     room = tokens.shape[1] + steps
-    logits, cache = prefill(params, tokens, lengths, config, positions=room, scheme=scheme)
+    how: dict[str, Any] = {"scheme": scheme, "edit": edit}
+    logits, cache = prefill(params, tokens, lengths, config, positions=room, **how)
     # No token is -1: without an end token nothing ends.
     ends = jnp.array(end or (-1,), tokens.dtype)
     new = jnp.full((len(tokens), steps), fill, tokens.dtype)
@@ -233,7 +252,7 @@ def _generate(
         new = lax.dynamic_update_slice_in_dim(new, token[:, None], count, axis=1)
         written = written + (~done).astype(written.dtype)
         done = done | (token[:, None] == ends[None]).any(axis=1)
-        logits, cache = step(params, token, cache, config, scheme=scheme)
+        logits, cache = step(params, token, cache, config, **how)
         return count + 1, done, written, new, logits, cache
 
     done = jnp.zeros(len(tokens), bool)

@@ -6,18 +6,46 @@ import math
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jax import lax
 
+from jaxalign.edits.site import Edits
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MLP, Attention, Norm
 from jaxalign.model.rotary import frequencies
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.qtensor import QTensor
-from jaxalign.shapes import Array, Bool, Float, Int, lead
+from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.shapes import Array, Bool, Float, Int, Leaf, lead
+
+
+@struct.dataclass
+class Pass:
+    """What all parts of one pass through the model, or through one layer of it, share.
+
+    Attributes:
+        config: the architecture (static).
+        scheme: the precision (static).
+        real: bool ``[B, S]``, True at positions that hold a token of the prompt; None where
+            nothing is rounded over a whole example.
+        window: int, how many positions a query of this layer sees, its own the last; None for all
+            before it.
+    """
+
+    config: ModelConfig = struct.field(pytree_node=False)
+    scheme: Scheme = struct.field(pytree_node=False, default=F32)
+    real: Leaf | None = None
+    window: Leaf | None = None
 
 
 def layer_norm(x: Float[Array, "*rows D"], norm: Norm, eps: float) -> Float[Array, "*rows D"]:
-    """Layer norm computed in f32 and rounded once to ``x.dtype``, as PyTorch does."""
+    """Layer norm computed in f32 and rounded once to ``x.dtype``, as PyTorch does.
+
+    Args:
+        x: what is normalised, over its last axis.
+        norm: scale and bias, ``[D]`` each.
+        eps: added to the variance.
+    """
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
@@ -33,8 +61,14 @@ def rms_norm(
 ) -> Float[Array, "*rows D"]:
     """``x / sqrt(mean x² + eps)`` in f32, times ``w`` or (``from_one``) ``1 + w``.
 
-    As their authors' code has it: ``w`` multiplies what was rounded to ``x.dtype``, ``1 + w`` what
-    was not.
+    As in each reference implementation: Llama rounds ``x / rms`` to ``x.dtype`` and then multiplies
+    by ``w``; Gemma multiplies by ``1 + w`` in f32 and then rounds.
+
+    Args:
+        x: what is normalised, over its last axis.
+        norm: its ``scale`` ``w``, ``[D]``.
+        eps: added to the mean square.
+        from_one: whether ``w`` is stored as a difference from 1.
     """
     wide = x.astype(jnp.float32)
     unit = wide * lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + eps)
@@ -47,7 +81,13 @@ def rms_norm(
 def normalize(
     x: Float[Array, "*rows D"], norm: Norm, config: ModelConfig
 ) -> Float[Array, "*rows D"]:
-    """``x`` after a norm of the model's kind."""
+    """``x`` after a norm of the model's kind.
+
+    Args:
+        x: what is normalised, over its last axis.
+        norm: scale, and bias where the kind has one.
+        config: the kind and its epsilon.
+    """
     if config.norm == "layer":
         return layer_norm(x, norm, config.norm_eps)
     return rms_norm(x, norm, config.norm_eps, from_one=config.norm == "rms+1")
@@ -56,11 +96,16 @@ def normalize(
 def rotate(
     x: Float[Array, "*rows B S H h"], positions: Int[Array, "#B S"], config: ModelConfig
 ) -> Float[Array, "*rows B S H h"]:
-    """Turn the first ``rotary_dims`` coordinates by their position's angles.
+    """Rotate the first ``rotary_dims`` coordinates by their position's angles.
 
     Coordinates ``i`` and ``i + rotary_dims / 2`` form a pair (RoFormer, arXiv 2104.09864, in
     GPT-NeoX's half layout), ``rotary.frequencies`` their frequencies; angles and products in f32,
     rounded once.
+
+    Args:
+        x: queries or keys.
+        positions: where they stand.
+        config: base, scaling and ``rotary_dims``.
     """
     half = config.rotary_dims // 2
     frequency = frequencies(config.rotary_dims, config.rotary_base, config.rotary_scaling)
@@ -95,31 +140,43 @@ def _project(
 def keys_values(
     x: Float[Array, "*rows B S D"],
     weights: Attention,
-    config: ModelConfig,
-    real: Bool[Array, "B S"] | None = None,
+    run: Pass,
     positions: Int[Array, "#B S"] | None = None,
 ) -> tuple[Float[Array, "*rows B S K h"], Float[Array, "*rows B S K h"]]:
-    """Rotated keys and the values of normed inputs, which stand at every position by default."""
-    y = _project(x, weights.key_value, weights.key_value_bias, real)
-    k, v = (_heads(part, config) for part in jnp.moveaxis(y, -2, 0))
+    """Rotated keys and the values of normed inputs.
+
+    Args:
+        x: the inputs.
+        weights: of the layer's attention.
+        run: the pass.
+        positions: where the inputs stand; at every position by default.
+    """
+    y = _project(x, weights.key_value, weights.key_value_bias, run.real)
+    k, v = (_heads(part, run.config) for part in jnp.moveaxis(y, -2, 0))
     if weights.key_norm is not None:
-        k = normalize(k, weights.key_norm, config)
+        k = normalize(k, weights.key_norm, run.config)
     positions = jnp.arange(x.shape[-2])[None] if positions is None else positions
-    return rotate(k, positions, config), v
+    return rotate(k, positions, run.config), v
 
 
 def queries(
     x: Float[Array, "*rows B Q D"],
     positions: Int[Array, "#B Q"],
     weights: Attention,
-    config: ModelConfig,
-    real: Bool[Array, "B Q"] | None = None,
+    run: Pass,
 ) -> Float[Array, "*rows B Q H h"]:
-    """Rotated queries of normed inputs that stand at ``positions``."""
-    q = _heads(_project(x, weights.query, weights.query_bias, real), config)
+    """Rotated queries of normed inputs.
+
+    Args:
+        x: the inputs.
+        positions: where they stand.
+        weights: of the layer's attention.
+        run: the pass, with ``real`` of these positions.
+    """
+    q = _heads(_project(x, weights.query, weights.query_bias, run.real), run.config)
     if weights.query_norm is not None:
-        q = normalize(q, weights.query_norm, config)
-    return rotate(q, positions, config)
+        q = normalize(q, weights.query_norm, run.config)
+    return rotate(q, positions, run.config)
 
 
 def _heads(y: Array, config: ModelConfig) -> Array:
@@ -137,48 +194,47 @@ def attend(
     k: Float[Array, "*rows B S K h"],
     v: Float[Array, "*rows B S K h"],
     positions: Int[Array, "#B Q"],
-    scale: float | None = None,
-    cap: float | None = None,
-    window: Int[Array, ""] | None = None,
+    run: Pass,
 ) -> Float[Array, "*rows B Q H h"]:
-    """What each head reads, ``z``: causal, from queries at ``positions``.
+    """What each head reads, ``z``: causal; ``H / K`` query heads share a head of keys and values.
 
     Scores and softmax are f32; the probabilities are rounded to the run's dtype.
 
     Args:
-        scale: of the scores, ``1 / sqrt(h)`` by default.
-        cap: soft cap of the scores.
-        window: how many positions a query sees, its own the last; None for all before it.
+        q: rotated queries.
+        k: rotated keys of every position.
+        v: values of every position.
+        positions: where the queries stand.
+        run: the pass: scale and soft cap of the scores, and the layer's window.
     """
+    config, window = run.config, run.window
+    # To a head of keys and values, the G query heads of its group are more queries at the same
+    # positions: [Q, K, G, h] -> [G·Q, K, h].
     groups = q.shape[-2] // k.shape[-2]
-    if groups > 1:
-        # To a key/value head the queries of its group are more queries at the same positions.
-        own = q.reshape(*q.shape[:-2], -1, groups, q.shape[-1])
-        own = jnp.moveaxis(own, -2, -4)
-        folded = own.reshape(*q.shape[:-3], -1, *k.shape[-2:])
-        z = attend(folded, k, v, jnp.tile(positions, (1, groups)), scale, cap, window)
-        return jnp.moveaxis(z.reshape(own.shape), -4, -2).reshape(q.shape)
+    grouped = jnp.moveaxis(q.reshape(*q.shape[:-2], -1, groups, q.shape[-1]), -2, -4)
+    positions = jnp.tile(positions, (1, groups))
     scores = jnp.einsum(
-        "...qhe,...khe->...hqk",
-        q,
+        "...qke,...ske->...kqs",
+        grouped.reshape(*q.shape[:-3], -1, *k.shape[-2:]),
         k,
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
-    ) * (1 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    scores = soft_cap(scores, cap)
+    )
+    scores = soft_cap(scores * config.score_scale, config.attention_cap)
     keys = jnp.arange(k.shape[-3])[None, None]
-    visible = keys <= positions[:, :, None]  # [B|1, Q, S]
+    visible = keys <= positions[:, :, None]  # [B|1, G·Q, S]
     if window is not None:
         visible = visible & (keys > positions[:, :, None] - window)
     visible = lead(visible[:, None], scores)
     probabilities = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
-    return jnp.einsum(
-        "...hqk,...khe->...qhe",
+    z = jnp.einsum(
+        "...kqs,...ske->...qke",
         probabilities.astype(v.dtype),
         v,
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     ).astype(v.dtype)
+    return jnp.moveaxis(z.reshape(grouped.shape), -4, -2).reshape(q.shape)
 
 
 def project_heads(
@@ -186,26 +242,32 @@ def project_heads(
     weights: Attention,
     real: Bool[Array, "B Q"] | None = None,
 ) -> Float[Array, "*rows B Q D"]:
-    """The attention output ``concat(z) @ W_O + b``."""
+    """The attention output ``concat(z) @ W_O + b``.
+
+    Args:
+        z: what each head reads.
+        weights: of the layer's attention.
+        real: True at positions of ``z`` that hold a token of the prompt.
+    """
     return _project(z.reshape(*z.shape[:-2], -1), weights.out, weights.out_bias, real)
 
 
 def attention(
-    x: Float[Array, "*rows B S D"],
-    weights: Attention,
-    config: ModelConfig,
-    real: Bool[Array, "B S"] | None = None,
-    window: Int[Array, ""] | None = None,
+    x: Float[Array, "*rows B S D"], weights: Attention, run: Pass, edit: Edits
 ) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S D"]]:
-    """Causal self-attention of normed inputs ``x``: ``z`` and the projected output.
+    """Causal self-attention of normed inputs: ``z`` after its edits and the projected output.
 
-    ``real`` (positions that hold a token) matters where an input is rounded over a whole example.
+    Args:
+        x: the inputs.
+        weights: of the layer's attention.
+        run: the pass.
+        edit: of this layer.
     """
     everywhere = jnp.arange(x.shape[-2])[None]
-    q = queries(x, everywhere, weights, config, real)
-    k, v = keys_values(x, weights, config, real)
-    z = attend(q, k, v, everywhere, config.score_scale, config.attention_cap, window)
-    return z, project_heads(z, weights, real)
+    q = queries(x, everywhere, weights, run)
+    k, v = keys_values(x, weights, run)
+    z = edit.apply_at("z", attend(q, k, v, everywhere, run))
+    return z, project_heads(z, weights, run.real)
 
 
 def activate(x: Float[Array, "*rows F"], name: str) -> Float[Array, "*rows F"]:
@@ -234,6 +296,12 @@ def mlp(
     """``activation(x W_up + b) W_down + b`` of normed inputs, rounded after each step.
 
     Gated: ``(activation(x W_gate + b) * (x W_up + b)) W_down + b``.
+
+    Args:
+        x: the inputs.
+        weights: of the layer's MLP.
+        config: the architecture.
+        real: True at positions of ``x`` that hold a token of the prompt.
     """
     hidden = _project(x, weights.up, weights.up_bias, real)
     if weights.gate is None:

@@ -11,7 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import linen as nn
 
-from jaxalign.edit import Edit, HeadEdit
+from jaxalign.edits import Edit, HeadEdit
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import forward
 from jaxalign.model.params import Params, init_params
@@ -59,7 +59,7 @@ class GPTNeoX(nn.Module):
         params = self.param("model", init_params, self.config, self.scheme.compute_dtype)
         if head_mask is not None:
             zero = jnp.zeros((self.config.num_layers, 1, 1, 1, 1))
-            edit = Edit(head=HeadEdit(head_mask[:, None, None], zero))
+            edit = Edit(HeadEdit(head_mask[:, None, None], zero))
         out = forward(params, tokens, self.config, lengths=lengths, scheme=self.scheme, edit=edit)
         return out.logits
 

@@ -14,8 +14,8 @@ from jax.sharding import Mesh
 from jaxalign.checkpoints import Model
 from jaxalign.devices.deal import rounds
 from jaxalign.devices.mesh import EDITS, MODEL, part_bytes
+from jaxalign.engine.budget import plan_chunks
 from jaxalign.measures.metrics import AnswerMetrics, Drift
-from jaxalign.memory import plan_chunks
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
@@ -115,7 +115,7 @@ class Runner:
             budget,
             values,
             1 + rounds(groups, devices),
-            plan=self.options.engine,
+            engine=self.options.engine,
         )
         return prompts, min(rows, 1 + devices * (each - 1))
 
@@ -280,7 +280,7 @@ class Runner:
         """The static arguments of a program that sweeps."""
         options = self.options
         common = {"config": self.config, "head_mode": options.head_mode}
-        return {**common, "plan": options.engine, "mesh": self.mesh, **more}
+        return {**common, "engine": options.engine, "mesh": self.mesh, **more}
 
 
 def question(prompts: Sequence[Prompt], batch: Batch) -> programs.Question:

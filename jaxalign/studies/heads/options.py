@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jaxalign.edit import HEAD_MODES
+from jaxalign.edits import HEAD_MODES
+from jaxalign.engine import ENGINES, Engine
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
 from jaxalign.study.option import option, schemes_listed
 from jaxalign.study.options import Common
-from jaxalign.sweep import PLANS
 
 MEAN_POSITIONS = ("last", "all")
 
@@ -71,11 +71,11 @@ class Options(Common):
             help="keep prompts whose target is not the f32 model's top-1 token",
         ),
     )
-    engine: str = field(
+    engine: Engine = field(
         default="wave",
         metadata=option(
             "--engine",
-            choices=PLANS,
+            choices=ENGINES,
             group="what runs",
             help="wave: every edited run starts where its edit does; vmap: the plain path that "
             "defines it, slower",

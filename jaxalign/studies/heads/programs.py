@@ -17,7 +17,8 @@ from flax import struct
 from jax.sharding import Mesh
 
 from jaxalign.devices.deal import sharded_sweep
-from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import AttentionAdd, Edit, HeadEdit, head_ablation_masks
+from jaxalign.engine import Engine
 from jaxalign.measures.metrics import (
     Answer,
     AnswerMetrics,
@@ -100,9 +101,11 @@ def clean_run(
     attention output; edge-align's blocks have each their own part of it.
     """
     shape = (config.num_layers, *question.tokens.shape, config.hidden_size)
+    everywhere = np.ones((config.num_layers, 1, 1), bool)
 
     def total(added: Array) -> tuple[Array, tuple[AnswerMetrics, State]]:
-        out = _clean(params, question, config, F32, head_mode, Edit(attn_add=added))
+        steered = Edit(AttentionAdd(everywhere, added))
+        out = _clean(params, question, config, F32, head_mode, steered)
         return out[0].logit_diff.sum(), out
 
     gradient, (metrics, state) = jax.grad(total, has_aux=True)(jnp.zeros(shape))
@@ -111,7 +114,7 @@ def clean_run(
     return metrics, state, gradient
 
 
-@functools.partial(jit, static_argnames=("config", "head_mode", "rows", "plan", "mesh"))
+@functools.partial(jit, static_argnames=("config", "head_mode", "rows", "engine", "mesh"))
 def importance_run(
     params: Params,
     question: Question,
@@ -121,7 +124,7 @@ def importance_run(
     config: ModelConfig,
     head_mode: str,
     rows: tuple[int, int],
-    plan: str = "wave",
+    engine: Engine = "wave",
     mesh: Mesh | None = None,
 ) -> tuple[Float[Array, "3 M B"], Float[Array, "3 M B"]]:
     """``m(clean) − m(head replaced)`` by zero, mean and resampling, in f32, in one call.
@@ -130,7 +133,7 @@ def importance_run(
         means: each head's mean contribution over the reference texts.
         donors: states of other prompts, one for each draw.
         rows: which heads, counted layer by layer, ``[start, stop)``.
-        plan, mesh: of the sweep.
+        engine, mesh: of the sweep.
 
     Returns:
         The importance for ``logit_diff`` and for ``distractor_diff``; resampling is the mean over
@@ -140,9 +143,16 @@ def importance_run(
     zero = jnp.zeros((config.num_layers, 1, 1, 1, 1))
     resampled = [contributions(params, donor, head_mode) for donor in donors]
     values = [zero, means[:, None, None], *resampled]
-    edits = [Edit(head=HeadEdit(masks, value, head_mode)) for value in values]
+    edits = [Edit(HeadEdit(masks, value, head_mode)) for value in values]
     outs = sharded_sweep(
-        mesh, params, question.tokens, question.lengths, config, edits, question.answer, plan=plan
+        mesh,
+        params,
+        question.tokens,
+        question.lengths,
+        config,
+        edits,
+        question.answer,
+        engine=engine,
     )
     effects = [
         jax.tree.map(lambda m: m[:1] - m[1:], (o.logit_diff, o.distractor_diff)) for o in outs
@@ -184,7 +194,7 @@ def low_run(
     return metrics, drift, predicted
 
 
-@functools.partial(jit, static_argnames=("config", "scheme", "head_mode", "plan", "mesh"))
+@functools.partial(jit, static_argnames=("config", "scheme", "head_mode", "engine", "mesh"))
 def repair_run(
     params: Params,
     low_params: Params,
@@ -195,12 +205,12 @@ def repair_run(
     config: ModelConfig,
     scheme: Scheme,
     head_mode: str,
-    plan: str = "wave",
+    engine: Engine = "wave",
     mesh: Mesh | None = None,
 ) -> Float[Array, "1+M B"]:
     """``m`` of the low-precision model, clean and with each mask's heads given their f32
     contributions back. Every prompt has its own masks, and each run is born where they begin."""
-    edits = [Edit(head=HeadEdit(masks, contributions(params, state, head_mode), head_mode))]
+    edits = [Edit(HeadEdit(masks, contributions(params, state, head_mode), head_mode))]
     [out] = sharded_sweep(
         mesh,
         low_params,
@@ -209,14 +219,14 @@ def repair_run(
         config,
         edits,
         question.answer,
-        plan=plan,
+        engine=engine,
         scheme=scheme,
     )
     return out.logit_diff
 
 
-def layer_rows(config: ModelConfig, births: Int[np.ndarray, " N"], plan: str) -> int:
+def layer_rows(config: ModelConfig, births: Int[np.ndarray, " N"], engine: Engine) -> int:
     """Passes of one edited copy of one prompt through one block, for copies born at ``births``
     (block ``l`` is 1 + l); one in the block it is born in costs nothing but its fork."""
     L = config.num_layers
-    return int((L - births).sum()) if plan == "wave" else L * len(births)
+    return int((L - births).sum()) if engine == "wave" else L * len(births)

@@ -92,9 +92,10 @@ def top_k_masks(
 def distinct(
     masks: Bool[np.ndarray, "M L B 1 H"],
 ) -> tuple[Bool[np.ndarray, "M L B 1 H"], Int[np.ndarray, "M B"]]:
-    """Masks of which none edits a prompt as one before it does: a sweep never begins the others.
+    """Clears every mask that repeats an earlier mask of the same prompt.
 
-    Orders begin with heads that are restored alone, too, and often agree on the first few.
+    The sweep then computes each distinct edit once. Repeats are common: orders begin with a head
+    that is also restored alone, and often agree on the first few.
 
     Returns:
         The masks, empty where they would repeat; and which row each would repeat, or itself.

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.edit import head_ablation_masks
+from jaxalign.edits import head_ablation_masks
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt
 from jaxalign.shapes import Bool, Float, Int

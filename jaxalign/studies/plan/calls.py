@@ -11,8 +11,8 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from jaxalign.devices.mesh import EDITS
+from jaxalign.engine.budget import bytes_per_call, bytes_per_row
 from jaxalign.errors import InputError
-from jaxalign.memory import bytes_per_call, bytes_per_row
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme

@@ -20,11 +20,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
-from jaxalign.edit import Edit
 from jaxalign.measures.metrics import kl_divergence, logit_difference
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block, embed, layer_windows, real_positions, unembed
-from jaxalign.model.layers import at_position, normalize
+from jaxalign.model.layers import Pass, at_position, normalize
 from jaxalign.model.matrices import MATRICES, matrix_name
 from jaxalign.model.params import Block, Params
 from jaxalign.numerics.activation_rounding import round_activation
@@ -64,7 +63,7 @@ def run_rows(
     """
     real = real_positions(lengths, tokens.shape[1])
     plain = replace(scheme, int8_sites=())
-    start, rounded = (embed(high, tokens, config, each, real) for each in (plain, scheme))
+    start, rounded = (embed(high, tokens, Pass(config, each, real)) for each in (plain, scheme))
     x = jnp.where(rows.embed[:, None, None, None], rounded[None], start[None])
     passes = tuple(
         functools.partial(_pass, config=config, scheme=replace(scheme, int8_sites=sites), real=real)
@@ -97,7 +96,7 @@ def _pass(
     scheme: Scheme,
     real: Bool[Array, "B S"],
 ) -> Array:
-    return block(x, weights, Edit(), config, scheme, real, window)[0]
+    return block(x, weights, Pass(config, scheme, real, window))[0]
 
 
 def _read(

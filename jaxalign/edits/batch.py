@@ -1,0 +1,186 @@
+"""Batches of edits: everything that depends on which of a site's arrays have rows.
+
+Each function reads the declarations of the sites (``site.Declared``) and knows no site by name.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxalign.edits.declare import Declared
+from jaxalign.edits.site import Edit
+from jaxalign.shapes import Array, Bool, Int
+
+
+def rows(edit: Edit) -> int:
+    """``M``, how many edits a batch has.
+
+    Raises:
+        ValueError: no array of the edit has rows.
+    """
+    for _, declared, array in edit.arrays():
+        if declared.per_row:
+            return array.shape[0]
+    raise ValueError("a batch of edits needs a site with an array by row, such as a mask [M, …]")
+
+
+def _map_rows(edit: Edit, change: Any) -> Edit:
+    return edit.map_arrays(lambda declared, a: change(a) if declared.per_row else a)
+
+
+def with_clean(edit: Edit) -> Edit:
+    """A batch of edits with a row before it that edits nothing."""
+    return _map_rows(edit, lambda a: jnp.concatenate([jnp.zeros_like(a[:1]), a]))
+
+
+def take_rows(edit: Edit, index: Int[Array, " taken"]) -> Edit:
+    """The rows ``index`` of a batch of edits; past the last row, one that edits nothing."""
+
+    def taken(a: Any) -> Array:
+        a = jnp.asarray(a)
+        return a.at[index].get(mode="fill", fill_value=a.dtype.type(0))
+
+    return _map_rows(edit, taken)
+
+
+def hold_rows(edit: Edit) -> Edit:
+    """The same arrays, which the compiler may not compute with ahead of the run.
+
+    Masks that are constants would have it sort and sum them, which takes it seconds.
+    """
+    return _map_rows(edit, lax.optimization_barrier)
+
+
+def by_row(edit: Edit, own: Any, common: Any) -> Any:
+    """``own`` in the place of each array by row, ``common`` in the place of each shared one.
+
+    ``in_axes`` of ``vmap`` over rows are ``by_row(edit, 0, None)``.
+    """
+    return edit.map_arrays(lambda declared, _: own if declared.per_row else common)
+
+
+def touched(edit: Edit, batch: int) -> Bool[Array, "M B steps"]:
+    """Which steps of the model each row of a batch of edits touches on each prompt.
+
+    Step 0 is the embedding, step ``l + 1`` is block ``l``.
+
+    Args:
+        edit: a batch of edits.
+        batch: ``B``, how many prompts there are.
+
+    Raises:
+        ValueError: a site says nowhere which rows choose it.
+    """
+    parts = []
+    for site in edit.sites:
+        places = [d for d in site.declared() if d.acts]
+        if not places:
+            raise ValueError(
+                f"{type(site).__name__} has no array by row that says where it acts, so the rows "
+                "of a batch cannot choose it: give it to forward"
+            )
+        for declared in places:
+            where = jnp.asarray(getattr(site, declared.name))
+            some = where.any(axis=tuple(range(3, where.ndim)))  # [M, L, B|1]
+            before = 1 if declared.axes[0] == "L" else 0
+            some = jnp.pad(some, ((0, 0), (before, 0), (0, 0)))
+            parts.append(jnp.broadcast_to(some, (*some.shape[:2], batch)).swapaxes(1, 2))
+    if not parts:
+        raise ValueError("a batch of edits needs a site, such as HeadEdit(mask, value)")
+    return functools.reduce(jnp.logical_or, parts)
+
+
+def touches_one_step(edits: Sequence[Edit], batch: int) -> bool:
+    """Whether no row touches a second step of the model; False where its arrays are traced."""
+    places = (array for edit in edits for _, declared, array in edit.arrays() if declared.acts)
+    if any(isinstance(array, jax.core.Tracer) for array in places):
+        return False
+    with jax.ensure_compile_time_eval():
+        return all(bool((touched(edit, batch).sum(axis=-1) <= 1).all()) for edit in edits)
+
+
+def stack(edits: Sequence[Edit]) -> tuple[list[Edit], list[tuple[int, int, int]]]:
+    """Batches of edits of one shape as one, with the axis of layers first.
+
+    Args:
+        edits: batches of edits.
+
+    Returns:
+        The stacks, arrays by row ``[L, ΣM, …]`` and shared ones ``[L, G, …]`` (without the axis
+        ``L`` where the site declares none); and for each batch its stack, its first row there and
+        the place of its shared arrays.
+    """
+    stacks: dict[Any, list[Edit]] = {}
+    places = []
+    for edit in edits:
+        shapes = [(a.shape[1:] if d.per_row else a.shape, a.dtype) for _, d, a in edit.arrays()]
+        shape = jax.tree.structure(edit), str(shapes)
+        alike = stacks.setdefault(shape, [])
+        places.append((list(stacks).index(shape), sum(map(rows, alike)), len(alike)))
+        alike.append(edit)
+    return [_stacked(alike) for alike in stacks.values()], places
+
+
+def _stacked(alike: Sequence[Edit]) -> Edit:
+    columns = zip(*(edit.arrays() for edit in alike), strict=True)
+    joined = iter([_joined(column[0][1], [array for *_, array in column]) for column in columns])
+    return alike[0].map_arrays(lambda declared, _: next(joined))
+
+
+def _joined(declared: Declared, arrays: Sequence[Any]) -> Array:
+    if not declared.per_row:
+        return jnp.stack(arrays, axis=1 if declared.layered else 0)
+    joined = jnp.concatenate(arrays)
+    return jnp.moveaxis(joined, 1, 0) if declared.layered else joined
+
+
+def check(
+    edit: Edit, sizes: Mapping[str, int], points: Sequence[str], *, batch: bool = False
+) -> None:
+    """Check an edit against a run, before broadcasting or indexing hides a misfit.
+
+    Args:
+        edit: what a run changes.
+        sizes: of the run, by axis letter: ``L B S H h D``.
+        points: where the model applies sites.
+        batch: whether arrays by row carry the axis ``M`` of a batch of edits.
+
+    Raises:
+        ValueError: a site acts at a point that the model does not have, so that it would be
+            dropped; or an array has another shape than the run's. Names it and what was expected.
+    """
+    for site in edit.sites:
+        if site.point not in points:
+            raise ValueError(
+                f"{type(site).__name__} acts at the point {site.point!r}, which the model does not "
+                f"apply edits at, only at {', '.join(points)}"
+            )
+        if problem := site.problem(dict(sizes)):
+            raise ValueError(problem)
+    for site, declared, array in edit.arrays():
+        expected = (["M"] if batch and declared.per_row else []) + [
+            _size(axis, sizes) for axis in declared.axes
+        ]
+        shape = jnp.shape(array)
+        fits = len(shape) == len(expected) and all(
+            wanted == "M" or str(size) in wanted.split("|")
+            for size, wanted in zip(shape, expected, strict=True)
+        )
+        if not fits:
+            raise ValueError(
+                f"{type(site).__name__}.{declared.name} has shape {shape}, expected "
+                f"[{', '.join(expected)}]"
+            )
+
+
+def _size(axis: str, sizes: Mapping[str, int]) -> str:
+    """An axis as a message names it: its size, ``size|1`` where it may broadcast."""
+    letter, _, one = axis.partition("|")
+    size = sizes["L"] + 1 if letter == "L+1" else sizes[letter]
+    return f"{size}|1" if one and size != 1 else str(size)

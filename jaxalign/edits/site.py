@@ -1,0 +1,226 @@
+"""What an edit site is, and what follows from its declaration: written once, for every site.
+
+A *site* is what a run changes at one point of the model. It is a ``flax.struct`` dataclass that
+declares its arrays with ``acts``, ``per_row`` or ``shared`` (``declare``), and whose ``apply``
+changes the value of one run in one layer. An ``Edit`` is all that one run changes: a tuple of
+sites, and one argument of the model. A *batch of edits* is an ``Edit`` whose arrays by row have a
+leading axis ``M``, one edit a row; shared arrays are the same for all rows (``batch``).
+
+To add a site: write its class in a file of ``jaxalign/edits`` (or in your own), like this one.
+
+    @struct.dataclass
+    class ScaleMLP(Site):
+        point: ClassVar[str] = "mlp_out"
+        kind: ClassVar[Kind] = "scale"
+        mask: Leaf = acts("L B|1 S|1")
+        factor: Leaf = per_row("L")
+
+        def apply(self, x, inputs=None, weights=None):
+            scaled = (x.astype(jnp.float32) * self.factor).astype(x.dtype)
+            return jnp.where(lead(self.mask[..., None], x), scaled, x)
+
+``forward``, ``vmap``, the wave, sharding and generation then apply it, because all of them reach
+sites by ``apply_at(point, …)`` alone. A point that the model does not have yet is one such call in
+``jaxalign.model.decoder`` or ``layers`` and its name in ``decoder.POINTS``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, fields, replace
+from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxalign.edits.declare import Declared
+from jaxalign.edits.runs import Pick
+from jaxalign.shapes import Array
+
+# Sites of one edit at one point apply in this order.
+Kind = Literal["weight", "replace", "splice", "scale", "add"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+class Site:
+    """What a run changes at one point of the model; the base of all sites.
+
+    Attributes:
+        point: a name of ``jaxalign.model.decoder.POINTS``.
+        kind: decides the order among the sites of one edit at one point (``KINDS``).
+    """
+
+    point: ClassVar[str]
+    kind: ClassVar[Kind]
+
+    def apply(self, x: Array, inputs: Array | None = None, weights: Any = None) -> Array:
+        """The value ``x`` at this site's point after the edit.
+
+        Where the row does not act, ``x`` has to come back with its own bits: choose with
+        ``jnp.where``, so that a value that is not finite does not leak out of the mask either.
+
+        The fields of ``self`` are those of one layer and one row: without the axes ``M`` and ``L``.
+
+        Args:
+            x: the value, ``[B, S, …]``.
+            inputs: what the matrix product that made ``x`` has read, ``[B, S, …]``, where the
+                point has one (``attn_out``: each head's ``z``).
+            weights: the matrix of that product.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no apply")
+
+    def apply_runs(self, x: Array, pick: Pick, inputs: Array | None, weights: Any) -> Array:
+        """The values of the wave's runs after the edit; ``vmap`` of ``apply`` for any site.
+
+        Args:
+            x: the value of each run, ``[N, S, …]``, one prompt a run.
+            pick: gathers a run's own part of this site's arrays.
+            inputs, weights: as in ``apply``, inputs by run.
+        """
+
+        def one(site: Site, x: Array, inputs: Array | None) -> Array:
+            alone = None if inputs is None else inputs[None]
+            return site.apply(x[None], alone, weights)[0]
+
+        def changed(x: Array) -> Array:
+            return jax.vmap(one)(pick.site(), x, inputs)
+
+        return lax.cond(pick.acting(), changed, lambda x: x, x)
+
+    def fork_runs(
+        self, x: Array, pick: Pick, inputs: Array, weights: Any, contributions: Array | None
+    ) -> Array:
+        """As ``apply_runs``, of runs that start here and share the clean run's ``attn_out``.
+
+        Args:
+            x, pick, inputs, weights: as in ``apply_runs``; ``x`` is the clean run's.
+            contributions: what each head of the clean runs adds, f32 ``[H, B, S, D]``, where some
+                site asks for it (``reads_contributions``).
+        """
+        return self.apply_runs(x, pick, inputs, weights)
+
+    @property
+    def reads_contributions(self) -> bool:
+        """Whether ``fork_runs`` reads what each head of the clean run adds."""
+        return False
+
+    def declared(self) -> Iterator[Declared]:
+        """The declarations of the arrays that are given."""
+        for field in fields(self):  # type: ignore[arg-type]  # every site is a dataclass
+            if "site" in field.metadata and getattr(self, field.name) is not None:
+                yield Declared(name=field.name, **field.metadata["site"])
+
+    def map_arrays(self, change: Callable[[Declared, Any], Any]) -> Site:
+        """This site with each of its arrays changed."""
+        new = {d.name: change(d, getattr(self, d.name)) for d in self.declared()}
+        return replace(self, **new)  # type: ignore[type-var]
+
+    def problem(self, sizes: dict[str, int]) -> str | None:
+        """Why the site cannot be applied to a run of these sizes, beyond its arrays' shapes."""
+        return None
+
+
+@runtime_checkable
+class Edits(Protocol):
+    """What the model asks of edits: those of one run, or of many runs of a wave."""
+
+    def apply_at(
+        self, point: str, x: Array, inputs: Array | None = None, weights: Any = None
+    ) -> Array:
+        """The value at a point after the edits there (``Site.apply``)."""
+
+
+@jax.tree_util.register_pytree_node_class
+@dataclass(frozen=True, init=False)
+class Edit:
+    """Everything that one run changes: ``Edit(site, …)``. ``Edit()`` changes nothing.
+
+    A site that is masked out everywhere changes no bit.
+
+    Attributes:
+        sites: by ``kind``, in the order of ``KINDS``.
+    """
+
+    sites: tuple[Site, ...]
+
+    def __init__(self, *sites: Any) -> None:
+        """Keep the sites in the order in which those at one point apply.
+
+        Raises:
+            ValueError: what is given is no site.
+        """
+        if wrong := [type(site).__name__ for site in sites if not isinstance(site, Site)]:
+            raise ValueError(
+                f"Edit takes sites, such as HeadEdit(mask, value), not {', '.join(wrong)}"
+            )
+        ordered = sorted(sites, key=lambda site: KINDS.index(site.kind))
+        object.__setattr__(self, "sites", tuple(ordered))
+
+    def tree_flatten(self) -> tuple[tuple[Site, ...], None]:
+        """The sites as children."""
+        return self.sites, None
+
+    @classmethod
+    def tree_unflatten(cls, _: None, children: Any) -> Edit:
+        """An edit of any children: JAX also puts other things than sites into trees."""
+        edit = object.__new__(cls)
+        object.__setattr__(edit, "sites", tuple(children))
+        return edit
+
+    def apply_at(
+        self, point: str, x: Array, inputs: Array | None = None, weights: Any = None
+    ) -> Array:
+        """The value at a point after this edit's sites there (``Site.apply``)."""
+        for site in self.sites:
+            if site.point == point:
+                x = site.apply(x, inputs, weights)
+        return x
+
+    def map_arrays(self, change: Callable[[Declared, Any], Any]) -> Edit:
+        """This edit with the arrays of its sites changed."""
+        return Edit(*(site.map_arrays(change) for site in self.sites))
+
+    def arrays(self) -> Iterator[tuple[Site, Declared, Any]]:
+        """Every array with its site and its declaration."""
+        for site in self.sites:
+            for declared in site.declared():
+                yield site, declared, getattr(site, declared.name)
+
+    # What the embedding and each layer are given.
+
+    def at_embedding(self) -> Edit:
+        """The sites that may act on the embedding, with their first step's arrays."""
+
+        def first(declared: Declared, a: Any) -> Any:
+            return a[0] if declared.layered else a
+
+        early = [s for s in self.sites if any(d.axes[0] == "L+1" for d in s.declared())]
+        return Edit(*early).map_arrays(first)
+
+    def layered(self) -> list[dict[str, Any]]:
+        """For each site its arrays with an axis of layers, blocks only: to scan or index."""
+        return [
+            {
+                d.name: getattr(site, d.name)[1:] if d.axes[0] == "L+1" else getattr(site, d.name)
+                for d in site.declared()
+                if d.layered
+            }
+            for site in self.sites
+        ]
+
+    def layer(self, arrays: list[dict[str, Any]]) -> Edit:
+        """The edit of one layer, from that layer's part of ``layered()``."""
+        pairs = zip(self.sites, arrays, strict=True)
+        return Edit(*(replace(site, **own) for site, own in pairs))  # type: ignore[type-var]
+
+    def at_positions(self, positions: Array) -> Edit:
+        """One layer's edit with the arrays of some positions, int ``[B, Q]``, of each prompt."""
+        prompt = jnp.arange(len(positions))[:, None]
+
+        def chosen(declared: Declared, a: Any) -> Any:
+            if not declared.has("S") or a.shape[1] == 1:
+                return a
+            return jnp.asarray(a)[prompt if len(a) > 1 else 0, positions]
+
+        return self.map_arrays(chosen)

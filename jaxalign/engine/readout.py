@@ -1,0 +1,96 @@
+"""What is read off the last logits of every run, without holding all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.measures.metrics import Answer, AnswerLogits, AnswerMetrics
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.decoder import unembed
+from jaxalign.model.layers import soft_cap
+from jaxalign.model.params import Params
+from jaxalign.numerics.dot import dot
+from jaxalign.shapes import Array, Float
+
+Readout = Callable[[Float[Array, "B V"]], Any]
+
+# Logits of all rows at once would outgrow every activation (V is 100 times D); this many bytes
+# of them are alive at a time.
+LOGIT_BYTES = 1 << 28
+# Runs and tokens of a block of logits: W_U's part and the product stay in cache.
+RUNS_READ = 512
+TOKENS_READ = 2096
+
+
+def read_out(
+    params: Params, final: Float[Array, "R B D"], config: ModelConfig, readout: Readout
+) -> Any:
+    """Unembed and read out; rows and vocabulary in blocks that stay in cache where it can be.
+
+    Args:
+        params: the embedding, or the unembedding where there is one.
+        final: the final norm's output at the last position of every row and prompt.
+        config: the architecture.
+        readout: from f32 logits ``[B, V]`` to a pytree of ``[B, …]``; an ``Answer`` is folded over
+            blocks of the vocabulary.
+
+    Returns:
+        The readout's pytree of ``[R, B, …]``.
+    """
+    if isinstance(readout, Answer):
+        return _fold(params, final, config, readout)
+    vocab = params.embed.shape[0]
+    rows, batch, width = final.shape
+    blocks = max(1, -(-rows * batch * vocab * 4 // LOGIT_BYTES))
+    size = -(-rows // blocks)
+    padded = jnp.pad(final, ((0, blocks * size - rows), (0, 0), (0, 0)))
+
+    def read(block: Float[Array, "R B D"]) -> Any:
+        return jax.vmap(readout)(unembed(params, block, config))
+
+    values = jax.lax.map(read, padded.reshape(blocks, size, batch, width))
+    return jax.tree.map(lambda v: v.reshape(blocks * size, *v.shape[2:])[:rows], values)
+
+
+def _fold(
+    params: Params, final: Float[Array, "R B D"], config: ModelConfig, answer: Answer
+) -> AnswerMetrics:
+    """``answer`` folded over blocks of the vocabulary, which lie in rows: ``W_U h``, not ``h W_U``.
+
+    The maximum over tokens then runs along whole vectors, and each part of ``W_U`` is read once.
+    """
+    rows, batch, width = final.shape
+    matrix = params.embed if params.unembed is None else params.unembed
+    vocab, count = len(matrix), rows * batch
+    blocks = -(-count // RUNS_READ)
+    size = -(-count // blocks)
+
+    def split(a: Array) -> Array:
+        return jnp.pad(a, ((0, blocks * size - count), *[(0, 0)] * (a.ndim - 1))).reshape(
+            blocks, size, *a.shape[1:]
+        )
+
+    final = split(final.reshape(count, width))
+    asked = jax.tree.map(lambda a: split(jnp.tile(a, rows)), answer)
+    part = -(-vocab // -(-vocab // TOKENS_READ))
+    # The last part begins early enough to be whole: reading a token twice does no harm.
+    starts = jnp.minimum(jnp.arange(-(-vocab // part)) * part, vocab - part)
+
+    def read(seen: AnswerLogits, start: Array) -> tuple[AnswerLogits, None]:
+        weights = jax.lax.dynamic_slice_in_dim(matrix, start, part)
+        tokens = start + jnp.arange(part)
+
+        def fold(block: tuple[Array, Answer, AnswerLogits]) -> AnswerLogits:
+            h, answer, before = block
+            logits = soft_cap(dot(weights, h.T), config.logit_cap)
+            return answer.fold(before, logits, tokens)
+
+        return jax.lax.map(fold, (final, asked, seen)), None
+
+    seen, _ = jax.lax.scan(read, asked.start(), starts)
+    values = asked.finish(seen)
+    return jax.tree.map(lambda v: v.reshape(-1)[:count].reshape(rows, batch), values)

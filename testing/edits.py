@@ -1,0 +1,92 @@
+"""A tiny model, and a batch of edits of every kind that fits it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.edits import (
+    AttentionAdd,
+    Edit,
+    HeadEdit,
+    ResidualEdit,
+    head_ablation_masks,
+    residual_patch_masks,
+    zero_ablation,
+)
+from jaxalign.engine import sweep
+from jaxalign.model import ModelConfig, Params, cast, init_params
+from jaxalign.numerics import F32, Scheme, jit
+from jaxalign.shapes import Array
+
+# One jitted function, so that calls of equal shapes share a program, in this process and, through
+# the folder of compiled programs, with other tests'.
+swept = jit(sweep, static_argnames=("config", "readout", "engine", "scheme", "single_step"))
+
+
+def logits_of(x: Array) -> Array:
+    """A readout: the logits themselves."""
+    return x
+
+
+def loud(config: ModelConfig) -> Params:
+    """f32 parameters far from their initial values, norms and biases too."""
+    return jax.tree.map(
+        lambda a: 3 * a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape),
+        init_params(jax.random.key(0), config),
+    )
+
+
+def tiny(
+    parallel: bool = True, scheme: Scheme = F32, layers: int = 3, **settings: int
+) -> tuple[Params, ModelConfig]:
+    """A GPT-NeoX of 4 heads and width 32.
+
+    Args:
+        parallel: residual layout.
+        scheme: what the parameters are cast to.
+        layers: how many.
+        settings: other fields of the configuration.
+    """
+    sizes = {"vocab_size": 96, "num_heads": 4, "hidden_size": 32, "intermediate_size": 64}
+    sizes |= {"num_layers": layers, "rotary_dims": 2}
+    config = ModelConfig(**sizes | settings, parallel_residual=parallel)
+    return cast(loud(config), scheme), config
+
+
+def edits_for(config: ModelConfig, batch: int, length: int) -> dict[str, Edit]:
+    """Batches of edits of every kind, by name; each of them changes the last logits.
+
+    Args:
+        config: of the model they fit.
+        batch: ``B``, prompts.
+        length: ``S``, positions.
+    """
+    rng = np.random.default_rng(0)
+    L, H, D = config.num_layers, config.num_heads, config.hidden_size
+
+    def draw(*shape: int) -> Array:
+        return jnp.asarray(rng.standard_normal(shape), jnp.float32)
+
+    masks = head_ablation_masks(L, H)
+    # Row by row fewer heads; those of one row lie in several layers, other ones for each prompt.
+    several = np.sort(rng.random((6, L, batch, 1, H)) < 0.3, axis=0)[::-1].copy()
+    nothing = HeadEdit(np.zeros((3, L, 1, 1, H), bool), jnp.full((L, 1, 1, H, D), jnp.nan))
+    steered = np.eye(L, dtype=bool).reshape(L, L, 1, 1)
+    return {
+        "zero": zero_ablation(L, H),
+        "mean": Edit(HeadEdit(masks, draw(L, 1, 1, H, D))),
+        "edge-align": Edit(HeadEdit(masks, draw(L, 1, 1, H, D // H), "edge-align")),
+        "several heads, by prompt": Edit(HeadEdit(several, draw(L, batch, length, H, D))),
+        "patching": Edit(
+            ResidualEdit(residual_patch_masks(L, length), draw(L + 1, batch, length, D))
+        ),
+        "steering": Edit(AttentionAdd(steered, draw(L, 1, 1, D))),
+        "nothing": Edit(nothing),
+    }
+
+
+def chosen(edits: dict[str, Edit], *names: str) -> dict[str, Edit]:
+    """Some of the edits, by name."""
+    return {name: edits[name] for name in names}
