@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.timing import repeated
 from benchmarks.workload import Prompts, batches, least_flops
-from jaxalign.metrics import Answer
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import layers
 from jaxalign.numerics import jit
 from jaxalign.numerics.dot import dot

@@ -26,7 +26,7 @@ from benchmarks.account import account
 from benchmarks.record import answer, grammar
 from benchmarks.timing import PRODUCTS, matrix_peak, once, repeated
 from benchmarks.workload import SIZES, TINY, Prompts
-from jaxalign.convert import locate
+from jaxalign.checkpoints import locate
 from jaxalign.studies.heads.calls import Runner
 from jaxalign.study.tables import text_table
 

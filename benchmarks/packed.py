@@ -21,6 +21,7 @@ from benchmarks.record import answer, grammar
 from benchmarks.timing import repeated
 from benchmarks.workload import TINY
 from jaxalign import forward, init_params
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.model import ModelConfig
 from jaxalign.model.params import cast, param_shapes
 from jaxalign.numerics import jit
@@ -50,8 +51,8 @@ def resident() -> int:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every scheme on the model that fits, and the large one on paper."""
     size = TINY if options.quick else "410m"
-    config = ModelConfig.from_hf(tiny_config() if options.quick else pythia_config(size))
-    large = ModelConfig.from_hf(pythia_config("12b"))
+    config = config_from_hf(tiny_config() if options.quick else pythia_config(size))
+    large = config_from_hf(pythia_config("12b"))
     length = 16 if options.quick else TOKENS
     tokens = jax.random.randint(jax.random.key(1), (1, length), 0, config.vocab_size)
     rows = []

@@ -21,10 +21,10 @@ from typing import Any
 
 from benchmarks.record import answer, grammar
 from benchmarks.timing import peak_bytes
-from jaxalign import results
 from jaxalign.commands.main import main as jaxalign_command
 from jaxalign.errors import InputError
 from jaxalign.prompts import SHIPPED
+from jaxalign.studies.heads import HEADS
 from jaxalign.study.tables import text_table
 from tests.pythia_shape import write_checkpoint
 
@@ -79,7 +79,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     if code:
         raise InputError(f"the study left with exit code {code}", "see its message above")
-    result = results.read(output)
+    result = HEADS.read(output)
     lengths = [prompt.num_tokens for prompt in result.prompts]
     return {
         "prompts": dict(Counter(prompt.task for prompt in result.prompts)),

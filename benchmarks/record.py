@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxalign.environment import select_device
 from jaxalign.errors import InputError
+from jaxalign.runtime.environment import select_device
 from jaxalign.runtime.files import replace_file
 
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "transformer-lens", "numpy")

@@ -23,11 +23,11 @@ from benchmarks.record import answer, grammar
 from benchmarks.study_baseline import Counts, Pass, Task, passes, states
 from benchmarks.timing import once, peak_bytes, repeated
 from benchmarks.workload import SIZES, TINY
-from jaxalign.convert import Model
+from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet, PromptText, tokenize
-from jaxalign.results import RANKINGS, HeadsResult
 from jaxalign.studies.heads.calls import Runner
 from jaxalign.studies.heads.rankings import RANDOM_ORDERS, choose_donors
+from jaxalign.studies.heads.result import RANKINGS, HeadsResult
 from jaxalign.study.tables import text_table
 
 NAME = "study"

@@ -16,7 +16,7 @@ import numpy as np
 import jaxalign
 from benchmarks import workload
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
-from jaxalign.metrics import Answer
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, Params, forward
 from jaxalign.prompts import batches
 from jaxalign.shapes import Array, Bool, Float, Int, Tokens

@@ -21,10 +21,10 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import jaxalign
-from jaxalign.convert import Model
+from jaxalign.checkpoints import Model
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.flops import WaveFlops, wave_flops
-from jaxalign.metrics import Answer
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, Params
 from jaxalign.prompts import Batch
 from jaxalign.shapes import Array, Float, Int, Lengths, Tokens

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.results import (
+from jaxalign.measures.estimates import Estimate
+from jaxalign.studies.heads.result import (
     RANKINGS,
     Correlation,
-    Estimate,
     FirstOrder,
     FirstOrderTest,
     HeadsResult,

@@ -9,6 +9,7 @@ import jax
 import pytest
 from tiny_run import run
 
+from jaxalign.checkpoints import Model, Quantized, load, locate
 from jaxalign.commands import (
     one_study,
     opening,
@@ -20,7 +21,6 @@ from jaxalign.commands import (
     verify,
 )
 from jaxalign.commands.arguments import COMMANDS, REPLACED, flags, parse, parser_of
-from jaxalign.convert import Model, Quantized, load, locate
 from jaxalign.errors import InputError
 from jaxalign.model import Params
 from jaxalign.numerics.scheme import Scheme
@@ -89,7 +89,7 @@ class Anything:
 
 CALLED = {
     run_study: "load_beside processes",
-    one_study: "Session check_writable choose_mesh is_first locate preparer read_bytes "
+    one_study: "Session check_writable choose_mesh draw is_first locate preparer read_bytes "
     "read_prompts select_device shutil",
     opening: "enable_compilation_cache load locate read_texts select_device usable_devices",
     over_training: "draw is_first results",
@@ -107,6 +107,7 @@ def answers():
     [device, *_] = jax.devices()
     return {
         "is_first": True,
+        "choose_mesh": None,
         "load": model,
         "locate": locate("demo"),
         "read_prompts": read_prompts(),
@@ -116,6 +117,7 @@ def answers():
         "usable_devices": [device],
         "load_beside": quantized,
         "draw": ("png", "svg"),
+        "read_any": (argparse.Namespace(figures={}), None),
         "forward_speed": [speed.Timing("f32", 1, 2, 1.0, 1.0, 1.0)],
     }
 
@@ -194,7 +196,8 @@ def test_every_option_of_a_command_changes_what_the_command_does(command, flag, 
     without, given = called(command, *needs), called(command, *needs, flag, *value)
     assert given != without
     for word in value:
-        assert word.split(",")[0] in " ".join(given)
+        shown = "Shard(index=0, count=2)" if flag == "--shard" else word.split(",")[0]
+        assert shown in " ".join(given)
 
 
 def test_without_a_command_it_is_heads(called):

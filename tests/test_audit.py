@@ -7,7 +7,7 @@ import pytest
 from packed_files import write_gptq
 from tiny_run import refusal, study, write_model, write_prompts
 
-from jaxalign import results
+from jaxalign.studies.heads import HEADS
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_an_audit_runs_the_study_on_the_files_weights_beside_other_schemes(input
     more = ("--quantized", quantized, "--schemes", "f16", "--use-all-prompts", "--no-figures")
     ran = study(model, prompts, output, *more)
     assert ran.code == 0, ran.err
-    result = results.read(output)
+    result = HEADS.read(output)
     assert result.precisions == ("quantized", "f16")
     drift, f16 = (
         np.mean([p.precisions[name].drift for p in result.prompts]) for name in result.precisions

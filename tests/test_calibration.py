@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.calibration import calibrate, driver, groups, layer
+from jaxalign.calibration import block as layer
+from jaxalign.calibration import calibrate, groups
+from jaxalign.calibration import walk as driver
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.errors import InputError
 from jaxalign.model import ModelConfig, cast, forward, init_params
@@ -17,7 +19,7 @@ from jaxalign.model.layers import activate, layer_norm
 from jaxalign.model.params import MATRICES
 from jaxalign.numerics import F32, jit, scheme_named
 from jaxalign.numerics.dot import dot
-from jaxalign.numerics.hqq import hqq
+from jaxalign.numerics.methods.hqq import hqq
 from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.sweep import sweep
 
@@ -250,7 +252,7 @@ def test_texts_in_several_batches_choose_almost_the_same_codes(monkeypatch):
     monkeypatch.setattr(driver, "CALL_POSITIONS", 5 * 16)  # 12 texts: 5, 5, 2 and filler
     parts = calibrate(model(), CONFIG, scheme_named("gptq-actorder-g16"), *texts())
     whole = calibrated("gptq-actorder-g16")
-    for name in [name for group in groups.GROUPS for name in group.linears]:
+    for name in [name for group in groups.all_groups() for name in group.linears]:
         packed = [groups.get(params.blocks, name) for params in (whole, parts)]
         if None not in packed:
             a, b = map(np.asarray, map(unpack, packed))

@@ -26,8 +26,9 @@ from tiny_run import (
     write_prompts,
 )
 
-from jaxalign import __version__, results
+from jaxalign import __version__
 from jaxalign.commands import one_study, run_study
+from jaxalign.studies.heads import HEADS
 from jaxalign.studies.heads.figures import FIGURES
 from jaxalign.study import codec
 from jaxalign.study.session import Session
@@ -47,7 +48,7 @@ def whole(inputs, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "results" / "experiment.json"
     ran = study(*inputs, output, "--repair", "all")
     content = json.loads(output.read_text())
-    return SimpleNamespace(ran=ran, output=output, content=content, result=results.read(output))
+    return SimpleNamespace(ran=ran, output=output, content=content, result=HEADS.read(output))
 
 
 @pytest.fixture
@@ -120,7 +121,7 @@ def test_result_says_what_was_run(whole, inputs):
 
 
 def test_result_of_a_run_survives_a_round_trip(whole):
-    assert {"format": results.FORMAT, **codec.encode(whole.result)} == whole.content
+    assert {"format": HEADS.format, **codec.encode(whole.result)} == whole.content
 
 
 def test_repair_of_all_adds_curves_of_int8(whole):

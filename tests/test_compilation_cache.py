@@ -14,12 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign import compilation_cache
 from jaxalign.commands import opening
 from jaxalign.commands.arguments import parse
 from jaxalign.commands.main import main
-from jaxalign.compilation_cache import enable_compilation_cache
+from jaxalign.errors import InputError
 from jaxalign.numerics import PrecisionError
+from jaxalign.runtime import compilation_cache
+from jaxalign.runtime.compilation_cache import enable_compilation_cache
 from jaxalign.study.session import Session
 
 ROOT = Path(__file__).parent.parent

@@ -9,17 +9,18 @@ import numpy as np
 import pytest
 from pythia_shape import tiny_config
 
+from jaxalign.checkpoints.families import config_from_hf
+from jaxalign.devices.mesh import make_mesh, shard_packed, shard_params
 from jaxalign.edit import Edit
 from jaxalign.errors import InputError
-from jaxalign.metrics import kl_divergence, logit_difference
-from jaxalign.model import ModelConfig, cast, forward, init_params
+from jaxalign.measures.metrics import kl_divergence, logit_difference
+from jaxalign.model import cast, forward, init_params
 from jaxalign.model.decoder import block, embed, real_positions, unembed
 from jaxalign.model.layers import at_position, normalize
+from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense
-from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, INT8_SIM, scheme_named
 from jaxalign.prompts import Prompt, PromptText
-from jaxalign.sharding import make_mesh, shard_packed, shard_params
 from jaxalign.studies.plan.calls import Bench
 from jaxalign.studies.plan.components import Component, no_changes, parts_of, rows_of
 from jaxalign.studies.plan.map import describe_map, measure_map
@@ -65,7 +66,7 @@ def damage_map(bench, low, draws, seed):
 
 def tiny(parallel=True, **overrides):
     settings = {"num_hidden_layers": 2, "use_parallel_residual": parallel} | overrides
-    config = ModelConfig.from_hf(tiny_config(**settings))
+    config = config_from_hf(tiny_config(**settings))
     return config, random_params(config)
 
 

@@ -23,14 +23,14 @@ from tiny_run import (
     write_prompts,
 )
 
-from jaxalign import results
-from jaxalign.convert import load, locate
-from jaxalign.distributed import processes
+from jaxalign.checkpoints import load, locate
+from jaxalign.devices.mesh import make_mesh, part_bytes
+from jaxalign.devices.processes import processes
 from jaxalign.errors import InputError
 from jaxalign.memory import bytes_per_call
 from jaxalign.prompts import read_prompts
-from jaxalign.sharding import make_mesh, part_bytes
-from jaxalign.studies.heads import Options
+from jaxalign.studies.heads import HEADS, Options
+from jaxalign.studies.heads.edge_align import edge_align
 from jaxalign.study.session import Session
 
 SOON = 15.0  # seconds; it takes milliseconds on an idle machine
@@ -141,7 +141,7 @@ def test_devices_of_two_processes_share_a_sweep_of_parameters_spread_over_some(t
 
 def values(path, *names):
     """A result's numbers under some of the original's names, prompt by prompt."""
-    content = results.edge_align(results.read(path))
+    content = edge_align(HEADS.read(path))
     rows = [*content["prompts"], *content["repair"]]
     found = [np.ravel(row[name]) for row in rows for name in names if name in row]
     return np.concatenate(found).astype(float)
@@ -233,6 +233,43 @@ def test_the_others_end_with_the_first_process_even_inside_a_collective(tmp_path
     assert code == 2
     assert err.count("\n") == 1
     assert re.match(r"jaxalign: error: process 0 \(the coordinator at 127\S+\) was lost: ", err)
+
+
+# Processes that a launcher starts.
+
+
+def srun(index, count, port):
+    """What ``srun`` sets for one of its tasks."""
+    return {
+        "JAX_COORDINATOR_PORT": port,
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_STEP_NUM_TASKS": str(count),
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }
+
+
+def mpirun(index, count, port):
+    """What Open MPI 4's ``mpirun`` sets for one of its processes."""
+    return {
+        "JAX_COORDINATOR_PORT": port,
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": str(count),
+        "OMPI_COMM_WORLD_RANK": str(index),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [srun, mpirun])
+def test_processes_of_a_launcher_find_each_other_without_options(launcher, tmp_path):
+    commands = [["tests/process_worker.py", tmp_path, "greet"]] * 2
+    with run_of(commands, tmp_path, launcher=launcher) as started:
+        assert [one.end()[::2] for one in started] == [(0, "")] * 2
+    for index in range(2):
+        assert (tmp_path / f"greeted {index} of 2").read_bytes() == worker.CONTENT
 
 
 # Processes that cannot run together.

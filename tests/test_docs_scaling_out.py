@@ -11,10 +11,10 @@ import pytest
 from benchmarks.devices import counted
 from jaxalign.commands.arguments import flags
 from jaxalign.commands.one_study import ACTIVATIONS
-from jaxalign.distributed import PATIENCE
+from jaxalign.devices.mesh import choose_mesh, part_bytes
+from jaxalign.devices.peers import SILENCE
+from jaxalign.devices.processes import PATIENCE
 from jaxalign.model import ModelConfig
-from jaxalign.sharding import choose_mesh, part_bytes
-from jaxalign.watch import SILENCE
 
 PAGE = (Path(__file__).parent.parent / "docs" / "scaling_out.md").read_text()
 PYTHIA_12B = ModelConfig(50688, 36, 40, 5120, 20480, rotary_dims=32)
@@ -32,9 +32,14 @@ def test_each_example_prints_what_is_shown_below_it():
         assert printed.getvalue() == shown
 
 
+# Slurm's own.
+SLURM = {"--array", "--gres", "--parsable", "--dependency", "--wrap"} | {
+    "--nodes", "--ntasks-per-node", "--gpus-per-node", "--pty",
+}  # fmt: skip
+
+
 def test_every_option_shown_exists():
-    slurm = {"--array", "--gres", "--parsable", "--dependency", "--wrap"}
-    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - slurm
+    shown = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", PAGE)) - SLURM
     assert shown <= flags("heads") | flags("schemes")
 
 

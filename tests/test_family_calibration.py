@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from family_checkpoints import prompts, read, write
 
-from jaxalign.calibration import driver, layer
+from jaxalign.calibration import block as layer
+from jaxalign.calibration import walk as driver
 from jaxalign.calibration.groups import groups_of
 from jaxalign.edit import Edit
 from jaxalign.model import forward

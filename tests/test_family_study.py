@@ -11,7 +11,7 @@ from tiny_run import TOKENIZER, refusal, study, write_model, write_prompts
 
 import jaxalign
 from jaxalign import memory
-from jaxalign.convert.checkpoint import Checkpoint
+from jaxalign.checkpoints.files import Checkpoint
 from jaxalign.errors import InputError
 from jaxalign.model import count
 from jaxalign.model.generate import generate

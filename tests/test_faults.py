@@ -17,8 +17,8 @@ from tiny_run import refusal, write_model, write_prompts
 
 import jaxalign
 from jaxalign.commands.one_study import ACTIVATIONS
+from jaxalign.devices.mesh import part_bytes
 from jaxalign.prompts import read_prompts, tokenize
-from jaxalign.sharding import part_bytes
 from jaxalign.studies.heads import Options
 from jaxalign.studies.heads.calls import Runner
 

@@ -17,7 +17,7 @@ from tiny_run import WEIGHTS, refusal, run, write_model, write_prompts
 
 import jaxalign
 from jaxalign import InputError
-from jaxalign.convert import ModelUnavailable, hub, locate
+from jaxalign.checkpoints import ModelUnavailable, hub, locate
 
 NAME, COMMIT, OTHER = "someone/some-model", "a" * 40, "b" * 40
 FILES = ["config.json", "tokenizer.json", WEIGHTS]

@@ -10,8 +10,8 @@ from safetensors import safe_open
 from tiny_run import write_model
 
 import jaxalign
+from jaxalign.checkpoints.linear_layers import LinearLayer, linear_layers, output_modules
 from jaxalign.commands.main import main
-from jaxalign.convert.names import LinearLayer, linear_layers, output_modules
 from jaxalign.errors import InputError
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import INT8_SIM, scheme_named

@@ -20,13 +20,14 @@ from matplotlib.text import Text
 from synthetic_result import make_result
 
 from jaxalign.errors import InputError
+from jaxalign.measures.estimates import Estimate
 from jaxalign.plots import draw
 from jaxalign.plots.labels import place_labels
 from jaxalign.plots.page import new_page, styled, wrapped, write
 from jaxalign.plots.words import p_text, places_for, short_names, shown, signed, significant
-from jaxalign.results import Correlation, Estimate, HeadsResult, PromptResult
 from jaxalign.studies.heads.figures import FIGURES
 from jaxalign.studies.heads.figures.values import MAX_TASKS
+from jaxalign.studies.heads.result import Correlation, HeadsResult, PromptResult
 from jaxalign.studies.heads.table import table
 
 NOTE = "demo model, stands in for the published checkpoint"

@@ -1,14 +1,13 @@
 """The README says what is so: its code runs, its table is the kept result's, its commands exist."""
 
 import re
-import shlex
 from pathlib import Path
 
 import jax
 import pytest
 
-from jaxalign import results
 from jaxalign.commands.arguments import COMMANDS, flags, parse
+from jaxalign.studies.heads import HEADS
 from jaxalign.studies.heads.table import table as summary
 from jaxalign.studies.schemes import SCHEMES
 
@@ -35,7 +34,7 @@ def test_the_python_example_runs_and_finds_what_it_names():
 
 def test_the_result_shown_is_the_kept_one():
     shown = next(block for block in blocks("") if "heads that matter most" in block)
-    actual = summary(results.read(KEPT)).splitlines()
+    actual = summary(HEADS.read(KEPT)).splitlines()
     for line in shown.splitlines():
         assert line.strip() in ("", "…") or line in actual, line
 
@@ -52,9 +51,9 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 def commands_shown(page):
     """The words behind each ``python cli.py`` of a page, in its text and in blocks of code."""
     text = page.read_text().replace("\\\n", " ")
-    inline = re.findall(r"`python cli\.py([^`]*)`", text)
-    lines = re.findall(r"^[^`\n]*python cli\.py([^`\n]*)$", text, re.MULTILINE)
-    return [shlex.split(words) for words in (*inline, *lines)]
+    inline = re.findall(r"`python cli\.py([^`'\"]*)`", text)
+    lines = re.findall(r"^[^`\n]*python cli\.py([^`'\"\n]*)", text, re.MULTILINE)
+    return [words.split() for words in (*inline, *lines)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

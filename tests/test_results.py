@@ -12,11 +12,13 @@ import pytest
 from synthetic_result import make_result
 from tiny_run import refusal
 
-from jaxalign import InputError, results
-from jaxalign.results import RANKINGS, Estimate, edge_align, estimate, read, write
-from jaxalign.results.edge_align import KNOWN, precision_fields, read_1
-from jaxalign.stats import generator
+from jaxalign import InputError
+from jaxalign.measures.estimates import Estimate, estimate, number
+from jaxalign.measures.stats import generator
+from jaxalign.studies.heads import HEADS
 from jaxalign.studies.heads.analysis import summarize
+from jaxalign.studies.heads.edge_align import KNOWN, edge_align, precision_fields, read_1
+from jaxalign.studies.heads.result import RANKINGS, HeadsResult
 from jaxalign.study import codec
 
 # Fields of the original format, as its readers know them.
@@ -92,9 +94,9 @@ def equal(a, b):
 
 
 def test_result_survives_a_round_trip(result, path):
-    again = write(result, path)
+    again = HEADS.write(result, path)
     assert equal(again, result)
-    assert equal(read(path), result)
+    assert equal(HEADS.read(path), result)
     assert json.loads(path.read_text())["format"] == "jaxalign.heads/2"
 
 
@@ -103,8 +105,8 @@ def test_result_survives_a_round_trip(result, path):
 )
 def test_every_scheme_keeps_its_own_values_whatever_its_name(names, path):
     written = small(precisions=names)
-    write(written, path)
-    found = read(path)
+    HEADS.write(written, path)
+    found = HEADS.read(path)
     assert found.precisions == names
     for name in names:
         low, expected = (r.prompts[0].precisions[name] for r in (found, written))
@@ -121,8 +123,8 @@ def test_stored_statistics_follow_from_the_stored_values(path):
     names = ("int8-sim", "int8")
     written = small(precisions=names, num_heads=5, prompts_per_task=3)
     statistics = summarize(written.prompts, written.repairs, names, 0)
-    write(replace(written, statistics=statistics), path)
-    found = read(path)
+    HEADS.write(replace(written, statistics=statistics), path)
+    found = HEADS.read(path)
     again = summarize(found.prompts, found.repairs, found.precisions, 0)
     assert_close(codec.encode(again), codec.encode(found.statistics))
 
@@ -143,7 +145,7 @@ def assert_close(a, b):
 
 def test_what_is_not_finite_is_written_as_null_and_read_as_nan(path):
     result = small(nonfinite=True)
-    write(result, path)
+    HEADS.write(result, path)
     text = path.read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
@@ -151,7 +153,7 @@ def test_what_is_not_finite_is_written_as_null_and_read_as_nan(path):
     assert first["drift"][0][0] is None
     assert first["drift"][0][1] is not None
     assert first["logit_diff"] is None
-    low = read(path).prompts[0].precisions["f16"]
+    low = HEADS.read(path).prompts[0].precisions["f16"]
     assert np.isnan(low.drift[0, 0])
     assert low.nonfinite_heads == ((0, 0), (1, 2))
     assert low.first_order.bound_held is None
@@ -162,15 +164,17 @@ def test_numbers_keep_the_digits_of_f32(path):
     prompt = small().prompts[0]
     maps = np.full_like(prompt.zero_importance, value)
     kept = replace(small(), prompts=(replace(prompt, zero_importance=maps), *small().prompts[1:]))
-    write(kept, path)
-    assert np.float32(read(path).prompts[0].zero_importance[0, 0]) == pytest.approx(value, rel=1e-7)
-    assert results.number(np.inf) is results.number(np.nan) is None
+    HEADS.write(kept, path)
+    assert np.float32(HEADS.read(path).prompts[0].zero_importance[0, 0]) == pytest.approx(
+        value, rel=1e-7
+    )
+    assert number(np.inf) is number(np.nan) is None
 
 
 def test_result_is_read_as_typed_objects(path):
-    write(small(), path)
-    result = read(path)
-    assert isinstance(result, results.HeadsResult)
+    HEADS.write(small(), path)
+    result = HEADS.read(path)
+    assert isinstance(result, HeadsResult)
     assert result.precisions == ("f16", "int8-sim")
     assert result.prompts[0].precisions["f16"].drift.dtype == np.float64
     assert isinstance(result.statistics.correlations[0].pearson, Estimate)
@@ -181,13 +185,13 @@ def test_result_is_read_as_typed_objects(path):
 def test_target_and_distractor_of_one_first_token_have_no_distractor_values(path):
     """The text stays; there is nothing to measure."""
     prompt = replace(small().prompts[0], distractor=" Rome", distractor_importance=None)
-    write(replace(small(), prompts=(prompt, *small().prompts[1:])), path)
-    assert read(path).prompts[0].distractor == " Rome"
-    assert read(path).prompts[0].distractor_importance is None
+    HEADS.write(replace(small(), prompts=(prompt, *small().prompts[1:])), path)
+    assert HEADS.read(path).prompts[0].distractor == " Rome"
+    assert HEADS.read(path).prompts[0].distractor_importance is None
 
 
 def test_row_of_a_map_stands_on_one_line_however_long_it_is(path):
-    write(small(num_heads=40), path)
+    HEADS.write(small(num_heads=40), path)
     lines = [line.strip() for line in path.read_text().splitlines()]
     start = lines.index('"zero_importance": [')
     rows = [json.loads(line.rstrip(",")) for line in lines[start + 1 : start + 3]]
@@ -230,7 +234,7 @@ def test_what_did_not_run_has_no_original_fields():
 
 
 def test_file_of_the_version_before_is_read():
-    result = read(KEPT)
+    result = HEADS.read(KEPT)
     content = json.loads(KEPT.read_text(encoding="utf-8"))
     assert result.precisions == ("f16", "int8-sim")
     assert (len(result.prompts), len(result.repairs)) == (103, 206)
@@ -309,20 +313,20 @@ WRONG = {
 
 @pytest.mark.parametrize("place", WRONG, ids=lambda place: "/".join(map(str, place)))
 def test_wrong_value_is_refused_with_its_place(place, path):
-    content = {"format": results.FORMAT, **codec.encode(small(nonfinite=True))}
+    content = {"format": HEADS.format, **codec.encode(small(nonfinite=True))}
     owner, key = at(content, *place)
     owner[key] = WRONG[place]
     path.parent.mkdir()
     path.write_text(json.dumps(content))
     with pytest.raises(InputError) as caught:
-        read(path)
+        HEADS.read(path)
     named = "/".join(map(str, place)).removesuffix("/heads")
     assert caught.value.problem.startswith(f"{path}: {named}")
 
 
 def test_plot_refuses_in_one_line(content, tmp_path):
     content["metadata"].pop("model")
-    (tmp_path / "bad.json").write_text(json.dumps({"format": results.FORMAT, **content}))
+    (tmp_path / "bad.json").write_text(json.dumps({"format": HEADS.format, **content}))
     line = refusal("plot", "--input", tmp_path / "bad.json")
     assert "bad.json: metadata/model: missing. run the study again, or give the file" in line
 
@@ -361,7 +365,7 @@ def test_missing_result_says_how_to_make_one(tmp_path):
 def test_result_that_does_not_fit_is_kept_elsewhere(path):
     result = replace(small(), metadata=small().metadata | {"seed": "zero"})
     with pytest.raises(InputError, match=r"metadata/seed: .* the result is kept in"):
-        write(result, path)
+        HEADS.write(result, path)
     assert not path.exists()
     assert json.loads(path.with_name("experiment.json.kept").read_text())["prompts"]
 
@@ -386,7 +390,7 @@ def test_estimate_is_of_what_is_finite():
 def test_file_has_the_permissions_of_any_other_file(path):
     previous = os.umask(0o027)
     try:
-        write(small(), path)
+        HEADS.write(small(), path)
     finally:
         os.umask(previous)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
@@ -395,7 +399,7 @@ def test_file_has_the_permissions_of_any_other_file(path):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("broken", ["os.replace", "os.chmod"])
 def test_failure_while_writing_leaves_the_old_file_whole(broken, error, path, monkeypatch):
-    write(small(seed=0), path)
+    HEADS.write(small(seed=0), path)
     before = path.read_bytes()
 
     def fail(*args, **kwargs):
@@ -404,7 +408,7 @@ def test_failure_while_writing_leaves_the_old_file_whole(broken, error, path, mo
     monkeypatch.setattr(broken, fail)
     wanted = InputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(wanted) as raised:
-        write(small(seed=1), path)
+        HEADS.write(small(seed=1), path)
     if wanted is InputError:
         assert f"{path} cannot be written (No space left on device)" in str(raised.value)
     assert path.read_bytes() == before
@@ -413,6 +417,6 @@ def test_failure_while_writing_leaves_the_old_file_whole(broken, error, path, mo
 
 def test_new_result_replaces_the_old_one_and_leaves_nothing_else(path):
     for seed in (0, 1):
-        write(small(seed=seed), path)
-    assert equal(read(path), small(seed=1))
+        HEADS.write(small(seed=seed), path)
+    assert equal(HEADS.read(path), small(seed=1))
     assert list(path.parent.iterdir()) == [path]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import InputError
-from jaxalign.metrics import AnswerMetrics
+from jaxalign.measures.metrics import AnswerMetrics
 from jaxalign.runtime import resume as module
 from jaxalign.runtime.resume import Resume, finished
 

@@ -11,10 +11,10 @@ from scipy.special import rel_entr, softmax
 from tiny_run import refusal, run, write_model, write_prompts
 
 import jaxalign
-from jaxalign.model import ModelConfig
+from jaxalign.checkpoints.families import config_from_hf
+from jaxalign.devices.mesh import make_mesh, shard_params
 from jaxalign.model.params import MATRICES, cast
 from jaxalign.numerics.scheme import F16, F32, scheme_named
-from jaxalign.sharding import make_mesh, shard_params
 from jaxalign.studies.schemes.calls import compare
 from jaxalign.studies.schemes.size import deployed_bytes, mean_bits
 from jaxalign.study.weight_noise import low_matrices, noisy
@@ -24,7 +24,7 @@ INT4 = scheme_named("int4-g8")
 
 @pytest.fixture(scope="module")
 def tiny():
-    config = ModelConfig.from_hf(tiny_config())
+    config = config_from_hf(tiny_config())
     params = jax.tree.map(
         lambda leaf: leaf + 0.05 * jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape)),
         jaxalign.init_params(jax.random.key(0), config),
@@ -109,7 +109,7 @@ def test_weight_noise_is_as_large_as_the_schemes_error_in_every_matrix_and_head(
 
 
 def test_sizes_count_codes_scales_and_zero_points():
-    config = ModelConfig.from_hf(tiny_config())
+    config = config_from_hf(tiny_config())
     assert mean_bits(config, F16) == 16
     assert deployed_bytes(config, F32) == 2 * deployed_bytes(config, F16)
     bits = INT4.weights.bits_per_weight(config.hidden_size)

@@ -10,13 +10,8 @@ import numpy as np
 import pytest
 
 from jaxalign.commands import opening
-from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
-from jaxalign.errors import InputError
-from jaxalign.metrics import Answer, logit_difference
-from jaxalign.model import ModelConfig, cast, init_params
-from jaxalign.numerics import F16, F32, INT8_SIM, jit
-from jaxalign.sharded_sweep import deal, rounds, sharded_sweep
-from jaxalign.sharding import (
+from jaxalign.devices.deal import deal, rounds, sharded_sweep
+from jaxalign.devices.mesh import (
     choose_mesh,
     make_mesh,
     param_shardings,
@@ -24,6 +19,11 @@ from jaxalign.sharding import (
     shard_params,
     usable_devices,
 )
+from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
+from jaxalign.errors import InputError
+from jaxalign.measures.metrics import Answer, logit_difference
+from jaxalign.model import ModelConfig, cast, init_params
+from jaxalign.numerics import F16, F32, INT8_SIM, jit
 from jaxalign.sweep import sweep
 
 L, H, D, S, B, V = 3, 4, 32, 9, 3, 96

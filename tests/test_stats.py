@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from jaxalign import stats
-from jaxalign.metrics import head_drift, logit_difference
+from jaxalign.measures import stats
+from jaxalign.measures.metrics import head_drift, logit_difference
 from jaxalign.prompts import Prompt, PromptText
-from jaxalign.results import mean_maps
+from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.rankings import (
     DRAWS,
     RANDOM_ORDERS,

@@ -9,8 +9,7 @@ from pythia_shape import tiny_checkpoint
 from scipy import stats as scipy_stats
 
 import jaxalign
-from jaxalign import results
-from jaxalign.convert.hub import BUNDLED
+from jaxalign.checkpoints.hub import BUNDLED
 from jaxalign.memory import bytes_per_call, bytes_per_row
 from jaxalign.model import count
 from jaxalign.prompts import PromptSet, PromptText, tokenize
@@ -264,7 +263,7 @@ def test_result_stands_beside_its_controls(studies):
     assert {r.precision for r in result.repairs} == {"f16", "int8-sim"}
     for repair in result.repairs:
         assert repair.random.shape == (8, K)
-        assert set(repair.curves) == set(results.RANKINGS)
+        assert set(repair.curves) == set(RANKINGS)
     for row in result.statistics.correlations:
         for estimate in (row.pearson, row.spearman):
             defined = [v is not None for v in dataclasses.astuple(estimate)]

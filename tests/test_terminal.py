@@ -71,8 +71,8 @@ class Sends:
         signal.raise_signal(self.number)
 
 
-def collect(garbage):
-    del garbage
+def collect_garbage_that_sends(number):
+    Sends(number)
     gc.collect()
     time.sleep(10)
 
@@ -84,7 +84,7 @@ def test_an_interruption_is_delivered_even_if_a_callback_loses_it(number):
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(number)
         with pytest.raises(KeyboardInterrupt):
-            collect(Sends(number))
+            collect_garbage_that_sends(number)
         assert interruption.asked
         interruption.answered = True
         signal.raise_signal(number)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from tiny_run import edit_weights, refusal, study, write_model, write_prompts
 
-from jaxalign import results
+from jaxalign.studies.heads import HEADS
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def test_every_revision_has_a_result_and_a_figure_shows_them_all(inputs, tmp_pat
     )  # fmt: skip
     assert ran.code == 0, ran.err
     first, second = (
-        results.read(tmp_path / f"experiment.{name}.json") for name in ("step10", "step100")
+        HEADS.read(tmp_path / f"experiment.{name}.json") for name in ("step10", "step100")
     )
     assert first.precisions == second.precisions == ("int4-g8@bf16",)
     importance = [np.abs(r.prompts[0].zero_importance).max() for r in (first, second)]

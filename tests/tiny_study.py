@@ -10,11 +10,11 @@ import numpy as np
 from jaxtyping import Float
 from matplotlib.figure import Figure
 
-from jaxalign.metrics import logit_difference
+from jaxalign.measures.metrics import logit_difference
 from jaxalign.model.decoder import forward
-from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import F16, F32, Scheme
 from jaxalign.plots.page import new_page
+from jaxalign.runtime.compile import jit
 from jaxalign.study.calls import Call, Late
 from jaxalign.study.options import Common
 from jaxalign.study.provenance import Provenance

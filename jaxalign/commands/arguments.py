@@ -14,10 +14,10 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from jaxalign.checkpoints.hub import DEFAULT_MODEL
 from jaxalign.commands import groups
 from jaxalign.commands.parser import PROGRAM, Parser, add_options
 from jaxalign.commands.speed import SpeedOptions
-from jaxalign.convert.hub import DEFAULT_MODEL
 from jaxalign.errors import InputError
 from jaxalign.studies.registry import find_studies
 from jaxalign.study.study import Study

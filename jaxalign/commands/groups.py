@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxalign.checkpoints.hub import DEFAULT_MODEL
 from jaxalign.commands.parser import Parser, path, whole
 from jaxalign.commands.verify import published
-from jaxalign.compilation_cache import VARIABLE
-from jaxalign.convert.hub import DEFAULT_MODEL
-from jaxalign.environment import DEVICES
+from jaxalign.runtime.compilation_cache import VARIABLE
+from jaxalign.runtime.environment import DEVICES
 
 
 def model(parser: Parser, default: str | None = None) -> None:

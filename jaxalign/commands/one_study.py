@@ -15,6 +15,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxalign.calibration import preparer
+from jaxalign.checkpoints import Model, locate
 from jaxalign.commands.opening import (
     calibration_texts,
     described,
@@ -23,14 +24,13 @@ from jaxalign.commands.opening import (
     load_for,
     shared_devices,
 )
-from jaxalign.convert import Model, locate
-from jaxalign.distributed import is_first
-from jaxalign.environment import select_device
+from jaxalign.devices.mesh import choose_mesh
+from jaxalign.devices.processes import is_first
 from jaxalign.errors import InputError
 from jaxalign.plots import draw
 from jaxalign.prompts import SHIPPED, PromptSet, read_prompts
+from jaxalign.runtime.environment import select_device
 from jaxalign.runtime.files import check_writable, read_bytes
-from jaxalign.sharding import choose_mesh
 from jaxalign.study.session import Prepare, Session
 from jaxalign.study.shards import Shard, ShardFinished
 from jaxalign.study.study import Study

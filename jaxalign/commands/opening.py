@@ -10,12 +10,12 @@ from typing import Any
 import jax
 
 from jaxalign.calibration import read_texts
-from jaxalign.compilation_cache import enable_compilation_cache
-from jaxalign.convert import Model, Source, load, locate
-from jaxalign.environment import select_device
+from jaxalign.checkpoints import Model, Source, load, locate
+from jaxalign.devices.mesh import usable_devices
 from jaxalign.errors import InputError
 from jaxalign.prompts import PromptSet
-from jaxalign.sharding import usable_devices
+from jaxalign.runtime.compilation_cache import enable_compilation_cache
+from jaxalign.runtime.environment import select_device
 
 
 def opened(arguments: argparse.Namespace, job: str, memory_gb: float | None = None) -> Model:

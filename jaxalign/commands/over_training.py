@@ -7,12 +7,12 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxalign import results
-from jaxalign.distributed import is_first
+from jaxalign.devices.processes import is_first
 from jaxalign.errors import InputError
 from jaxalign.plots import draw
-from jaxalign.results import HeadsResult
+from jaxalign.studies.heads import HEADS
 from jaxalign.studies.heads.figures import OVER_TRAINING
+from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study.option import listed
 
 
@@ -63,7 +63,7 @@ def over_training(
         )
         overflows += study(one)
         if is_first() and arguments.shard is None:
-            found.append((revision, results.read(one.output)))
+            found.append((revision, HEADS.read(one.output)))
     if found and not arguments.no_figures:
         [path, _] = draw(OVER_TRAINING, found, arguments.output.parent / "figures")
         print(f"figure: {path}")

@@ -6,11 +6,11 @@ import argparse
 import functools
 from dataclasses import replace
 
+from jaxalign.checkpoints import Model, load_beside
 from jaxalign.commands.one_study import Audit, run_study
 from jaxalign.commands.over_training import over_training
 from jaxalign.commands.parser import options_from
-from jaxalign.convert import Model, load_beside
-from jaxalign.distributed import processes
+from jaxalign.devices.processes import processes
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import INT8_SIM
 from jaxalign.studies.heads import Options

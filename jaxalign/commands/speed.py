@@ -11,13 +11,13 @@ from dataclasses import dataclass, field
 import jax
 import jax.numpy as jnp
 
+from jaxalign.checkpoints import Model
 from jaxalign.commands.opening import opened
 from jaxalign.commands.parser import options_from
-from jaxalign.convert import Model
 from jaxalign.model import cast, forward
-from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
 from jaxalign.prompts import encode
+from jaxalign.runtime.compile import jit
 from jaxalign.study.option import check_options, option, schemes_listed
 
 

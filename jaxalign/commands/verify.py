@@ -20,15 +20,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from jaxalign.checkpoints import Model, ModelUnavailable, load, locate
+from jaxalign.checkpoints.tokenizer import check_known, token_ids
 from jaxalign.commands.opening import ignoring, keep_programs
-from jaxalign.convert import Model, ModelUnavailable, load, locate
-from jaxalign.environment import select_device
 from jaxalign.errors import InputError
 from jaxalign.model import ModelConfig, Params, cast, forward
-from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import F16
 from jaxalign.prompts import Batch, batches
-from jaxalign.runtime.files import read_text
+from jaxalign.runtime.compile import jit
+from jaxalign.runtime.environment import select_device
+from jaxalign.runtime.files import read_json, read_text
 from jaxalign.shapes import Array, Float, Lengths, Tokens
 
 PUBLISHED = Path(__file__).parent.parent / "published.json"
@@ -55,7 +56,7 @@ class Check:
 
 def published() -> dict[str, Any]:
     """The published numbers."""
-    return json.loads(PUBLISHED.read_text(encoding="utf-8"))
+    return read_json(PUBLISHED)
 
 
 def verify(
@@ -136,7 +137,7 @@ def _loss(model: Model, known: dict[str, Any]) -> Check:
         return _unchecked(
             known["what"], known["source"], known["value"], known["tolerance"], remark
         )
-    tokens = [bos, *model.tokenizer.encode(known["text"], add_special_tokens=False).ids]
+    tokens = [bos, *_ids(model, known["text"])]
     found = -float(np.mean(_log_likelihoods(model, [tokens])[0]))
     return _compare(known["what"], known["source"], known["value"], known["tolerance"], found)
 
@@ -169,6 +170,11 @@ def _log_likelihoods(model: Model, texts: Sequence[Sequence[int]]) -> list[np.nd
     return [scores for scores, _ in _score(model, texts)]
 
 
+def _ids(model: Model, text: str) -> tuple[int, ...]:
+    """Token ids of a text, without special tokens, each a row of the model's embedding."""
+    return check_known(token_ids(model.tokenizer, text), text, "a text", model.config)
+
+
 def _lambada(model: Model, known: dict[str, Any], path: Path | None) -> list[Check]:
     """Accuracy of the whole last word under greedy choice, and perplexity per last word."""
     kinds = ("accuracy", "perplexity")
@@ -181,10 +187,9 @@ def _lambada(model: Model, known: dict[str, Any], path: Path | None) -> list[Che
             for kind in kinds
         ]
     pairs = _read_lambada(path)
-    encode = functools.partial(model.tokenizer.encode, add_special_tokens=False)
-    contexts = [encode(before).ids for before, _ in pairs]
+    contexts = [_ids(model, before) for before, _ in pairs]
     # The context and the word are tokenized apart, as lm-eval does.
-    words = [encode(f" {word}").ids for _, word in pairs]
+    words = [_ids(model, f" {word}") for _, word in pairs]
     joined = [context + word for context, word in zip(contexts, words, strict=True)]
     likelihood, right = [], []
     for (scores, greedy), word in zip(_score(model, joined), words, strict=True):
@@ -227,7 +232,7 @@ def _read_lambada(path: Path) -> list[tuple[str, str]]:
 def _wikitext(model: Model, known: dict[str, Any], path: Path | None) -> list[Check]:
     """Perplexity of the text's first tokens in one window from position 0."""
     text = None if path is None else read_text(path, "check its path")
-    ids = [] if text is None else model.tokenizer.encode(text, add_special_tokens=False).ids
+    ids = [] if text is None else _ids(model, text)
     checks = []
     for size, value in known["perplexity"].items():
         name, tolerance = f"WikiText-2 perplexity, {size} tokens", _relative(known, value)

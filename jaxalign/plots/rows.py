@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
+from jaxalign.measures.estimates import Estimate
 from jaxalign.plots.looks import Look
 from jaxalign.plots.page import INK
 from jaxalign.plots.scales import drawable
-from jaxalign.results import Estimate
 
 
 def interval(

@@ -32,10 +32,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.distributed import fetch, from_first, is_first
+from jaxalign.devices.processes import fetch, from_first, is_first
 from jaxalign.errors import InputError
-from jaxalign.notes import note
 from jaxalign.runtime.files import read_bytes, read_json, replace_file
+from jaxalign.runtime.messages import note
 
 FACTS, LOCK, CALL = "facts.json", "lock", ".npz"
 NAME = 16  # hexadecimal digits of a study's hash

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any
 
-from jaxalign.notes import note
+from jaxalign.runtime.messages import note
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 AGAIN = 0.05  # seconds after which an interruption that a callback lost is delivered again
@@ -82,8 +82,8 @@ class Lasting:
 def lasting_streams() -> Iterator[None]:
     """Make stdout and stderr ``Lasting`` for as long as the context lasts."""
     with (
-        contextlib.redirect_stderr(Lasting(sys.stderr)),  # type: ignore[type-var]
-        contextlib.redirect_stdout(Lasting(sys.stdout)),  # type: ignore[type-var]
+        contextlib.redirect_stderr(Lasting(sys.stderr)),
+        contextlib.redirect_stdout(Lasting(sys.stdout)),
     ):
         try:
             yield
@@ -103,6 +103,14 @@ class Interruption:
         self.asked = True
         if not self.answered:
             raise KeyboardInterrupt
+
+
+def _interrupt_main() -> None:
+    """Send SIGINT to the main thread, so that a call that it waits in ends, too."""
+    if hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+    else:
+        _thread.interrupt_main()
 
 
 @contextlib.contextmanager
@@ -126,7 +134,7 @@ def interruptible() -> Iterator[Interruption]:
 
     def hook(unraisable: Any) -> None:
         if unraisable.exc_type is KeyboardInterrupt:
-            again = threading.Timer(AGAIN, _thread.interrupt_main)
+            again = threading.Timer(AGAIN, _interrupt_main)
             again.daemon = True
             again.start()
         else:

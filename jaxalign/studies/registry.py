@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jaxalign.notes import note
+from jaxalign.runtime.messages import note
 from jaxalign.studies.heads import HEADS
 from jaxalign.studies.plan import PLAN
 from jaxalign.studies.schemes import SCHEMES
@@ -45,6 +45,21 @@ def find_studies() -> dict[str, Study[Any, Any]]:
         else:
             found[study.name] = study
     return found
+
+
+def read(path: Path | str) -> Any:
+    """The result that a file holds, of any study: ``HeadsResult``, ``SchemesResult``, …
+
+    Args:
+        path: the file; its format says which study's it is.
+
+    Raises:
+        InputError: no such file, or no study's.
+
+    Example:
+        >>> jaxalign.read("results/experiment.json").statistics.correlations[0].pearson
+    """
+    return read_any(Path(path))[1]
 
 
 def read_any(path: Path) -> tuple[Study[Any, Any], Any]:

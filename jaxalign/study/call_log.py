@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import param_shapes
-from jaxalign.notes import note
+from jaxalign.runtime.messages import note
 from jaxalign.study.calls import Call
 
 T = TypeVar("T")

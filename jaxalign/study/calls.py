@@ -11,10 +11,10 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxalign.distributed import fetch
-from jaxalign.numerics.compile import Program
+from jaxalign.devices.mesh import EDITS
+from jaxalign.devices.processes import fetch
 from jaxalign.prompts import Batch
-from jaxalign.sharding import EDITS
+from jaxalign.runtime.compile import Program
 
 T = TypeVar("T")
 

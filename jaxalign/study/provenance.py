@@ -16,11 +16,11 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from jaxalign import stats
-from jaxalign.convert import Model
-from jaxalign.environment import describe
+from jaxalign.checkpoints import Model
+from jaxalign.measures import stats
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Prompt
+from jaxalign.runtime.environment import describe
 from jaxalign.study.call_log import CallCount
 
 

@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from jaxalign.convert import Model
-from jaxalign.distributed import require_same
+from jaxalign.checkpoints import Model
+from jaxalign.devices.mesh import EDITS, shard_packed, shard_params
+from jaxalign.devices.processes import require_same
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, cast
-from jaxalign.numerics.compile import require_exact_compilation
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Batch, Prompt, PromptSet, batches, bucket_length, tokenize
+from jaxalign.runtime.compile import require_exact_compilation
 from jaxalign.runtime.resume import Resume
-from jaxalign.sharding import EDITS, shard_packed, shard_params
 from jaxalign.study.call_log import CallLog
 from jaxalign.study.calls import Call, Late, shapes_of, spec_of
 from jaxalign.study.options import Common

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from jaxalign.convert import Model
+from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet
 from jaxalign.study import codec
 from jaxalign.study.options import Common
@@ -53,9 +53,7 @@ class Study(Generic[O, R]):
         """What a file of this study begins with."""
         return f"jaxalign.{self.name}/{self.version}"
 
-    def __call__(
-        self, model: Model, prompts: PromptSet, options: O | None = None, **session: Any
-    ) -> R:
+    def __call__(self, model: Model, prompts: PromptSet, options: Any = None, **session: Any) -> R:
         """Run the study in this process.
 
         Args:

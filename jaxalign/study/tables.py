@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from jaxalign.errors import printable, shortened
-from jaxalign.results import Estimate
+from jaxalign.measures.estimates import Estimate
 
 LONGEST_CELL = 80  # characters; a name from a file may be longer
 

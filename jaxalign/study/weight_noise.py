@@ -10,16 +10,15 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import MATRICES, Block, Norm, Params, norm_offset
-from jaxalign.numerics.compile import jit
+from jaxalign.model.matrices import MATRICES, Matrix, matrix_name
+from jaxalign.model.params import Block, Norm, Params, norm_offset
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import Scheme
+from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, Float
 from jaxalign.study.calls import Late, spec_of
 from jaxalign.study.session import Session
-
-AFTER_ATTENTION_NORM, AFTER_MLP_NORM = ("query", "key_value"), ("up", "gate")
 
 
 def low_matrices(high: Block, low: Block, config: ModelConfig) -> dict[str, Array]:
@@ -28,18 +27,26 @@ def low_matrices(high: Block, low: Block, config: ModelConfig) -> dict[str, Arra
     A calibration may move scales between a matrix and what comes before it: a divisor of the input
     (``QTensor.input_divisor``) or a changed norm. Both are moved back into the matrix, so that it
     can be put alone into the unchanged model.
+
+    Args:
+        high: one layer's parameters in f32, without the axis of the layers.
+        low: the same layer in a scheme.
+        config: the architecture of both.
+
+    Returns:
+        The matrices by name, f32 ``[A, *out]``.
+
+    Raises:
+        KeyError: ``model.matrices`` does not have a parameter of ``low``.
     """
-    norms = {
-        **dict.fromkeys(AFTER_ATTENTION_NORM, (high.attention_norm, low.attention_norm)),
-        **dict.fromkeys(AFTER_MLP_NORM, (high.mlp_norm, low.mlp_norm)),
-    }
     found = {}
     for name, w in _matrices(low).items():
         array = dense(w, jnp.float32)
         if isinstance(w, QTensor) and w.input_divisor is not None:
             array = array / _rows(w.input_divisor, array)
-        if name in norms:
-            array = array * _rows(_folded(*norms[name], config), array)
+        if (norm := MATRICES[name].reads) is not None:
+            folded = _folded(getattr(high, norm), getattr(low, norm), config)
+            array = array * _rows(folded, array)
         found[name] = array
     return found
 
@@ -48,7 +55,8 @@ def _matrices(block: Block) -> dict[str, Any]:
     """The matrices of a layer by name, packed or not."""
     packed = lambda leaf: isinstance(leaf, QTensor)  # noqa: E731
     paths, _ = jax.tree_util.tree_flatten_with_path(block, is_leaf=packed)
-    return {path[-1].name: leaf for path, leaf in paths if path[-1].name in MATRICES}
+    named = ((matrix_name(path), leaf) for path, leaf in paths)
+    return {name: leaf for name, leaf in named if name is not None}
 
 
 def _rows(a: Float[Array, " A"], like: Array) -> Array:
@@ -56,7 +64,11 @@ def _rows(a: Float[Array, " A"], like: Array) -> Array:
 
 
 def _folded(high: Norm, low: Norm, config: ModelConfig) -> Float[Array, " D"]:
-    """By what a calibrated norm's output has to be multiplied less: 1 where it is the same."""
+    """The ratio ``low / high`` of a norm's output, per coordinate.
+
+    Multiply the following matrix by it to use that matrix behind the original norm. It is 1 where
+    calibration left the norm alone.
+    """
 
     def ratio(a: Array, b: Array) -> Array:
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
@@ -74,6 +86,12 @@ def noisy(high: Params, low: Params, key: jax.Array, config: ModelConfig) -> Par
 
     The Frobenius norm of the noise is that of ``low − high`` in every matrix and, since it is set
     head by head in the attention's matrices, in every head's share.
+
+    Args:
+        high: the parameters in f32.
+        low: the same parameters in a scheme.
+        key: a random key (``jax.random.key``).
+        config: the architecture of both.
     """
 
     def layer(given: tuple[jax.Array, Block, Block]) -> Block:
@@ -84,8 +102,8 @@ def noisy(high: Params, low: Params, key: jax.Array, config: ModelConfig) -> Par
             name = path[-1].name
             if name not in target:
                 return w
-            own = jax.random.fold_in(key, MATRICES.index(name))
-            return w + _noise(own, target[name] - w, name, config.head_size)
+            own = jax.random.fold_in(key, list(MATRICES).index(name))
+            return w + _noise(own, target[name] - w, MATRICES[name], config.head_size)
 
         return jax.tree_util.tree_map_with_path(leaf, weights)
 
@@ -93,22 +111,18 @@ def noisy(high: Params, low: Params, key: jax.Array, config: ModelConfig) -> Par
     return replace(high, blocks=lax.map(layer, (keys, high.blocks, low.blocks)))
 
 
-def _noise(key: jax.Array, error: Array, name: str, head_size: int) -> Array:
-    """Noise of an error's shape and of its norm in every head."""
-    shape: tuple[int, ...]
-    axes: tuple[int, ...]
-    if name == "out":
-        shape, axes = (-1, head_size, error.shape[-1]), (1, 2)
-    elif name in ("query", "key_value"):
-        shape = (*error.shape[:-1], -1, head_size)
-        axes = (0, len(shape) - 1)
-    else:
-        shape, axes = error.shape, tuple(range(error.ndim))
+def _noise(key: jax.Array, error: Array, matrix: Matrix, head_size: int) -> Array:
+    """Noise of an error's shape and of its norm in every head; of keys and values apart."""
+    axes, shape = list(matrix.axes), list(error.shape)
+    if matrix.heads is not None:
+        axes[matrix.heads : matrix.heads + 1] = ["head", "h"]
+        shape[matrix.heads : matrix.heads + 1] = [-1, head_size]
+    summed = tuple(i for i, axis in enumerate(axes) if axis not in ("head", "2"))
     parts = error.reshape(shape)
     draw = jax.random.normal(key, parts.shape)
 
     def norm(a: Array) -> Array:
-        return jnp.sqrt(jnp.square(a).sum(axis=axes, keepdims=True))
+        return jnp.sqrt(jnp.square(a).sum(axis=summed, keepdims=True))
 
     return (draw * (norm(parts) / norm(draw))).reshape(error.shape)
 

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from jaxalign.convert import Model
+from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet
-from jaxalign.results import HeadsResult
-from jaxalign.results.edge_align import FORMAT_1, read_1
+from jaxalign.studies.heads.edge_align import FORMAT_1, read_1
 from jaxalign.studies.heads.figures import FIGURES
 from jaxalign.studies.heads.options import Options
+from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.studies.heads.study import run
 from jaxalign.studies.heads.table import table
 from jaxalign.study.study import Study

@@ -7,23 +7,22 @@ from typing import Any, get_args
 
 import numpy as np
 
-from jaxalign import stats
-from jaxalign.results import (
-    NOTHING,
+from jaxalign.measures import stats
+from jaxalign.measures.estimates import NOTHING, Estimate, estimate, number
+from jaxalign.studies.heads.average import comparable
+from jaxalign.studies.heads.result import (
     RANKINGS,
     Correlation,
-    Estimate,
     FirstOrderTest,
     PromptResult,
+    Ranking,
     RepairResult,
     RepairTest,
+    Replacement,
     Statistics,
     TaskMean,
-    comparable,
-    estimate,
-    number,
+    Verdict,
 )
-from jaxalign.results.types import Ranking, Replacement, Verdict
 
 ALL = "all"
 SIGNIFICANT = 0.05

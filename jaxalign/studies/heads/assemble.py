@@ -8,24 +8,24 @@ from typing import Literal, cast, get_args
 import jax
 import numpy as np
 
-from jaxalign import stats
-from jaxalign.environment import describe
-from jaxalign.metrics import AnswerMetrics
+from jaxalign.measures import stats
+from jaxalign.measures.estimates import number
+from jaxalign.measures.metrics import AnswerMetrics
 from jaxalign.numerics.scheme import INT8_SIM, Scheme
 from jaxalign.prompts import Batch, Prompt
-from jaxalign.results import (
+from jaxalign.runtime.environment import describe
+from jaxalign.shapes import Float, Int
+from jaxalign.studies.heads.calls import Clean, Comparison, Runner
+from jaxalign.studies.heads.metadata import CallsOfOneShape, Environment, Mesh, Metadata
+from jaxalign.studies.heads.rankings import DRAWS, RANDOM_ORDERS, Donors
+from jaxalign.studies.heads.result import (
     RANKINGS,
     FirstOrder,
     PrecisionResult,
     PromptResult,
     RepairResult,
-    number,
+    Replacement,
 )
-from jaxalign.results.metadata import Metadata
-from jaxalign.results.types import Replacement
-from jaxalign.shapes import Float, Int
-from jaxalign.studies.heads.calls import Clean, Comparison, Runner
-from jaxalign.studies.heads.rankings import DRAWS, RANDOM_ORDERS, Donors
 from jaxalign.study.session import Session
 
 KIND_NAMES: tuple[Replacement, ...] = get_args(Replacement)
@@ -256,8 +256,8 @@ def metadata(session: Session, runner: Runner, kept: int) -> Metadata:
             "engine": options.engine,
             "memory_gb": options.memory_gb,
             "processes": where.processes,
-            "mesh": where.devices,
-            "calls": session.log.table(),
+            "mesh": cast(Mesh | None, where.devices),
+            "calls": cast(list[CallsOfOneShape], session.log.table()),
         },
-        "environment": describe(device),
+        "environment": cast(Environment, describe(device)),
     }

@@ -11,16 +11,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxalign.convert import Model
+from jaxalign.checkpoints import Model
+from jaxalign.devices.deal import rounds
+from jaxalign.devices.mesh import EDITS, MODEL, part_bytes
+from jaxalign.measures.metrics import AnswerMetrics, Drift
 from jaxalign.memory import plan_chunks
-from jaxalign.metrics import AnswerMetrics, Drift
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
-from jaxalign.results import RANKINGS
 from jaxalign.shapes import Float
-from jaxalign.sharded_sweep import rounds
-from jaxalign.sharding import EDITS, MODEL, part_bytes
 from jaxalign.studies.heads import programs
 from jaxalign.studies.heads.options import Options
 from jaxalign.studies.heads.rankings import (
@@ -28,6 +27,7 @@ from jaxalign.studies.heads.rankings import (
     RANDOM_ORDERS,
     Donors,
 )
+from jaxalign.studies.heads.result import RANKINGS
 from jaxalign.study.calls import Call, Late, Run, compute_all
 
 KINDS = 2 + DRAWS

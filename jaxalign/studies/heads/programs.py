@@ -16,8 +16,9 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
+from jaxalign.devices.deal import sharded_sweep
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
-from jaxalign.metrics import (
+from jaxalign.measures.metrics import (
     Answer,
     AnswerMetrics,
     Drift,
@@ -27,10 +28,9 @@ from jaxalign.metrics import (
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import forward, head_contributions
 from jaxalign.model.params import Params
-from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, Bool, Float, Int, Leaf
-from jaxalign.sharded_sweep import sharded_sweep
 
 State = Float[Array, "L B S H h"]
 

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxalign.measures.stats import generator
 from jaxalign.prompts import Prompt
-from jaxalign.results import RANKINGS
 from jaxalign.shapes import Bool, Float, Int
-from jaxalign.stats import generator
+from jaxalign.studies.heads.result import RANKINGS
 
 RANDOM_ORDERS = 8
 DRAWS = 4
@@ -70,7 +70,9 @@ def repair_orders(
         the size of the first-order prediction; and the seeded random orders, the control.
     """
     scores = (importance, drift, importance * drift, np.abs(predicted))
-    orders = {name: descending(score) for name, score in zip(RANKINGS, scores, strict=True)}
+    orders: dict[str, np.ndarray] = {
+        name: descending(score) for name, score in zip(RANKINGS, scores, strict=True)
+    }
     rng = generator(seed, "random orders", scheme)
     heads = np.arange(importance.shape[1])
     random = np.broadcast_to(heads, (RANDOM_ORDERS, *importance.shape))

@@ -15,10 +15,9 @@ import jax
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.metrics import AnswerMetrics
+from jaxalign.measures.metrics import AnswerMetrics
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt
-from jaxalign.results import RANKINGS, HeadsResult, RepairResult
 from jaxalign.studies.heads.analysis import summarize
 from jaxalign.studies.heads.assemble import (
     Base,
@@ -32,6 +31,7 @@ from jaxalign.studies.heads.calls import Clean, Runner
 from jaxalign.studies.heads.options import Options
 from jaxalign.studies.heads.rankings import RANDOM_ORDERS, choose_donors, repair_orders
 from jaxalign.studies.heads.repair import Orders, repair, repair_calls
+from jaxalign.studies.heads.result import RANKINGS, HeadsResult, RepairResult
 from jaxalign.study.calls import Call
 from jaxalign.study.session import Session
 from jaxalign.study.tables import head_label

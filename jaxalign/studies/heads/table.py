@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from jaxalign.errors import printable
-from jaxalign.results import Estimate, HeadsResult, mean_maps
+from jaxalign.measures.estimates import Estimate
+from jaxalign.studies.heads.average import mean_maps
+from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study.measure import DRIFT
 from jaxalign.study.tables import estimate_text, head_label, text_table
 

@@ -10,13 +10,13 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Float
 
+from jaxalign.devices.mesh import EDITS
 from jaxalign.errors import InputError
 from jaxalign.memory import bytes_per_call, bytes_per_row
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt
-from jaxalign.sharding import EDITS
 from jaxalign.studies.plan.components import Parts, Rows, no_changes
 from jaxalign.studies.plan.rows import run_compiled
 from jaxalign.study.calls import Call, Late, Run, compute_all

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from jaxalign.convert.names import linear_layers
+from jaxalign.checkpoints.linear_layers import linear_layers
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import param_shapes

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
+from jaxalign.measures import estimates
+from jaxalign.measures.estimates import NOTHING, Estimate
+from jaxalign.measures.stats import bootstrap_weights, generator, interval
 from jaxalign.model.params import Params
-from jaxalign.results import NOTHING, Estimate, estimates
-from jaxalign.stats import bootstrap_weights, generator, interval
 from jaxalign.studies.plan.calls import Bench, Effect
 from jaxalign.studies.plan.components import Component, rows_of
 from jaxalign.studies.plan.result import ComponentDamage, DamageMap, SumAgainstWhole

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float
 
-from jaxalign.stats import generator, mean_interval
+from jaxalign.measures.stats import generator, mean_interval
 from jaxalign.studies.plan.calls import Effect
 from jaxalign.studies.plan.cost import Unit
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxalign.convert.names import output_modules
+from jaxalign.checkpoints.linear_layers import output_modules
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.runtime.files import replace_file

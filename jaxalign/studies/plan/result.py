@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypedDict
 
-from jaxalign.results import Estimate
+from jaxalign.measures.estimates import Estimate
 from jaxalign.study import codec
 from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
 

@@ -21,15 +21,16 @@ from jax import lax
 from jax.sharding import Mesh
 
 from jaxalign.edit import Edit
-from jaxalign.metrics import kl_divergence, logit_difference
+from jaxalign.measures.metrics import kl_divergence, logit_difference
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block, embed, layer_windows, real_positions, unembed
 from jaxalign.model.layers import at_position, normalize
+from jaxalign.model.matrices import MATRICES, matrix_name
 from jaxalign.model.params import Block, Params
-from jaxalign.numerics.compile import jit
-from jaxalign.numerics.rounding import round_activation
+from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens, lead
+from jaxalign.runtime.compile import jit
+from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens
 from jaxalign.studies.plan.components import Parts, Rows
 from jaxalign.study.calls import deal_prompts
 from jaxalign.study.weight_noise import low_matrices
@@ -142,26 +143,39 @@ def mix(
 
     A head's share are its columns of ``query``, those of the key and value head that it reads,
     and its rows of ``out``.
+
+    Args:
+        high: one layer's parameters in f32, without the axis of the layers.
+        low: the same layer's matrices in a scheme, by name, f32.
+        chosen: which matrices are the scheme's, in the order of ``names``.
+        heads: whose shares are the scheme's.
+        names: of the matrices that ``chosen`` is about.
+        config: the architecture.
+
+    Raises:
+        KeyError: ``model.matrices`` does not have a parameter of ``high``.
     """
 
     def leaf(path: Any, w: Array) -> Array:
-        name = path[-1].name
-        if name not in low:
+        name = matrix_name(path)
+        if name is None or name not in low:
             return w
         taken = jnp.broadcast_to(chosen[names.index(name)], (1,) * w.ndim)
-        if name in ("query", "key_value", "out"):
-            taken = taken | _share(name, heads, w, config)
+        if (axis := MATRICES[name].heads) is not None:
+            taken = taken | _share(axis, heads, w, config)
         return jnp.where(taken, low[name], w)
 
     return jax.tree_util.tree_map_with_path(leaf, high)
 
 
-def _share(name: str, heads: Bool[Array, " H"], w: Array, config: ModelConfig) -> Array:
-    """Where heads' shares of an attention matrix of one layer are, with axes of size 1."""
-    if name == "out":
-        return jnp.repeat(heads, config.head_size)[:, None]
-    groups = heads.reshape(w.shape[-1] // config.head_size, -1).any(axis=1)
-    return lead(jnp.repeat(groups, config.head_size), w)
+def _share(axis: int, heads: Bool[Array, " H"], w: Array, config: ModelConfig) -> Array:
+    """Where heads' shares of a matrix whose ``axis`` runs over heads are, with axes of size 1.
+
+    A key and value head is shared by the query heads that read it.
+    """
+    count = w.shape[axis] // config.head_size
+    taken = jnp.repeat(heads.reshape(count, -1).any(axis=1), config.head_size)
+    return jnp.expand_dims(taken, [i for i in range(w.ndim) if i != axis])
 
 
 @functools.partial(jit, static_argnames=("config", "scheme", "parts", "mesh"))

@@ -9,10 +9,10 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jaxalign.errors import InputError
+from jaxalign.measures.stats import generator
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme, WeightFormat
 from jaxalign.prompts import Prompt
-from jaxalign.stats import generator
 from jaxalign.studies.plan.calls import Bench, Effect
 from jaxalign.studies.plan.components import parts_of, rows_with
 from jaxalign.studies.plan.cost import Unit, bits_per_weight, budget_bytes, units_of

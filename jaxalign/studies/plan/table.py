@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxalign.results import Estimate
+from jaxalign.measures.estimates import Estimate
 from jaxalign.studies.plan.result import ComponentDamage, DamageMap, PlanResult
 from jaxalign.study.measure import KL, MARGIN_CHANGE
 from jaxalign.study.tables import estimate_text, head_label, text_table

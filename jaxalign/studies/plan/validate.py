@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool
 
-from jaxalign.stats import TIE
+from jaxalign.measures.stats import TIE
 from jaxalign.studies.plan.calls import Effect
 from jaxalign.studies.plan.cost import Unit, bits_per_weight
 from jaxalign.studies.plan.map import estimate

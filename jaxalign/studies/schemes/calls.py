@@ -12,13 +12,13 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
-from jaxalign.metrics import head_drift, kl_divergence, logit_difference
+from jaxalign.measures.metrics import head_drift, kl_divergence, logit_difference
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import forward, head_contributions, real_positions
 from jaxalign.model.params import Params
-from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Batch
+from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, Float, Int, Leaf, Lengths, Tokens
 from jaxalign.study.calls import Call, deal_prompts
 from jaxalign.study.session import Session, too_small

@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
+from jaxalign.measures.estimates import Estimate
 from jaxalign.plots.looks import MEASURED, NOISE
 from jaxalign.plots.page import GREY, INK, PALE, Page, new_page
 from jaxalign.plots.rows import bare, beside, interval
@@ -24,7 +25,6 @@ from jaxalign.plots.words import (
     short_names,
     signed,
 )
-from jaxalign.results import Estimate
 from jaxalign.studies.schemes.result import NoiseFloor, SchemeRow, SchemesResult
 from jaxalign.study.measure import DRIFT, KL, MARGIN
 from jaxalign.study.tables import estimate_text

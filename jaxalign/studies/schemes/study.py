@@ -11,9 +11,9 @@ from __future__ import annotations
 import jax
 import numpy as np
 
-from jaxalign import stats
+from jaxalign.measures import stats
+from jaxalign.measures.estimates import Estimate, estimate
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.results import Estimate, estimate
 from jaxalign.studies.schemes.calls import NOISE_DRAWS, Comparison, batches, calls
 from jaxalign.studies.schemes.options import SchemesOptions
 from jaxalign.studies.schemes.result import NoiseFloor, SchemeRow, SchemesResult

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jaxalign.results import Estimate
+from jaxalign.measures.estimates import Estimate
 from jaxalign.studies.schemes.result import NoiseFloor, SchemesResult
 from jaxalign.study.tables import estimate_text, text_table
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 from jaxalign.plots.page import Page
-from jaxalign.results import HeadsResult
 from jaxalign.studies.heads.figures import dots, maps, repair, tasks, training
+from jaxalign.studies.heads.result import HeadsResult
 
 FIGURES: MappingProxyType[str, Callable[[HeadsResult], Page]] = MappingProxyType(
     {

@@ -10,7 +10,7 @@ from jaxalign.plots.page import Page, new_page, say, sentence_page
 from jaxalign.plots.scales import percent_axis
 from jaxalign.plots.scatter import boxed_title, dots, layer_bar, names_of, square, zero_line
 from jaxalign.plots.words import counted, precision_name
-from jaxalign.results import HeadsResult, PromptResult, mean_maps
+from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.figures.values import (
     ALL,
     caption,
@@ -23,6 +23,7 @@ from jaxalign.studies.heads.figures.values import (
     left_out,
     mean_map,
 )
+from jaxalign.studies.heads.result import HeadsResult, PromptResult
 from jaxalign.study.measure import DRIFT, IMPORTANCE
 
 PANEL = 3.3  # inches

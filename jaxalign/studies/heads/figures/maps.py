@@ -7,7 +7,6 @@ import numpy as np
 from jaxalign.plots.maps import MAX_NUMBERS, NUMBERED, PLAIN, signed_map, size_map
 from jaxalign.plots.page import Page, new_page
 from jaxalign.plots.words import precision_name
-from jaxalign.results import HeadsResult
 from jaxalign.studies.heads.figures.values import (
     caption,
     drawn,
@@ -15,6 +14,7 @@ from jaxalign.studies.heads.figures.values import (
     importance,
     left_out,
 )
+from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study.measure import DRIFT, IMPORTANCE
 
 

@@ -14,7 +14,6 @@ from matplotlib.ticker import MaxNLocator
 from jaxalign.plots.page import GREY, INK, Page, new_page, say, sentence_page
 from jaxalign.plots.scales import drawable
 from jaxalign.plots.words import counted, places_for, precision_name
-from jaxalign.results import RANKINGS, HeadsResult, RepairResult, RepairTest
 from jaxalign.studies.heads.figures.values import (
     ALL,
     caption,
@@ -24,6 +23,7 @@ from jaxalign.studies.heads.figures.values import (
     left_out,
     numbers_text,
 )
+from jaxalign.studies.heads.result import RANKINGS, HeadsResult, RepairResult, RepairTest
 from jaxalign.study.measure import MARGIN
 
 # Okabe & Ito's palette; marker and dashes say the same where colour is lost.

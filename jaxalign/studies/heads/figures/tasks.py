@@ -10,6 +10,7 @@ from matplotlib.gridspec import GridSpecFromSubplotSpec, SubplotSpec
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from jaxalign.measures.estimates import Estimate
 from jaxalign.plots.labels import most_important
 from jaxalign.plots.looks import look
 from jaxalign.plots.page import GREY, INK, PALE, Page, new_page, say, sentence_page
@@ -17,7 +18,6 @@ from jaxalign.plots.rows import bare, beside, interval
 from jaxalign.plots.scales import percent_axis
 from jaxalign.plots.scatter import dots, layer_bar, names_of, square
 from jaxalign.plots.words import places_for, precision_name
-from jaxalign.results import Estimate, HeadsResult
 from jaxalign.studies.heads.figures.values import (
     caption,
     complete,
@@ -32,6 +32,7 @@ from jaxalign.studies.heads.figures.values import (
     left_out,
     numbers_text,
 )
+from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study.measure import DRIFT, IMPORTANCE, MARGIN
 
 MAX_PAIRS = 3  # rows of scatter panels; more tasks than three have more pairs

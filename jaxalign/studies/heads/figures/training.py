@@ -14,7 +14,6 @@ from jaxalign.plots.looks import look
 from jaxalign.plots.page import GREY, INK, PALE, Page, new_page, say
 from jaxalign.plots.rows import interval
 from jaxalign.plots.words import precision_name, short_names, significant
-from jaxalign.results import HeadsResult
 from jaxalign.studies.heads.figures.values import (
     ALL,
     caption,
@@ -25,6 +24,7 @@ from jaxalign.studies.heads.figures.values import (
     importance,
     left_out,
 )
+from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study.measure import DRIFT, IMPORTANCE
 
 Checkpoints = Sequence[tuple[str, HeadsResult]]

@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import numpy as np
 
+from jaxalign.measures.estimates import Estimate
 from jaxalign.plots.scales import drawable
 from jaxalign.plots.words import (
     counted,
@@ -20,7 +21,8 @@ from jaxalign.plots.words import (
     short_names,
     signed,
 )
-from jaxalign.results import Estimate, HeadsResult, PromptResult, mean_maps
+from jaxalign.studies.heads.average import mean_maps
+from jaxalign.studies.heads.result import HeadsResult, PromptResult
 from jaxalign.study.tables import estimate_text, head_label
 
 ALL = "all"
