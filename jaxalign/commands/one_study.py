@@ -96,7 +96,8 @@ def run_study(
     given = _open(study, options, arguments, device)
     unfinished = output.with_name(f"{output.name}.calibration")
     prepare = preparer(given.model, given.texts, progress=first, folder=unfinished)
-    source, notes = given.source, ()
+    source = given.source
+    notes: tuple[str, ...] = ()
     if audit:
         audited = audit(given.model, options, prepare)
         options, prepare, notes = audited.options, audited.prepare, audited.notes
