@@ -221,7 +221,7 @@ def test_call_that_was_being_written_is_computed_again_and_its_half_file_goes(
 
 
 @pytest.mark.parametrize(
-    ("more", "differ"), [(("--seed", 8), "options"), (("--devices", 2), "devices")]
+    ("more", "differ"), [(("--seed", 8), "seed"), (("--devices", 2), "devices")]
 )
 def test_calls_of_other_options_are_not_used_and_stay_and_one_line_says_so(
     more, differ, inputs, output, whole

@@ -133,13 +133,13 @@ def test_the_command_prints_and_writes_a_row_for_every_scheme(inputs, tmp_path):
     )  # fmt: skip
     assert ran.code == 0, ran.err
     content = json.loads(output.read_text())
-    names = [row["scheme"] for row in content["schemes"]]
+    names = [row["scheme"] for row in content["rows"]]
     assert names == ["f32", "f16", "int4-g8"]
-    f32, f16, int4 = content["schemes"]
+    f32, f16, int4 = content["rows"]
     assert f32["kl"]["value"] == 0
     assert f32["kl_floor"]["below"]
     assert f16["kl_floor"]["weights"] is None  # the weights on disk are f16 already
-    assert int4["kl"]["value"] > 100 * int4["kl_floor"]["plan"]
+    assert int4["kl"]["value"] > 100 * int4["kl_floor"]["batching"]
     assert int4["kl_floor"]["weights"] > 0
     assert int4["bits"] < f16["bits"] < f32["bits"]
     for name in names:

@@ -78,7 +78,7 @@ def run(session: Session, options: MarginsOptions) -> MarginsResult:
 
 
 def page(result: MarginsResult):
-    drawn = new_page(result.provenance.of_model, "margins", "", width=4, body=2)
+    drawn = new_page(result.provenance.of_model, "margins", "", width=4.0, body=2.0)
     assert isinstance(drawn.figure, Figure)
     drawn.figure.subplots().plot(result.margins, result.moved, "o")
     return drawn

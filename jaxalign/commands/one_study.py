@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -35,7 +35,6 @@ from jaxalign.study.session import Prepare, Session
 from jaxalign.study.shards import Shard, ShardFinished
 from jaxalign.study.study import Study
 
-R = TypeVar("R")
 # Of several devices each keeps this share of its memory for activations: where the parameters would
 # leave less, they are spread further.
 ACTIVATIONS = 0.25
@@ -70,11 +69,11 @@ class Audit:
 
 
 def run_study(
-    study: Study[Any, R],
+    study: Study[Any, Any],
     options: Any,
     arguments: argparse.Namespace,
     audit: Callable[[Model, Any, Prepare], Audit] | None = None,
-) -> R | None:
+) -> Any:
     """Run a study as the command line asks; the result as its file has it.
 
     Args:
@@ -97,7 +96,8 @@ def run_study(
     given = _open(study, options, arguments, device)
     unfinished = output.with_name(f"{output.name}.calibration")
     prepare = preparer(given.model, given.texts, progress=first, folder=unfinished)
-    source, notes = given.source, ()
+    source = given.source
+    notes: tuple[str, ...] = ()
     if audit:
         audited = audit(given.model, options, prepare)
         options, prepare, notes = audited.options, audited.prepare, audited.notes

@@ -21,6 +21,20 @@ T = TypeVar("T")
 class Parser(argparse.ArgumentParser):
     """A parser whose errors are ``InputError``s and that takes nothing for something else."""
 
+    def _get_value(self, action: Any, arg_string: str) -> Any:
+        """The value that was typed; what refuses it by name keeps its own words.
+
+        ``argparse`` would take an ``InputError`` for any ``ValueError`` and say "invalid value".
+        """
+        parse = self._registry_get("type", action.type, action.type)
+        try:
+            parse(arg_string)
+        except InputError:
+            raise
+        except Exception:
+            pass  # said below, in argparse's words
+        return super()._get_value(action, arg_string)
+
     def __init__(self, **how: Any) -> None:
         super().__init__(
             allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **how

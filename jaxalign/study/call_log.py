@@ -128,9 +128,17 @@ class CallLog:
 
     def counts(self) -> tuple[CallCount, ...]:
         """The calls as records, in the order they were first made."""
-        names = ("phase", "precision", "engine", "prompts", "positions", "rows", "times")
         return tuple(
-            CallCount(**dict(zip(names, (*key, n), strict=True))) for key, n in self.calls.items()
+            CallCount(
+                phase=phase,
+                precision=precision,
+                engine=engine,
+                prompts=prompts,
+                positions=positions,
+                rows=rows,
+                times=times,
+            )
+            for (phase, precision, engine, prompts, positions, rows), times in self.calls.items()
         )
 
     def table(self) -> list[dict[str, Any]]:

@@ -33,7 +33,7 @@ from jaxalign.study.shards import Shard, ShardFinished
 T = TypeVar("T")
 # How a scheme's parameters are made from the f32 ones.
 Prepare = Callable[[Params, Scheme], Params]
-# One thread compiles while the programs before run: two at once only delay the one waited for.
+# Two at once would only delay the one that is waited for.
 COMPILERS = 1
 
 
@@ -106,7 +106,7 @@ class Session:
             PrecisionError: this installation does not keep 16-bit roundings.
         """
         if shard and folder is None:
-            raise InputError(f"shard {shard} has no folder", "give the folder of finished calls")
+            raise InputError(f"shard {shard} has no folder", "give one for finished calls")
         if model.params.dtype != jnp.float32:
             raise InputError(f"the model was loaded in {model.params.dtype}", "load it in float32")
         require_exact_compilation()
@@ -291,8 +291,8 @@ class Session:
         Args:
             kept: prompts that the result is about; all by default.
         """
-        given = self.inputs
-        prompts = given.prompts if kept is None else replace(given.prompts, kept=kept)
+        given, all_given = self.inputs, self.inputs.prompts
+        prompts = replace(all_given, kept=all_given.given if kept is None else kept)
         return Provenance(
             model=given.model,
             prompts=prompts,

@@ -10,10 +10,11 @@ from typing import Any, Generic, TypeVar
 from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet
 from jaxalign.study import codec
+from jaxalign.study.options import Common
 from jaxalign.study.session import Session
 
-O = TypeVar("O", bound=Any)  # noqa: E741 - options
-R = TypeVar("R", bound=Any)
+O = TypeVar("O", bound=Common)  # noqa: E741 - options
+R = TypeVar("R")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -142,7 +142,7 @@ class Runner:
 
     def clean(self, prompts: Sequence[Prompt], work: list[Batch]) -> Clean:
         """Run the f32 model without edits."""
-        calls = [
+        calls: list[Call[Any]] = [
             Call(
                 key=("clean", "f32", number),
                 program=programs.clean_run,
@@ -186,7 +186,7 @@ class Runner:
         donors: Donors,
     ) -> list[Call[Any]]:
         """Every head replaced by zero, mean and resampling, in f32."""
-        calls = []
+        calls: list[Call[Any]] = []
         for number, batch in enumerate(work):
             given = [
                 padded([states[draw[i]] for i in batch.index], batch) for draw in donors.draws.T

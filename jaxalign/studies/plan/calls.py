@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import jax
 import numpy as np
@@ -97,7 +98,8 @@ class Bench:
         shape = (len(rows), len(self.prompts))
         change, kl, clean = np.zeros(shape), np.zeros(shape), np.zeros(shape[1])
         order = np.argsort(rows.first(), kind="stable")
-        calls, chunks = [], {}
+        calls: list[Call[Any]] = []
+        chunks: dict[tuple[str | int, ...], np.ndarray] = {}
         for number, batch in enumerate(self._batches()):
             size = self._size(len(rows), batch)
             for start in range(0, len(order), size - 1):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from jaxalign.checkpoints.linear_layers import output_modules
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.runtime.files import replace_file
+from jaxalign.studies.plan.options import PlanOptions
 from jaxalign.studies.plan.result import PlanResult
 from jaxalign.study.session import Session
 
@@ -57,7 +58,8 @@ def recipes_beside(session: Session, result: PlanResult, output: Path) -> list[P
         InputError: a file cannot be written.
     """
     modules = [name for unit in result.plan.kept for name in unit.modules]
-    return write_recipes(modules, session.config, session.options.scheme, output)
+    scheme = cast(PlanOptions, session.options).scheme
+    return write_recipes(modules, session.config, scheme, output)
 
 
 def bitsandbytes(skipped: Sequence[str], scheme: Scheme) -> dict[str, Any]:

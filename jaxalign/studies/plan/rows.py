@@ -199,7 +199,10 @@ def run_compiled(
         mesh: whose devices share the prompts (static).
     """
 
-    def run(high: Any, low: Any, rows: Any, first: Any, *given: Any) -> tuple[Array, Array]:
-        return run_rows(high, low, *given, rows, first, config, scheme, parts)
+    def run(
+        high: Any, low: Any, rows: Any, first: Any, tokens: Any, lengths: Any, targets: Any
+    ) -> tuple[Array, Array]:
+        given = high, low, tokens, lengths, targets, rows, first
+        return run_rows(*given, config, scheme, parts)
 
     return deal_prompts(mesh, run, (high, low, rows, first), (tokens, lengths, targets), axis=1)
