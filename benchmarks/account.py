@@ -17,12 +17,12 @@ import numpy as np
 
 from benchmarks.timing import repeated
 from benchmarks.workload import Prompts, batches, least_flops
-from jaxalign.experiments.heads.runner import Runner
-from jaxalign.metrics import Answer
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import layers
 from jaxalign.numerics import jit
 from jaxalign.numerics.dot import dot
 from jaxalign.shapes import Array
+from jaxalign.studies.heads.calls import Runner
 from jaxalign.sweep import RUNS_READ, TOKENS_READ
 from jaxalign.wave import block_size
 

@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxalign
-from benchmarks.record import answer, grammar, text_table
+from benchmarks.record import answer, grammar
 from jaxalign.calibration import calibrate, calibration_texts
 from jaxalign.demo.corpus import documents
 from jaxalign.model import ModelConfig, Params, forward
 from jaxalign.numerics import F32, Scheme, scheme_named
 from jaxalign.prompts import read_prompts
 from jaxalign.shapes import Array, Float, Lengths, Tokens
+from jaxalign.study.tables import text_table
 
 NAME = "calibration"
 METHODS = ("int4", "awq", "gptq", "gptq-actorder")

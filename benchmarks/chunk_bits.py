@@ -18,11 +18,11 @@ import numpy as np
 
 import jaxalign
 from benchmarks import workload
-from jaxalign.convert import Model
-from jaxalign.environment import select_device
-from jaxalign.experiments.heads.runner import Runner
+from jaxalign.checkpoints import Model
 from jaxalign.memory import bytes_per_call, bytes_per_row
 from jaxalign.prompts import batches
+from jaxalign.runtime.environment import select_device
+from jaxalign.studies.heads.calls import Runner
 
 
 def budgets(model: Model, tokens: int) -> Iterator[float]:

@@ -19,8 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from benchmarks.record import ROOT, answer, grammar, text_table
+from benchmarks.record import ROOT, answer, grammar
 from jaxalign.errors import InputError
+from jaxalign.study.tables import text_table
 from tests.pythia_shape import tiny_checkpoint
 
 NAME = "command"
@@ -87,7 +88,7 @@ def tiny(folder: Path) -> list[str]:
         "reference": ["The day was long"],
     }
     (folder / "prompts.json").write_text(json.dumps(prompts))
-    small = "--max-repair-k", "1", "--no-figures", "--disable-int8"
+    small = "--max-repair-k", "1", "--no-figures", "--schemes", "f16"
     return ["--model", str(model), "--prompts", str(folder / "prompts.json"), *small]
 
 

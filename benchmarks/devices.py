@@ -29,14 +29,15 @@ import numpy as np
 
 from benchmarks import workload
 from benchmarks.devices_point import zero_edit
-from benchmarks.record import ROOT, answer, device, grammar, text_table
+from benchmarks.record import ROOT, answer, device, grammar
 from benchmarks.scaling import config_of
 from benchmarks.workload import SIZES, TINY
+from jaxalign.devices.deal import deal
+from jaxalign.devices.relay import free_port
 from jaxalign.errors import InputError
 from jaxalign.flops import wave_flops
 from jaxalign.model import ModelConfig
-from jaxalign.sharded_sweep import deal
-from jaxalign.watch import free_port
+from jaxalign.study.tables import text_table
 
 NAME = "devices"
 COUNTS = (1, 2, 4, 8)

@@ -23,14 +23,14 @@ from jax.sharding import Mesh
 import jaxalign
 from benchmarks import workload
 from benchmarks.timing import once
-from jaxalign.distributed import fetch, is_first, processes
+from jaxalign.devices.deal import sharded_sweep
+from jaxalign.devices.mesh import make_mesh, shard_params, usable_devices
+from jaxalign.devices.processes import fetch, is_first, processes
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
-from jaxalign.environment import select_device
-from jaxalign.metrics import Answer
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, Params
+from jaxalign.runtime.environment import select_device
 from jaxalign.shapes import Array, Float, Int, Lengths, Tokens
-from jaxalign.sharded_sweep import sharded_sweep
-from jaxalign.sharding import make_mesh, shard_params, usable_devices
 
 
 def zero_edit(config: ModelConfig) -> Edit:

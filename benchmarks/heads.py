@@ -23,11 +23,12 @@ from benchmarks import transformer_lens_baseline as lens
 from benchmarks import vmap_baseline as vmap
 from benchmarks import workload
 from benchmarks.account import account
-from benchmarks.record import answer, grammar, text_table
+from benchmarks.record import answer, grammar
 from benchmarks.timing import PRODUCTS, matrix_peak, once, repeated
 from benchmarks.workload import SIZES, TINY, Prompts
-from jaxalign.convert import locate
-from jaxalign.experiments.heads.runner import Runner
+from jaxalign.checkpoints import locate
+from jaxalign.studies.heads.calls import Runner
+from jaxalign.study.tables import text_table
 
 NAME = "heads"
 BATCH_SIZES = (16, 32, 64)  # a batched baseline takes the fastest of these

@@ -17,15 +17,17 @@ from typing import Any
 
 import jax
 
-from benchmarks.record import answer, grammar, text_table
+from benchmarks.record import answer, grammar
 from benchmarks.timing import repeated
 from benchmarks.workload import TINY
 from jaxalign import forward, init_params
-from jaxalign.experiments.schemes.size import deployed_bytes, memory_bytes
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.model import ModelConfig
 from jaxalign.model.params import cast, param_shapes
 from jaxalign.numerics import jit
 from jaxalign.numerics.scheme import Scheme, scheme_named
+from jaxalign.studies.schemes.size import deployed_bytes, memory_bytes
+from jaxalign.study.tables import text_table
 from tests.pythia_shape import pythia_config, tiny_config
 
 NAME = "packed"
@@ -49,8 +51,8 @@ def resident() -> int:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Every scheme on the model that fits, and the large one on paper."""
     size = TINY if options.quick else "410m"
-    config = ModelConfig.from_hf(tiny_config() if options.quick else pythia_config(size))
-    large = ModelConfig.from_hf(pythia_config("12b"))
+    config = config_from_hf(tiny_config() if options.quick else pythia_config(size))
+    large = config_from_hf(pythia_config("12b"))
     length = 16 if options.quick else TOKENS
     tokens = jax.random.randint(jax.random.key(1), (1, length), 0, config.vocab_size)
     rows = []

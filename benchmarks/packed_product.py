@@ -20,10 +20,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks.record import answer, grammar, text_table
+from benchmarks.record import answer, grammar
 from jaxalign.numerics import jit, scheme_named
 from jaxalign.numerics.dot import dense, dot
 from jaxalign.numerics.quantize import quantize
+from jaxalign.study.tables import text_table
 
 NAME = "packed_product"
 SCHEMES = ("f32", "int4-g128", "int4-sym-g128", "nf4", "fp4", "int8", "llm-int8", "fp8-e4m3")

@@ -19,12 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.record import answer, grammar, text_table
+from benchmarks.record import answer, grammar
 from benchmarks.timing import peak_bytes
-from jaxalign import results
-from jaxalign.command import main as jaxalign_command
+from jaxalign.commands.main import main as jaxalign_command
 from jaxalign.errors import InputError
 from jaxalign.prompts import SHIPPED
+from jaxalign.studies.heads import HEADS
+from jaxalign.study.tables import text_table
 from tests.pythia_shape import write_checkpoint
 
 NAME = "pythia_shape_run"
@@ -72,13 +73,13 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     code = jaxalign_command(
         [
             *("--model", str(model), "--prompts", str(prompts), "--output", str(output)),
-            *("--use-all-prompts", "--repair-int8"),
+            *("--use-all-prompts", "--repair", "all"),
         ]
     )
     seconds = time.perf_counter() - start
     if code:
         raise InputError(f"the study left with exit code {code}", "see its message above")
-    result = results.read(output)
+    result = HEADS.read(output)
     lengths = [prompt.num_tokens for prompt in result.prompts]
     return {
         "prompts": dict(Counter(prompt.task for prompt in result.prompts)),

@@ -9,15 +9,15 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jaxalign.environment import select_device
 from jaxalign.errors import InputError
+from jaxalign.runtime.environment import select_device
 from jaxalign.runtime.files import replace_file
 
 PACKAGES = ("jax", "jaxlib", "torch", "transformers", "transformer-lens", "numpy")
@@ -69,18 +69,6 @@ def answer(
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
-
-
-def text_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Rows of text under their heads; the first column to the left, the others to the right."""
-    lines = [list(heads), *map(list, rows)]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(heads))]
-
-    def join(line: Sequence[str]) -> str:
-        cells = [cell.rjust(width) for cell, width in zip(line, widths, strict=True)]
-        return "  ".join([line[0].ljust(widths[0]), *cells[1:]]).rstrip()
-
-    return "\n".join([join(lines[0]), "  ".join("-" * w for w in widths), *map(join, lines[1:])])
 
 
 def device() -> jax.Device:

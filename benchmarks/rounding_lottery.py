@@ -22,12 +22,12 @@ import numpy as np
 import jaxalign
 from benchmarks.record import answer, grammar
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
-from jaxalign.experiments.heads.runner import Runner, question
-from jaxalign.experiments.heads.runs import Question, contributions
 from jaxalign.model import ModelConfig, Params, cast, forward
 from jaxalign.numerics import F32, Scheme, scheme_named
 from jaxalign.prompts import read_prompts, tokenize
 from jaxalign.shapes import Array, Float
+from jaxalign.studies.heads.calls import Runner, question
+from jaxalign.studies.heads.programs import Question, contributions
 
 NAME = "rounding_lottery"
 QUICK_PROMPTS = 8

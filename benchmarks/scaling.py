@@ -22,13 +22,15 @@ import numpy as np
 from scipy import stats
 
 from benchmarks import scaling_plot, workload
-from benchmarks.record import RESULTS, ROOT, answer, grammar, text_table
+from benchmarks.record import RESULTS, ROOT, answer, grammar
 from benchmarks.timing import PRODUCTS, matrix_peak
 from benchmarks.workload import TINY
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.errors import InputError
 from jaxalign.flops import wave_flops
 from jaxalign.model import ModelConfig
 from jaxalign.model.params import param_shapes
+from jaxalign.study.tables import text_table
 from tests.pythia_shape import pythia_config, tiny_config
 
 NAME = "scaling"
@@ -58,7 +60,7 @@ QUICK_AXES = {
 
 def config_of(size: str) -> ModelConfig:
     """A size's architecture."""
-    return ModelConfig.from_hf(tiny_config() if size == TINY else pythia_config(size))
+    return config_from_hf(tiny_config() if size == TINY else pythia_config(size))
 
 
 def flops_of(point: Point) -> int:

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullForma
 
 from benchmarks.record import RESULTS
 from jaxalign.plots.page import DPI, GREY, INK, PALE, styled, wrapped, write
-from jaxalign.plots.values import significant
+from jaxalign.plots.words import significant
 
 FOLDER = RESULTS / "figures"
 TITLE = "Does cost grow as the operations do, and does memory stay within its budget?"

@@ -16,8 +16,8 @@ from typing import Any
 import jaxalign
 from benchmarks import workload
 from benchmarks.timing import once, peak_bytes
-from jaxalign.environment import select_device
-from jaxalign.experiments.heads.runner import Runner
+from jaxalign.runtime.environment import select_device
+from jaxalign.studies.heads.calls import Runner
 
 ENOUGH_SECONDS = 10.0  # of repeated runs, unless MOST_RUNS of them take less
 MOST_RUNS = 5

@@ -19,16 +19,16 @@ import numpy as np
 import jaxalign
 from benchmarks import pytorch_baseline as pytorch
 from benchmarks import workload
-from benchmarks.record import answer, grammar, text_table
+from benchmarks.record import answer, grammar
 from benchmarks.study_baseline import Counts, Pass, Task, passes, states
 from benchmarks.timing import once, peak_bytes, repeated
 from benchmarks.workload import SIZES, TINY
-from jaxalign.convert import Model
-from jaxalign.experiments.heads.donors import choose_donors
-from jaxalign.experiments.heads.rankings import RANDOM_ORDERS
-from jaxalign.experiments.heads.runner import Runner
+from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet, PromptText, tokenize
-from jaxalign.results import RANKINGS, HeadsResult
+from jaxalign.studies.heads.calls import Runner
+from jaxalign.studies.heads.rankings import RANDOM_ORDERS, choose_donors
+from jaxalign.studies.heads.result import RANKINGS, HeadsResult
+from jaxalign.study.tables import text_table
 
 NAME = "study"
 TASKS = ("factual", "ioi")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import pytorch_baseline as pytorch
-from jaxalign.experiments.heads.donors import DRAWS
+from jaxalign.studies.heads.rankings import DRAWS
 
 Edits = dict[int, tuple[Any, Any]]  # ``pytorch_baseline.replaced``'s
 

@@ -22,9 +22,10 @@ import jax.numpy as jnp
 import numpy as np
 
 import jaxalign
-from benchmarks.record import answer, grammar, text_table
+from benchmarks.record import answer, grammar
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.prompts import batches, tokenize
+from jaxalign.study.tables import text_table
 from jaxalign.wave import wave
 
 NAME = "unembedding_bound"

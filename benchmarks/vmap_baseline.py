@@ -16,11 +16,11 @@ import numpy as np
 import jaxalign
 from benchmarks import workload
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
-from jaxalign.experiments.heads.runner import Runner
-from jaxalign.metrics import Answer
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, Params, forward
 from jaxalign.prompts import batches
 from jaxalign.shapes import Array, Bool, Float, Int, Tokens
+from jaxalign.studies.heads.calls import Runner
 
 
 def _masks(config: ModelConfig) -> tuple[np.ndarray, np.ndarray]:

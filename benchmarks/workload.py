@@ -21,14 +21,14 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 
 import jaxalign
-from jaxalign.convert import Model
+from jaxalign.checkpoints import Model
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
-from jaxalign.experiments.heads.runner import Runner
 from jaxalign.flops import WaveFlops, wave_flops
-from jaxalign.metrics import Answer
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, Params
 from jaxalign.prompts import Batch
 from jaxalign.shapes import Array, Float, Int, Lengths, Tokens
+from jaxalign.studies.heads.calls import Runner
 from tests.pythia_shape import PYTHIA_SIZES, tiny_checkpoint, write_checkpoint
 
 TINY = "tiny"  # 3 layers of 4 heads, width 32: for trying a benchmark out

@@ -4,7 +4,8 @@ A model is a pure function of arrays, an edit is an array argument, so a whole s
 compiled batch.
 """
 
-from jaxalign.convert import Model, load, locate, params_from_state_dict
+from jaxalign.checkpoints import Model, load, locate, params_from_state_dict
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.edit import (
     Edit,
     HeadEdit,
@@ -14,11 +15,12 @@ from jaxalign.edit import (
     zero_ablation,
 )
 from jaxalign.errors import InputError
-from jaxalign.experiments.heads import Options, heads_study
-from jaxalign.metrics import Answer, logit_difference
+from jaxalign.measures.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
 from jaxalign.prompts import read_prompts
+from jaxalign.studies.heads import Options, heads_study
+from jaxalign.studies.registry import read
 from jaxalign.sweep import sweep
 from jaxalign.version import VERSION
 
@@ -40,6 +42,7 @@ __all__ = [
     "ResidualEdit",
     "Scheme",
     "cast",
+    "config_from_hf",
     "forward",
     "head_ablation_masks",
     "head_contributions",
@@ -50,6 +53,7 @@ __all__ = [
     "locate",
     "logit_difference",
     "params_from_state_dict",
+    "read",
     "read_prompts",
     "residual_patch_masks",
     "sweep",

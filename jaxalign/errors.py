@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import unicodedata
+from typing import Any
 
 
 def printable(text: str) -> str:
@@ -22,6 +24,31 @@ def printable(text: str) -> str:
     )
 
 
+def shortened(text: str, longest: int) -> str:
+    """``text`` with an ellipsis in its middle where it is longer than ``longest`` characters."""
+    if len(text) <= longest:
+        return text
+    kept = longest - 1
+    return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
+
+
+def shown(value: Any, most: int = 80) -> str:
+    """A value of a JSON file for a message: as JSON, cut after ``most`` characters.
+
+    Example:
+        >>> shown([1, None], most=6)
+        '[1,...'
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError):  # a Python object, or nested too deeply
+        text = f"of type {type(value).__name__}"
+    return text if len(text) <= most else f"{text[: most - 3]}..."
+
+
+MOST_SHOWN = 2000  # characters of a message; a file may give anything a longer name
+
+
 class InputError(ValueError):
     """Input that cannot be used: a file, an argument, a checkpoint, a device.
 
@@ -33,6 +60,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, problem: str, remedy: str) -> None:
+        problem = problem if len(problem) <= MOST_SHOWN else f"{problem[:MOST_SHOWN]}..."
         self.problem = " ".join(printable(problem).split())
         self.remedy = " ".join(printable(remedy).split())
         super().__init__(f"{self.problem.rstrip('.')}. {self.remedy.rstrip('.')}.")

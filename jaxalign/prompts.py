@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from jaxalign.errors import InputError
+from jaxalign.checkpoints.tokenizer import check_known, encode, token_ids
+from jaxalign.errors import InputError, shown
 from jaxalign.model.config import ModelConfig
+from jaxalign.runtime.files import read_json
 
 SHIPPED = Path(__file__).parent / "prompts.json"
 REFERENCE = "reference"
@@ -88,6 +89,26 @@ class Batch:
         rows = [values[i] for i in self.index]
         return np.stack(rows + [rows[0]] * (len(self.lengths) - len(rows)))
 
+    def widen(self, multiple: int) -> Batch:
+        """The batch with as much more filler as makes ``B`` a multiple of ``multiple``."""
+        filler = -len(self.lengths) % multiple
+        if not filler:
+            return self
+        tokens = np.concatenate([self.tokens, np.repeat(self.tokens[:1], filler, axis=0)])
+        lengths = np.concatenate([self.lengths, np.repeat(self.lengths[:1], filler)])
+        return Batch(self.index, tokens, lengths)
+
+    def scatter(self, out: np.ndarray, values: np.ndarray, axis: int = -1) -> None:
+        """Write the batch's entries of ``values`` to their prompts' places in ``out``.
+
+        Args:
+            out: ``axis`` counts all prompts; changed in place.
+            values: ``axis`` counts the rows of the batch; filler is left out.
+            axis: from the front or, negative, from the end.
+        """
+        places, used = np.moveaxis(out, axis, 0), np.moveaxis(values, axis, 0)
+        places[list(self.index)] = used[: len(self.index)]
+
 
 def read_prompts(path: Path | str | None = None) -> PromptSet:
     """Read and check a prompts file (the one that is shipped by default).
@@ -96,18 +117,12 @@ def read_prompts(path: Path | str | None = None) -> PromptSet:
         InputError: the file is missing or malformed; says where and what was expected.
     """
     path = Path(path) if path is not None else SHIPPED
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"prompts file {path} is missing", "check --prompts") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"prompts file {path} cannot be read ({error})", "check it") from error
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise InputError(
-            f"prompts file {path} is not JSON: {error}", "correct that line"
-        ) from error
+    content = read_json(path, "check --prompts")
     if not isinstance(content, dict):
         raise _malformed(path, "the top level", 'an object like {"factual": [...]}', content)
+    for name in content:
+        if any("\ud800" <= c <= "\udfff" for c in name):
+            raise InputError(f"prompts file {path}: {name!r} is not Unicode text", "rename it")
     reference = content.pop(REFERENCE, [])
     if not isinstance(reference, list) or not all(isinstance(text, str) for text in reference):
         raise _malformed(path, REFERENCE, "a list of texts", reference)
@@ -137,7 +152,8 @@ def _read_task(path: Path, name: str, items: Any) -> tuple[PromptText, ...]:
         if (
             not isinstance(item, dict)
             or not {"prompt", "target"} <= item.keys() <= fields
-            or not all(isinstance(text, str) for text in item.values())
+            or not all(isinstance(item[name], str) for name in ("prompt", "target"))
+            or not isinstance(item.get("distractor"), str | None)
         ):
             raise _malformed(path, f"{name}[{i}]", expected, item)
         prompts.append(PromptText(**item))
@@ -145,36 +161,9 @@ def _read_task(path: Path, name: str, items: Any) -> tuple[PromptText, ...]:
 
 
 def _malformed(path: Path, where: str, expected: str, found: Any) -> InputError:
-    shown = json.dumps(found, ensure_ascii=False)
-    shown = shown if len(shown) <= 80 else f"{shown[:77]}..."
-    return InputError(f"prompts file {path}: {where} is {shown}, expected {expected}", "correct it")
-
-
-def encode(
-    text: str, where: str, tokenizer: Tokenizer, config: ModelConfig, special: bool = False
-) -> tuple[int, ...]:
-    """Token ids of a text.
-
-    Args:
-        special: with the special tokens that the tokenizer puts around a text (Llama's and
-            Gemma's begin with one; GPT-NeoX's and Qwen's have none).
-
-    Raises:
-        InputError: no tokens, or more than the model's context, saying where.
-    """
-    try:
-        tokens = tuple(tokenizer.encode(text, add_special_tokens=special).ids)
-    except TypeError as error:  # half of a surrogate pair, which JSON can spell
-        raise InputError(f"{where} is not Unicode text: {text!r}", "correct it") from error
-    if not tokens:
-        raise InputError(f"{where} is empty: {text!r} has no tokens", "give it a text")
-    if len(tokens) > config.max_positions:
-        raise InputError(
-            f"{where} has {len(tokens)} tokens, more than the model's context of "
-            f"{config.max_positions}",
-            "shorten it",
-        )
-    return tokens
+    return InputError(
+        f"prompts file {path}: {where} is {shown(found)}, expected {expected}", "correct it"
+    )
 
 
 def continuation(prompt: str, answer: str, tokenizer: Tokenizer) -> tuple[int, ...]:
@@ -182,8 +171,7 @@ def continuation(prompt: str, answer: str, tokenizer: Tokenizer) -> tuple[int, .
 
     An answer by itself may be other tokens: Llama 2's tokenizer puts a space before every text.
     """
-    whole = tuple(tokenizer.encode(prompt + answer, add_special_tokens=False).ids)
-    alone = tuple(tokenizer.encode(prompt, add_special_tokens=False).ids)
+    whole, alone = token_ids(tokenizer, prompt + answer), token_ids(tokenizer, prompt)
     return whole[len(alone) :] if whole[: len(alone)] == alone else ()
 
 
@@ -191,7 +179,7 @@ def _answer(
     prompt: str, answer: str, where: str, tokenizer: Tokenizer, config: ModelConfig
 ) -> tuple[int, ...]:
     alone = encode(answer, where, tokenizer, config)
-    return continuation(prompt, answer, tokenizer) or alone
+    return check_known(continuation(prompt, answer, tokenizer), answer, where, config) or alone
 
 
 def tokenize(
@@ -201,13 +189,14 @@ def tokenize(
 
     Returns:
         The prompts, the reference texts' tokens, and notes for the user: targets of several
-        tokens, of which the first is used.
+        tokens, of which the first is used; distractors that begin with their target's token, so
+        that nothing tells the two apart (the prompt is then one without distractor).
 
     Raises:
         InputError: an empty or too long prompt, or a target without tokens, saying which.
     """
     tokenized = []
-    several = []
+    several, alike = [], []
     for name, items in prompts.tasks.items():
         for i, item in enumerate(items):
             where = f"{name}[{i}]"
@@ -220,6 +209,9 @@ def tokenize(
             if item.distractor is not None:
                 other = f"distractor of {where}"
                 [distractor, *_] = _answer(item.prompt, item.distractor, other, tokenizer, config)
+                if distractor == target[0]:
+                    alike.append(f"{item.target!r} and {item.distractor!r} of {where}")
+                    distractor = None
             if len(target) > 1:
                 several.append(f"{item.target!r}")
             task = TASK_NAMES.get(name, name)
@@ -230,9 +222,19 @@ def tokenize(
     ]
     notes = []
     if several:
-        shown = ", ".join(several[:3]) + (", …" if len(several) > 3 else "")
-        notes.append(f"{len(several)} targets have several tokens; their first is used: {shown}")
+        notes.append(
+            f"{len(several)} targets have several tokens; their first is used: {_few(several)}"
+        )
+    if alike:
+        notes.append(
+            f"{len(alike)} distractors begin with the same token as their target, so these prompts "
+            f"have no importance against a distractor: {_few(alike)}"
+        )
     return tokenized, reference, notes
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def bucket_length(length: int, limit: int) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from jaxalign.edit import Edit, check_shapes
 from jaxalign.errors import InputError
-from jaxalign.metrics import Answer, AnswerLogits, AnswerMetrics
+from jaxalign.measures.metrics import Answer, AnswerLogits, AnswerMetrics
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import check_dtype, forward, unembed
 from jaxalign.model.layers import at_position, soft_cap

@@ -42,7 +42,7 @@ from jaxalign.model.layers import (
     queries,
 )
 from jaxalign.model.params import Block, Params
-from jaxalign.numerics.rounding import round_activation
+from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.run_edits import RunEdits, Runs, line_up, stack_edits
 from jaxalign.shapes import Array, Float, Lengths, Tokens

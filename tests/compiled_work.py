@@ -144,8 +144,8 @@ def count() -> dict[str, Any]:
     from pythia_shape import tiny_checkpoint
     from tiny_run import TOKENIZER
 
-    from jaxalign.command import main
-    from jaxalign.numerics.compile import Program
+    from jaxalign.commands.main import main
+    from jaxalign.runtime.compile import Program
 
     calls: dict[Any, tuple[str, Callable[..., Any], Any]] = {}
     call = Program.__call__
@@ -178,7 +178,7 @@ def count() -> dict[str, Any]:
 def wave() -> int:
     """Matrix products of the wave that zero-ablates every head of Pythia-70M's shape."""
     from jaxalign import Edit, HeadEdit, head_ablation_masks, sweep
-    from jaxalign.metrics import Answer
+    from jaxalign.measures.metrics import Answer
     from jaxalign.model import ModelConfig
     from jaxalign.model.params import param_shapes
 

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.convert import load_params, open_checkpoint
+from jaxalign.checkpoints import load_params, open_checkpoint
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.model import ModelConfig, Params
 
 SIZES = {
@@ -129,7 +130,7 @@ def write(folder: Path, variant: str, **overrides: Any) -> Any:
 
 def read(folder: Path) -> tuple[Params, ModelConfig]:
     """A checkpoint as ours."""
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    config = config_from_hf(json.loads((folder / "config.json").read_text()))
     return load_params(open_checkpoint(folder), config), config
 
 

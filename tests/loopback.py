@@ -51,20 +51,29 @@ class Started:
 
 @contextmanager
 def run_of(
-    commands: Sequence[Sequence[Any]], folder: Path, devices: int = 1, **environment: Any
+    commands: Sequence[Sequence[Any]],
+    folder: Path,
+    devices: int = 1,
+    launcher: Callable[[int, int, str], dict[str, str]] | None = None,
 ) -> Iterator[list[Started]]:
     """Processes with ``devices`` virtual CPU devices each; whoever still runs at the end is killed.
 
-    ``commands`` get the three options of a run of several processes.
+    ``commands`` get the three options of a run of several processes, or the variables that
+    ``launcher`` sets for process I of N whose coordinator has a certain port.
     """
     address = free_address()
-    environment = {name: str(value) for name, value in environment.items()}
-    environment["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    shared = {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     started: list[Started] = []
     try:
         for index, command in enumerate(commands):
-            own = ("--coordinator", address, "--processes", len(commands), "--process-id", index)
-            started.append(Started([*command, *own], folder / str(index), environment))
+            own: tuple[Any, ...] = ()
+            variables: dict[str, str] = {}
+            if launcher is None:
+                own = ("--coordinator", address, "--processes", len(commands))
+                own += ("--process-id", index)
+            else:
+                variables = launcher(index, len(commands), address.rpartition(":")[2])
+            started.append(Started([*command, *own], folder / str(index), shared | variables))
         yield started
     finally:
         for one in started:

@@ -1,6 +1,6 @@
 """One process of a run that tests start: a sweep over all devices, or an endless exchange.
 
-    python tests/process_worker.py FOLDER sweep|exchange --coordinator HOST:PORT …
+    python tests/process_worker.py FOLDER sweep|exchange|greet --coordinator HOST:PORT …
 
 Each process writes what it found to FOLDER/<its number>.npz.
 """
@@ -14,12 +14,12 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.distributed import fetch, from_first, is_first, processes
+from jaxalign.devices.deal import sharded_sweep
+from jaxalign.devices.mesh import EDITS, MODEL, make_mesh, shard_params, usable_devices
+from jaxalign.devices.processes import fetch, from_first, is_first, processes
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.model import ModelConfig, init_params
 from jaxalign.numerics import jit
-from jaxalign.sharded_sweep import sharded_sweep
-from jaxalign.sharding import EDITS, MODEL, make_mesh, shard_params, usable_devices
 
 CONFIG = ModelConfig(96, 3, 4, 32, 64, rotary_dims=2)
 TOKENS = np.random.default_rng(0).integers(0, 96, (3, 9))
@@ -60,7 +60,7 @@ def found() -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("folder", type=Path)
-    parser.add_argument("work", choices=("sweep", "exchange"))
+    parser.add_argument("work", choices=("sweep", "exchange", "greet"))
     parser.add_argument("--coordinator")
     parser.add_argument("--processes", type=int)
     parser.add_argument("--process-id", type=int)
@@ -68,6 +68,10 @@ def main() -> None:
     with processes(given.coordinator, given.processes, given.process_id):
         if given.work == "sweep":
             np.savez(given.folder / f"{given.process_id}.npz", **found())
+        if given.work == "greet":
+            index = jax.process_index()
+            sent = from_first(CONTENT if is_first() else b"")
+            (given.folder / f"greeted {index} of {jax.process_count()}").write_bytes(sent)
         while given.work == "exchange":
             from_first(CONTENT)
             (given.folder / f"exchanging {given.process_id}").touch()

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.results import (
+from jaxalign.measures.estimates import Estimate
+from jaxalign.studies.heads.result import (
     RANKINGS,
     Correlation,
-    Estimate,
     FirstOrder,
     FirstOrderTest,
     HeadsResult,
@@ -25,12 +25,11 @@ from jaxalign.results import (
     RepairTest,
     Statistics,
     TaskMean,
-    number,
 )
 
 DRIFT = {"f16": 2e-3, "int8-sim": 8e-2}  # typical drift of a head
 LOSS = {"f16": 0.01, "int8-sim": 0.7}  # typical loss of m, logits
-ORDERS, STEPS, DRAWS = 8, 10, 200
+ORDERS, STEPS, DRAWS = 8, 10, 40
 
 
 def make_result(
@@ -74,6 +73,11 @@ def make_result(
         statistics=_statistics(rng, prompts, repairs, tasks, precisions),
         metadata=_metadata(len(prompts), precisions, seed, note),
     )
+
+
+def number(value: float) -> float | None:
+    """With the digits that a file keeps, so that what is read equals what was written."""
+    return float(f"{value:.7g}") if np.isfinite(value) else None
 
 
 def _round(value: float) -> float:
@@ -154,7 +158,14 @@ def _overflowed(prompt: PromptResult, precision: str) -> PromptResult:
         logit_diff=None,
         logit_diff_rounded=None,
         nonfinite_heads=((0, 0), last),
-        first_order=FirstOrder(nan, nan, None, None, None, None),
+        first_order=FirstOrder(
+            predicted=nan,
+            restored=nan,
+            signed_sum=None,
+            absolute_sum=None,
+            degradation=None,
+            bound_held=None,
+        ),
     )
     return replace(prompt, precisions=prompt.precisions | {precision: spoiled})
 
@@ -234,7 +245,7 @@ def _over_heads(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, ranked: 
     x, y = x[:, keep], y[:, keep]
     value = _correlate(x.mean(0), y.mean(0), ranked)
     if len(x) < 2 or not np.isfinite(value):
-        return Estimate(None, None, None, None)
+        return Estimate()
     picks = rng.integers(0, len(x), (DRAWS, len(x)))
     draws = [_correlate(x[i].mean(0), y[i].mean(0), ranked) for i in picks]
     low, high = np.quantile(draws, [0.025, 0.975])
@@ -262,7 +273,15 @@ def _correlation(
     y = np.stack([p.precisions[name].drift for p in prompts])
     pearson, spearman = (_over_heads(rng, x, y, ranked) for ranked in (False, True))
     heads = int(np.isfinite(y.sum(0)).sum())
-    return Correlation(task, name, kind, len(prompts), heads, pearson, spearman)
+    return Correlation(
+        task=task,
+        precision=name,
+        importance=kind,
+        prompts=len(prompts),
+        heads=heads,
+        pearson=pearson,
+        spearman=spearman,
+    )
 
 
 def _repair_test(
@@ -285,7 +304,15 @@ def _repair_test(
         number(v.mean()) if v.size else None for v in (gap, ours, random)
     )
     return RepairTest(
-        task, name, ranking, len(finite), gap_mean, ours_mean, random_mean, difference, verdict
+        task=task,
+        precision=name,
+        ranking=ranking,
+        prompts=len(finite),
+        gap=gap_mean,
+        closed=ours_mean,
+        random_closed=random_mean,
+        difference=difference,
+        verdict=verdict,
     )
 
 
@@ -298,7 +325,9 @@ def _first_order_test(
     )
     held = sum(bool(a.bound_held) for a in accounts)
     spearman = _over_heads(rng, predicted, restored, True)
-    return FirstOrderTest(task, name, len(accounts), held, spearman)
+    return FirstOrderTest(
+        task=task, precision=name, prompts=len(accounts), bound_held=held, spearman=spearman
+    )
 
 
 def _task_mean(
@@ -306,12 +335,16 @@ def _task_mean(
 ) -> TaskMean:
     reference = np.array([p.logit_diff for p in prompts])
     if name == "f32":
-        return TaskMean(task, name, len(prompts), _plain_mean(rng, reference), None)
+        mean = _plain_mean(rng, reference)
+        return TaskMean(
+            task=task, precision=name, prompts=len(prompts), logit_diff=mean, change=None
+        )
     lows = [p.precisions[name].logit_diff for p in prompts]
     values = np.array([np.nan if v is None else v for v in lows])
     change = _over_prompts(rng, values - reference)
     kept = int(np.isfinite(values).sum())
-    return TaskMean(task, name, kept, _plain_mean(rng, values), change)
+    mean = _plain_mean(rng, values)
+    return TaskMean(task=task, precision=name, prompts=kept, logit_diff=mean, change=change)
 
 
 def _plain_mean(rng: np.random.Generator, values: np.ndarray) -> Estimate:

@@ -7,7 +7,7 @@ import pytest
 from packed_files import write_gptq
 from tiny_run import refusal, study, write_model, write_prompts
 
-from jaxalign import results
+from jaxalign.studies.heads import HEADS
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def test_an_audit_runs_the_study_on_the_files_weights_beside_other_schemes(input
     more = ("--quantized", quantized, "--schemes", "f16", "--use-all-prompts", "--no-figures")
     ran = study(model, prompts, output, *more)
     assert ran.code == 0, ran.err
-    result = results.read(output)
+    result = HEADS.read(output)
     assert result.precisions == ("quantized", "f16")
     drift, f16 = (
         np.mean([p.precisions[name].drift for p in result.prompts]) for name in result.precisions
@@ -34,7 +34,7 @@ def test_an_audit_runs_the_study_on_the_files_weights_beside_other_schemes(input
     notes = json.loads(output.read_text())["metadata"]["notes"]
     assert any("GPTQ" in note and str(quantized) in note for note in notes)
     assert any("largest relative error of a matrix" in note for note in notes)
-    assert "repair_quantized" in json.loads(output.read_text())
+    assert "quantized" in {repair.precision for repair in result.repairs}
 
 
 def test_an_audit_without_its_original_is_refused(inputs, tmp_path):

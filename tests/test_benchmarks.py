@@ -28,7 +28,7 @@ from benchmarks import (  # noqa: E402
 )
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks  # noqa: E402
 from jaxalign.flops import wave_flops  # noqa: E402
-from jaxalign.metrics import Answer  # noqa: E402
+from jaxalign.measures.metrics import Answer  # noqa: E402
 from jaxalign.model import ModelConfig  # noqa: E402
 from jaxalign.model.params import param_shapes  # noqa: E402
 from jaxalign.numerics.dot import dot  # noqa: E402

@@ -11,8 +11,8 @@ from real_packages import published, real_package
 from jaxalign.errors import InputError
 from jaxalign.numerics import jit, scheme_named
 from jaxalign.numerics.dot import LLM_INT8_CPU, LLM_INT8_CUDA, dense, dot, llm_int8_dot
-from jaxalign.numerics.double import dynamic_map, nested_scales, round_scales
-from jaxalign.numerics.inputs import llm_int8
+from jaxalign.numerics.double_quantization import dynamic_map, nested_scales, round_scales
+from jaxalign.numerics.input_rounding import llm_int8
 from jaxalign.numerics.qtensor import unpack
 from jaxalign.numerics.quantize import quantize
 

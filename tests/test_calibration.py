@@ -8,7 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.calibration import calibrate, driver, groups, layer
+from jaxalign.calibration import block as layer
+from jaxalign.calibration import calibrate, groups
+from jaxalign.calibration import walk as driver
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.errors import InputError
 from jaxalign.model import ModelConfig, cast, forward, init_params
@@ -17,7 +19,7 @@ from jaxalign.model.layers import activate, layer_norm
 from jaxalign.model.params import MATRICES
 from jaxalign.numerics import F32, jit, scheme_named
 from jaxalign.numerics.dot import dot
-from jaxalign.numerics.hqq import hqq
+from jaxalign.numerics.methods.hqq import hqq
 from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.sweep import sweep
 
@@ -250,7 +252,7 @@ def test_texts_in_several_batches_choose_almost_the_same_codes(monkeypatch):
     monkeypatch.setattr(driver, "CALL_POSITIONS", 5 * 16)  # 12 texts: 5, 5, 2 and filler
     parts = calibrate(model(), CONFIG, scheme_named("gptq-actorder-g16"), *texts())
     whole = calibrated("gptq-actorder-g16")
-    for name in [name for group in groups.GROUPS for name in group.linears]:
+    for name in [name for group in groups.all_groups() for name in group.linears]:
         packed = [groups.get(params.blocks, name) for params in (whole, parts)]
         if None not in packed:
             a, b = map(np.asarray, map(unpack, packed))
@@ -258,7 +260,7 @@ def test_texts_in_several_batches_choose_almost_the_same_codes(monkeypatch):
 
 
 def test_a_calibration_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, monkeypatch):
-    name, folder = "gptq-actorder-g16", tmp_path / "journal"
+    name, folder = "gptq-actorder-g16", tmp_path / "calibration"
     started = []
     chosen = driver.choose
 
@@ -275,7 +277,7 @@ def test_a_calibration_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, mon
     )
     with pytest.raises(KeyboardInterrupt):
         again()
-    assert [path.name for path in sorted(folder.glob("*.npz"))] == ["layer-0.npz"]
+    assert [path.name for path in sorted(folder.rglob("*.npz"))] == ["layer-0.npz"]
     resumed = again()
     assert started == [0, 1, 2], "the first layer is not chosen again"
     assert same_bits(resumed, calibrated(name))
@@ -284,7 +286,7 @@ def test_a_calibration_that_was_cut_off_goes_on_with_the_same_bits(tmp_path, mon
 
 
 def test_a_folder_of_other_texts_is_not_used(tmp_path, capsys):
-    scheme, folder = scheme_named("gptq-actorder-g16"), tmp_path / "journal"
+    scheme, folder = scheme_named("gptq-actorder-g16"), tmp_path / "calibration"
     calibrate(model(), CONFIG, scheme, *texts(), folder=folder)
     other = calibrate(model(), CONFIG, scheme, *texts(seed=1), folder=folder)
     assert "texts differ" in capsys.readouterr().err

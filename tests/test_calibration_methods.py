@@ -8,13 +8,13 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.numerics import jit, scheme_named
-from jaxalign.numerics.awq import clip, scale_candidates, search_clip, search_scale
-from jaxalign.numerics.gptq import gptq, inverse_factor
+from jaxalign.numerics.methods.awq import clip, scale_candidates, search_clip, search_scale
+from jaxalign.numerics.methods.gptq import gptq, inverse_factor
+from jaxalign.numerics.methods.smoothquant import smoothing_scale, static_input_scale
 from jaxalign.numerics.moments import moments, output_error
 from jaxalign.numerics.qtensor import unpack, unpack_nibbles
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import WeightFormat
-from jaxalign.numerics.smoothquant import smoothing_scale, static_input_scale
 
 INPUTS, OUTPUTS, TOKENS = 128, 24, 400
 INT4 = scheme_named("int4-g32").weights

@@ -16,7 +16,6 @@ import jax
 import numpy as np
 import pytest
 from tiny_run import (
-    PROMPTS,
     edit_weights,
     refusal,
     run,
@@ -27,8 +26,12 @@ from tiny_run import (
     write_prompts,
 )
 
-from jaxalign import __version__, command, results
-from jaxalign.plots import FIGURES
+from jaxalign import __version__
+from jaxalign.commands import one_study, run_study
+from jaxalign.studies.heads import HEADS
+from jaxalign.studies.heads.figures import FIGURES
+from jaxalign.study import codec
+from jaxalign.study.session import Session
 
 ROOT = Path(__file__).parent.parent
 
@@ -43,9 +46,9 @@ def inputs(tmp_path_factory):
 def whole(inputs, tmp_path_factory):
     """One run with everything, figures too."""
     output = tmp_path_factory.mktemp("whole") / "results" / "experiment.json"
-    ran = study(*inputs, output, "--repair-int8")
+    ran = study(*inputs, output, "--repair", "all")
     content = json.loads(output.read_text())
-    return SimpleNamespace(ran=ran, output=output, content=content, result=results.read(output))
+    return SimpleNamespace(ran=ran, output=output, content=content, result=HEADS.read(output))
 
 
 @pytest.fixture
@@ -114,16 +117,16 @@ def test_result_says_what_was_run(whole, inputs):
     assert metadata["plan"]["calls"]
     assert (metadata["plan"]["processes"], metadata["plan"]["mesh"]) == (1, None)
     assert whole.content["head_mode"] == "true"
-    assert {entry["task_type"] for entry in whole.content["prompts"]} == {"FactualRecall", "rivers"}
+    assert {entry["task"] for entry in whole.content["prompts"]} == {"FactualRecall", "rivers"}
 
 
 def test_result_of_a_run_survives_a_round_trip(whole):
-    assert results.to_json(whole.result) == whole.content
+    assert {"format": HEADS.format, **codec.encode(whole.result)} == whole.content
 
 
-def test_repair_int8_adds_its_own_curves(whole):
-    assert len(whole.content["repair"]) == len(whole.content["repair_int8"]) == 5
-    assert {entry["precision"] for entry in whole.content["repair_int8"]} == {"int8-sim"}
+def test_repair_of_all_adds_curves_of_int8(whole):
+    repaired = [entry["precision"] for entry in whole.content["repairs"]]
+    assert repaired == ["f16"] * 5 + ["int8-sim"] * 5
 
 
 def test_summary_shows_top_heads_correlations_and_verdicts(whole):
@@ -156,7 +159,7 @@ def test_same_seed_gives_the_same_bytes_but_for_times(inputs, tmp_path):
     first, again, other = map(without_times, paths)
     assert first == again
     assert first != other
-    drawn = [json.loads(path.read_text())["repair"][0]["random_curves"] for path in paths]
+    drawn = [json.loads(path.read_text())["repairs"][0]["random"] for path in paths]
     assert drawn[0] != drawn[2]
 
 
@@ -171,27 +174,25 @@ def test_same_seed_gives_the_same_bytes_in_two_processes(inputs, tmp_path):
     assert texts[0] == texts[1]
 
 
-def test_disabling_int8_leaves_its_fields_out(inputs, output):
-    ran = study(*inputs, output, "--no-figures", "--disable-int8")
+def test_without_int8_among_the_schemes_its_fields_are_left_out(inputs, output):
+    ran = study(*inputs, output, "--no-figures", "--schemes", "f16")
     content = json.loads(output.read_text())
     assert ran.code == 0
     assert content["metadata"]["int8_mode"] == "disabled"
     assert content["metadata"]["precisions"] == ["f16"]
-    assert "repair_int8" not in content
-    assert not [name for name in content["prompts"][0] if "int8" in name]
+    assert "int8" not in json.dumps([content["prompts"], content["repairs"], content["statistics"]])
     assert "int8-sim" not in ran.out
 
 
-def test_without_repair_int8_there_are_no_int8_curves(inputs, output):
+def test_without_asking_there_are_no_int8_curves(inputs, output):
     study(*inputs, output, "--no-figures")
     content = json.loads(output.read_text())
-    assert content["repair"]
-    assert "repair_int8" not in content
-    assert "drift_f32_int8" in content["prompts"][0]
+    assert {entry["precision"] for entry in content["repairs"]} == {"f16"}
+    assert content["prompts"][0]["precisions"].keys() == {"f16", "int8-sim"}
 
 
 def test_head_mode_and_mean_positions_are_recorded(inputs, output):
-    mode = ("--head-mode", "edge-align", "--mean-positions", "all", "--disable-int8")
+    mode = ("--head-mode", "edge-align", "--mean-positions", "all", "--schemes", "f16")
     assert study(*inputs, output, "--no-figures", *mode).code == 0
     content = json.loads(output.read_text())
     assert content["head_mode"] == "edge-align"
@@ -214,41 +215,21 @@ def test_no_figures_leaves_the_figures_out(inputs, output):
 
 @pytest.mark.slow
 def test_more_heads_to_repair_than_there_are_restores_them_all(inputs, output):
-    more = ("--max-repair-k", 50, "--disable-int8", "--no-figures")
+    more = ("--max-repair-k", 50, "--schemes", "f16", "--no-figures")
     assert study(*inputs, output, *more).code == 0
     content = json.loads(output.read_text())
     assert content["metadata"]["max_repair_k"] == 4
-    assert len(content["repair"][0]["repair_curve"]) == 4
+    assert len(content["repairs"][0]["curves"]["drift"]) == 4
 
 
-@pytest.mark.parametrize("more", [(), ("--disable-int8",)])
-def test_benchmark_prints_the_time_of_each_precision(inputs, output, more):
-    counts = ("--benchmark-speed", "--benchmark-iters", 3, "--benchmark-warmup", 1)
-    ran = study(*inputs, output, *counts, "--benchmark-prompt", "The capital of", *more)
+@pytest.mark.parametrize("more", [(), ("--schemes", "f16")])
+def test_speed_prints_the_time_of_each_precision(inputs, more):
+    counts = ("--passes", 3, "--warm-up", 1, "--device", "cpu")
+    ran = run("speed", "--model", inputs[0], "--text", "The capital of", *counts, *more)
     assert ran.code == 0
     assert "one forward pass of 3 tokens, 3 passes" in ran.out
-    timed = re.findall(r"^ *(\S+) +\d+\.\d{3} ms  \(quartiles", ran.out, re.M)
-    assert timed == ["f32", "f16", "int8-sim"][: 3 - len(more)]
-    assert not output.exists()
-
-
-def test_help_teaches_by_examples_and_names_the_exit_codes(capsys):
-    with pytest.raises(SystemExit) as left:
-        command.main(["--help"])
-    text = capsys.readouterr().out
-    assert left.value.code == 0
-    for words in ("examples:", "--model demo", "plot", "verify", "exit codes:", '"reference"'):
-        assert words in text
-    assert "%(" not in text
-    assert max(map(len, text.splitlines())) <= 100
-
-
-@pytest.mark.parametrize("name", ["plot", "verify"])
-def test_each_subcommand_has_help(name, capsys):
-    with pytest.raises(SystemExit) as left:
-        command.main([name, "--help"])
-    assert left.value.code == 0
-    assert f"jaxalign {name}" in capsys.readouterr().out
+    timed = re.findall(r"^ *(\S+) +\d+\.\d{3} ms  \(quartiles", ran.out, re.MULTILINE)
+    assert timed == ["f32", "f16", "int8-sim"][: 3 if not more else 2]
 
 
 def test_checkout_runs_without_installation():
@@ -265,12 +246,7 @@ BAD = {
     "no driver": (("--device", "gpu"), "--device gpu: no such device with a working driver"),
     "no cuda": (("--device", "cuda"), "install the driver and: pip install 'jaxalign[cuda]'"),
     "budget": (("--memory-gb", 1e-6), "raise --memory-gb"),
-    "no budget": (("--memory-gb", 0), "--memory-gb is 0.0. give a positive number"),
-    "seed": (("--seed", -1), "--seed is -1. give 0 or a positive whole number"),
     "no repair": (("--max-repair-k", 0), "--max-repair-k is 0. give at least 1"),
-    "both": (("--repair-int8", "--disable-int8"), "exclude each other. choose one"),
-    "one pass": (("--benchmark-speed", "--benchmark-iters", 1), "give at least 2 iterations"),
-    "no text": (("--benchmark-speed", "--benchmark-prompt", ""), "--benchmark-prompt is empty"),
 }
 
 
@@ -283,18 +259,9 @@ def test_bad_argument_is_refused_in_one_line(kind, inputs, output):
     assert not output.exists()
 
 
-@pytest.mark.parametrize("value", ["nan", "inf"])
-def test_memory_budget_that_is_no_number_is_refused(value, inputs, output):
-    line = refusal("--model", inputs[0], "--output", output, "--memory-gb", value)
-    assert f"--memory-gb is {value}. give a positive number" in line
-
-
-@pytest.mark.parametrize("more", [("--seed", "x"), ("--head-mode", "other"), ("--what",), ("go",)])
-def test_wrong_usage_leaves_with_the_same_exit_code(more, capsys):
-    with pytest.raises(SystemExit) as left:
-        command.main(list(more))
-    assert left.value.code == 2
-    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+def test_a_text_without_tokens_cannot_be_timed(inputs):
+    line = refusal("speed", "--model", inputs[0], "--text", "")
+    assert "--text is empty" in line
 
 
 def test_output_in_a_file_is_refused_before_anything_runs(inputs, tmp_path):
@@ -305,6 +272,23 @@ def test_output_in_a_file_is_refused_before_anything_runs(inputs, tmp_path):
         assert ran.out == ""
         assert f"{path} cannot be written (" in ran.err
         assert "give a file in a folder that you may write to" in ran.err
+
+
+def test_output_whose_name_is_too_long_is_refused_before_anything_runs(inputs, tmp_path):
+    for name in ("x" * 250, "x" * 300):  # what is written first has a longer name than the result
+        line = refusal("--model", inputs[0], "--output", tmp_path / name)
+        assert "File name too long" in line
+
+
+def test_platforms_that_leave_no_device_are_refused_with_their_setting(inputs, output, monkeypatch):
+    def none(**_):
+        raise AssertionError
+
+    monkeypatch.setattr(jax, "local_devices", none)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    line = refusal("--model", inputs[0], "--output", output)
+    assert "--device auto: no such device with a working driver (JAX found none)" in line
+    assert "JAX_PLATFORMS is cuda" in line
 
 
 def test_output_that_is_a_folder_is_refused(inputs, tmp_path):
@@ -319,7 +303,7 @@ def test_figures_folder_that_is_a_file_is_refused(whole, tmp_path):
 
 
 def test_wrong_input_is_found_before_the_model_is_looked_for(tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "locate", lambda *args: pytest.fail("looked for"))
+    monkeypatch.setattr(one_study, "locate", lambda *args: pytest.fail("looked for"))
     refusal("--prompts", tmp_path / "none.json", "--output", tmp_path / "r.json")
 
 
@@ -355,8 +339,8 @@ def test_overflow_is_said_by_every_process_once_the_run_of_all_has_ended_well(
         yield
         ends.append("well")
 
-    monkeypatch.setattr(command, "processes", several)
-    monkeypatch.setattr(command, "is_first", lambda: False)
+    monkeypatch.setattr(run_study, "processes", several)
+    monkeypatch.setattr(one_study, "is_first", lambda: False)
     ran = study(overflow.model, inputs[1], output)
     assert ends == ["well"]
     assert ran == (2, "", overflow.ran.err)
@@ -367,14 +351,14 @@ def test_heads_that_overflow_are_listed_and_null(overflow):
     for prompt in overflow.content["prompts"]:
         low = prompt["precisions"]["f16"]
         assert low["nonfinite_heads"] == [[0, 1], [1, 0], [1, 1]]
-        [[first, second], last] = prompt["drift_f32_f16"]
+        [[first, second], last] = low["drift"]
         assert first is not None
         assert second is None
         assert last == [None, None]
-        assert prompt["clean_logit_diff_f16"] is None
+        assert low["logit_diff"] is None
         assert low["first_order"]["bound_held"] is None
         assert np.isfinite(prompt["zero_importance"]).all()
-        assert np.isfinite(prompt["drift_f32_int8"]).all()
+        assert np.isfinite(prompt["precisions"]["int8-sim"]["drift"]).all()
 
 
 def test_overflow_is_never_averaged_away(overflow):
@@ -395,7 +379,7 @@ def test_overflow_after_the_last_head_is_reported_too(inputs, output, tmp_path):
         edit_weights(model, lambda t, name=name, by=factor: t[name].__imul__(np.float16(by)))
     ran = study(model, inputs[1], output, "--no-figures")
     content = json.loads(output.read_text())
-    assert content["prompts"][0]["clean_logit_diff_f16"] is None
+    assert content["prompts"][0]["precisions"]["f16"]["logit_diff"] is None
     assert ran.code == 2
     assert "overflow" in ran.err
 
@@ -419,17 +403,16 @@ def test_interrupted_run_leaves_the_previous_result_whole(whole, inputs, output,
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    for place in ("heads_study", "summary"):
+    kept = ": with the same options it goes on from the calls that are finished"
+    for owner, place, more in ((Session, "open", ""), (codec, "write", kept)):
         with monkeypatch.context() as patch:
-            patch.setattr(command, place, interrupt)
-            patch.setattr(command.results, "write", interrupt)
+            patch.setattr(owner, place, interrupt)
             ran = study(*inputs, output)
         assert ran.code == 2
         assert ran.err == (
-            "jaxalign: error: interrupted; earlier results are unchanged. Run it again.\n"
+            f"jaxalign: error: interrupted; earlier results are unchanged. Run it again{more}.\n"
         )
         assert output.read_bytes() == whole.output.read_bytes()
-        assert list(output.parent.iterdir()) == [output]
 
 
 def test_failure_while_writing_is_one_line_and_leaves_the_old_file(inputs, output, monkeypatch):
@@ -473,7 +456,3 @@ def test_control_c_stops_a_run_in_one_line_and_leaves_the_previous_result(whole,
     assert err == "jaxalign: error: interrupted; earlier results are unchanged. Run it again.\n"
     assert output.read_bytes() == whole.output.read_bytes()
     assert list(output.parent.iterdir()) == [output]
-
-
-def test_prompts_of_the_helper_are_themselves_valid(inputs):
-    assert json.loads(inputs[1].read_text()) == PROMPTS

@@ -1,6 +1,7 @@
 """Claims about loading: a checkpoint gives the same parameters however it is stored, or an error
 that names what is wrong with it."""
 
+import functools
 import hashlib
 import json
 import os
@@ -19,11 +20,12 @@ import pytest
 from pythia_shape import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 from tiny_run import SIZES, TOKENIZER, WEIGHTS, edit_config, edit_weights, refusal, write_model
+from tokenizers import Tokenizer
 
 import jaxalign
 from jaxalign import InputError
-from jaxalign.convert import load_params, open_checkpoint, save_checkpoint
-from jaxalign.model import ModelConfig
+from jaxalign.checkpoints import load_params, open_checkpoint, save_checkpoint
+from jaxalign.checkpoints.families import config_from_hf
 
 INDEX = "model.safetensors.index.json"
 EMBED, UNEMBED = "gpt_neox.embed_in.weight", "embed_out.weight"
@@ -40,7 +42,7 @@ def assert_same(a, b):
 
 
 def open_params(folder, dtype=jnp.float32):
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    config = config_from_hf(json.loads((folder / "config.json").read_text()))
     return load_params(open_checkpoint(folder), config, dtype)
 
 
@@ -109,31 +111,165 @@ def test_hash_is_the_weight_files_own(folder, sharded):
     assert jaxalign.load(str(sharded)).weights_sha256 == hashlib.sha256(shards).hexdigest()
 
 
-def test_vocabulary_may_be_padded_but_not_smaller_than_the_tokenizers(tmp_path):
+def grown_tokenizer(path, count):
+    """The demo's tokenizer with ``count`` tokens more, one after the other."""
+    data = json.loads(TOKENIZER.read_text(encoding="utf-8"))
+    extra = range(4096, 4096 + count)
+    data["added_tokens"] += [
+        {"id": i, "content": f"<extra{i}>", "special": True}
+        | dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+        for i in extra
+    ]
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
+
+
+def test_vocabulary_may_be_padded_and_a_text_beyond_it_is_refused(tmp_path):
     """Pythia's weights have rows for 50304 tokens and its tokenizer knows 50277."""
-    data = json.loads(TOKENIZER.read_text())
-    data["model"]["vocab"] |= {f"extra{i}": i for i in range(4096, 4100)}
-    grown = tmp_path / "tokenizer.json"
-    grown.write_text(json.dumps(data))
+    grown = grown_tokenizer(tmp_path / "tokenizer.json", 4)
     padded = write_model(tmp_path / "padded", tokenizer=grown, vocab_size=4224)
-    assert jaxalign.load(str(padded)).config.vocab_size == 4224
-    small = write_model(tmp_path / "small", tokenizer=grown)
-    with pytest.raises(InputError, match=r"knows 4100 tokens.*vocabulary of 4096"):
-        jaxalign.load(str(small))
+    assert jaxalign.load(str(padded)).encode(["a <extra4099>"])[0].max() == 4099
+    small = jaxalign.load(str(write_model(tmp_path / "small", tokenizer=grown)))
+    assert small.encode(["a text"])[0].max() < 4096
+    with pytest.raises(InputError, match=r"texts\[1\] has token 4099 .* vocabulary of 4096"):
+        small.encode(["a text", "a <extra4099>"])
+
+
+@pytest.mark.parametrize("number", [4096, 10**6, 2**31, 2**32 - 1])
+def test_special_token_outside_the_vocabulary_is_refused(folder, number):
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    special = {"B": {"id": "B", "ids": [number], "tokens": ["B"]}}
+    piece = {"Sequence": {"id": "A", "type_id": 0}}
+    single = [{"SpecialToken": {"id": "B", "type_id": 0}}, piece]
+    data["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": [piece, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": special,
+    }
+    path.write_text(json.dumps(data), encoding="utf-8")
+    model = jaxalign.load(str(folder))
+    assert model.encode(["a text"])[0].max() < 4096
+    with pytest.raises(InputError, match=f"has token {number} .* vocabulary of 4096"):
+        model.encode(["a text"], special=True)
+
+
+def test_text_has_one_encoding_whatever_the_tokenizer_was_last_used_for(folder):
+    path, text = folder / "tokenizer.json", "The capital of France is"
+    plain = Tokenizer.from_file(str(path)).encode(text).ids
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["model"]["dropout"] = 0.9
+    data["truncation"] = {"max_length": 2, "strategy": "LongestFirst", "stride": 0}
+    data["truncation"]["direction"] = "Right"
+    data["padding"] = {"strategy": {"Fixed": 24}, "direction": "Left", "pad_to_multiple_of": None}
+    data["padding"] |= {"pad_id": 0, "pad_type_id": 0, "pad_token": "<|endoftext|>"}
+    path.write_text(json.dumps(data), encoding="utf-8")
+    assert Tokenizer.from_file(str(path)).encode(text).ids != plain
+    for _ in range(3):
+        assert jaxalign.load(str(folder)).encode([text])[0].tolist() == [plain]
+
+
+def test_panic_inside_the_tokenizers_library_is_refused(folder):
+    path = folder / "tokenizer.json"
+    data = json.loads(path.read_text(encoding="utf-8"))
+    data["model"]["continuing_subword_prefix"] = "longer than a token"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    with pytest.raises(InputError, match=r"tokenizer.json is not a tokenizer"):
+        jaxalign.load(str(folder))
+
+
+def test_one_file_is_read_where_shards_of_another_model_lie_beside_it(folder, tmp_path):
+    other = write_model(tmp_path / "other", shards=2, seed=1)
+    expected = open_params(folder)
+    assert not np.array_equal(open_params(other).embed, expected.embed)
+    shutil.copy(folder / WEIGHTS, other)
+    assert_same(open_params(other), expected)
+    next(iter(other.glob("model-*"))).unlink()  # a stale index does not matter either
+    assert_same(open_params(other), expected)
+
+
+def test_shards_may_lie_in_a_folder_below(sharded):
+    expected = open_params(sharded)
+    (sharded / "weights").mkdir()
+    for shard in sharded.glob("*.safetensors"):
+        shard.rename(sharded / "weights" / shard.name)
+    index = json.loads((sharded / INDEX).read_text(encoding="utf-8"))
+    for name, file in index["weight_map"].items():
+        index["weight_map"][name] = f"weights/{file}"
+    (sharded / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    assert_same(open_params(sharded), expected)
+    index["weight_map"][EMBED] = "../elsewhere.safetensors"
+    (sharded / INDEX).write_text(json.dumps(index), encoding="utf-8")
+    with pytest.raises(InputError, match=r"outside of its folder: '../elsewhere"):
+        open_checkpoint(sharded)
+
+
+def test_index_of_a_tied_model_may_list_the_unembedding_that_no_shard_holds(tmp_path):
+    folder = write_model(tmp_path / "tied", shards=2, tie_word_embeddings=True)
+    expected = open_params(folder)
+    index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+    for file in (index["weight_map"][EMBED], "model-gone.safetensors"):
+        for name in (UNEMBED, "lm_head.weight"):
+            listed = index["weight_map"] | {name: file}
+            (folder / INDEX).write_text(json.dumps(index | {"weight_map": listed}))
+            assert_same(jaxalign.load(str(folder)).params, expected)
+
+
+def test_unembedding_may_have_the_name_that_it_has_in_memory(folder):
+    expected = open_params(folder)
+    edit_weights(folder, lambda t: t.update({"lm_head.weight": t.pop(UNEMBED)}))
+    assert_same(open_params(folder), expected)
+
+
+def test_weights_of_64_bits_are_rounded_once(folder):
+    expected = open_params(folder)
+    edit_weights(folder, lambda t: t.update({n: x.astype(np.float64) for n, x in t.items()}))
+    assert_same(open_params(folder), expected)
+
+
+def test_weights_that_are_replaced_or_written_while_they_are_read_are_refused(tmp_path):
+    for change in ("replaced", "written"):
+        folder, other = (
+            write_model(tmp_path / change / name, seed=i) for i, name in enumerate("ab")
+        )
+        checkpoint = open_checkpoint(folder)
+        checkpoint.read(EMBED)
+        content = (other / WEIGHTS).read_bytes()
+        if change == "replaced":
+            (other / WEIGHTS).replace(folder / WEIGHTS)
+        else:
+            (folder / WEIGHTS).write_bytes(content)
+        for use in (functools.partial(checkpoint.read, EMBED), checkpoint.sha256):
+            with pytest.raises(InputError, match="was replaced or written while it was read"):
+                use()
+
+
+def test_pipes_and_devices_are_no_files_of_a_checkpoint(folder):
+    for name in ("config.json", "tokenizer.json", WEIGHTS):
+        content = (folder / name).read_bytes()
+        for make in (os.mkfifo, lambda path: path.symlink_to("/dev/zero")):
+            (folder / name).unlink()
+            make(folder / name)
+            with pytest.raises(InputError, match=r"is no regular file|neither model.safetensors"):
+                jaxalign.load(str(folder))
+        (folder / name).unlink()
+        (folder / name).write_bytes(content)
+    jaxalign.load(str(folder))
 
 
 PEAK = """
 import json, re, sys
 from pathlib import Path
 import jax, jax.numpy as jnp
-from jaxalign.convert import load_params, open_checkpoint
-from jaxalign.model import ModelConfig
+from jaxalign.checkpoints import load_params, open_checkpoint
+from jaxalign.checkpoints.families import config_from_hf
 
 def memory(kind):
     return 1024 * int(re.search(kind + r":\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
 
 folder, dtype = Path(sys.argv[1]), jnp.dtype(sys.argv[2])
-config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+config = config_from_hf(json.loads((folder / "config.json").read_text()))
 jax.block_until_ready(jnp.zeros(8) + 1)
 before = memory("VmRSS")
 params = jax.block_until_ready(load_params(open_checkpoint(folder), config, dtype))
@@ -231,7 +367,7 @@ def test_weights_that_are_not_finite_are_refused_and_named(folder, tmp_path, bad
 
 def test_weights_of_whole_numbers_are_refused_and_named(folder, tmp_path):
     edit_weights(folder, lambda t: t.update({DENSE: t[DENSE].astype(np.int8)}))
-    refused(folder, tmp_path, DENSE, "type I8, expected one of F16, BF16, F32", "quantized")
+    refused(folder, tmp_path, DENSE, "type I8, expected F16 or BF16 or F32 or F64", "quantized")
 
 
 def test_weights_outside_the_wanted_type_are_refused_and_named(tmp_path):
@@ -283,7 +419,7 @@ def test_index_that_disagrees_with_its_shards_is_refused(sharded, tmp_path, chan
 )
 def test_file_that_is_no_index_is_refused(sharded, tmp_path, content):
     (sharded / INDEX).write_text(content)
-    refused(sharded, tmp_path, f"{INDEX} is not a safetensors index", "download it again")
+    refused(sharded, tmp_path, f"{INDEX} is not (a safetensors index|JSON)", "download it again")
 
 
 def test_folder_with_only_a_pickle_says_how_to_convert_it(folder, tmp_path):
@@ -300,7 +436,7 @@ def test_folder_without_weights_is_refused(folder, tmp_path):
     ("content", "words"),
     [
         (b"{", "is not JSON"),
-        (b"\xff\xfe\x00", "is not JSON"),
+        (b"\xff\xfe\x00", "is not UTF-8 text"),
         (b"[" * 100_000, "is not JSON"),
         (b"[1]", "is not a JSON object"),
     ],
@@ -320,16 +456,51 @@ def test_missing_file_of_a_checkpoint_is_refused_and_named(folder, tmp_path, nam
 
 
 @pytest.mark.parametrize(
-    "bad", [{"hidden_size": "wide"}, {"hidden_size": [1]}, {"rope_scaling": 5}]
+    ("bad", "words"),
+    [
+        ({"hidden_size": "wide"}, 'hidden_size is "wide", expected a whole number'),
+        ({"hidden_size": [1]}, r"hidden_size is \[1\], expected a whole number"),
+        ({"hidden_size": True}, "hidden_size is true, expected a whole number"),
+        ({"rope_scaling": 5}, "rope_scaling is 5, expected an object"),
+        ({"num_attention_heads": 2.9}, "num_attention_heads is 2.9, expected a whole number"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000, expected .* to 100000"),
+        ({"intermediate_size": 10**400}, r"intermediate_size is 10{70,}\.\.\., expected"),
+        ({"use_parallel_residual": "false"}, 'use_parallel_residual is "false", expected true or'),
+        ({"hidden_act": 3}, "hidden_act is 3, expected a text"),
+        ({"model_type": ["llama"]}, r"of a \['llama'\] model"),
+        ({"layer_norm_eps": float("inf")}, "layer_norm_eps is Infinity, expected a finite number"),
+        ({"layer_norm_eps": float("nan")}, "layer_norm_eps is NaN, expected a finite number"),
+        ({"layer_norm_eps": -1e-5}, "layer_norm_eps is -1e-05, expected .* from 0 up"),
+        ({"rotary_emb_base": 0}, "rotary_emb_base is 0, expected a finite number above 0"),
+        ({"rotary_emb_base": 10**400}, "rotary_emb_base is 10*..., expected a finite number"),
+        ({"rotary_pct": 1.5}, "rotary_pct is 1.5, expected a number from 0 to 1"),
+    ],
 )
-def test_setting_of_a_wrong_type_is_refused(folder, tmp_path, bad):
+def test_setting_of_a_wrong_type_or_range_is_refused_by_name(folder, bad, words):
     edit_config(folder, **bad)
-    refused(folder, tmp_path, "config.json has a setting of a wrong type", "config.json as publish")
+    with pytest.raises(InputError, match=f"config.json.*{words}"):
+        jaxalign.load(str(folder))
+
+
+def test_setting_that_is_not_known_may_be_ignored_by_name(folder):
+    edit_config(folder, qk_norm=True, other=1)
+    path = re.escape(str(folder / "config.json"))
+    with pytest.raises(InputError, match=f"{path} has settings that are not known: other"):
+        jaxalign.load(str(folder), ignore_settings=["qk_norm"])
+    source = jaxalign.load(str(folder), ignore_settings=["qk_norm", "other"]).source
+    assert source.ignored_settings == ("other", "qk_norm")
+    assert "were ignored: other, qk_norm" in source.note
+    for name, why in (("hidden_size", "is known"), ("use_cache", "is known"), ("x", "not there")):
+        edit_config(folder, use_cache=True)
+        with pytest.raises(InputError, match=f"{name!r}, which was to be ignored.* {why}"):
+            jaxalign.load(str(folder), ignore_settings=["qk_norm", "other", name])
 
 
 def test_unknown_setting_is_refused_and_named(folder, tmp_path):
     edit_config(folder, qk_norm=True)
-    refused(folder, tmp_path, "settings that are not known: qk_norm", "remove them only if")
+    refused(
+        folder, tmp_path, "settings that are not known: qk_norm", "give --ignore-setting qk_norm"
+    )
 
 
 def test_other_architecture_is_refused_and_named(folder, tmp_path):
@@ -344,7 +515,7 @@ def test_file_that_is_no_tokenizer_is_refused(folder, tmp_path, content):
     refused(folder, tmp_path, "tokenizer.json is not", "download it again")
 
 
-@pytest.mark.parametrize("size", [SIZES["vocab_size"] - 1, 2 * SIZES["vocab_size"]])
+@pytest.mark.parametrize("size", [SIZES["vocab_size"] // 2, 2 * SIZES["vocab_size"]])
 def test_tokenizer_of_another_vocabulary_is_refused(tmp_path, size):
     folder = write_model(tmp_path / "model", vocab_size=size)
     words = f"tokenizer knows 4096 tokens, but the model has a vocabulary of {size}"

@@ -9,20 +9,22 @@ import numpy as np
 import pytest
 from pythia_shape import tiny_config
 
+from jaxalign.checkpoints.families import config_from_hf
+from jaxalign.devices.mesh import make_mesh, shard_packed, shard_params
 from jaxalign.edit import Edit
 from jaxalign.errors import InputError
-from jaxalign.experiments.damage.components import Component, no_changes, parts_of, rows_of
-from jaxalign.experiments.damage.damage_map import damage_map, noisy_compiled
-from jaxalign.experiments.damage.measure import Bench
-from jaxalign.metrics import kl_divergence, logit_difference
-from jaxalign.model import ModelConfig, cast, forward, init_params
+from jaxalign.measures.metrics import kl_divergence, logit_difference
+from jaxalign.model import cast, forward, init_params
 from jaxalign.model.decoder import block, embed, real_positions, unembed
 from jaxalign.model.layers import at_position, normalize
+from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense
-from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, INT8_SIM, scheme_named
 from jaxalign.prompts import Prompt, PromptText
-from jaxalign.weight_error import low_matrices
+from jaxalign.studies.plan.calls import Bench
+from jaxalign.studies.plan.components import Component, no_changes, parts_of, rows_of
+from jaxalign.studies.plan.map import describe_map, measure_map
+from jaxalign.study.weight_noise import low_matrices, noisy_params
 
 CLOSE = {"rtol": 0, "atol": 1e-5}
 SCHEME = scheme_named("int4-g16")
@@ -56,9 +58,15 @@ def bench_of(config, params, scheme, memory=1e9, asked=None):
     return Bench(params, config, scheme, parts, asked or prompts(), memory)
 
 
+def damage_map(bench, low, draws, seed):
+    keys = [jax.random.fold_in(jax.random.key(seed), draw) for draw in range(draws)]
+    noises = [noisy_params(bench.params, low, key, config=bench.config) for key in keys]
+    return describe_map(measure_map(bench, low, noises), seed)
+
+
 def tiny(parallel=True, **overrides):
     settings = {"num_hidden_layers": 2, "use_parallel_residual": parallel} | overrides
-    config = ModelConfig.from_hf(tiny_config(**settings))
+    config = config_from_hf(tiny_config(**settings))
     return config, random_params(config)
 
 
@@ -207,18 +215,31 @@ def test_chunks_of_rows_and_prompts_change_nothing(monkeypatch):
     calls = []
     call = Bench._call
 
-    def counted(self, low, rows, batch, size):
+    def counted(self, low, rows, batch, size, key):
         calls.append((len(rows), batch.shape))
-        return call(self, low, rows, batch, size)
+        return call(self, low, rows, batch, size, key)
 
     monkeypatch.setattr(Bench, "_call", counted)
     monkeypatch.setattr(Bench, "_room", lambda self, length: 12)
-    monkeypatch.setattr("jaxalign.experiments.damage.measure.LEAST_ROWS", 6)
+    monkeypatch.setattr("jaxalign.studies.plan.calls.LEAST_ROWS", 6)
     parts = bench.measure(low, rows)
     assert len(calls) > 4
     assert max(batch[0] for _, batch in calls) == 2
     np.testing.assert_allclose(parts.change, whole.change, **CLOSE)
     np.testing.assert_allclose(parts.kl, whole.kl, **CLOSE)
+
+
+def test_prompts_that_are_dealt_to_devices_give_what_one_device_gives():
+    config, params = tiny()
+    low, asked = cast(params, SCHEME), prompts((5, 8, 3))  # one more than the devices divide
+    bench = bench_of(config, params, SCHEME, asked=asked)
+    rows = rows_of(bench.parts.components(), bench.parts)
+    mesh = make_mesh(jax.devices()[:2])
+    placed = shard_params(params, mesh, config)
+    several = dataclasses.replace(bench, params=placed, mesh=mesh)
+    one, two = bench.measure(low, rows), several.measure(shard_packed(low, mesh), rows)
+    np.testing.assert_allclose(two.change, one.change, **CLOSE)
+    np.testing.assert_allclose(two.kl, one.kl, **CLOSE)
 
 
 def test_rows_start_at_the_first_step_that_they_change():
@@ -275,8 +296,8 @@ def test_scales_that_a_calibration_moved_are_moved_back():
 def test_noise_has_the_norm_of_the_error_in_every_matrix_and_head():
     config, params = tiny()
     low = cast(params, SCHEME)
-    drawn = noisy_compiled(params, low, jax.random.key(3), config=config)
-    again = noisy_compiled(params, low, jax.random.key(4), config=config)
+    drawn = noisy_params(params, low, jax.random.key(3), config=config)
+    again = noisy_params(params, low, jax.random.key(4), config=config)
     h, norm = config.head_size, np.linalg.norm
     for part, names in (("attention", ("query", "key_value", "out")), ("mlp", ("up", "down"))):
         for name in names:

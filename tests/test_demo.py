@@ -12,8 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.convert.checkpoint import open_checkpoint
-from jaxalign.convert.table import load_params
+from jaxalign.checkpoints.families import config_from_hf
+from jaxalign.checkpoints.files import open_checkpoint
+from jaxalign.checkpoints.parameters import load_params
 from jaxalign.demo import corpus, ioi
 from jaxalign.demo.batches import training_batch
 from jaxalign.demo.entities import HELD_OUT_PAIRS, NAMES, OBJECTS, PLACES, is_held_out_pair
@@ -28,7 +29,7 @@ from jaxalign.demo.train import (
     round_to_f16,
     train,
 )
-from jaxalign.model import ModelConfig, forward
+from jaxalign.model import forward
 
 SHIPPED = json.loads(PROMPTS.read_text())
 NAME = re.compile(r"\b(?:" + "|".join(NAMES) + r")\b")
@@ -52,7 +53,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def bundled():
-    config = ModelConfig.from_hf(json.loads((MODEL_FOLDER / "config.json").read_text()))
+    config = config_from_hf(json.loads((MODEL_FOLDER / "config.json").read_text()))
     return load_params(open_checkpoint(MODEL_FOLDER), config), config
 
 

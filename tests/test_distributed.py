@@ -23,14 +23,15 @@ from tiny_run import (
     write_prompts,
 )
 
-from jaxalign.convert import load, locate
-from jaxalign.distributed import processes
+from jaxalign.checkpoints import load, locate
+from jaxalign.devices.mesh import make_mesh, part_bytes
+from jaxalign.devices.processes import processes
 from jaxalign.errors import InputError
-from jaxalign.experiments.heads import Options
-from jaxalign.experiments.heads.study import facts
 from jaxalign.memory import bytes_per_call
 from jaxalign.prompts import read_prompts
-from jaxalign.sharding import make_mesh, part_bytes
+from jaxalign.studies.heads import HEADS, Options
+from jaxalign.studies.heads.edge_align import edge_align
+from jaxalign.study.session import Session
 
 SOON = 15.0  # seconds; it takes milliseconds on an idle machine
 COUNTRIES = ("France", "Germany", "Japan", "Egypt", "Spain", "Italy")
@@ -52,7 +53,7 @@ def small(inputs):
     """Options of a study that makes many calls of few prompts."""
     config = load(locate(str(inputs[0]))).config
     budget = 2 * part_bytes(config, 1) + bytes_per_call(config, 8) + ROOM
-    return "--disable-int8", "--no-figures", "--max-repair-k", 1, "--memory-gb", budget / 1e9
+    return "--schemes", "f16", "--no-figures", "--max-repair-k", 1, "--memory-gb", budget / 1e9
 
 
 @pytest.fixture(scope="module")
@@ -139,14 +140,14 @@ def test_devices_of_two_processes_share_a_sweep_of_parameters_spread_over_some(t
 
 
 def values(path, *names):
-    """A result's numbers under some names, prompt by prompt."""
-    content = json.loads(path.read_text())
+    """A result's numbers under some of the original's names, prompt by prompt."""
+    content = edge_align(HEADS.read(path))
     rows = [*content["prompts"], *content["repair"]]
     found = [np.ravel(row[name]) for row in rows for name in names if name in row]
     return np.concatenate(found).astype(float)
 
 
-IMPORTANCE = "zero_importance", "mean_importance", "resample_importance"
+IMPORTANCE = "zero_importance", "mean_importance"
 
 
 def test_two_processes_give_the_f32_result_of_one(together, alone):
@@ -154,7 +155,7 @@ def test_two_processes_give_the_f32_result_of_one(together, alone):
     ours, theirs = (
         values(path, "clean_logit_diff_f32", *IMPORTANCE) for path in (together.output, alone)
     )
-    assert len(theirs) == len(COUNTRIES) * (1 + 3 * 4)
+    assert len(theirs) == len(COUNTRIES) * (1 + 2 * 4)
     assert np.abs(ours - theirs).max() <= 1e-6 * np.abs(margins).max()
 
 
@@ -171,7 +172,7 @@ def test_two_processes_differ_from_one_in_f16_by_less_than_f16_does(together, al
 
 def chunks(journal):
     """The finished chunks on disk; one that is computed again is another file."""
-    states = {path.name: path.stat() for path in journal.glob("*.npz")}
+    states = {path.name: path.stat() for path in journal.rglob("*.npz")}
     return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
 
 
@@ -182,7 +183,7 @@ def cut_off(start, together, tmp_path_factory):
     output = folder / "output 0" / "experiment.json"
     journal = output.with_name(f"{output.name}.journal")
     with start(folder) as started:
-        wait_until((journal / "importance-f32-1-0.npz").exists, started)
+        wait_until(lambda: "importance-f32-1-0.npz" in chunks(journal), started)
         killed = started[1].process.pid
         os.kill(killed, signal.SIGKILL)
         begin = time.monotonic()
@@ -191,7 +192,7 @@ def cut_off(start, together, tmp_path_factory):
     before = chunks(journal)
     unfinished = not output.exists()
     with start(folder) as started:
-        wait_until((journal / "clean-f16-1.npz").exists, started)
+        wait_until(lambda: "clean-f16-1.npz" in chunks(journal), started)
         after = chunks(journal)
         rans = [one.end() for one in started]
     return SimpleNamespace(**locals())
@@ -232,6 +233,43 @@ def test_the_others_end_with_the_first_process_even_inside_a_collective(tmp_path
     assert code == 2
     assert err.count("\n") == 1
     assert re.match(r"jaxalign: error: process 0 \(the coordinator at 127\S+\) was lost: ", err)
+
+
+# Processes that a launcher starts.
+
+
+def srun(index, count, port):
+    """What ``srun`` sets for one of its tasks."""
+    return {
+        "JAX_COORDINATOR_PORT": port,
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": str(count),
+        "SLURM_STEP_NUM_TASKS": str(count),
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": str(index),
+    }
+
+
+def mpirun(index, count, port):
+    """What Open MPI 4's ``mpirun`` sets for one of its processes."""
+    return {
+        "JAX_COORDINATOR_PORT": port,
+        "OMPI_MCA_orte_hnp_uri": "1531576320.0;tcp://127.0.0.1:34911",
+        "OMPI_COMM_WORLD_SIZE": str(count),
+        "OMPI_COMM_WORLD_RANK": str(index),
+        "OMPI_COMM_WORLD_LOCAL_RANK": str(index),
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("launcher", [srun, mpirun])
+def test_processes_of_a_launcher_find_each_other_without_options(launcher, tmp_path):
+    commands = [["tests/process_worker.py", tmp_path, "greet"]] * 2
+    with run_of(commands, tmp_path, launcher=launcher) as started:
+        assert [one.end()[::2] for one in started] == [(0, "")] * 2
+    for index in range(2):
+        assert (tmp_path / f"greeted {index} of 2").read_bytes() == worker.CONTENT
 
 
 # Processes that cannot run together.
@@ -320,9 +358,9 @@ def test_without_the_options_nothing_happens():
 
 def test_finished_chunks_are_not_taken_over_to_another_number_of_devices(inputs):
     model, prompts = load(locate(str(inputs[0]))), read_prompts(inputs[1])
-    known = [
-        facts(model, prompts, Options(), mesh)
-        for mesh in (None, make_mesh(jax.devices()[:2]), make_mesh(jax.devices()[:4], 2))
-    ]
+    known = []
+    for mesh in (None, make_mesh(jax.devices()[:2]), make_mesh(jax.devices()[:4], 2)):
+        with Session.open("jaxalign.heads/2", model, prompts, Options(), mesh=mesh) as session:
+            known.append(session.inputs.facts())
     assert known[1]["devices"] == {"edits": 2, "model": 1}
     assert len({json.dumps(facts) for facts in known}) == 3

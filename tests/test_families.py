@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from family_checkpoints import VARIANTS, prompts, read, torch_and_transformers, write
 
-from jaxalign.convert import params_from_state_dict, save_checkpoint
-from jaxalign.convert.table import TABLES, _leaves, _rows
+from jaxalign.checkpoints import params_from_state_dict, save_checkpoint
+from jaxalign.checkpoints.families import FAMILIES, config_from_hf, config_to_hf, read_settings
+from jaxalign.checkpoints.parameters import _leaves, _rows
 from jaxalign.errors import InputError
-from jaxalign.model import ModelConfig, cast, count, forward, param_shapes
-from jaxalign.model.families import FAMILIES
+from jaxalign.model import cast, count, forward, param_shapes
 from jaxalign.numerics import BF16, jit
 
 pytest.importorskip("torch")
@@ -88,7 +88,7 @@ def test_checkpoint_there_and_back_is_the_same_parameters(checkpoints, variant, 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_table_fills_every_leaf_exactly_once(checkpoints, variant):
     folder, _ = checkpoints(variant)
-    config = ModelConfig.from_hf(settings_of(folder))
+    config = config_from_hf(settings_of(folder))
     shapes = _leaves(config)
     filled = {name: np.zeros(shape, int) for name, shape in shapes.items()}
     for row in _rows(config, shapes):
@@ -98,17 +98,15 @@ def test_table_fills_every_leaf_exactly_once(checkpoints, variant):
         assert (times == 1).all(), name
 
 
-def test_every_family_has_a_table_and_a_tested_checkpoint():
-    assert (
-        set(TABLES) == set(FAMILIES) == {family for family, _ in VARIANTS.values()} | {"gpt_neox"}
-    )
+def test_every_family_has_a_tested_checkpoint():
+    assert set(FAMILIES) == {family for family, _ in VARIANTS.values()} | {"gpt_neox"}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_settings_we_write_are_read_by_transformers_as_the_same_model(checkpoints, variant):
     torch, transformers = torch_and_transformers()
     folder, model = checkpoints(variant)
-    written = ModelConfig.from_hf(settings_of(folder)).to_hf()
+    written = config_to_hf(config_from_hf(settings_of(folder)))
     config = transformers.AutoConfig.for_model(**written)
     config._attn_implementation = "eager"
     again = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
@@ -124,10 +122,10 @@ def test_old_spelling_of_rotation_is_the_new_one(checkpoints, variant):
     old = new | {"rope_theta": rope.pop("rope_theta")}
     if rope["rope_type"] != "default":
         old["rope_scaling"] = {"type": rope.pop("rope_type"), **rope}
-    assert ModelConfig.from_hf(old) == ModelConfig.from_hf(settings_of(folder))
+    assert config_from_hf(old) == config_from_hf(settings_of(folder))
     both = {"rope_parameters": {"rope_theta": 1.0}, "rope_scaling": {"type": "linear", "factor": 2}}
     with pytest.raises(InputError, match="both rope_parameters and rope_scaling"):
-        ModelConfig.from_hf(new | both)
+        config_from_hf(new | both)
 
 
 BARE = {
@@ -142,7 +140,8 @@ BARE = {
 
 
 def config_of(family, **settings):
-    return ModelConfig.from_hf(BARE | {"model_type": family} | settings)
+    bare = BARE if family != "gpt_neox" else {n: v for n, v in BARE.items() if "key_value" not in n}
+    return config_from_hf(bare | {"model_type": family} | settings)
 
 
 def test_null_and_missing_settings_mean_what_they_mean_to_transformers():
@@ -158,6 +157,76 @@ def test_null_and_missing_settings_mean_what_they_mean_to_transformers():
     assert config_of("qwen2").windows == ()
     assert config_of("qwen2", use_sliding_window=True, max_window_layers=1).windows == (None, 4096)
     assert config_of("llama", num_key_value_heads=None).num_kv_heads == 8
+
+
+# What transformers 4.57 adds to every config.json that `config.to_dict()` writes.
+WRITTEN_BY_4_57 = {
+    "_name_or_path": "",
+    "add_cross_attention": False,
+    "bad_words_ids": None,
+    "chunk_size_feed_forward": 0,
+    "cross_attention_hidden_size": None,
+    "decoder_start_token_id": None,
+    "diversity_penalty": 0.0,
+    "do_sample": False,
+    "early_stopping": False,
+    "finetuning_task": None,
+    "forced_eos_token_id": None,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "no_repeat_ngram_size": 0,
+    "num_beams": 1,
+    "prefix": None,
+    "pruned_heads": {},
+    "return_dict_in_generate": False,
+    "sep_token_id": None,
+    "task_specific_params": None,
+    "temperature": 1.0,
+    "tf_legacy_loss": False,
+    "tie_encoder_decoder": False,
+    "tokenizer_class": None,
+    "top_k": 50,
+    "torchscript": False,
+    "use_bfloat16": False,
+}
+ADDED_BY_OTHER_TOOLS = {
+    "_attn_implementation_autoset": True,
+    "auto_map": {},
+    "max_sequence_length": 2048,
+    "temperature": 0.9,
+    "tokenizer_class": "LlamaTokenizer",
+    "transformers.js_config": {"kv_cache_dtype": {"fp16": "float16"}},
+    "unsloth_fixed": True,
+    "unsloth_version": "2025.1",
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_settings_that_cannot_change_the_computation_are_taken(family):
+    _, transformers = torch_and_transformers()
+    plain = config_of(family)
+    assert config_of(family, **WRITTEN_BY_4_57) == plain
+    assert config_of(family, **ADDED_BY_OTHER_TOOLS) == plain
+    theirs = transformers.AutoConfig.for_model(family)
+    ours = config_from_hf(theirs.to_dict())
+    assert ours.max_positions == theirs.max_position_embeddings
+    assert ours == config_from_hf(theirs.to_dict() | transformers.GenerationConfig().to_dict())
+    for name, value in (("add_cross_attention", True), ("pruned_heads", {"0": [1]})):
+        with pytest.raises(InputError, match=name):
+            config_of(family, **{name: value})
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_missing_context_is_the_one_that_transformers_assumes_and_is_noted(family):
+    _, transformers = torch_and_transformers()
+    assumed = transformers.AutoConfig.for_model(family).max_position_embeddings
+    settings = {n: v for n, v in BARE.items() if n.startswith(("vocab", "hidden", "interm"))}
+    settings |= {"num_hidden_layers": 2, "num_attention_heads": 32, "hidden_size": 256}
+    config, [note] = read_settings(settings | {"model_type": family}, "a/config.json")
+    assert config.max_positions == assumed
+    assert (
+        note == f"a/config.json has no max_position_embeddings: {assumed}, as transformers assumes"
+    )
 
 
 def published(family, **settings):
@@ -254,7 +323,7 @@ LLAMA_31 = {
 )
 def test_published_models_have_their_published_number_of_parameters(settings, parameters):
 
-    assert count(param_shapes(ModelConfig.from_hf(settings))) == parameters
+    assert count(param_shapes(config_from_hf(settings))) == parameters
 
 
 @pytest.mark.parametrize(
@@ -263,7 +332,7 @@ def test_published_models_have_their_published_number_of_parameters(settings, pa
         ("llama", {"sliding_window": 128}, "not known: sliding_window"),
         ("llama", {"quantization_config": {}}, "not known: quantization_config"),
         ("llama", {"pretraining_tp": 2}, "pretraining_tp 2, expected 1"),
-        ("llama", {"rope_interleaved": True}, "rope_interleaved True"),
+        ("llama", {"rope_interleaved": True}, "rope_interleaved true"),
         ("llama", {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling.*dynamic"),
         ("llama", {"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope_parameters.*ya"),
         ("llama", {"rope_parameters": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
@@ -271,19 +340,19 @@ def test_published_models_have_their_published_number_of_parameters(settings, pa
         ("llama", {"rope_scaling": LLAMA_31 | {"factor": 0}}, "factor is 0"),
         ("llama", {"rope_scaling": LLAMA_31 | {"low_freq_factor": 9}}, "low < high"),
         ("llama", {"num_key_value_heads": 3}, "not a multiple of num_key_value_heads 3"),
-        ("llama", {"num_key_value_heads": 0}, "num_kv_heads is 0"),
+        ("llama", {"num_key_value_heads": 0}, "num_key_value_heads is 0"),
         ("llama", {"head_dim": 7}, "7 of 7 coordinates"),
         ("llama", {"hidden_act": "swiglu"}, "hidden_act 'swiglu'"),
         ("mistral", {"layer_types": ["full_attention"] * 2}, "not known: layer_types"),
         ("mistral", {"sliding_window": 0}, "sliding_window is 0"),
-        ("qwen2", {"use_mrope": True}, "use_mrope True"),
+        ("qwen2", {"use_mrope": True}, "use_mrope true"),
         ("qwen2", {"layer_types": ["full_attention"]}, "each of 2 layers"),
         ("qwen3", {"layer_types": ["sliding_attention"] * 2}, "but no sliding_window"),
         ("qwen3", {"layer_types": ["linear_attention"] * 2}, "linear_attention"),
-        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+        ("gemma2", {"use_bidirectional_attention": True}, "use_bidirectional_attention true"),
         ("gemma2", {"sliding_window": None}, "null sliding_window"),
-        ("gemma2", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-        ("gemma2", {"final_logit_softcapping": -1.0}, "logit_cap is -1"),
+        ("gemma2", {"hidden_act": "gelu"}, 'hidden_act "gelu"'),
+        ("gemma2", {"final_logit_softcapping": -1.0}, "final_logit_softcapping is -1"),
         ("gemma3_text", {}, "'gemma3_text'.*llama, qwen2, qwen3, mistral, gemma2"),
     ],
 )

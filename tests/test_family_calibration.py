@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from family_checkpoints import prompts, read, write
 
-from jaxalign.calibration import driver, layer
+from jaxalign.calibration import block as layer
+from jaxalign.calibration import walk as driver
 from jaxalign.calibration.groups import groups_of
 from jaxalign.edit import Edit
 from jaxalign.model import forward
 from jaxalign.model.decoder import block, layer_windows
 from jaxalign.numerics import F32, scheme_named
-from jaxalign.weight_error import low_matrices
+from jaxalign.study.weight_noise import low_matrices
 
 LENGTHS = np.array([11, 4, 7])
 

@@ -11,7 +11,7 @@ from tiny_run import TOKENIZER, refusal, study, write_model, write_prompts
 
 import jaxalign
 from jaxalign import memory
-from jaxalign.convert.checkpoint import Checkpoint
+from jaxalign.checkpoints.files import Checkpoint
 from jaxalign.errors import InputError
 from jaxalign.model import count
 from jaxalign.model.generate import generate
@@ -38,7 +38,7 @@ def test_heads_study_of_a_llama_runs_end_to_end(llama, tmp_path):
     folder, _ = llama
     prompts = write_prompts(tmp_path / "prompts.json")
     output = tmp_path / "experiment.json"
-    ran = study(folder, prompts, output, "--no-figures", "--disable-int8")
+    ran = study(folder, prompts, output, "--no-figures", "--schemes", "f16")
     assert ran.code == 0, ran.err
     result = json.loads(output.read_text())
     assert (result["num_layers"], result["num_heads"]) == (2, 4)

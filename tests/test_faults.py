@@ -16,11 +16,11 @@ from jax._src.compilation_cache import combine_executable_and_time, compress_exe
 from tiny_run import refusal, write_model, write_prompts
 
 import jaxalign
-from jaxalign.command import ACTIVATIONS
-from jaxalign.experiments.heads import Options
-from jaxalign.experiments.heads.runner import Runner
+from jaxalign.commands.one_study import ACTIVATIONS
+from jaxalign.devices.mesh import part_bytes
 from jaxalign.prompts import read_prompts, tokenize
-from jaxalign.sharding import part_bytes
+from jaxalign.studies.heads import Options
+from jaxalign.studies.heads.calls import Runner
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("timestamp", "total_runtime_seconds", "seconds")
@@ -122,13 +122,13 @@ def test_more_devices_than_there_are_is_refused_with_their_number(count, inputs,
 OTHER_VERSION = "import jax._src.cache_key as key; key.jaxlib_version_str = '0.0.1'"
 # No file grows beyond so many bytes: a write ends half way, as on a full disk.
 FULL_DISK = "import resource as r; r.setrlimit(r.RLIMIT_FSIZE, ({0}, {0}))"
-COMMAND = "import sys; from jaxalign.command import main; sys.exit(main(sys.argv[1:]))"
+COMMAND = "import sys; from jaxalign.commands.main import main; sys.exit(main(sys.argv[1:]))"
 
 
 def run(inputs, output, programs, *more, first=""):
     """A run that keeps its programs in a folder, in a process that executes ``first`` first."""
     files = ("--model", inputs[0], "--prompts", inputs[1], "--output", output)
-    small = ("--device", "cpu", "--no-figures", "--max-repair-k", 2, "--disable-int8")
+    small = ("--device", "cpu", "--no-figures", "--max-repair-k", 2, "--schemes", "f16")
     options = [*map(str, (*files, *small, "--compilation-cache", programs, *more))]
     done = subprocess.run(
         [sys.executable, "-c", f"{first}\n{COMMAND}", *options],

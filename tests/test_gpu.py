@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import jaxalign
-from jaxalign.environment import select_device
 from jaxalign.numerics import check_canary
 from jaxalign.prompts import PromptSet
+from jaxalign.runtime.environment import select_device
 
 
 def gpus():

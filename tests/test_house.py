@@ -13,37 +13,38 @@ FLOORS = [
     ("jaxalign.version", 0),
     ("jaxalign.shapes", 0),
     ("jaxalign.numerics", 1),
-    ("jaxalign.metrics", 1),
-    ("jaxalign.stats", 1),
+    ("jaxalign.measures.metrics", 1),
+    ("jaxalign.measures.stats", 1),
+    ("jaxalign.runtime.resume", 4),
+    ("jaxalign.runtime.terminal", 2),
     ("jaxalign.runtime", 1),
-    ("jaxalign.notes", 1),
-    ("jaxalign.sharding", 4),
-    ("jaxalign.weight_error", 4),
-    ("jaxalign.watch", 1),
-    ("jaxalign.distributed", 2),
+    ("jaxalign.runtime.messages", 1),
+    ("jaxalign.devices.mesh", 4),
+    ("jaxalign.study.codec", 3),
+    ("jaxalign.study.tables", 4),
+    ("jaxalign.study.measure", 4),
+    ("jaxalign.devices.mesh", 4),  # knows the model's parameters
+    ("jaxalign.devices", 1),
     ("jaxalign.flops", 4),
-    ("jaxalign.sharded_sweep", 4),
-    ("jaxalign.journal", 4),
+    ("jaxalign.devices.deal", 4),
     ("jaxalign.calibration", 4),
-    ("jaxalign.compilation_cache", 2),
-    ("jaxalign.environment", 2),
+    ("jaxalign.runtime.compilation_cache", 2),
+    ("jaxalign.runtime.environment", 2),
     ("jaxalign.edit", 2),
     ("jaxalign.model", 3),
+    ("jaxalign.checkpoints", 3.5),
     ("jaxalign.memory", 4),
     ("jaxalign.sweep", 4),
     ("jaxalign.wave", 4),
     ("jaxalign.run_edits", 4),
-    ("jaxalign.convert", 4),
+    ("jaxalign.checkpoints", 4),
     ("jaxalign.prompts", 4),
+    ("jaxalign.study", 4),
     ("jaxalign.results", 4),
-    ("jaxalign.experiments", 5),
-    ("jaxalign.plots", 6),
-    ("jaxalign.report", 6),
-    ("jaxalign.grammar", 7),
-    ("jaxalign.training_command", 7),
-    ("jaxalign.schemes_command", 7),
-    ("jaxalign.plan_command", 7),
-    ("jaxalign.command", 7),
+    ("jaxalign.study.option", 2),
+    ("jaxalign.plots", 5),
+    ("jaxalign.studies", 6),
+    ("jaxalign.commands", 7),
     ("jaxalign.demo", 8),
     ("jaxalign", 8),
 ]
@@ -84,23 +85,46 @@ def test_a_file_imports_only_from_its_own_room_and_floors_not_above(path):
         assert below or room(other) == room(own) or neighbour, f"{own} imports {other}"
 
 
-def test_plots_see_a_result_and_never_a_run():
+def test_plots_know_no_study():
+    """They take estimates, arrays and labels: of the results, only ``Estimate``."""
     for path in (PACKAGE / "plots").rglob("*.py"):
         for other in imports(path):
-            assert room(other) in (
-                "jaxalign.plots",
-                "jaxalign.results",
-                "jaxalign.runtime",
-                "jaxalign.errors",
-            ), path
+            own = ("jaxalign.plots", "jaxalign.results", "jaxalign.runtime", "jaxalign.errors")
+            assert room(other) in own, f"{path} imports {other}"
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+                "jaxalign.results"
+            ):
+                assert [alias.name for alias in node.names] == ["Estimate"], path
 
 
-def test_studies_do_not_import_each_other():
-    folder = PACKAGE / "experiments"
-    for path in folder.rglob("*.py"):
+def test_tables_and_figures_see_a_result_and_never_a_run():
+    allowed = {
+        "jaxalign.plots",
+        "jaxalign.measures.metrics",
+        "jaxalign.measures.stats",
+        "jaxalign.results",
+        "jaxalign.runtime",
+        "jaxalign.errors",
+        "jaxalign.study.tables",
+        "jaxalign.study.measure",
+        "jaxalign.studies",  # their own folder, by the next test
+    }
+    studies = PACKAGE / "studies"
+    paths = [*studies.glob("*/table.py"), *studies.glob("*/figures.py")]
+    paths += studies.glob("*/figures/*.py")
+    assert len({path.relative_to(studies).parts[0] for path in paths}) == 3
+    for path in paths:
+        for other in imports(path):
+            assert room(other) in allowed, f"{path} imports {other}"
+
+
+@pytest.mark.parametrize("folder", ["studies"])
+def test_studies_do_not_import_each_other(folder):
+    for path in (PACKAGE / folder).rglob("*.py"):
         own = module_of(path).split(".")[2:3]
         for other in imports(path):
-            if other.startswith("jaxalign.experiments."):
+            if other.startswith(f"jaxalign.{folder}.") and own != ["registry"]:
                 assert other.split(".")[2:3] == own, f"{path} imports {other}"
 
 

@@ -17,7 +17,7 @@ from tiny_run import WEIGHTS, refusal, run, write_model, write_prompts
 
 import jaxalign
 from jaxalign import InputError
-from jaxalign.convert import ModelUnavailable, hub, locate
+from jaxalign.checkpoints import ModelUnavailable, hub, locate
 
 NAME, COMMIT, OTHER = "someone/some-model", "a" * 40, "b" * 40
 FILES = ["config.json", "tokenizer.json", WEIGHTS]
@@ -249,7 +249,7 @@ def test_first_line_and_result_say_why_the_bundled_model_runs(
     monkeypatch.setattr(hub, "BUNDLED", model)  # a tiny one, to be quick
     answers.info = UNREACHABLE["offline"]
     prompts, output = write_prompts(tmp_path / "p.json"), tmp_path / "r.json"
-    small = ("--device", "cpu", "--max-repair-k", 2, "--no-figures", "--disable-int8")
+    small = ("--device", "cpu", "--max-repair-k", 2, "--no-figures", "--schemes", "f16")
     ran = run("--prompts", prompts, "--output", output, *small)
     assert ran.code == 0
     first = ran.out.splitlines()[0]

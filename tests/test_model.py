@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from pythia_shape import PYTHIA_SIZES, pythia_config, tiny_checkpoint
 
-from jaxalign.convert import load_params, open_checkpoint, save_checkpoint
+from jaxalign.checkpoints import load_params, open_checkpoint, save_checkpoint
+from jaxalign.checkpoints.families import config_from_hf, config_to_hf
 from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
 from jaxalign.errors import InputError
 from jaxalign.model import (
     CAPTURES,
-    ModelConfig,
     cast,
     count,
     forward,
@@ -51,7 +51,7 @@ VARIANTS = {
 
 
 def read(folder, dtype=jnp.float32):
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    config = config_from_hf(json.loads((folder / "config.json").read_text()))
     return load_params(open_checkpoint(folder), config, dtype), config
 
 
@@ -82,7 +82,7 @@ def test_logits_equal_transformers(variant, tmp_path, tokens):
 
 @pytest.mark.parametrize("size", PYTHIA_SIZES)
 def test_every_pythia_size_is_known_by_its_configuration(size):
-    config = ModelConfig.from_hf(pythia_config(size))
+    config = config_from_hf(pythia_config(size))
     expected = PYTHIA_SIZES[size]
     assert (config.num_layers, config.hidden_size, config.num_heads, config.vocab_size) == (
         expected["layers"],
@@ -95,7 +95,7 @@ def test_every_pythia_size_is_known_by_its_configuration(size):
 
 
 def test_pythia_70m_has_its_published_number_of_parameters():
-    shapes = param_shapes(ModelConfig.from_hf(pythia_config("70m")))
+    shapes = param_shapes(config_from_hf(pythia_config("70m")))
     assert count(shapes) == 70_426_624
 
 
@@ -111,12 +111,12 @@ def test_pythia_70m_has_its_published_number_of_parameters():
 )
 def test_settings_that_change_the_computation_are_refused_by_name(setting, value):
     with pytest.raises(InputError, match=str(value if setting == "model_type" else setting)):
-        ModelConfig.from_hf(pythia_config("70m") | {setting: value})
+        config_from_hf(pythia_config("70m") | {setting: value})
 
 
 def test_config_round_trips_through_its_published_spelling():
-    config = ModelConfig.from_hf(pythia_config("1b"))
-    assert ModelConfig.from_hf(config.to_hf()) == config
+    config = config_from_hf(pythia_config("1b"))
+    assert config_from_hf(config_to_hf(config)) == config
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
@@ -239,7 +239,7 @@ def test_params_of_another_precision_are_refused(tiny, tokens):
 
 
 def test_fresh_parameters_are_finite_and_have_the_stated_shapes():
-    config = ModelConfig.from_hf(pythia_config("14m") | {"vocab_size": 200})
+    config = config_from_hf(pythia_config("14m") | {"vocab_size": 200})
     params = init_params(jax.random.key(0), config)
     shapes = param_shapes(config)
     assert jax.tree.all(jax.tree.map(lambda a, s: a.shape == s.shape, params, shapes))

@@ -11,7 +11,7 @@ import numpy as np
 import jaxalign
 from jaxalign.numerics import jit, scheme_named
 from jaxalign.numerics.dot import dot
-from jaxalign.numerics.inputs import int8_tokens, llm_int8
+from jaxalign.numerics.input_rounding import int8_tokens, llm_int8
 from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.numerics.quantize import divide, quantize
 from jaxalign.numerics.scheme import WeightFormat

@@ -11,7 +11,7 @@ import pytest
 
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.errors import InputError
-from jaxalign.metrics import Answer
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, cast, forward, init_params
 from jaxalign.model.layers import layer_norm
 from jaxalign.model.params import Norm
@@ -27,7 +27,7 @@ from jaxalign.numerics import (
     jit,
     scheme_named,
 )
-from jaxalign.numerics.compile import ROUNDING_OPTIONS, compiler_options
+from jaxalign.runtime.compile import ROUNDING_OPTIONS, compiler_options
 from jaxalign.sweep import sweep
 
 

@@ -13,6 +13,7 @@ from tiny_run import WEIGHTS, write_model
 
 import jaxalign
 from jaxalign import InputError, params_from_state_dict
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.edit import check_shapes
 from jaxalign.model import ModelConfig, init_params
 
@@ -34,7 +35,7 @@ def from_memory(folder, edit=lambda tensors: None):
     """The folder's tensors after ``edit``, as if a user had them in memory."""
     tensors = load_file(folder / WEIGHTS)
     edit(tensors)
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    config = config_from_hf(json.loads((folder / "config.json").read_text()))
     return params_from_state_dict(tensors, config)
 
 

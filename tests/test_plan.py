@@ -10,13 +10,18 @@ from safetensors import safe_open
 from tiny_run import write_model
 
 import jaxalign
-from jaxalign.command import main
-from jaxalign.convert.names import LinearLayer, linear_layers, output_modules
+from jaxalign.checkpoints.linear_layers import LinearLayer, linear_layers, output_modules
+from jaxalign.commands.main import main
 from jaxalign.errors import InputError
-from jaxalign.experiments.damage import PlanOptions, cost, plan_study, study_map
-from jaxalign.experiments.damage.cost import bits_per_weight, budget_bytes, packed_bits, units_of
-from jaxalign.experiments.damage.measure import Effect
-from jaxalign.experiments.damage.planner import (
+from jaxalign.numerics.quantize import quantize
+from jaxalign.numerics.scheme import INT8_SIM, scheme_named
+from jaxalign.plots import draw
+from jaxalign.prompts import Prompt, PromptSet, PromptText
+from jaxalign.studies.plan import PLAN, PlanOptions, cost
+from jaxalign.studies.plan.calls import Effect
+from jaxalign.studies.plan.cost import bits_per_weight, budget_bytes, packed_bits, units_of
+from jaxalign.studies.plan.figures import FIGURES
+from jaxalign.studies.plan.planner import (
     best,
     fill,
     greedy,
@@ -25,13 +30,10 @@ from jaxalign.experiments.damage.planner import (
     score,
     whole_layers,
 )
-from jaxalign.experiments.damage.recipes import write_recipes
-from jaxalign.experiments.damage.study import split
-from jaxalign.experiments.damage.validate import Candidates, size_of, validate
-from jaxalign.numerics.quantize import quantize
-from jaxalign.numerics.scheme import INT8_SIM, scheme_named
-from jaxalign.plots.damage import draw_plan
-from jaxalign.prompts import Prompt, PromptSet, PromptText
+from jaxalign.studies.plan.recipes import write_recipes
+from jaxalign.studies.plan.study import damage_of, split
+from jaxalign.studies.plan.validate import Candidates, size_of, validate
+from jaxalign.study.session import Session
 
 SCHEME = scheme_named("int4-g16")
 LAYERS = 4
@@ -75,14 +77,14 @@ def with_outliers(model):
 
 def options(units, keep, **others):
     budget = sum(unit.low for unit in units) + sum(units[i].extra for i in keep)
-    return PlanOptions(budget=f"{budget}B", noise_draws=1, **others)
+    return PlanOptions(scheme=SCHEME, budget=f"{budget}B", noise_draws=1, **others)
 
 
 @pytest.fixture(scope="module")
 def fragile(model):
     units = units_of(model.config, SCHEME.weights)
     keep = [i for i, u in enumerate(units) if u.layer in FRAGILE and u.matrices == ("up",)]
-    return plan_study(with_outliers(model), PROMPTS, SCHEME, options(units, keep))
+    return PLAN(with_outliers(model), PROMPTS, options(units, keep))
 
 
 def test_a_plan_finds_fragile_matrices_and_beats_random(fragile):
@@ -125,13 +127,8 @@ def test_the_halves_do_not_meet_and_hold_every_task():
 
 def test_the_same_seed_gives_the_same_plan(model):
     units = units_of(model.config, SCHEME.weights)
-    found = [
-        dataclasses.replace(
-            plan_study(model, PROMPTS, SCHEME, options(units, [0, 5], random_choices=20)),
-            metadata={},
-        )
-        for _ in range(2)
-    ]
+    ran = [PLAN(model, PROMPTS, options(units, [0, 5], random_choices=20)) for _ in range(2)]
+    found = [(result.damage, result.plan, result.curve) for result in ran]
     assert found[0] == found[1]
 
 
@@ -296,25 +293,27 @@ def test_budgets_that_cannot_be_met_are_refused(text, which):
         ("int8-sim", "packs no weights"),
         ("int8", "also changes activations"),
         ("nf4@f16", "also changes activations"),
-        ("awq-g16", "chooses its codes by awq"),
+        ("awq-g16", "chooses its codes"),
         ("int4-g48", "groups of 48 do not divide"),
     ],
 )
 def test_schemes_that_cannot_be_planned_are_refused(model, name, problem):
     with pytest.raises(InputError, match=problem):
-        plan_study(model, PROMPTS, scheme_named(name))
+        PLAN(model, PROMPTS, PlanOptions(scheme=scheme_named(name)))
 
 
 def test_too_few_prompts_and_draws_are_refused(model):
     one = PromptSet({"one": PROMPTS.tasks["one"][:3]}, PROMPTS.reference)
     with pytest.raises(InputError, match="cannot be split"):
-        plan_study(model, one, SCHEME, PlanOptions(budget="6bits"))
-    with pytest.raises(InputError, match="too few"):
+        PLAN(model, one, PlanOptions(scheme=SCHEME, budget="6bits"))
+    with pytest.raises(InputError, match="give at least 20"):
         PlanOptions(random_choices=19)
 
 
 def test_a_scheme_of_activations_has_a_map(model):
-    found = study_map(model, PROMPTS, INT8_SIM, PlanOptions(noise_draws=1))
+    asked = PlanOptions(scheme=INT8_SIM, noise_draws=1)
+    with Session.open(PLAN.format, model, PROMPTS, asked) as session:
+        found = damage_of(session, asked)
     assert len(found.of("site")) == 3 * LAYERS + 2
     assert not found.of("matrix")
     assert all(c.kl.value > 0 and not c.noise_kl for c in found.components)
@@ -404,12 +403,11 @@ def test_the_command_writes_result_recipes_and_figures(folder, tmp_path, capsys)
         f"plan_{name}.{kind}" for name in ("curve", "damage_map") for kind in ("png", "svg")
     ]
     result = json.loads(output.read_text())
-    assert result["format"] == "jaxalign.plan/1"
+    assert result["format"] == "jaxalign.plan/2"
     assert result["plan"]["choices"][0]["bytes"] <= result["plan"]["budget_bytes"]
     assert result["plan"]["verdict"] in printed.out
     assert "sum of matrices and sites, KL" in printed.out
-    halves = result["metadata"]["prompts"]
-    assert not {*halves["choosing"]} & {*halves["validating"]}
+    assert not {*result["choosing"]} & {*result["validating"]}
 
 
 def test_the_command_says_in_one_line_what_it_cannot_do(folder, tmp_path, capsys):
@@ -449,4 +447,4 @@ def test_figures_of_a_scheme_of_ties_are_drawn(fragile, tmp_path):
         plan=still,
         curve=tuple(curve),
     )
-    assert len(draw_plan(empty, tmp_path)) == 4
+    assert len(draw(FIGURES, empty, tmp_path)) == 4

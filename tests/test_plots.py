@@ -1,10 +1,11 @@
-"""Claims about the figures of a heads study."""
+"""Claims about figures: what every one of them holds, and those of a heads study."""
 
 from __future__ import annotations
 
-import ast
 import os
 import re
+import time
+import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,16 @@ from matplotlib.image import imread
 from matplotlib.text import Text
 from synthetic_result import make_result
 
-from jaxalign import plots
 from jaxalign.errors import InputError
-from jaxalign.plots import FIGURES, draw_all, drawing_process
+from jaxalign.measures.estimates import Estimate
+from jaxalign.plots import draw
 from jaxalign.plots.labels import place_labels
-from jaxalign.plots.page import styled, wrapped, write
-from jaxalign.plots.values import p_text, places_for, signed, significant
-from jaxalign.results import Correlation, Estimate, HeadsResult, PromptResult
+from jaxalign.plots.page import new_page, styled, wrapped, write
+from jaxalign.plots.words import p_text, places_for, short_names, shown, signed, significant
+from jaxalign.studies.heads.figures import FIGURES
+from jaxalign.studies.heads.figures.values import MAX_TASKS
+from jaxalign.studies.heads.result import Correlation, HeadsResult, PromptResult
+from jaxalign.studies.heads.table import table
 
 NOTE = "demo model, stands in for the published checkpoint"
 NAMES = (
@@ -38,20 +42,31 @@ NAMES = (
 )
 NUMBER = r"[+−]?\d+\.\d+"
 WHOLE_CORRELATION = re.compile(rf".*[rρ] = {NUMBER} \[{NUMBER}, {NUMBER}\], p [=<] 0?\.?\d[\d.]*")
-VARIANTS: dict[str, dict[str, Any]] = {
-    "two precisions": {"note": NOTE},
-    "int8 disabled": {"precisions": ("f16",)},
-    "no low precision": {"precisions": ()},
-    "one task": {"tasks": ("IOI",)},
-    "four tasks, another precision": {
-        "tasks": ("FactualRecall", "IOI", "a task named by $someone", "x"),
-        "precisions": ("f16", "nf4"),
-    },
-    "no repair": {"repair": False},
-    "heads that overflow": {"nonfinite": True},
-    "one prompt": {"tasks": ("IOI",), "prompts_per_task": 1},
-    "one head": {"num_layers": 1, "num_heads": 1, "prompts_per_task": 1, "nonfinite": True},
-    "24 layers of 16 heads": {"num_layers": 24, "num_heads": 16},
+# What each result differs in, and the figures that show it.
+TASKS = (NAMES[2], NAMES[3], NAMES[4])
+VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
+    "two precisions": ({"note": NOTE}, NAMES),
+    "int8 disabled": ({"precisions": ("f16",)}, NAMES),
+    "no low precision": ({"precisions": ()}, NAMES),
+    "one task": ({"tasks": ("IOI",)}, TASKS),
+    "four tasks, another precision": (
+        {
+            "tasks": ("FactualRecall", "IOI", "a task named by $someone", "x"),
+            "precisions": ("f16", "nf4"),
+        },
+        TASKS,
+    ),
+    "no repair": ({"repair": False}, (NAMES[3],)),
+    "heads that overflow": ({"nonfinite": True}, NAMES),
+    "one prompt": ({"tasks": ("IOI",), "prompts_per_task": 1}, NAMES),
+    "one head": (
+        {"num_layers": 1, "num_heads": 1, "prompts_per_task": 1, "nonfinite": True},
+        NAMES,
+    ),
+    "24 layers of 16 heads": (
+        {"num_layers": 24, "num_heads": 16},
+        (*NAMES[:3], *NAMES[5:]),
+    ),
 }
 
 
@@ -63,7 +78,7 @@ def result() -> HeadsResult:
 @pytest.fixture(scope="module")
 def drawn(result: HeadsResult, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("figures") / "made"
-    draw_all(result, folder)
+    draw(FIGURES, result, folder)
     return folder
 
 
@@ -92,44 +107,9 @@ def test_all_fourteen_files_are_written(drawn: Path) -> None:
 def test_two_draws_of_one_result_are_byte_identical(
     result: HeadsResult, drawn: Path, tmp_path: Path
 ) -> None:
-    for path in draw_all(result, tmp_path):
+    chosen = {name: FIGURES[name] for name in (NAMES[0], NAMES[3])}  # dots with labels, curves
+    for path in draw(chosen, result, tmp_path):
         assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
-
-
-def test_second_process_draws_the_same_bytes(
-    result: HeadsResult, drawn: Path, tmp_path: Path
-) -> None:
-    with drawing_process() as second:
-        assert second
-        draw_all(result, tmp_path, second)
-        assert second.returncode == 0, "it drew its share"
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in drawn.iterdir()}
-    for path in tmp_path.iterdir():
-        assert path.read_bytes() == (drawn / path.name).read_bytes(), path.name
-
-
-def test_figures_of_a_process_that_died_are_drawn_all_the_same(
-    result: HeadsResult, drawn: Path, tmp_path: Path
-) -> None:
-    with drawing_process() as second:
-        assert second
-        second.kill()
-        second.wait()
-        draw_all(result, tmp_path, second)
-    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in drawn.iterdir()}
-
-
-def test_process_that_is_never_asked_ends_with_its_context() -> None:
-    with pytest.raises(KeyboardInterrupt), drawing_process() as second:
-        raise KeyboardInterrupt
-    assert second
-    assert second.returncode != 0
-
-
-def test_without_a_second_core_there_is_no_second_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    with drawing_process() as second:
-        assert second is None  # what draw_all takes for "draw them all yourself"
 
 
 def test_files_carry_no_date_and_no_version(drawn: Path) -> None:
@@ -168,8 +148,9 @@ def test_caption_says_when_heads_are_not_heads(result: HeadsResult) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_result_is_drawn_whole(variant: str) -> None:
     """No warning (they are errors), nothing cut off, and no half correlation."""
-    given = make_result(**VARIANTS[variant])
-    for name in NAMES:
+    changes, names = VARIANTS[variant]
+    given = make_result(**changes)
+    for name in names:
         made = figure(name, given)
         made.draw_without_rendering()
         renderer = made.canvas.get_renderer()  # type: ignore[attr-defined]
@@ -229,25 +210,6 @@ def test_figure_without_content_says_why(result: HeadsResult) -> None:
     alone = tuple(replace(p, resample_importance=None) for p in result.prompts)
     text = " ".join(words(figure(NAMES[1], replace(result, prompts=alone))))
     assert "to resample from" in text
-
-
-def test_results_of_nothing_but_nan_and_of_no_drift_are_drawn(result: HeadsResult) -> None:
-    shape = (result.num_layers, result.num_heads)
-    nowhere = Estimate(None, None, None, None)
-    for value in (np.nan, 0.0):
-        filled = np.full(shape, value)
-        account = result.prompts[0].precisions["f16"].first_order
-        account = replace(account, predicted=filled, restored=filled)
-        prompts = tuple(
-            on_every_precision(p, drift=filled, logit_diff=None, first_order=account)
-            for p in result.prompts
-        )
-        means = tuple(
-            replace(m, logit_diff=nowhere, change=nowhere) for m in result.statistics.task_means
-        )
-        statistics = replace(result.statistics, task_means=means)
-        for name in NAMES:
-            figure(name, replace(result, prompts=prompts, statistics=statistics))
 
 
 def test_heads_without_drift_stay_visible_on_a_log_axis(result: HeadsResult) -> None:
@@ -324,25 +286,8 @@ def test_a_folder_that_cannot_be_made_is_an_input_error(
     result: HeadsResult, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(InputError):
-        draw_all(result, tmp_path / "file" / "figures")
-    with drawing_process() as second, pytest.raises(InputError, match="cannot be written"):
-        draw_all(result, tmp_path / "file" / "figures", second)
-
-
-def test_plots_see_a_result_and_never_a_run() -> None:
-    allowed = ("jaxalign.results", "jaxalign.plots", "numpy", "matplotlib")
-    for path in Path(plots.__file__).parent.glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = []
-            if isinstance(node, ast.Import):
-                names = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom):
-                names = [node.module or ""]
-            for name in names:
-                ours = name.split(".")[0] in ("jaxalign", "jax", "flax", "scipy")
-                assert not ours or name.startswith(allowed), (path.name, name)
-                assert "pyplot" not in name
+    with pytest.raises(InputError, match="cannot be written"):
+        draw(FIGURES, result, tmp_path / "file" / "figures")
 
 
 def test_numbers_are_written_as_a_reader_expects() -> None:
@@ -352,6 +297,8 @@ def test_numbers_are_written_as_a_reader_expects() -> None:
     assert signed(-1.5, 1) == "−1.5"
     assert significant(0.0612) == "0.061"
     assert significant(44.4) == "44"
+    assert significant(1.5e-12) == "1.5e−12"
+    assert signed(1e30, 2) == "+1.00e+30"
     assert places_for(-0.0121, None, 0.0024) == 4
 
 
@@ -360,3 +307,111 @@ def test_text_breaks_at_spaces_only_and_within_its_width() -> None:
     assert " ".join(lines) == "one two three four five |a\u00a0−\u00a0b|"
     assert len(lines) > 1
     assert wrapped("", 1.0, 8.0) == []
+
+
+# What a file may name and hold: no text and no number of it ends a drawing, or takes long.
+
+
+HOSTILE = "\x1b]0;OWNED\x07\x1b[2J"
+FOREIGN = "日本語\t🦙\nx\u202ey"
+
+
+def test_text_of_figures_is_what_the_font_can_draw_and_xml_can_hold() -> None:
+    assert shown("Größe ρ ≤ 1\u00a0%\nnext") == "Größe ρ ≤ 1\u00a0%\nnext"
+    assert shown(HOSTILE) == "\\x1b]0;OWNED\\x07\\x1b[2J"
+    assert shown("日\t🦙") == "\\u65e5\\t\\U0001f999"
+    assert len(shown("x" * 10**5)) <= 2000
+
+
+def test_long_names_lose_their_middle_and_stay_apart() -> None:
+    names = tuple("x" * 10**5 + end + "x" * 10**5 for end in ("a", "b"))
+    short = short_names((*names, "IOI"))
+    assert len(set(short.values())) == 3
+    assert short["IOI"] == "IOI"
+    assert short[names[0]] == "xxxxxxxxxx…xxxxxxxxx (1)"
+
+
+@pytest.fixture(scope="module")
+def hostile() -> HeadsResult:
+    made = make_result(tasks=(HOSTILE, FOREIGN), precisions=("f16", f"nf4{HOSTILE}"), note=FOREIGN)
+    metadata = made.metadata | {"notes": [HOSTILE]}
+    return replace(made, metadata=metadata)
+
+
+@pytest.mark.parametrize("name", [NAMES[0], NAMES[4]])  # a caption and titles; ticks and a legend
+def test_no_name_breaks_a_figure(name: str, hostile: HeadsResult, tmp_path: Path) -> None:
+    """Warnings, as of a missing glyph, are errors here."""
+    _, svg = draw({name: FIGURES[name]}, hostile, tmp_path)
+    texts = "".join(ElementTree.parse(svg).getroot().itertext())
+    assert "\\x1b]0;OW" in texts
+    assert not set(texts) & {"\x1b", "\x07", "\t", "日"}
+
+
+def test_no_name_reaches_a_terminal_as_it_is(hostile: HeadsResult) -> None:
+    text = table(hostile)
+    assert "\\x1b]0;OWNED" in text
+    assert "\x1b" not in text
+    assert "\t" not in text
+
+
+def many_tasks(result: HeadsResult, count: int, length: int) -> HeadsResult:
+    """The result with as many tasks, of one prompt each but for the last, which has two."""
+    names = [f"t{i}".ljust(length, "x") for i in range(count)]
+    prompts = [replace(result.prompts[0], task=name) for name in (*names, names[-1])]
+    repairs = [
+        replace(repair, task=name)
+        for name in names
+        for repair in result.repairs[:: len(result.prompts)]
+    ]
+    return replace(result, prompts=tuple(prompts), repairs=tuple(repairs))
+
+
+def test_200_tasks_with_names_of_100000_characters_are_drawn_in_bounded_time(
+    result: HeadsResult, tmp_path: Path
+) -> None:
+    many = many_tasks(result, 200, 10**5)
+    begun = time.process_time()
+    for name in (NAMES[2], NAMES[3]):
+        made = figure(name, many)
+        assert made.get_size_inches().max() < 40
+        lines = words(made)
+        text = " ".join(" ".join(lines).split())
+        assert f"{200 - MAX_TASKS} of 200 tasks are left out" in text
+        assert "the 6 tasks with the most prompts" in text
+        for task, is_drawn in (("t199", True), ("t4x", True), ("t5x", False)):
+            assert is_drawn == any(task in line and "f16" in line for line in lines), task
+    assert time.process_time() - begun < 30
+
+
+@pytest.mark.parametrize("value", [np.nan, 0.0, 1e-310, 3e38])
+def test_no_number_ends_a_drawing(value: float) -> None:
+    result = make_result(num_layers=2, num_heads=3, prompts_per_task=2)
+    number = None if np.isnan(value) else value
+    extreme = Estimate(number, number and -number, number, number and 0.5)
+    filled = np.full((result.num_layers, result.num_heads), value)
+    account = result.prompts[0].precisions["f16"].first_order
+    account = replace(account, predicted=filled, restored=-filled)
+    maps = {} if number is None else {"zero_importance": filled, "mean_importance": -filled}
+    prompts = tuple(
+        replace(on_every_precision(p, drift=filled, logit_diff=number, first_order=account), **maps)
+        for p in result.prompts
+    )
+    statistics = replace(
+        result.statistics,
+        task_means=tuple(
+            replace(m, logit_diff=extreme, change=extreme) for m in result.statistics.task_means
+        ),
+        repair=tuple(replace(r, difference=extreme) for r in result.statistics.repair),
+    )
+    repairs = tuple(
+        replace(r, logit_diff_quantized=number, random=np.full_like(r.random, value))
+        for r in result.repairs
+    )
+    given = replace(result, prompts=prompts, repairs=repairs, statistics=statistics)
+    for name in NAMES:
+        figure(name, given).draw_without_rendering()
+
+
+def test_a_page_wider_than_its_dots_has_fewer_an_inch() -> None:
+    with styled():
+        assert new_page("", "", "", width=600.0, body=1.0).figure.dpi == 20

@@ -1,15 +1,22 @@
 """Claims about prompt sets: what is read, what is refused and where, how prompts are batched."""
 
+import json
+import os
 import re
 from collections import Counter
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from tiny_run import PROMPTS, TOKENIZER, refusal, write_prompts
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 
 from jaxalign import InputError
-from jaxalign.model import ModelConfig
+from jaxalign.calibration import calibration_texts, prepare, preparer
+from jaxalign.checkpoints import Model, Source
+from jaxalign.model import ModelConfig, init_params
+from jaxalign.numerics import scheme_named
 from jaxalign.prompts import (
     BUCKET,
     FEW,
@@ -108,11 +115,34 @@ def test_prompt_that_just_fits_the_context_is_kept(tokens_of):
     assert len(kept.tokens) == CONFIG.max_positions
 
 
+def test_null_distractor_is_none_and_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "prompts.json"
+    entry = GOOD | {"distractor": None}
+    content = json.dumps({"factual": [entry], **REFERENCE})
+    path.write_text("\ufeff" + content, encoding="utf-8")
+    assert read_prompts(path).tasks["factual"] == (PromptText(**GOOD),)
+
+
+def test_distractor_that_begins_like_its_target_is_none_and_noted(tokens_of, tokenizer):
+    alike = GOOD | {"target": " Qxzqxz", "distractor": " Qxzqxy"}
+    first = tokenizer.encode(" Qxzqxz").ids[0]
+    assert first == tokenizer.encode(" Qxzqxy").ids[0]
+    [same, other], _, notes = tokens_of(
+        {"factual": [alike, GOOD | {"distractor": " Rome"}], **REFERENCE}
+    )
+    assert (same.target, same.distractor) == (first, None)
+    assert other.distractor is not None
+    assert any(
+        re.match(r"1 distractors begin with the same token.*' Qxzqxz' and ' Qxzqxy'", note)
+        for note in notes
+    )
+
+
 # What is refused.
 
 MALFORMED = {
-    "cut short": ('{"factual": [', r"is not JSON: Expecting value: line 1 column \d+"),
-    "no JSON": ("factual: yes", r"is not JSON: .*line 1 column 1"),
+    "cut short": ('{"factual": [', r"is not JSON .Expecting value: line 1 column \d+"),
+    "no JSON": ("factual: yes", r"is not JSON .*line 1 column 1"),
     "too deep": ("[" * 100_000, r"is not JSON"),
     "top level": ("[1, 2]", r"the top level is \[1, 2\], expected an object like"),
     "empty": ("{}", r"has no prompts. add a list such as"),
@@ -126,7 +156,8 @@ MALFORMED = {
     "no target": ({"ioi": [{"prompt": "a"}], **REFERENCE}, r"ioi\[0\] is {\"prompt\": \"a\"}, exp"),
     "unknown key": ({"ioi": [GOOD] * 2 + [GOOD | {"tgt": "b"}], **REFERENCE}, r"ioi\[2\] is "),
     "not text": ({"ioi": [GOOD | {"target": 7}], **REFERENCE}, r"ioi\[0\] is .*\"target\": 7"),
-    "null": ({"ioi": [GOOD | {"distractor": None}], **REFERENCE}, r"ioi\[0\] is .*, expected an o"),
+    "null target": ({"ioi": [GOOD | {"target": None}], **REFERENCE}, r"ioi\[0\] is .*, expected"),
+    "task of half a character": ({"a\ud800": [GOOD], **REFERENCE}, r"a.*d800.* is not Unicode"),
     "name of all": ({"all": [GOOD], **REFERENCE}, r"'all' is what results call .*another name"),
 }
 
@@ -136,7 +167,7 @@ def test_malformed_file_is_refused_with_its_place(kind, tmp_path):
     content, words = MALFORMED[kind]
     path = write_prompts(tmp_path / "prompts.json", content)
     line = refusal("--model", "demo", "--prompts", path, "--output", tmp_path / "r.json")
-    assert f"prompts file {path}" in line
+    assert str(path) in line
     assert re.search(words, line), line
 
 
@@ -149,15 +180,21 @@ def test_long_entry_is_shown_shortened(read):
 def test_missing_prompts_file_is_refused(tmp_path):
     path = tmp_path / "none.json"
     line = refusal("--model", "demo", "--prompts", path, "--output", tmp_path / "r.json")
-    assert f"prompts file {path} is missing. check --prompts." in line
+    assert f"{path} is missing. check --prompts." in line
 
 
 def test_prompts_file_that_cannot_be_read_is_refused(tmp_path):
-    binary = tmp_path / "binary.json"
+    binary, pipe = tmp_path / "binary.json", tmp_path / "pipe"
     binary.write_bytes(b"\xff\xfe\x00")
-    for path in (binary, tmp_path):
-        line = refusal("--model", "demo", "--prompts", path, "--output", tmp_path / "r.json")
-        assert f"prompts file {path} cannot be read" in line
+    os.mkfifo(pipe)
+    for path, words in (
+        (binary, "is not UTF-8"),
+        (tmp_path, "cannot be read"),
+        (pipe, "is no regular file"),
+        (Path("/dev/zero"), "is no regular file"),
+    ):
+        with pytest.raises(InputError, match=f"{path} {words}"):
+            read_prompts(path)
 
 
 UNUSABLE = {
@@ -278,3 +315,23 @@ def test_prompts_begin_with_the_tokenizers_start_token_and_answers_follow_them()
     assert sentence_tokenizer().encode(" sat", add_special_tokens=False).ids == [1, 4]
     assert (prompt.target, prompt.distractor) == (4, 5)
     assert notes == []
+
+
+def test_calibration_texts_begin_like_the_texts_of_a_study(monkeypatch):
+    text = "The cat sat"
+    config = ModelConfig(7, 1, 1, 8, 8, rotary_dims=2)
+    params = init_params(jax.random.key(0), config)
+    model = Model(params, config, sentence_tokenizer(), Source(Path(), "cats"), "")
+    prompts = PromptSet({"cats": (PromptText("The cat", " sat"),)}, (text,))
+    _, [of_study], _ = tokenize(prompts, model.tokenizer, config)
+    tokens, lengths = calibration_texts(prompts, model)
+    assert tokens.tolist() == [list(of_study)] == [[0, 2, 3, 4]]
+    given = []
+
+    def calibrate(params, config, scheme, tokens, lengths, **_):
+        given.extend((tokens, lengths))
+        return params
+
+    monkeypatch.setattr(prepare, "calibrate", calibrate)
+    preparer(model, [text])(params, scheme_named("gptq-g32"))
+    assert [x.tolist() for x in given] == [tokens.tolist(), lengths.tolist()]

@@ -10,12 +10,12 @@ import pytest
 
 from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
 from jaxalign.errors import InputError
-from jaxalign.metrics import Answer
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, cast
 from jaxalign.model.params import param_shapes
 from jaxalign.numerics import F32, jit, scheme_named
 from jaxalign.numerics.dot import dense, dot
-from jaxalign.numerics.inputs import llm_int8
+from jaxalign.numerics.input_rounding import llm_int8
 from jaxalign.numerics.invariants import check
 from jaxalign.numerics.qtensor import QTensor, pack_nibbles, unpack, unpack_nibbles
 from jaxalign.numerics.quantize import quantize

@@ -2,6 +2,7 @@
 the tool's own dequantization gives, stays packed, and the model computes the same with it."""
 
 import hashlib
+import json
 import warnings
 
 import gguf
@@ -14,17 +15,21 @@ from packed_files import (
     linear,
     original,
     published,
+    words_of,
     write,
     write_awq,
+    write_bnb,
+    write_gguf,
     write_gptq,
 )
 from safetensors.numpy import load_file, save_file
 
 import jaxalign
 from jaxalign import InputError
-from jaxalign.convert import neox
-from jaxalign.convert.packed import load, load_quantized
-from jaxalign.convert.rows import same, turned
+from jaxalign.checkpoints.families.neox import NEOX
+from jaxalign.checkpoints.quantized import load_quantized, read
+from jaxalign.checkpoints.quantized.linear import fields
+from jaxalign.checkpoints.tables import same, turned
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.invariants import check
 from jaxalign.numerics.qtensor import QTensor
@@ -111,7 +116,7 @@ def test_gptq(source, tmp_path, version, act_order, bits):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gptq_zero_points_of_zero_borrow_from_no_neighbour(source, tmp_path, bits):
     """Version 1 is made of version 2 as gptqmodel does: one subtraction from a whole word."""
-    read = {}
+    zero = {}
     for version in (2, 1):
         folder = tmp_path / str(version)
         write_gptq(folder, source, version, bits)
@@ -122,15 +127,46 @@ def test_gptq_zero_points_of_zero_borrow_from_no_neighbour(source, tmp_path, bit
             ones = {4: 0x11111111, 8: 0x01010101}[bits] if version == 1 else 0
             tensors[name] = (words - np.uint32(ones)).view(np.int32)
         save_file(tensors, folder / "model.safetensors")
-        read[version] = load_quantized(folder, config_of(source)).params.blocks.mlp.up.zero
-    assert (np.asarray(read[1]) == (0 if bits == 4 else -128)).any()
-    np.testing.assert_array_equal(read[1], read[2])
+        zero[version] = load_quantized(folder, config_of(source)).params.blocks.mlp.up.zero
+    assert (np.asarray(zero[1]) == (0 if bits == 4 else -128)).any()
+    np.testing.assert_array_equal(zero[1], zero[2])
 
 
 def test_symmetric_gptq_needs_no_zero_points(source, tmp_path):
     expected = write_gptq(tmp_path / "q", source, symmetric=True)
     quantized = load_quantized(tmp_path / "q", config_of(source))
     assert all(w.zero is None and not w.format.zero for w in packed(quantized.params))
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+
+
+@pytest.mark.parametrize("writer", ["gptq", "awq", "ct"])
+def test_negative_scales_of_symmetric_codes_are_read(source, tmp_path, writer):
+    """auto-round exports ``W = (q − z) · s`` whose sign puts the largest weight on −8."""
+    expected = write_gptq(tmp_path / "q", source, symmetric="full range")
+    scales = load_file(tmp_path / "q" / "model.safetensors")
+    assert any((x < 0).any() for name, x in scales.items() if name.endswith("scales"))
+    if writer != "gptq":
+        tensors = {name: x for name, x in expected.items() if not linear(name)}
+        for name in filter(linear, expected):
+            base = name.removesuffix(".weight")
+            codes = fields(scales[f"{base}.qweight"].T.copy(), 4).reshape(expected[name].shape)
+            scale, shape = scales[f"{base}.scales"], expected[name].shape
+            if writer == "awq":
+                tensors[f"{base}.qweight"] = words_of(codes.T, 4, (0, 2, 4, 6, 1, 3, 5, 7))
+                zero = np.full(scale.shape, 8)
+                tensors[f"{base}.qzeros"] = words_of(zero, 4)
+                tensors[f"{base}.scales"] = scale
+            else:
+                tensors[f"{base}.weight_packed"] = words_of(codes, 4)
+                tensors[f"{base}.weight_scale"] = scale.T
+                tensors[f"{base}.weight_shape"] = np.array(shape, np.int64)
+        weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": 32}
+        write(tmp_path / "q", source, tensors, {
+            "awq": {"quant_method": "awq", "bits": 4, "group_size": 32},
+            "ct": {"quant_method": "compressed-tensors", "format": "pack-quantized",
+                   "config_groups": {"group_0": {"weights": weights}}}}[writer])  # fmt: skip
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert all(w.zero is None for w in packed(quantized.params))
     assert_stands_for(quantized, expected, source, tmp_path / "back")
 
 
@@ -141,7 +177,68 @@ def test_four_bit_weights_take_four_bits_in_memory(source, tmp_path):
         assert w.nbytes == w.size / 2 + 2 * w.size / 32
 
 
+# Names of AutoGPTQ's and AutoAWQ's own.
+
+
+@pytest.mark.parametrize(
+    ("weights", "named", "index"),
+    [
+        ("gptq_model-4bit-32g", "gptq_model-4bit-32g", False),
+        ("gptq_model-4bit-32g", None, False),
+        ("gptq_model-4bit-32g", "somewhere else", False),
+        ("gptq_model-4bit-32g", "gptq_model-4bit-32g", True),
+    ],
+)
+def test_weights_under_autogptqs_own_names_are_read(source, tmp_path, weights, named, index):
+    folder = tmp_path / "q"
+    expected = write_gptq(folder, source)
+    (folder / "model.safetensors").rename(folder / f"{weights}.safetensors")
+    if index:
+        (folder / f"{weights}.safetensors").rename(folder / "a.safetensors")
+        names = dict.fromkeys(load_file(folder / "a.safetensors"), "a.safetensors")
+        content = json.dumps({"weight_map": names})
+        (folder / f"{weights}.safetensors.index.json").write_text(content)
+    config = json.loads((folder / "config.json").read_text())
+    settings = config.pop("quantization_config") | {"model_file_base_name": named}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "quantize_config.json").write_text(json.dumps(settings))
+    quantized = load_quantized(folder, config_of(source))
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+
+
+def test_one_of_several_files_is_not_guessed(source, tmp_path):
+    write_gptq(tmp_path / "q", source)
+    path = tmp_path / "q" / "model.safetensors"
+    (tmp_path / "q" / "a.safetensors").write_bytes(path.read_bytes())
+    path.rename(tmp_path / "q" / "b.safetensors")
+    with pytest.raises(InputError, match=r"model\.safetensors"):
+        load_quantized(tmp_path / "q", config_of(source))
+
+
+def test_settings_that_autoawq_wrote_beside_the_config_are_read(source, tmp_path):
+    expected = write_awq(tmp_path / "q", source, scaled=False)
+    path = tmp_path / "q" / "config.json"
+    config = json.loads(path.read_text())
+    del config["quantization_config"]
+    path.write_text(json.dumps(config))
+    settings = {"zero_point": True, "q_group_size": 32, "w_bit": 4, "version": "GEMM"}
+    (tmp_path / "q" / "quant_config.json").write_text(json.dumps(settings))
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
+
+
 # Layers that are not quantized.
+
+
+def test_layers_that_gptqs_rules_leave_out_are_there_in_floating_point(source, tmp_path):
+    expected = write_gptq(tmp_path / "q", source, skip=lambda name: "attention" in name)
+    path = tmp_path / "q" / "config.json"
+    config = json.loads(path.read_text())
+    config["quantization_config"]["dynamic"] = {r"-:.*attention.*": {}, "-:.*lm_head.*": {}}
+    path.write_text(json.dumps(config))
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    assert len(packed(quantized.params)) == 2
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
 
 
 def test_a_kind_quantized_in_some_layers_is_unpacked_and_noted(source, tmp_path):
@@ -207,7 +304,8 @@ def test_size_and_hash_are_those_of_the_file(source, tmp_path):
 def by_projection(config):
     """A table as Llama's: queries, keys and values each in a tensor of their own."""
     layer = "gpt_neox.layers.{layer}."
-    rows = [row for row in neox.TABLE if "query_key_value" not in row.published]
+    table = NEOX.table
+    rows = [row for row in table.rows if "query_key_value" not in row.published]
     for name, leaf, part in (
         ("q_proj", "query", None),
         ("k_proj", "key_value", 0),
@@ -215,7 +313,7 @@ def by_projection(config):
     ):
         rows.append(turned(f"{layer}{name}.weight", f"blocks.attention.{leaf}", part))
         rows.append(same(f"{layer}{name}.bias", f"blocks.attention.{leaf}_bias", part))
-    return tuple(rows), neox.BUFFERS, neox.UNEMBED, {}
+    return tuple(rows), table.buffers, table.unembed, {}
 
 
 @pytest.mark.parametrize("left_out", ["", "v_proj"])
@@ -233,7 +331,7 @@ def test_tables_with_keys_and_values_apart(source, tmp_path, monkeypatch, left_o
     expected = write_gptq(
         tmp_path / "q", tmp_path / "split", skip=lambda name: left_out and left_out in name
     )
-    monkeypatch.setattr(load, "_table", by_projection)
+    monkeypatch.setattr(read, "_table", by_projection)
     quantized = load_quantized(tmp_path / "q", config)
     attention = quantized.params.blocks.attention
     noted = [note.split(":")[0] for note in quantized.notes]
@@ -300,6 +398,22 @@ def test_bitsandbytes(source, bitsandbytes_folder, tmp_path):
         np.testing.assert_array_equal(tensor.astype(dtype), expected[name].astype(dtype), name)
     if quantized.title.startswith("bitsandbytes nf4") or quantized.inputs:
         assert_computes(quantized, expected, source)
+
+
+def test_scales_that_double_quantization_leaves_negative_or_zero_are_read(source, tmp_path):
+    """Scales are rounded around their mean, so a small one may fall below zero."""
+    tensors = load_file(source / "model.safetensors")
+    w = tensors["gpt_neox.layers.1.mlp.dense_h_to_4h.weight"]
+    w *= np.random.default_rng(0).uniform(0, 1, (len(w), 1)).astype(np.float32)
+    w[:16], w[20] = 0, w[20] * 30
+    write(tmp_path / "small", source, tensors, {})
+    write_bnb(tmp_path / "q", tmp_path / "small", double=True)
+    expected = by_bitsandbytes(tmp_path / "q")
+    quantized = load_quantized(tmp_path / "q", config_of(source))
+    up = quantized.params.blocks.mlp.up
+    assert (np.asarray(up.scale) < 0).any()
+    assert not np.asarray(dense(up, jnp.float32))[1][:, :16].any()
+    assert_stands_for(quantized, expected, source, tmp_path / "back")
 
 
 # compressed-tensors, by its own compressor.
@@ -394,67 +508,12 @@ def test_inputs_are_rounded_as_deployed_on_request(source, tmp_path):
 # GGUF, by the gguf package's writer.
 
 
-def write_gguf(path, source, kind, architecture="gptneox", **settings):
-    """A file as llama.cpp's converter lays it out; what the package decodes it to."""
-    tensors, config = load_file(source / "model.safetensors"), config_of(source)
-    writer = gguf.GGUFWriter(path, architecture)
-    writer.add_block_count(settings.get("layers", config.num_layers))
-    writer.add_embedding_length(config.hidden_size)
-    writer.add_feed_forward_length(config.intermediate_size)
-    writer.add_head_count(config.num_heads)
-    writer.add_rope_dimension_count(config.rotary_dims)
-    writer.add_parallel_residual(config.parallel_residual)
-    writer.add_layer_norm_eps(config.norm_eps)
-    if "tokens" in settings:
-        writer.add_token_list(settings["tokens"])
-    expected = {}
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.GPTNEOX, config.num_layers)
-    for name, tensor in tensors.items():
-        ours, heads = tensor, (config.num_heads, 3, config.head_size)
-        if "query_key_value" in name:
-            per_head = tensor.reshape(*heads, *tensor.shape[1:])
-            ours = np.concatenate(
-                [per_head[:, i].reshape(config.hidden_size, *tensor.shape[1:]) for i in range(3)]
-            )
-        stored = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if not linear(name):
-            writer.add_tensor(stored, ours)
-            expected[name] = tensor
-            continue
-        blocks = quantized_blocks(ours, kind)
-        writer.add_tensor(stored, blocks, raw_dtype=kind)
-        decoded = gguf.dequantize(blocks, kind).astype(np.float32)
-        if "query_key_value" in name:
-            decoded = decoded.reshape(3, config.num_heads, config.head_size, -1)
-            decoded = decoded.transpose(1, 0, 2, 3).reshape(tensor.shape)
-        expected[name] = decoded
-    for step in (writer.write_header_to_file, writer.write_kv_data_to_file,
-                 writer.write_tensors_to_file, writer.close):  # fmt: skip
-        step()
-    return expected
-
-
-def quantized_blocks(w, kind):
-    """Blocks by the package's quantizer, or by hand where it can only decode."""
-    try:
-        return gguf.quantize(w, kind)
-    except NotImplementedError:
-        size, width = gguf.GGML_QUANT_SIZES[kind]
-        blocks = np.random.default_rng(w.size).integers(
-            0, 256, (len(w), w.shape[1] // size, width), np.uint8
-        )
-        scales = {"Q4_K": slice(0, 4), "Q5_K": slice(0, 4), "Q6_K": slice(-2, None)}[kind.name]
-        count = blocks[..., scales].shape[-1] // 2
-        blocks[..., scales] = np.full(count, 0.01, np.float16).view(np.uint8)
-        return blocks.reshape(len(w), -1)
-
-
 @pytest.mark.parametrize("kind", ["F16", "BF16", "Q4_0", "Q4_1", "Q5_0", "Q8_0"])
 def test_gguf(source, tmp_path, kind):
     expected = write_gguf(tmp_path / "m.gguf", source, gguf.GGMLQuantizationType[kind])
     quantized = load_quantized(tmp_path / "m.gguf", config_of(source))
     assert quantized.title == f"GGUF, mostly {kind}"
-    assert quantized.matrices["attn_qkv.weight"] == kind
+    assert quantized.matrices["blocks.attention.query"] == kind
     assert_stands_for(quantized, expected, source, tmp_path / "back")
     if kind == "Q4_0":
         assert_computes(quantized, expected, source)

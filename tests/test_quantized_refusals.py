@@ -3,104 +3,34 @@
 import json
 import re
 import shutil
+import struct
 import sys
-import warnings
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
 from packed_files import (
-    GROUP,
     WEIGHTS,
     config_of,
-    linear,
     original,
-    write,
     write_awq,
+    write_bnb,
+    write_ct,
+    write_fp8,
     write_gptq,
+    write_int8,
 )
 from safetensors.numpy import load_file, save_file
 
 import jaxalign
 from jaxalign import InputError
-from jaxalign.convert.packed import load_beside, load_quantized
-
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")
-    import bitsandbytes as bnb
-    import torch
+from jaxalign.checkpoints.quantized import load_beside, load_quantized
+from jaxalign.checkpoints.quantized.gguf import tokens_of
+from jaxalign.checkpoints.quantized.gguf_file import open_gguf
 
 TOKENIZER = Path(jaxalign.__file__).parent / "demo" / "model" / "tokenizer.json"
 BASE = "gpt_neox.layers.1.mlp.dense_4h_to_h"  # [64, 128]
-
-
-def write_bnb(folder, source, double=False):
-    """Tensors as bitsandbytes itself serialises them."""
-    stored = {}
-    for name, w in load_file(source / WEIGHTS).items():
-        stored[name] = w
-        if linear(name):
-            codes, state = bnb.functional.quantize_4bit(
-                torch.tensor(w), quant_type="nf4", blocksize=64, compress_statistics=double
-            )
-            stored[name] = codes.numpy()
-            parts = state.as_dict(packed=True)
-            stored |= {f"{name}.{part}": tensor.numpy() for part, tensor in parts.items()}
-    write(folder, source, stored, {"quant_method": "bitsandbytes", "load_in_4bit": True})
-
-
-def write_int8(folder, source):
-    """The 8-bit layout, by loops."""
-    stored = {}
-    for name, w in load_file(source / WEIGHTS).items():
-        stored[name] = w
-        if linear(name):
-            largest = np.abs(w).max(1)
-            stored[name] = np.round(w * 127 / largest[:, None]).astype(np.int8)
-            stored[name.removesuffix("weight") + "SCB"] = largest
-    write(folder, source, stored, {"quant_method": "bitsandbytes", "load_in_8bit": True})
-
-
-def write_fp8(folder, source):
-    """compressed-tensors' float-quantized, through PyTorch, which NumPy's writer cannot store."""
-    from safetensors.torch import save_file as save_torch
-
-    write(folder, source, {"x": np.zeros(1)}, {
-        "quant_method": "compressed-tensors", "format": "float-quantized",
-        "quantization_status": "compressed", "config_groups": {"group_0": {
-            "weights": {"num_bits": 8, "type": "float", "strategy": "channel"}}}})  # fmt: skip
-    stored = {}
-    for name, w in load_file(source / WEIGHTS).items():
-        stored[name] = torch.tensor(w)
-        if linear(name):
-            scale = stored[name].abs().amax(1, keepdim=True) / 448
-            codes = (stored[name] / scale).to(torch.float8_e4m3fn)
-            if name == f"{BASE}.weight":
-                codes.view(torch.uint8)[3, 5] = 0x7F  # NaN
-            stored[name], stored[f"{name}_scale"] = codes, scale
-    save_torch(stored, folder / WEIGHTS)
-
-
-def write_ct(folder, source, **settings):
-    """compressed-tensors' pack-quantized int4, symmetric, by loops."""
-    stored = {}
-    for name, w in load_file(source / WEIGHTS).items():
-        if not linear(name):
-            stored[name] = w
-            continue
-        base = name.removesuffix(".weight")
-        scale = np.abs(w.reshape(len(w), -1, GROUP)).max(2) / 7.5
-        codes = np.clip(np.round(w / np.repeat(scale, GROUP, axis=1)), -8, 7).astype(np.int64) + 8
-        words = sum(codes[:, i::8].astype(np.uint32) << np.uint32(4 * i) for i in range(8))
-        stored[f"{base}.weight_packed"] = words.view(np.int32)
-        stored[f"{base}.weight_scale"] = scale.astype(np.float32)
-        stored[f"{base}.weight_shape"] = np.array(w.shape, np.int64)
-    weights = {"num_bits": 4, "type": "int", "strategy": "group", "group_size": GROUP}
-    group = {"weights": weights | settings, "targets": ["Linear"]}
-    write(folder, source, stored, {
-        "quant_method": "compressed-tensors", "format": "pack-quantized",
-        "quantization_status": "compressed", "config_groups": {"group_0": group}})  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -246,11 +176,27 @@ SETTINGS = {
     "other group": ("gptq", {"group_size": 64}, "has shape [2, 24], expected [1, 24]"),
     "version": ("awq", {"version": "gemv"}, "layout 'gemv', expected 'gemm'"),
     "format": ("gptq", {"checkpoint_format": "marlin"}, "format 'marlin'"),
-    "dynamic": ("gptq", {"dynamic": {"-:x": {}}}, "dynamic"),
+    "dynamic": ("gptq", {"dynamic": {"-:x": {}, "+:y": {"bits": 8}}}, "(dynamic: '+:y')"),
+    "dynamic without a sign": ("gptq", {"dynamic": {"y": {"bits": 8}}}, "(dynamic: 'y')"),
+    "dynamic of a list": ("gptq", {"dynamic": ["-:x"]}, "dynamic is ['-:x'], expected an object"),
+    "bits of a half": ("gptq", {"bits": 4.9}, "bits is 4.9, expected a whole number"),
+    "act-order of text": ("gptq", {"desc_act": "false"}, "desc_act is 'false', expected true or"),
+    "format of a list": ("gptq", {"checkpoint_format": ["gptq"]}, "checkpoint_format is ['gptq']"),
+    "marlin": ("gptq", {"is_marlin_format": True}, "format 'marlin'"),
+    "version of a number": ("awq", {"version": 1}, "version is 1, expected a text"),
+    "zero points of text": ("awq", {"zero_point": "false"}, "zero_point is 'false'"),
     "method": ("gptq", {"quant_method": "quip"}, "quantized by 'quip', expected one of awq"),
+    "method of a list": ("gptq", {"quant_method": ["gptq"]}, "quant_method is ['gptq'], expected"),
+    "method of an object": ("gptq", {"quant_method": {}}, "quant_method is {}, expected a text"),
+    "file name of a number": ("gptq", {"model_file_base_name": 5}, "model_file_base_name is 5"),
+    "4 bits of text": ("nf4", {"load_in_4bit": "true"}, "load_in_4bit is 'true'"),
+    "other codes": ("nf4", {"bnb_4bit_quant_type": "fp4"}, "codes that config.json calls fp4"),
+    "unknown codes": ("nf4", {"bnb_4bit_quant_type": "nf5"}, "bnb_4bit_quant_type is 'nf5'"),
     "both": ("nf4", {"load_in_8bit": True}, "expected one"),
     "ct format": ("ct", {"format": "nvfp4-pack-quantized"}, "'nvfp4-pack-quantized'"),
-    "ct status": ("ct", {"quantization_status": "frozen"}, "'frozen'"),
+    "ct status": ("ct", {"quantization_status": "thawed"}, "quantization_status is 'thawed'"),
+    "ct status of a number": ("ct", {"quantization_status": 1}, "quantization_status is 1"),
+    "ct format of a list": ("ct", {"format": ["dense"]}, "format is ['dense'], expected a text"),
     "ct groups": ("ct", {"config_groups": {"a": {}, "b": {}}}, "2 config_groups"),
     "ct cache": ("ct", {"kv_cache_scheme": {"num_bits": 8}}, "kv_cache_scheme"),
 }
@@ -262,8 +208,38 @@ def test_settings_that_are_not_handled_are_refused(refusal, case):
     assert expected in refusal(kind, **settings)
 
 
+WEIGHTS_OF_CT = {
+    "symmetric of text": ({"symmetric": "true"}, "symmetric is 'true', expected true or false"),
+    "bits of a half": ({"num_bits": 4.9}, "num_bits is 4.9, expected a whole number"),
+    "group of a truth": ({"group_size": True}, "group_size is True, expected a whole number"),
+    "strategy of a list": ({"strategy": ["group"]}, "strategy is ['group'], expected a text"),
+    "type of a number": ({"type": 4}, "type is 4, expected a text"),
+}
+
+
+@pytest.mark.parametrize("case", list(WEIGHTS_OF_CT))
+def test_settings_of_a_config_group_have_types(folders, tmp_path, case):
+    settings, expected = WEIGHTS_OF_CT[case]
+    write_ct(tmp_path / "ct", folders / "source", **settings)
+    with pytest.raises(InputError) as error:
+        load_quantized(tmp_path / "ct", config_of(folders / "source"))
+    assert expected in str(error.value)
+
+
+@pytest.mark.parametrize("status", ["frozen", None, "left out"])
+def test_tensors_say_that_they_are_compressed_whatever_the_status(folders, tmp_path, status):
+    """llm-compressor of 2024 wrote "frozen" into float8 checkpoints."""
+    folder = shutil.copytree(folders / "ct", tmp_path / "ct")
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"]["quantization_status"] = status
+    if status == "left out":
+        del config["quantization_config"]["quantization_status"]
+    (folder / "config.json").write_text(json.dumps(config))
+    assert len(load_quantized(folder, config_of(folders / "source")).matrices) == 5
+
+
 def test_float8_codes_that_are_nan_are_refused(folders, tmp_path):
-    write_fp8(tmp_path / "fp8", folders / "source")
+    write_fp8(tmp_path / "fp8", folders / "source", damaged=f"{BASE}.weight")
     with pytest.raises(InputError, match=r"dense_4h_to_h.weight' has values that are NaN"):
         load_quantized(tmp_path / "fp8", config_of(folders / "source"))
 
@@ -280,8 +256,11 @@ def test_a_scale_of_zero_over_zeros_is_honest(folders, tmp_path):
 def test_an_original_given_as_quantized_is_refused(folders):
     with pytest.raises(InputError, match="nothing in it is quantized"):
         load_quantized(folders / "source", config_of(folders / "source"))
-    with pytest.raises(InputError, match="no such folder"):
-        load_quantized(folders / "nowhere", config_of(folders / "source"))
+    for path, expected in ((folders / "nowhere", "no such folder"), ("x" * 300, "too long"),
+                           (folders / "gptq" / WEIGHTS, "neither a folder nor a .gguf"),
+                           ("a\0b", "cannot be read")):  # fmt: skip
+        with pytest.raises(InputError, match=expected):
+            load_quantized(path, config_of(folders / "source"))
 
 
 def test_shapes_that_config_json_does_not_have_are_refused(folders):
@@ -316,20 +295,6 @@ def test_awq_is_compared_up_to_the_scales_it_moved(model, tmp_path):
 def test_a_wrong_nibble_order_is_refused(model, tmp_path, scaled):
     write_awq(tmp_path / "q", model.source.folder, order=tuple(range(8)), scaled=scaled)
     with pytest.raises(InputError, match=r"blocks\.\w+\.\w+ of layer \d is off by"):
-        load_beside(tmp_path / "q", model)
-
-
-@pytest.mark.parametrize(("version", "said"), [(1, "gptq_v2"), (2, "gptq")])
-def test_zero_points_of_the_other_version_are_refused(model, tmp_path, version, said):
-    write_gptq(tmp_path / "q", model.source.folder, version)
-    path = tmp_path / "q" / "config.json"
-    path.write_text(
-        re.sub(
-            '"checkpoint_format": "[a-z0-9_]*"', f'"checkpoint_format": "{said}"', path.read_text()
-        )
-    )
-    assert f'"{said}"' in path.read_text()
-    with pytest.raises(InputError, match="one shift of all weights"):
         load_beside(tmp_path / "q", model)
 
 
@@ -368,6 +333,35 @@ def test_another_vocabulary_is_refused_by_its_first_token(model, tmp_path):
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"its tokenizer has .* the original's as"):
+        load_beside(tmp_path / "q", model)
+
+
+def edit_tokenizer(folder, edit):
+    content = json.loads((folder / "tokenizer.json").read_text())
+    edit(content)
+    (folder / "tokenizer.json").write_text(json.dumps(content))
+
+
+PAD = {"id": 4096, "content": "<|PAD|>", "special": True} | dict.fromkeys(
+    ("single_word", "lstrip", "rstrip", "normalized"), False
+)
+
+
+def test_a_pad_token_and_a_longer_context_change_no_number_and_are_noted(model, tmp_path):
+    write_gptq(tmp_path / "q", model.source.folder)
+    edit_tokenizer(tmp_path / "q", lambda content: content["added_tokens"].append(PAD))
+    path = tmp_path / "q" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"max_position_embeddings": 4096}))
+    context, tokens, _ = load_beside(tmp_path / "q", model).notes
+    assert "contexts of 4096 tokens" in context
+    assert "only one of the two tokenizers has '<|PAD|>'" in tokens
+
+
+def test_a_token_that_only_one_vocabulary_has_is_refused(model, tmp_path):
+    """A word that was not added took part in how the tokenizer cuts texts."""
+    write_gptq(tmp_path / "q", model.source.folder)
+    edit_tokenizer(tmp_path / "q", lambda content: content["model"]["vocab"].update(qqq=4096))
+    with pytest.raises(InputError, match="'qqq' as 4096, the original's as no token"):
         load_beside(tmp_path / "q", model)
 
 
@@ -416,11 +410,107 @@ def test_a_damaged_gguf_file_is_refused(folders, tmp_path):
     path.write_bytes(b"no such thing")
     with pytest.raises(InputError, match="damaged or no GGUF file"):
         load_quantized(path, config_of(folders / "source"))
-    with pytest.raises(InputError, match="there is no such file"):
+    with pytest.raises(InputError, match=r"there is no such folder or \.gguf file"):
         load_quantized(tmp_path / "nowhere.gguf", config_of(folders / "source"))
+
+
+def gguf_bytes(tmp_path, **settings):
+    """A small valid file of two tensors and a vocabulary, and where its parts stand."""
+    path = tmp_path / "whole.gguf"
+    writer = gguf.GGUFWriter(path, "gptneox")
+    for key, value in settings.items():
+        writer.add_uint32(f"gptneox.{key}", value)
+    writer.add_token_list(["alpha", "omega"])
+    for name in ("token_embd.weight", "output.weight"):
+        writer.add_tensor(name, np.zeros((96, 64), np.float32))
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file,
+                 writer.write_tensors_to_file, writer.close):  # fmt: skip
+        step()
+    return bytearray(path.read_bytes())
+
+
+def after(raw, name, skip):
+    """The place behind a text and ``skip`` bytes more."""
+    return raw.index(name.encode()) + len(name) + skip
+
+
+def overlap(raw):
+    struct.pack_into("<Q", raw, after(raw, "output.weight", 4 + 16 + 4), 0)
+
+
+def unalign(raw):
+    struct.pack_into("<Q", raw, after(raw, "output.weight", 4 + 16 + 4), 4 * 96 * 64 + 4)
+
+
+def leave_the_file(raw):
+    struct.pack_into("<Q", raw, after(raw, "output.weight", 4), 2**40)
+
+
+def break_a_token(raw):
+    raw[raw.index(b"omega")] = 0xFF
+
+
+def endless_list(raw):
+    struct.pack_into("<Q", raw, after(raw, "tokenizer.ggml.tokens", 4 + 4), 2**60)
+
+
+def scalar_tokens(raw):
+    """An unsigned number where the list of tokens was; the rest of the list is no setting."""
+    struct.pack_into("<I", raw, after(raw, "tokenizer.ggml.tokens", 0), 4)
+
+
+DAMAGED = {
+    overlap: "'output.weight' begins at 0, expected 24576",
+    unalign: "'output.weight' begins at 24580, expected 24576",
+    leave_the_file: "ends behind the end",
+    break_a_token: "not UTF-8",
+    endless_list: "is damaged or no GGUF file",
+    scalar_tokens: "is damaged or no GGUF file",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_gguf_file_that_leaves_its_bounds_is_refused(tmp_path, damage):
+    raw = gguf_bytes(tmp_path)
+    (tmp_path / "m.gguf").write_bytes(raw)
+    open_gguf(tmp_path / "m.gguf")
+    damage(raw)
+    (tmp_path / "m.gguf").write_bytes(raw)
+    with pytest.raises(InputError, match=re.escape(DAMAGED[damage])):
+        open_gguf(tmp_path / "m.gguf")
+
+
+def test_a_vocabulary_that_is_no_list_of_texts_is_refused(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "gptneox")
+    writer.add_uint32("tokenizer.ggml.tokens", 7)
+    for step in (writer.write_header_to_file, writer.write_kv_data_to_file,
+                 writer.write_tensors_to_file, writer.close):  # fmt: skip
+        step()
+    with pytest.raises(InputError, match=r"tokens is 7, expected a list of texts"):
+        tokens_of(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("vocab_size", 97), ("attention.head_count_kv", 2), ("use_parallel_residual", 1),
+     ("rope.scaling.factor", 2), ("expert_count", 8), ("attention.layer_norm_epsilon", 1)],
+)  # fmt: skip
+def test_whatever_a_gguf_file_says_of_the_model_is_held_against_it(folders, tmp_path, key, value):
+    raw = gguf_bytes(tmp_path, **{key: value})
+    (tmp_path / "m.gguf").write_bytes(raw)
+    with pytest.raises(InputError, match=f"says {key} {value}, but the original has"):
+        load_quantized(tmp_path / "m.gguf", config_of(folders / "source"))
+
+
+def test_a_layer_number_of_many_digits_is_no_name(folders, tmp_path):
+    name = f"blk.{'9' * 5000}.attn_q.weight"
+    path = gguf_file(tmp_path / "m.gguf", tensor=name)
+    with pytest.raises(InputError, match="is not known"):
+        load_quantized(path, config_of(folders / "source"))
 
 
 def test_without_the_gguf_package_the_remedy_is_said(folders, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
     with pytest.raises(InputError, match=r"pip install 'jaxalign\[gguf\]'"):
         load_quantized(tmp_path / "m.gguf", config_of(folders / "source"))

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 from family_checkpoints import prompts, read, torch_and_transformers, write
 
+from jaxalign.devices.deal import sharded_sweep
+from jaxalign.devices.mesh import choose_mesh, make_mesh, param_shardings, part_bytes, shard_params
 from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks, zero_ablation
 from jaxalign.errors import InputError
 from jaxalign.flops import wave_flops
-from jaxalign.metrics import Answer
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, cast, forward, head_contributions, init_params
 from jaxalign.numerics import F32, INT8_SIM, jit
-from jaxalign.sharded_sweep import sharded_sweep
-from jaxalign.sharding import choose_mesh, make_mesh, param_shardings, part_bytes, shard_params
 from jaxalign.sweep import sweep
 
 LENGTHS = jnp.array([11, 4, 7])

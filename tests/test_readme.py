@@ -6,9 +6,10 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxalign import results
-from jaxalign.command import build_parser
-from jaxalign.report import schemes_table, summary
+from jaxalign.commands.arguments import COMMANDS, flags, parse
+from jaxalign.studies.heads import HEADS
+from jaxalign.studies.heads.table import table as summary
+from jaxalign.studies.schemes import SCHEMES
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,22 +34,38 @@ def test_the_python_example_runs_and_finds_what_it_names():
 
 def test_the_result_shown_is_the_kept_one():
     shown = next(block for block in blocks("") if "heads that matter most" in block)
-    actual = summary(results.read(KEPT)).splitlines()
+    actual = summary(HEADS.read(KEPT)).splitlines()
     for line in shown.splitlines():
         assert line.strip() in ("", "…") or line in actual, line
 
 
 def test_the_schemes_shown_are_the_kept_ones():
     shown = next(block for block in blocks("") if "precision schemes against f32" in block)
-    actual = schemes_table(results.read_schemes(ROOT / "results" / "demo" / "schemes.json"))
+    actual = SCHEMES.table(SCHEMES.read(ROOT / "results" / "demo" / "schemes.json"))
     assert set(shown.splitlines()) <= set(actual.splitlines())
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands_shown(page):
+    """The words behind each ``python cli.py`` of a page, in its text and in blocks of code."""
+    text = page.read_text().replace("\\\n", " ")
+    inline = re.findall(r"`python cli\.py([^`'\"]*)`", text)
+    lines = re.findall(r"^[^`\n]*python cli\.py([^`'\"\n]*)", text, re.MULTILINE)
+    return [words.split() for words in (*inline, *lines)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_every_command_shown_is_understood(page):
+    for words in commands_shown(page):
+        if "--help" not in words:
+            parse(words)
 
 
 def test_every_option_shown_exists():
     options = set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", " ".join(blocks(""))))
-    known = set(re.findall(r"--[a-z0-9-]+", build_parser().format_help()))
-    assert options - {"--repair-int8"} <= known
-    assert "--repair-int8" in known
+    assert options <= set().union(*map(flags, COMMANDS))
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README))

@@ -1,20 +1,25 @@
-"""Claims about the result file: its schema, its fields, and that it is whole or not there."""
+"""Claims about the heads study's file: typed, checked by its types, whole or not there."""
 
-import copy
 import functools
 import json
 import os
 import stat
 from dataclasses import replace
+from pathlib import Path
 
-import jsonschema
 import numpy as np
 import pytest
 from synthetic_result import make_result
 from tiny_run import refusal
 
-from jaxalign import InputError, results
-from jaxalign.results import RANKINGS, SCHEMA, Estimate, check, from_json, read, to_json, write
+from jaxalign import InputError
+from jaxalign.measures.estimates import Estimate, estimate, number
+from jaxalign.measures.stats import generator
+from jaxalign.studies.heads import HEADS
+from jaxalign.studies.heads.analysis import summarize
+from jaxalign.studies.heads.edge_align import KNOWN, edge_align, precision_fields, read_1
+from jaxalign.studies.heads.result import RANKINGS, HeadsResult
+from jaxalign.study import codec
 
 # Fields of the original format, as its readers know them.
 ORIGINAL = {"model", "num_layers", "num_heads", "mean_activation_reference_count", "prompts"} | {
@@ -49,6 +54,7 @@ VARIANTS = {
     "one prompt": {"tasks": ("IOI",), "prompts_per_task": 1},
     "one head": {"num_layers": 1, "num_heads": 1},
 }
+KEPT = Path(__file__).parent.parent / "results" / "demo" / "experiment.json"
 
 
 @functools.cache
@@ -63,7 +69,7 @@ def result(request):
 
 @pytest.fixture
 def content():
-    return to_json(small())
+    return codec.encode(small())
 
 
 @pytest.fixture
@@ -84,86 +90,70 @@ def equal(a, b):
     return a == b
 
 
-# The schema and the fields.
-
-
-def test_schema_is_a_valid_schema_of_its_draft():
-    schema = json.loads(SCHEMA.read_text())
-    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
-    jsonschema.Draft202012Validator.check_schema(schema)
-
-
-def test_every_result_fits_the_schema_after_writing(result, path):
-    write(result, path)
-    check(json.loads(path.read_text()), path)
+# What is written and read.
 
 
 def test_result_survives_a_round_trip(result, path):
-    content = to_json(result)
-    assert to_json(from_json(content)) == content
-    assert equal(from_json(content), result)
-    write(result, path)
-    assert equal(read(path), result)
+    again = HEADS.write(result, path)
+    assert equal(again, result)
+    assert equal(HEADS.read(path), result)
+    assert json.loads(path.read_text())["format"] == "jaxalign.heads/2"
 
 
-def test_original_fields_are_all_there_under_their_names(content):
-    assert content.keys() >= ORIGINAL | {"repair_int8"}
-    assert content["metadata"].keys() >= ORIGINAL_METADATA
-    for prompt in content["prompts"]:
-        assert prompt.keys() >= ORIGINAL_PROMPT | ORIGINAL_INT8
-    for entry in content["repair"] + content["repair_int8"]:
-        assert entry.keys() >= ORIGINAL_REPAIR
+@pytest.mark.parametrize(
+    "names", [("int8-sim", "int8"), ("f16", "int4-g16@bf16"), ("int8", "quantized", "f16")]
+)
+def test_every_scheme_keeps_its_own_values_whatever_its_name(names, path):
+    written = small(precisions=names)
+    HEADS.write(written, path)
+    found = HEADS.read(path)
+    assert found.precisions == names
+    for name in names:
+        low, expected = (r.prompts[0].precisions[name] for r in (found, written))
+        np.testing.assert_array_equal(low.drift, expected.drift)
+        curves = [
+            [r.random for r in each.repairs if r.precision == name] for each in (found, written)
+        ]
+        np.testing.assert_array_equal(*curves)
+        assert len(curves[0]) == len(written.prompts)
 
 
-def test_original_fields_have_their_shapes(content):
-    L, H = content["num_layers"], content["num_heads"]
-    maps = {"zero_importance", "mean_importance"}
-    for name in ("f16", "int8"):
-        maps |= {f"drift_f32_{name}", f"cosine_sim_f32_{name}"}
-    for prompt in content["prompts"]:
-        assert all(np.array(prompt[name]).shape == (L, H) for name in maps)
-        assert prompt["task_type"] in ("FactualRecall", "IOI")
-    for entry in content["repair"]:
-        assert len(entry["repair_curve"]) == len(entry["repaired_heads"])
-        assert all(0 <= a < L and 0 <= b < H for a, b in entry["repaired_heads"])
+def test_stored_statistics_follow_from_the_stored_values(path):
+    """What is written under one name is what the statistics of that name were computed from."""
+    names = ("int8-sim", "int8")
+    written = small(precisions=names, num_heads=5, prompts_per_task=3)
+    statistics = summarize(written.prompts, written.repairs, names, 0)
+    HEADS.write(replace(written, statistics=statistics), path)
+    found = HEADS.read(path)
+    again = summarize(found.prompts, found.repairs, found.precisions, 0)
+    assert_close(codec.encode(again), codec.encode(found.statistics))
 
 
-def test_original_repair_is_the_ranking_by_zero_importance(content):
-    for entry in content["repair"]:
-        assert entry["rankings"].keys() == {*RANKINGS}
-        assert entry["repair_curve"] == entry["rankings"]["zero_importance"]["curve"]
-        assert entry["repaired_heads"] == entry["rankings"]["zero_importance"]["heads"]
-
-
-def test_without_int8_there_are_no_int8_fields():
-    content = to_json(small(precisions=("f16",)))
-    assert "int8" not in json.dumps({k: v for k, v in content.items() if k != "metadata"})
-    assert content["metadata"]["int8_mode"] == "disabled"
-
-
-def test_repair_is_an_empty_list_where_nothing_was_repaired():
-    content = to_json(small(repair=False))
-    assert content["repair"] == []
-    assert "repair_int8" not in content
-
-
-def test_each_precision_keeps_its_own_repairs(result):
-    repairs = from_json(to_json(result)).repairs
-    names = [(r.precision, r.prompt, r.task) for r in result.repairs]
-    assert [(r.precision, r.prompt, r.task) for r in repairs] == names
+def assert_close(a, b):
+    """Equal but for what seven digits of the stored values leave open."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys()
+        for name in a:
+            assert_close(a[name], b[name])
+    elif isinstance(a, list):
+        assert len(a) == len(b)
+        for x, y in zip(a, b, strict=True):
+            assert_close(x, y)
+    else:
+        assert a == (pytest.approx(b, rel=1e-5, abs=1e-6) if isinstance(b, float) else b)
 
 
 def test_what_is_not_finite_is_written_as_null_and_read_as_nan(path):
     result = small(nonfinite=True)
-    write(result, path)
+    HEADS.write(result, path)
     text = path.read_text()
     assert "NaN" not in text
     assert "Infinity" not in text
-    first = json.loads(text)["prompts"][0]
-    assert first["drift_f32_f16"][0][0] is None
-    assert first["drift_f32_f16"][0][1] is not None
-    assert first["clean_logit_diff_f16"] is None
-    low = read(path).prompts[0].precisions["f16"]
+    first = json.loads(text)["prompts"][0]["precisions"]["f16"]
+    assert first["drift"][0][0] is None
+    assert first["drift"][0][1] is not None
+    assert first["logit_diff"] is None
+    low = HEADS.read(path).prompts[0].precisions["f16"]
     assert np.isnan(low.drift[0, 0])
     assert low.nonfinite_heads == ((0, 0), (1, 2))
     assert low.first_order.bound_held is None
@@ -173,17 +163,18 @@ def test_numbers_keep_the_digits_of_f32(path):
     value = np.float32(1) / np.float32(3)
     prompt = small().prompts[0]
     maps = np.full_like(prompt.zero_importance, value)
-    kept = replace(small(), prompts=(replace(prompt, zero_importance=maps),))
-    write(kept, path)
-    assert np.float32(read(path).prompts[0].zero_importance[0, 0]) == pytest.approx(value, rel=1e-7)
-    assert results.number(np.inf) is results.number(np.nan) is None
+    kept = replace(small(), prompts=(replace(prompt, zero_importance=maps), *small().prompts[1:]))
+    HEADS.write(kept, path)
+    assert np.float32(HEADS.read(path).prompts[0].zero_importance[0, 0]) == pytest.approx(
+        value, rel=1e-7
+    )
+    assert number(np.inf) is number(np.nan) is None
 
 
 def test_result_is_read_as_typed_objects(path):
-    written = small()
-    write(written, path)
-    result = read(path)
-    assert isinstance(result, results.HeadsResult)
+    HEADS.write(small(), path)
+    result = HEADS.read(path)
+    assert isinstance(result, HeadsResult)
     assert result.precisions == ("f16", "int8-sim")
     assert result.prompts[0].precisions["f16"].drift.dtype == np.float64
     assert isinstance(result.statistics.correlations[0].pearson, Estimate)
@@ -191,17 +182,103 @@ def test_result_is_read_as_typed_objects(path):
     assert isinstance(result.statistics.task_means[1].change, Estimate)
 
 
-def test_what_was_written_is_what_is_read(result, path):
-    assert equal(write(result, path), read(path))
+def test_target_and_distractor_of_one_first_token_have_no_distractor_values(path):
+    """The text stays; there is nothing to measure."""
+    prompt = replace(small().prompts[0], distractor=" Rome", distractor_importance=None)
+    HEADS.write(replace(small(), prompts=(prompt, *small().prompts[1:])), path)
+    assert HEADS.read(path).prompts[0].distractor == " Rome"
+    assert HEADS.read(path).prompts[0].distractor_importance is None
 
 
 def test_row_of_a_map_stands_on_one_line_however_long_it_is(path):
-    write(small(num_heads=40), path)
+    HEADS.write(small(num_heads=40), path)
     lines = [line.strip() for line in path.read_text().splitlines()]
     start = lines.index('"zero_importance": [')
     rows = [json.loads(line.rstrip(",")) for line in lines[start + 1 : start + 3]]
     assert [len(row) for row in rows] == [40, 40]
     assert lines[start + 3] == "],"
+
+
+# The original program's names.
+
+
+def test_the_original_program_finds_its_fields_under_their_names(path):
+    written = small(precisions=("f16", "int8-sim", "int8", "nf4"))
+    view = edge_align(written)
+    assert view.keys() >= ORIGINAL | {"repair_int8"}
+    assert view["metadata"].keys() == ORIGINAL_METADATA
+    for prompt, ours in zip(view["prompts"], written.prompts, strict=True):
+        assert prompt.keys() == ORIGINAL_PROMPT | ORIGINAL_INT8
+        int8 = ours.precisions["int8-sim"]
+        assert prompt["drift_f32_int8"] == int8.drift.tolist(), "its int8 is the simulated one"
+        assert prompt["clean_logit_diff_int8"] == int8.logit_diff
+        assert prompt["zero_importance"] == ours.zero_importance.tolist()
+    for entry in view["repair"] + view["repair_int8"]:
+        assert entry.keys() == ORIGINAL_REPAIR
+    repairs = [r for r in written.repairs if r.precision == "int8-sim"]
+    for entry, ours in zip(view["repair_int8"], repairs, strict=True):
+        assert entry["repair_curve"] == ours.curves[RANKINGS[0]].tolist()
+        assert entry["repaired_heads"] == [list(head) for head in ours.heads[RANKINGS[0]]]
+
+
+def test_what_did_not_run_has_no_original_fields():
+    view = edge_align(small(precisions=("f16",)))
+    assert "int8" not in json.dumps({k: v for k, v in view.items() if k != "metadata"})
+    assert view["metadata"]["int8_mode"] == "disabled"
+    without = edge_align(small(repair=False))
+    assert without["repair"] == []
+    assert "repair_int8" not in without
+
+
+# Files of the version before.
+
+
+def test_file_of_the_version_before_is_read():
+    result = HEADS.read(KEPT)
+    content = json.loads(KEPT.read_text(encoding="utf-8"))
+    assert result.precisions == ("f16", "int8-sim")
+    assert (len(result.prompts), len(result.repairs)) == (103, 206)
+    for prompt, entry in zip(result.prompts, content["prompts"], strict=True):
+        assert prompt.zero_importance.tolist() == entry["zero_importance"]
+        assert prompt.precisions["int8-sim"].drift.tolist() == entry["drift_f32_int8"]
+    assert result.repairs[-1].random.tolist() == content["repair_int8"][-1]["random_curves"]
+    view = edge_align(result)
+    assert {name: view[name] for name in view if name not in ("prompts", "metadata")}.items() >= {
+        "num_layers": content["num_layers"],
+        "mean_activation_reference_count": content["mean_activation_reference_count"],
+    }.items()
+    for ours, theirs in zip(view["prompts"], content["prompts"], strict=True):
+        assert ours.items() <= theirs.items()
+
+
+def older(result):
+    """A result's content as the version before wrote it, of one prompt and without repairs."""
+    content = codec.encode(result) | {"repair": []}
+    del content["repairs"]
+    content["mean_activation_reference_count"] = content.pop("reference_count")
+    for prompt in content["prompts"]:
+        for name, low in prompt["precisions"].items():
+            fields = precision_fields(KNOWN.get(name, name))
+            prompt |= {its: low.pop(ours) for its, ours in fields.items()}
+        prompt |= {
+            "target_token": prompt.pop("target"),
+            "distractor_token": prompt.pop("distractor"),
+            "task_type": prompt.pop("task"),
+        }
+    return content
+
+
+def test_two_schemes_under_one_name_are_refused(path):
+    with pytest.raises(InputError, match="values of int8-sim and int8 under the same names"):
+        read_1(older(small(precisions=("int8-sim", "int8"), repair=False)), path)
+
+
+@pytest.mark.parametrize("name", ["metadata", "prompts", "statistics", "num_layers"])
+def test_missing_field_of_the_version_before_is_refused_and_named(name, path):
+    content = older(small(repair=False))
+    del content[name]
+    with pytest.raises(InputError, match=name):
+        read_1(content, path)
 
 
 # What is refused.
@@ -217,118 +294,67 @@ WRONG = {
     ("format",): "jaxalign.heads/9",
     ("num_layers",): "six",
     ("head_mode",): "other",
-    ("prompts",): [],
     ("prompts", 1, "zero_importance", 0, 2): "high",
+    ("prompts", 1, "zero_importance", 0, 1): 10**400,
+    ("prompts", 1, "zero_importance", 0, 0): 1e-310,
     ("prompts", 0, "validated"): None,
-    ("prompts", 0, "precisions", "f16", "nonfinite_heads"): [[1]],
+    ("prompts", 0, "vibes"): 1,
+    ("prompts", 0, "precisions", "f16", "nonfinite_heads", 0): [1],
     ("prompts", 0, "precisions", "f16", "first_order", "bound_held"): "yes",
-    ("repair", 1, "repair_curve"): "flat",
-    ("repair_int8", 0, "rankings", "drift"): {},
+    ("prompts", 1, "precisions", "int8-sim", "drift"): [[1.0, 2.0, 3.0]] * 3,
+    ("repairs", 1, "curves", "drift"): "flat",
+    ("repairs", 0, "heads"): {"best": []},
     ("statistics", "repair", 0, "verdict"): "great",
     ("statistics", "correlations", 0, "pearson", "low"): "small",
-    ("metadata", "model", "weights_sha256"): "abc",
+    ("metadata", "model", "name"): None,
     ("metadata", "int8_mode"): "real",
 }
 
 
 @pytest.mark.parametrize("place", WRONG, ids=lambda place: "/".join(map(str, place)))
-def test_wrong_value_is_refused_with_its_place(place, content, tmp_path):
-    bad = copy.deepcopy(content)
-    owner, key = at(bad, *place)
-    owner[key] = WRONG[place]
-    path = tmp_path / "bad.json"
-    path.write_text(json.dumps(bad))
-    line = refusal("plot", "--input", path)
-    assert f"{path} is not a result of the heads study: at {'/'.join(map(str, place))}" in line
-    assert "run the study again, or give the file that it wrote" in line
-
-
-@pytest.mark.parametrize("name", sorted(ORIGINAL | {"format", "head_mode", "statistics"}))
-def test_missing_field_is_refused_and_named(name, content, path):
-    del content[name]
-    with pytest.raises(InputError, match=f"at the top level, '{name}' is a required property"):
-        check(content, path)
-
-
-def test_map_of_another_shape_is_refused_with_its_place(content, path):
-    for rows in ([[1.0, 2.0, 3.0], [1.0]], [[1.0, 2.0, 3.0]] * 3, [[1.0]] * 2):
-        for name in ("zero_importance", "drift_f32_int8"):
-            bad = copy.deepcopy(content)
-            bad["prompts"][1][name] = rows
-            with pytest.raises(InputError, match=f"at prompts/1/{name}, .* 2 layers of 3 heads"):
-                check(bad, path)
-    content["prompts"][0]["precisions"]["f16"]["first_order"]["predicted"] = [[0.0]]
-    with pytest.raises(InputError, match="at prompts/0/precisions/f16/first_order/predicted"):
-        check(content, path)
-
-
-def test_missing_precision_is_refused_with_its_place(content, path):
-    for damage in (
-        lambda prompt: prompt.pop("drift_f32_int8"),
-        lambda prompt: prompt["precisions"].pop("f16"),
-    ):
-        bad = copy.deepcopy(content)
-        damage(bad["prompts"][1])
-        with pytest.raises(InputError, match="at prompts/1, not every precision of f16, int8-sim"):
-            check(bad, path)
-
-
-def test_unknown_field_is_refused_and_named(content, path):
-    content["prompts"][0]["vibes"] = 1
-    with pytest.raises(InputError, match=r"at prompts/0, .*'vibes'"):
-        check(content, path)
-
-
-# What the quick look at rows of numbers has to notice, place by place.
-ODD = {
-    ("prompts", 0, "zero_importance"): [
-        [[1.0, True, 2.0]],
-        [[1.0, "2", None]],
-        [1.0],
-        [[1.0, [2.0], 3.0]],
-        None,
-        {},
-        "rows",
-    ],
-    ("prompts", 0, "precisions", "f16", "nonfinite_heads"): [
-        [[0, -1]],
-        [[0, 1, 2]],
-        [[0]],
-        [[0, True]],
-        [[0, 1.5]],
-        [0, 1],
-        [["a", "b"]],
-    ],
-    ("repair", 0, "random_curves"): [[[]] * 8, [[0.5]] * 7, [0.5] * 8, [[False]] * 8],
-    ("repair", 0, "repair_curve"): [[], [True], [[0.5]]],
-}
-
-
-@pytest.mark.parametrize(
-    ("place", "value"), [(place, value) for place, values in ODD.items() for value in values]
-)
-def test_quick_look_refuses_what_the_schema_refuses(place, value, content, path):
+def test_wrong_value_is_refused_with_its_place(place, path):
+    content = {"format": HEADS.format, **codec.encode(small(nonfinite=True))}
     owner, key = at(content, *place)
-    owner[key] = value
-    plain = jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
-    assert not plain.is_valid(content)
-    with pytest.raises(InputError, match="is not a result of the heads study"):
-        check(content, path)
+    owner[key] = WRONG[place]
+    path.parent.mkdir()
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError) as caught:
+        HEADS.read(path)
+    named = "/".join(map(str, place)).removesuffix("/heads")
+    assert caught.value.problem.startswith(f"{path}: {named}")
 
 
-def test_quick_look_takes_what_the_schema_takes(content, path):
-    for rows in ([[1, 2, 3], [None, -1, 1e300]], [[0.5, None, 2]] * 2):
-        content["prompts"][0]["zero_importance"] = rows
-        check(content, path)
-    content["prompts"][0]["precisions"]["f16"]["nonfinite_heads"] = [[0, 1.0], [1, 2]]
-    check(content, path)
+def test_plot_refuses_in_one_line(content, tmp_path):
+    content["metadata"].pop("model")
+    (tmp_path / "bad.json").write_text(json.dumps({"format": HEADS.format, **content}))
+    line = refusal("plot", "--input", tmp_path / "bad.json")
+    assert "bad.json: metadata/model: missing. run the study again, or give the file" in line
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1]", "3", '{"model": "pythia"}', "[" * 100_000])
-def test_file_that_is_no_result_is_refused(text, tmp_path):
-    path = tmp_path / "other.json"
-    path.write_text(text)
-    assert f"{path} is not" in refusal("plot", "--input", path)
+def part(result, i, **changes):
+    prompts = list(result.prompts)
+    prompts[i] = replace(prompts[i], **changes)
+    return {"prompts": tuple(prompts)}
+
+
+def test_parts_that_do_not_belong_together_are_refused():
+    whole = small()
+    low = whole.prompts[1].precisions
+    outside = {"f16": replace(low["f16"], nonfinite_heads=((2, 0),))}
+    other = replace(whole.statistics.task_means[1], precision="int8")
+    wrong = {
+        "there are no prompts": {"prompts": ()},
+        "maps are not of 3 layers of 3 heads": {"num_layers": 3},
+        "prompts/1 is not of every precision of f16, int8-sim": part(
+            whole, 1, precisions={"f16": low["f16"]}
+        ),
+        r"prompts/1 names head \(2, 0\)": part(whole, 1, precisions=low | outside),
+        "repairs of int8-sim are not of each prompt once": {"repairs": whole.repairs[:-1]},
+        "task_means/0 is of int8": {"statistics": replace(whole.statistics, task_means=(other,))},
+    }
+    for fault, changes in wrong.items():
+        with pytest.raises(ValueError, match=fault):
+            replace(whole, **changes)
 
 
 def test_missing_result_says_how_to_make_one(tmp_path):
@@ -336,11 +362,26 @@ def test_missing_result_says_how_to_make_one(tmp_path):
     assert "none.json is missing. run the study first: python cli.py." in line
 
 
-def test_result_that_does_not_fit_is_never_written(path):
+def test_result_that_does_not_fit_is_kept_elsewhere(path):
     result = replace(small(), metadata=small().metadata | {"seed": "zero"})
-    with pytest.raises(InputError, match="at metadata/seed"):
-        write(result, path)
+    with pytest.raises(InputError, match=r"metadata/seed: .* the result is kept in"):
+        HEADS.write(result, path)
     assert not path.exists()
+    assert json.loads(path.with_name("experiment.json.kept").read_text())["prompts"]
+
+
+# Means over prompts.
+
+
+def test_estimate_is_of_what_is_finite():
+    values = np.array([1.0, np.nan, 2.0, np.inf, 4.0])
+    found = estimate(values, generator(0, "a"), test=True)
+    assert found == estimate(values[[0, 2, 4]], generator(0, "a"), test=True)
+    assert found.value == pytest.approx(7 / 3)
+    assert found.low < found.value < found.high
+    assert estimate(values, generator(0, "a")) == replace(found, p=None)
+    assert estimate(np.array([np.nan]), generator(0, "a"), test=True) == Estimate()
+    assert estimate(np.array([3.0]), generator(0, "a")) == Estimate(3.0)
 
 
 # Whole or not at all.
@@ -349,7 +390,7 @@ def test_result_that_does_not_fit_is_never_written(path):
 def test_file_has_the_permissions_of_any_other_file(path):
     previous = os.umask(0o027)
     try:
-        write(small(), path)
+        HEADS.write(small(), path)
     finally:
         os.umask(previous)
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
@@ -358,7 +399,7 @@ def test_file_has_the_permissions_of_any_other_file(path):
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("broken", ["os.replace", "os.chmod"])
 def test_failure_while_writing_leaves_the_old_file_whole(broken, error, path, monkeypatch):
-    write(small(seed=0), path)
+    HEADS.write(small(seed=0), path)
     before = path.read_bytes()
 
     def fail(*args, **kwargs):
@@ -367,7 +408,7 @@ def test_failure_while_writing_leaves_the_old_file_whole(broken, error, path, mo
     monkeypatch.setattr(broken, fail)
     wanted = InputError if isinstance(error, OSError) else KeyboardInterrupt
     with pytest.raises(wanted) as raised:
-        write(small(seed=1), path)
+        HEADS.write(small(seed=1), path)
     if wanted is InputError:
         assert f"{path} cannot be written (No space left on device)" in str(raised.value)
     assert path.read_bytes() == before
@@ -376,6 +417,6 @@ def test_failure_while_writing_leaves_the_old_file_whole(broken, error, path, mo
 
 def test_new_result_replaces_the_old_one_and_leaves_nothing_else(path):
     for seed in (0, 1):
-        write(small(seed=seed), path)
-    assert equal(read(path), small(seed=1))
+        HEADS.write(small(seed=seed), path)
+    assert equal(HEADS.read(path), small(seed=1))
     assert list(path.parent.iterdir()) == [path]

@@ -4,7 +4,6 @@ A run that is cut off is a process of its own; one that is killed cannot tidy up
 own goes on from there once; elsewhere this one does, which is quicker.
 """
 
-import functools
 import json
 import shutil
 import signal
@@ -19,16 +18,19 @@ import pytest
 import tiny_run
 from tiny_run import PROMPTS, write_model, write_prompts
 
-from jaxalign import command, journal
+from jaxalign.runtime import resume
+from jaxalign.study import session
 
 ROOT = Path(__file__).parent.parent
 TIMES = ("timestamp", "total_runtime_seconds", "seconds")
 LIMIT = 300  # seconds; a run takes a few
-# The command with a journal from its first call on, which says what it computes and may stop at a
+# The command, which says what it computes and may stop at a
 # call or in the middle of writing one, until it is killed.
 DRIVER = """
-import functools, os, sys, time
-from jaxalign import command, journal
+import os, sys, time
+from jaxalign.commands import main
+from jaxalign.study import session
+from jaxalign.runtime import resume
 
 mode, _, number = sys.argv[1].partition(":")
 replace = os.replace
@@ -38,7 +40,7 @@ def stop():
     print("stopped", flush=True)
     time.sleep(600)
 
-class Told(journal.Journal):
+class Told(resume.Resume):
     def keep(self, key, compute, like=0):
         def told():
             global count
@@ -57,8 +59,8 @@ def replaced(source, target):
     replace(source, target)
 
 os.replace = replaced
-command.Journal = functools.partial(Told, patience=0.0)
-sys.exit(command.main(sys.argv[2:]))
+session.Resume = Told
+sys.exit(main.main(sys.argv[2:]))
 """
 CUT = 5  # the call that a run is cut off at
 
@@ -75,7 +77,7 @@ def inputs(tmp_path_factory):
 def options(inputs, output):
     model, prompts = inputs
     files = ("--model", model, "--prompts", prompts, "--output", output)
-    return *files, "--device", "cpu", "--no-figures", "--max-repair-k", 2, "--disable-int8"
+    return *files, "--device", "cpu", "--no-figures", "--max-repair-k", 2, "--schemes", "f16"
 
 
 def start(inputs, output, mode, *more):
@@ -113,7 +115,7 @@ def go_on(inputs, output):
     """A run to its end in this process."""
     computed = []
 
-    class Told(journal.Journal):
+    class Told(resume.Resume):
         def keep(self, key, compute, like=0):
             def told():
                 computed.append(" ".join(map(str, ("computes", *key))))
@@ -122,7 +124,7 @@ def go_on(inputs, output):
             return super().keep(key, told, like)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command, "Journal", functools.partial(Told, patience=0.0))
+        patch.setattr(session, "Resume", Told)
         ran = tiny_run.run(*options(inputs, output))
     jax.config.update("jax_default_device", None)
     return SimpleNamespace(code=ran.code, computed=computed, out=ran.out, err=ran.err)
@@ -136,12 +138,12 @@ def content(output):
     return json.dumps(found)
 
 
-def journal_of(output):
+def folder_of(output):
     return output.with_name(f"{output.name}.journal")
 
 
 def chunks(output):
-    return {path.name: path.stat().st_mtime_ns for path in journal_of(output).glob("*.npz")}
+    return {path.name: path.stat().st_mtime_ns for path in folder_of(output).rglob("*.npz")}
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +181,7 @@ def assert_finished(output, whole):
 
 def test_killed_run_leaves_its_finished_calls_and_no_result(output):
     assert len(chunks(output)) == CUT - 1
-    assert list(output.parent.iterdir()) == [journal_of(output)]
+    assert list(output.parent.iterdir()) == [folder_of(output)]
 
 
 def test_next_run_computes_only_the_rest_and_writes_the_result_of_an_unbroken_one(
@@ -210,7 +212,7 @@ def test_call_that_was_being_written_is_computed_again_and_its_half_file_goes(
 ):
     ran = run(inputs, output, mode="write:2")
     assert ran.code == -signal.SIGKILL
-    half = [path.name for path in journal_of(output).iterdir() if ".npz." in path.name]
+    half = [path.name for path in folder_of(output).rglob("*") if ".npz." in path.name]
     assert len(half) == 1
     assert len(chunks(output)) == CUT
     ran = go_on(inputs, output)
@@ -221,17 +223,41 @@ def test_call_that_was_being_written_is_computed_again_and_its_half_file_goes(
 @pytest.mark.parametrize(
     ("more", "differ"), [(("--seed", 8), "options"), (("--devices", 2), "devices")]
 )
-def test_journal_of_other_options_is_not_used_and_one_line_says_so(
+def test_calls_of_other_options_are_not_used_and_stay_and_one_line_says_so(
     more, differ, inputs, output, whole
 ):
+    before = chunks(output)
     ran = run(inputs, output, *more, mode="call:1")
     assert ran.computed == whole.computed[:1], "from the start"
-    folder = journal_of(output)
-    assert ran.err == (
-        f"jaxalign: note: {folder} is of another study ({differ} differ), so nothing of it is "
-        "used\n"
-    )
-    assert not folder.exists()
+    assert f"keeps {CUT - 1} finished calls of another study ({differ} differ), which" in ran.err
+    assert ran.err.count("\n") == 1
+    assert chunks(output) == before
+
+
+def test_tokenizer_that_changed_is_another_study(inputs, output, whole, tmp_path):
+    """Weights, config and texts are the same, and no number would be."""
+    model = tmp_path / "model"
+    shutil.copytree(inputs[0], model)
+    tokenizer = json.loads((model / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    a, b = (next(w for w in vocabulary if w.endswith(name)) for name in ("France", "Japan"))
+    vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    ran = go_on((model, inputs[1]), output)
+    assert "another study (token ids differ)" in ran.err
+    assert len(ran.computed) == len(whole.computed)
+
+
+def test_another_study_with_one_output_is_refused_while_the_first_runs(inputs, output):
+    running = resume.Resume(folder_of(output), {"weights": "others"})
+    running.keep(("clean", "f32", 0), lambda: 1.0)
+    before = chunks(output)
+    ran = go_on(inputs, output)
+    running.close()
+    assert (ran.code, ran.computed) == (2, [])
+    assert f"{folder_of(output)} is in use by another study (" in ran.err
+    assert "wait until that run has ended, or give another --output.\n" in ran.err
+    assert chunks(output) == before
 
 
 def test_control_c_keeps_what_is_finished_and_says_so(inputs, output, whole):
@@ -250,28 +276,34 @@ def test_result_that_cannot_be_written_costs_no_finished_call(inputs, output, wh
     ran = run(inputs, output, mode=f"full disk:{output.name}")
     assert ran.code == 2
     assert ran.err.count("\n") == 1
-    assert f"error: {output} cannot be written (No space left on device)" in ran.err
+    kept = output.with_name(f"{output.name}.kept")
+    assert (
+        f"error: {output} cannot be written (No space left on device); the result is kept in {kept}"
+    ) in ran.err
+    assert content(kept) == whole.content
+    kept.unlink()
     assert len(chunks(output)) == len(whole.computed)
-    assert list(output.parent.iterdir()) == [journal_of(output)]
+    assert list(output.parent.iterdir()) == [folder_of(output)]
     ran = go_on(inputs, output)
     assert (ran.code, ran.computed) == (0, [])
     assert_finished(output, whole)
 
 
-def test_full_disk_for_the_journal_costs_one_line_and_no_result(inputs, tmp_path, whole):
+def test_full_disk_for_finished_calls_costs_one_line_and_no_result(inputs, tmp_path, whole):
     output = tmp_path / "results" / "experiment.json"
     ran = run(inputs, output, mode="full disk:.npz")
     assert (ran.code, ran.computed) == (0, whole.computed)
-    first = journal_of(output) / "clean-f32-0.npz"
-    assert ran.err == (
-        f"jaxalign: note: {first} cannot be written (No space left on device), so a run that is "
-        "cut off starts anew\n"
+    assert ran.err.startswith(f"jaxalign: note: {folder_of(output)}")
+    assert ran.err.endswith(
+        "/clean-f32-0.npz cannot be written (No space left on device), so a run that is cut off "
+        "starts anew\n"
     )
+    assert ran.err.count("\n") == 1
     assert_finished(output, whole)
 
 
 def test_chunk_damaged_after_the_kill_is_computed_again(inputs, output, whole):
-    damaged = sorted(journal_of(output).glob("*.npz"))[0]
+    damaged = sorted(folder_of(output).rglob("*.npz"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-100])
     ran = go_on(inputs, output)
     assert len(ran.computed) == len(whole.computed) - CUT + 2

@@ -8,8 +8,8 @@ import pytest
 from real_packages import published, real_package
 
 from jaxalign.numerics import jit, scheme_named
-from jaxalign.numerics.hqq import hqq
-from jaxalign.numerics.inputs import float8_tokens, int8_static, int8_tokens
+from jaxalign.numerics.input_rounding import float8_tokens, int8_static, int8_tokens
+from jaxalign.numerics.methods.hqq import hqq
 from jaxalign.numerics.qtensor import unpack, unpack_nibbles
 from jaxalign.numerics.quantize import quantize, to_float8
 

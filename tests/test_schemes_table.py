@@ -11,19 +11,20 @@ from scipy.special import rel_entr, softmax
 from tiny_run import refusal, run, write_model, write_prompts
 
 import jaxalign
-from jaxalign.experiments.schemes.run import compare
-from jaxalign.experiments.schemes.size import deployed_bytes, mean_bits
-from jaxalign.model import ModelConfig
+from jaxalign.checkpoints.families import config_from_hf
+from jaxalign.devices.mesh import make_mesh, shard_params
 from jaxalign.model.params import MATRICES, cast
 from jaxalign.numerics.scheme import F16, F32, scheme_named
-from jaxalign.weight_error import low_matrices, noisy
+from jaxalign.studies.schemes.calls import compare
+from jaxalign.studies.schemes.size import deployed_bytes, mean_bits
+from jaxalign.study.weight_noise import low_matrices, noisy
 
 INT4 = scheme_named("int4-g8")
 
 
 @pytest.fixture(scope="module")
 def tiny():
-    config = ModelConfig.from_hf(tiny_config())
+    config = config_from_hf(tiny_config())
     params = jax.tree.map(
         lambda leaf: leaf + 0.05 * jnp.sin(jnp.arange(leaf.size).reshape(leaf.shape)),
         jaxalign.init_params(jax.random.key(0), config),
@@ -68,6 +69,20 @@ def test_a_model_beside_itself_moves_by_plan_noise_only(tiny):
     assert float(together.agreement.min()) == 1
 
 
+def test_prompts_that_are_dealt_to_devices_give_what_one_device_gives(tiny):
+    params, config, *_ = tiny
+    tokens = jax.random.randint(jax.random.key(1), (4, 6), 0, config.vocab_size)
+    given = tokens, jnp.array([6, 4, 5, 6]), jnp.array([1, 2, 3, 4])
+    how = {"config": config, "scheme": F32, "alone": True}
+    mesh = make_mesh(jax.devices()[:4], 2)
+    spread = shard_params(params, mesh, config)
+    one = compare(params, params, *given, **how)
+    four = compare(spread, spread, *given, mesh=mesh, **how)
+    assert four.kl.is_fully_replicated
+    np.testing.assert_allclose(four.margin, one.margin, atol=1e-5)
+    np.testing.assert_allclose(four.kl, one.kl, atol=1e-9)
+
+
 def test_weight_noise_is_as_large_as_the_schemes_error_in_every_matrix_and_head(tiny):
     params, config, *_ = tiny
     low = cast(params, INT4)
@@ -94,7 +109,7 @@ def test_weight_noise_is_as_large_as_the_schemes_error_in_every_matrix_and_head(
 
 
 def test_sizes_count_codes_scales_and_zero_points():
-    config = ModelConfig.from_hf(tiny_config())
+    config = config_from_hf(tiny_config())
     assert mean_bits(config, F16) == 16
     assert deployed_bytes(config, F32) == 2 * deployed_bytes(config, F16)
     bits = INT4.weights.bits_per_weight(config.hidden_size)
@@ -113,7 +128,7 @@ def test_the_command_prints_and_writes_a_row_for_every_scheme(inputs, tmp_path):
     model, prompts = inputs
     output = tmp_path / "schemes.json"
     ran = run(
-        "--device", "cpu", "schemes", "--model", model, "--prompts", prompts,
+        "schemes", "--device", "cpu", "--model", model, "--prompts", prompts,
         "--schemes", "f16,int4-g8", "--output", output,
     )  # fmt: skip
     assert ran.code == 0, ran.err
@@ -144,7 +159,7 @@ def test_the_command_prints_and_writes_a_row_for_every_scheme(inputs, tmp_path):
 def test_schemes_that_cannot_be_used_are_refused_by_name(inputs, tmp_path, schemes, said):
     model, prompts = inputs
     line = refusal(
-        "--device", "cpu", "schemes", "--model", model, "--prompts", prompts,
+        "schemes", "--device", "cpu", "--model", model, "--prompts", prompts,
         "--schemes", schemes, "--output", tmp_path / "s.json",
     )  # fmt: skip
     assert said in line

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 from pythia_shape import tiny_config
 
+from jaxalign.checkpoints.families import config_from_hf
+from jaxalign.devices.deal import sharded_sweep
+from jaxalign.devices.mesh import MODEL, make_mesh, shard_packed
 from jaxalign.edit import zero_ablation
-from jaxalign.model import ModelConfig, init_params
+from jaxalign.model import init_params
 from jaxalign.model.params import cast
 from jaxalign.numerics import jit
 from jaxalign.numerics.scheme import F32, scheme_named
-from jaxalign.sharded_sweep import sharded_sweep
-from jaxalign.sharding import MODEL, make_mesh, shard_packed
 
-CONFIG = ModelConfig.from_hf(tiny_config(num_hidden_layers=2))
+CONFIG = config_from_hf(tiny_config(num_hidden_layers=2))
 PARAMS = jax.tree.map(
     lambda a: 3 * a + 0.1 * jax.random.normal(jax.random.key(a.size), a.shape),
     init_params(jax.random.key(0), CONFIG),

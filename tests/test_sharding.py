@@ -9,14 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign import command
-from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
-from jaxalign.errors import InputError
-from jaxalign.metrics import Answer, logit_difference
-from jaxalign.model import ModelConfig, cast, init_params
-from jaxalign.numerics import F16, F32, INT8_SIM, jit
-from jaxalign.sharded_sweep import deal, rounds, sharded_sweep
-from jaxalign.sharding import (
+from jaxalign.commands import opening
+from jaxalign.devices.deal import deal, rounds, sharded_sweep
+from jaxalign.devices.mesh import (
     choose_mesh,
     make_mesh,
     param_shardings,
@@ -24,6 +19,11 @@ from jaxalign.sharding import (
     shard_params,
     usable_devices,
 )
+from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
+from jaxalign.errors import InputError
+from jaxalign.measures.metrics import Answer, logit_difference
+from jaxalign.model import ModelConfig, cast, init_params
+from jaxalign.numerics import F16, F32, INT8_SIM, jit
 from jaxalign.sweep import sweep
 
 L, H, D, S, B, V = 3, 4, 32, 9, 3, 96
@@ -353,9 +353,9 @@ def test_devices_that_are_not_there_or_do_not_divide_are_refused():
 
 
 def test_the_command_reads_a_shared_model_into_the_hosts_memory_not_onto_a_device():
-    source = command.locate("demo")
+    source = opening.locate("demo")
     with jax.default_device(jax.devices()[5]):
-        shared = command._load(source, jax.devices()[4:6])
-        own = command._load(source, jax.devices()[5:6])
+        shared = opening.load_for(jax.devices()[4:6], source)
+        own = opening.load_for(jax.devices()[5:6], source)
     assert jax.tree.leaves(shared.params)[0].devices() == {jax.devices("cpu")[0]}
     assert jax.tree.leaves(own.params)[0].devices() == {jax.devices()[5]}

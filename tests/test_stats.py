@@ -4,17 +4,18 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from jaxalign import stats
-from jaxalign.experiments.heads.donors import DRAWS, choose_donors
-from jaxalign.experiments.heads.rankings import (
+from jaxalign.measures import stats
+from jaxalign.measures.metrics import head_drift, logit_difference
+from jaxalign.prompts import Prompt, PromptText
+from jaxalign.studies.heads.average import mean_maps
+from jaxalign.studies.heads.rankings import (
+    DRAWS,
     RANDOM_ORDERS,
+    choose_donors,
     distinct,
     repair_orders,
     top_k_masks,
 )
-from jaxalign.metrics import head_drift, logit_difference
-from jaxalign.prompts import Prompt, PromptText
-from jaxalign.results import mean_maps
 
 
 @pytest.fixture
@@ -131,10 +132,11 @@ def test_a_mask_that_repeats_an_earlier_one_is_emptied_and_says_which_it_repeats
 
 
 def test_donors_are_other_prompts_of_the_task_and_length():
-    def prompt(task, size):
-        return Prompt(PromptText("x", "y"), task, tuple(range(size)), 0)
-
-    prompts = [prompt("a", 4)] * 6 + [prompt("b", 4), prompt("a", 5), prompt("b", 4)]
+    kinds = [("a", 4)] * 6 + [("b", 4), ("a", 5), ("b", 4)]
+    prompts = [
+        Prompt(PromptText("x", "y"), task, tuple(range(i, i + size)), 0)
+        for i, (task, size) in enumerate(kinds)
+    ]
     donors = choose_donors(prompts, 0)
     assert donors.partners.tolist() == [5] * 6 + [1, 0, 1]
     for i, row in enumerate(donors.draws):
@@ -145,6 +147,17 @@ def test_donors_are_other_prompts_of_the_task_and_length():
             assert prompts[j].task == prompts[i].task
             assert len(prompts[j].tokens) == len(prompts[i].tokens)
             assert (j != i) == (donors.partners[i] > 0)
+
+
+def test_a_prompt_of_the_same_tokens_is_no_donor():
+    """It has the same activations, and would make every importance 0."""
+    texts = [("a", (1, 2)), ("a", (1, 2)), ("a", (1, 3)), ("b", (5, 6)), ("b", (5, 6))]
+    prompts = [Prompt(PromptText("", ""), task, tokens, 0) for task, tokens in texts]
+    donors = choose_donors(prompts, 0)
+    assert donors.partners.tolist() == [1, 1, 2, 0, 0]
+    for i, row in enumerate(donors.draws):
+        same = {prompts[j].tokens == prompts[i].tokens for j in row}
+        assert same == {donors.partners[i] == 0}
 
 
 def test_logit_difference_is_against_the_best_other_token():

@@ -9,13 +9,12 @@ from pythia_shape import tiny_checkpoint
 from scipy import stats as scipy_stats
 
 import jaxalign
-from jaxalign import results
-from jaxalign.convert.hub import BUNDLED
-from jaxalign.experiments.heads import Options, heads_study
-from jaxalign.experiments.heads.donors import choose_donors
+from jaxalign.checkpoints.hub import BUNDLED
 from jaxalign.memory import bytes_per_call, bytes_per_row
 from jaxalign.model import count
 from jaxalign.prompts import PromptSet, PromptText, tokenize
+from jaxalign.studies.heads import Options, heads_study
+from jaxalign.studies.heads.rankings import choose_donors
 
 torch = pytest.importorskip("torch")
 import torch_replay  # noqa: E402 - needs torch
@@ -227,7 +226,7 @@ def test_repairs_that_repeat_another_are_not_computed_and_have_its_bits(
         rows = np.arange(len(masks))[:, None]
         return masks, np.broadcast_to(rows, masks.shape[::2][:2])
 
-    monkeypatch.setattr("jaxalign.experiments.heads.runner.distinct", as_they_are)
+    monkeypatch.setattr("jaxalign.studies.heads.repair.distinct", as_they_are)
     options = Options(repaired=("f16", "int8-sim"), max_repair_k=K, use_all_prompts=True)
     every = heads_study(model, PROMPTS, options)
     for ours, wanted in zip(studies["true"].repairs, every.repairs, strict=True):
@@ -264,7 +263,7 @@ def test_result_stands_beside_its_controls(studies):
     assert {r.precision for r in result.repairs} == {"f16", "int8-sim"}
     for repair in result.repairs:
         assert repair.random.shape == (8, K)
-        assert set(repair.curves) == set(results.RANKINGS)
+        assert set(repair.curves) == set(RANKINGS)
     for row in result.statistics.correlations:
         for estimate in (row.pearson, row.spearman):
             defined = [v is not None for v in dataclasses.astuple(estimate)]

@@ -9,8 +9,8 @@ import pytest
 
 from jaxalign.edit import Edit, HeadEdit, ResidualEdit, head_ablation_masks
 from jaxalign.errors import InputError
+from jaxalign.measures.metrics import Answer, logit_difference
 from jaxalign.memory import bytes_per_call, bytes_per_row, plan_chunks
-from jaxalign.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, cast, forward, init_params
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, jit
 from jaxalign.run_edits import line_up, stack_edits

@@ -12,8 +12,8 @@ from huggingface_hub import constants
 from tiny_run import edit_weights, refusal, run, write_model
 
 from jaxalign import load
-from jaxalign.experiments import verify as module
-from jaxalign.experiments.verify import published, verify
+from jaxalign.commands import verify as module
+from jaxalign.commands.verify import published, verify
 
 NAMES = ("f16 logits", "mean next-token loss", "LAMBADA accuracy", "LAMBADA perplexity")
 SIZES = (16, 64)
@@ -254,8 +254,8 @@ UNREADABLE = {
     "one word": ("--lambada", '{"text": "word"}\n', "line 1 is"),
     "no last word": ("--lambada", '{"text": "word "}\n', "line 1 is"),
     "nothing": ("--lambada", "\n", "is empty"),
-    "binary lambada": ("--lambada", b"\xff\xfe", "cannot be read"),
-    "binary wikitext": ("--wikitext", b"\xff\xfe", "cannot be read"),
+    "binary lambada": ("--lambada", b"\xff\xfe", "is not UTF-8 text"),
+    "binary wikitext": ("--wikitext", b"\xff\xfe", "is not UTF-8 text"),
 }
 
 
@@ -272,7 +272,7 @@ def test_text_that_cannot_be_used_is_refused_in_one_line(kind, model, numbers, t
 @pytest.mark.parametrize("option", ["--lambada", "--wikitext"])
 def test_missing_text_is_refused_in_one_line(option, model, numbers, tmp_path):
     line = refusal("verify", "--model", model, option, tmp_path / "none")
-    assert f"{tmp_path / 'none'} cannot be read" in line
+    assert f"{tmp_path / 'none'} is missing" in line
 
 
 def test_damaged_model_is_an_error_of_its_own(tmp_path):

@@ -16,7 +16,7 @@ import numpy as np
 from pythia_shape import tiny_checkpoint
 from safetensors.numpy import load_file, save_file
 
-from jaxalign.command import main
+from jaxalign.commands.main import main
 
 TOKENIZER = Path(__file__).parent.parent / "jaxalign" / "demo" / "model" / "tokenizer.json"
 WEIGHTS = "model.safetensors"

@@ -6,11 +6,15 @@ import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
+
 from jaxalign.edit import Edit
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block
+from jaxalign.model.matrices import MATRICES, axes_of, reading_the_same
 from jaxalign.model.params import Block
-from jaxalign.numerics.observed import Observed
+from jaxalign.numerics.probe import Observed
+from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32
 from jaxalign.shapes import Array, Bool, Float, Int
 
@@ -31,21 +35,36 @@ class Group:
     divisible: bool = False
 
 
-GROUPS = (
-    Group(("attention.query", "attention.key_value"), "attention_norm"),
-    Group(("attention.out",)),
-    Group(("mlp.gate", "mlp.up"), "mlp_norm"),
-    Group(("mlp.down",), divisible=True),
-)
+def all_groups() -> tuple[Group, ...]:
+    """The groups of ``model.matrices.MATRICES``: matrices that read one norm, or one alone."""
+    return tuple(
+        Group(
+            tuple(f"{MATRICES[name].part}.{name}" for name in names),
+            MATRICES[names[0]].reads,
+            divisible=all(MATRICES[name].divisible for name in names),
+        )
+        for names in reading_the_same()
+    )
 
 
 def groups_of(weights: Block) -> tuple[Group, ...]:
-    """The groups of linear layers that a block has."""
+    """The groups of linear layers that a block has.
+
+    Raises:
+        KeyError: the block has a parameter that ``model.matrices`` does not know.
+    """
+    for path, _ in jax.tree_util.tree_leaves_with_path(weights, is_leaf=_whole):
+        axes_of(path)
     have = (
         replace(group, linears=tuple(n for n in group.linears if get(weights, n) is not None))
-        for group in GROUPS
+        for group in all_groups()
     )
     return tuple(group for group in have if group.linears)
+
+
+def _whole(leaf: Any) -> bool:
+    """Whether a node of a block stands for a matrix, though it holds arrays of its own."""
+    return isinstance(leaf, QTensor | Observed)
 
 
 def get(weights: Block, name: str) -> Any:
@@ -55,7 +74,7 @@ def get(weights: Block, name: str) -> Any:
 
 
 def put(weights: Block, name: str, value: Any) -> Block:
-    """The block with another leaf of that name."""
+    """The block ``weights`` with ``value`` as its leaf of the dotted ``name``."""
     part, leaf = name.split(".")
     return replace(weights, **{part: replace(getattr(weights, part), **{leaf: value})})
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from jaxalign.calibration.driver import calibrate
-from jaxalign.convert import Model
+from jaxalign.calibration.walk import calibrate
+from jaxalign.checkpoints import Model
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme
 
@@ -28,7 +28,11 @@ def preparer(
     """
 
     def prepare(params: Params, scheme: Scheme) -> Params:
-        given = model.encode(list(texts)) if scheme.needs_texts and texts else (None, None)
+        given = (
+            model.encode(list(texts), special=True)
+            if scheme.needs_texts and texts
+            else (None, None)
+        )
         own = folder / scheme.name if folder and scheme.method else None
         return calibrate(params, model.config, scheme, *given, progress=progress, folder=own)
 

@@ -7,18 +7,22 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.convert import Model
+from jaxalign.checkpoints import Model
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import real_positions
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import PromptSet
+from jaxalign.runtime.files import read_text
 from jaxalign.shapes import Lengths, Tokens
 
 
 def calibration_texts(prompts: PromptSet, model: Model) -> tuple[Tokens, Lengths]:
-    """The reference texts of a prompt set as ``calibrate`` takes them: tokens and lengths."""
-    return model.encode(list(prompts.reference))
+    """The reference texts of a prompt set as ``calibrate`` takes them: tokens and lengths.
+
+    They begin with the same special tokens as the texts and prompts of a study.
+    """
+    return model.encode(list(prompts.reference), special=True)
 
 
 def read_texts(path: Path) -> tuple[str, ...]:
@@ -27,12 +31,7 @@ def read_texts(path: Path) -> tuple[str, ...]:
     Raises:
         InputError: the file is missing, is no UTF-8 text, or has no line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"calibration texts {path} cannot be read ({error})", "give a text file, one a line"
-        ) from error
+    lines = read_text(path, "give a text file, one a line").splitlines()
     texts = tuple(line for line in lines if line.strip())
     if not texts:
         raise InputError(f"calibration texts {path} are empty", "give one text a line")

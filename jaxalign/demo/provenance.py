@@ -12,11 +12,13 @@ import jax
 import numpy as np
 from tokenizers import Tokenizer
 
+from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.demo.entities import HELD_OUT_PAIRS
 from jaxalign.demo.evaluate import correct_answers, unseen_loss
 from jaxalign.demo.fact_documents import FACTS
 from jaxalign.demo.ioi import held_out_prompts
 from jaxalign.model import ModelConfig, Params
+from jaxalign.runtime.files import read_json
 
 FILE_NAME = "provenance.json"
 PROMPTS = Path(__file__).parents[1] / "prompts.json"
@@ -30,7 +32,7 @@ def sha256_of(path: Path) -> str:
 
 def shipped_prompts(task: str) -> list[tuple[str, str]]:
     """Return (prompt, target) of a task of the package's ``prompts.json``."""
-    items = json.loads(PROMPTS.read_text())[task]
+    items = read_json(PROMPTS)[task]
     return [(item["prompt"], item["target"]) for item in items]
 
 
@@ -73,7 +75,7 @@ def record(
       folder: holds config.json and model.safetensors.
       seconds: wall-clock time of this invocation.
     """
-    config = ModelConfig.from_hf(json.loads((folder / "config.json").read_text()))
+    config = config_from_hf(read_json(folder / "config.json"))
     return {
         "command": "python -m jaxalign.demo.train "
         f"--steps {settings['steps']} --seed {settings['seed']}",
@@ -104,4 +106,4 @@ def _largest(params: Params) -> float:
 
 def write(record: dict[str, Any], folder: Path) -> None:
     """Write the record into the model's folder."""
-    (folder / FILE_NAME).write_text(json.dumps(record, indent=2) + "\n")
+    (folder / FILE_NAME).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")

@@ -21,7 +21,7 @@ from flax import struct
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from jaxalign.convert.table import save_checkpoint
+from jaxalign.checkpoints.parameters import save_checkpoint
 from jaxalign.demo import provenance
 from jaxalign.demo.batches import training_batch
 from jaxalign.demo.checkpoint import FILE_NAME as CHECKPOINT

@@ -1,14 +1,11 @@
-"""Architecture as data, read from a published ``config.json``; what is not handled is refused."""
+"""Architecture as data: what a decoder computes, whatever a family's files call it."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
-from jaxalign.errors import InputError
-from jaxalign.model.families import FAMILIES, Settings
+from jaxalign.errors import InputError, shown
 from jaxalign.model.rotary import RotaryScaling
 
 ACTIVATIONS = (
@@ -21,12 +18,14 @@ ACTIVATIONS = (
     "relu",
     "silu",
 )
+# Sizes are indices for JAX: 32-bit, with a sign.
+MOST = 2**31 - 1
 NORMS = ("layer", "rms", "rms+1")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder of one of ``FAMILIES``; the defaults are GPT-NeoX's.
+    """A decoder of any family; the defaults are GPT-NeoX's.
 
     Attributes:
         vocab_size: ``V``.
@@ -42,7 +41,7 @@ class ModelConfig:
         attention_bias: whether queries, keys and values have biases.
         activation: the MLP's nonlinearity, by its Hugging Face name.
         norm_eps: epsilon of the norms.
-        family: one of ``FAMILIES``, which says how files spell it.
+        family: its name in ``checkpoints.families``, which says how files spell it.
         key_value_heads: ``K``, each serving ``H / K`` query heads; ``H`` by default.
         head_width: ``h``; ``D / H`` by default.
         norm: "layer", "rms" (Zhang and Sennrich 2019, arXiv 1910.07467) or "rms+1" (scaled by
@@ -102,7 +101,6 @@ class ModelConfig:
         for what, value, known in (
             ("hidden_act", self.activation, ACTIVATIONS),
             ("norm", self.norm, NORMS),
-            ("family", self.family, tuple(FAMILIES)),
         ):
             if value not in known:
                 raise InputError(
@@ -114,26 +112,32 @@ class ModelConfig:
                 f"there are {len(self.windows)} windows for {self.num_layers} layers",
                 "give one for each layer, or none",
             )
-        numbers = ("query_scalar", "attention_cap", "logit_cap")
+        self._check_numbers()
+
+    def _check_numbers(self) -> None:
+        numbers = ("rotary_base", "query_scalar", "attention_cap", "logit_cap")
         positive = [(name, getattr(self, name)) for name in numbers]
         positive += [("sliding_window", window) for window in self.windows]
         for name, number in positive:
             if number is not None and not 0 < number < math.inf:
-                raise InputError(f"{name} is {number}", "give a positive number")
+                raise InputError(f"{name} is {number}", "give a positive, finite number")
+        if not 0 <= self.norm_eps < math.inf:
+            raise InputError(f"norm_eps is {self.norm_eps}", "give a finite number from 0 up")
 
     def _check_sizes(self) -> None:
         names = ("vocab_size", "num_layers", "num_heads", "hidden_size", "intermediate_size")
-        for name in (*names, "num_kv_heads"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}", "give a positive number")
+        for name in (*names, "num_kv_heads", "head_size", "max_positions"):
+            size = getattr(self, name) if self.num_heads > 0 else self.num_heads
+            if not 1 <= size <= MOST:
+                raise InputError(
+                    f"{name} is {shown(size)}", f"give a whole number from 1 to {MOST}"
+                )
         if self.head_width is None and self.hidden_size % self.num_heads:
             raise InputError(
                 f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
                 f"{self.num_heads}",
                 "correct config.json",
             )
-        if self.head_size < 1:
-            raise InputError(f"head_dim is {self.head_size}", "give a positive number")
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
@@ -181,26 +185,3 @@ class ModelConfig:
         """Whether ``W_O`` has a bias."""
         given = self.attention_out_bias
         return self.attention_bias if given is None else given
-
-    @classmethod
-    def from_hf(cls, settings: Mapping[str, Any]) -> ModelConfig:
-        """Read the settings of a Hugging Face ``config.json``, old and new spellings.
-
-        Raises:
-            InputError: another architecture, a missing setting, or one that may change the
-                computation and is not known here, named.
-        """
-        family = settings.get("model_type", "gpt_neox")
-        if family not in FAMILIES:
-            raise InputError(
-                f"config.json is of a {family!r} model, expected one of {', '.join(FAMILIES)}",
-                "use a checkpoint of one of these families",
-            )
-        reading = Settings(settings)
-        config = cls(family=family, **FAMILIES[family].read(reading))
-        reading.finish()
-        return config
-
-    def to_hf(self) -> dict[str, Any]:
-        """The settings as a Hugging Face ``config.json`` (the widely read, old spelling)."""
-        return FAMILIES[self.family].write(self)

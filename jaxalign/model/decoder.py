@@ -16,9 +16,9 @@ from jaxalign.edit import Edit, check_shapes, edit_heads, edit_residual
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.layers import at_position, attention, mlp, normalize, soft_cap
 from jaxalign.model.params import Block, Norm, Params
+from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense, dot
 from jaxalign.numerics.qtensor import QTensor
-from jaxalign.numerics.rounding import round_activation
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, Bool, Float, Int, Leaf, Lengths, Tokens, lead
 

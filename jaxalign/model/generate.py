@@ -33,8 +33,8 @@ from jaxalign.model.layers import (
     queries,
 )
 from jaxalign.model.params import Block, Params
-from jaxalign.numerics.compile import jit
 from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, Bool, Float, Int, Leaf, Lengths, Tokens
 
 

@@ -14,6 +14,14 @@ from jax import lax
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
+from jaxalign.model.matrices import (
+    MATRICES,
+    NORMS,
+    TOKEN_MATRICES,
+    layer_leaves,
+    matrix_name,
+    shape_of,
+)
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import Scheme
@@ -95,50 +103,35 @@ class Params:
 
 def param_shapes(config: ModelConfig) -> Params:
     """The shape of every leaf, as a tree of ``jax.ShapeDtypeStruct`` in f32."""
-    L, D, F, V = (
-        config.num_layers,
-        config.hidden_size,
-        config.intermediate_size,
-        config.vocab_size,
-    )
 
-    H, K = config.attention_width, config.num_kv_heads * config.head_size
+    def leaf(axes: tuple[str, ...] | None) -> jax.ShapeDtypeStruct | None:
+        return None if axes is None else jax.ShapeDtypeStruct(shape_of(axes, config), jnp.float32)
 
-    def leaf(*shape: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, jnp.float32)
+    def norm(name: str, present: bool = True) -> Any:
+        axes = NORMS[name]
+        bias = leaf(axes) if config.norm == "layer" else None
+        return Norm(leaf(axes), bias) if present else None
 
-    def norm(*shape: int) -> Norm:
-        return Norm(leaf(*shape), leaf(*shape) if config.norm == "layer" else None)
+    def part(name: str) -> dict[str, Any]:
+        return {leaf_name: leaf(axes) for leaf_name, axes in layer_leaves(config, name).items()}
 
-    bias, head_norm = config.attention_bias, config.query_key_norms
+    head_norm = config.query_key_norms
     return Params(
-        embed=leaf(V, D),
+        embed=leaf(TOKEN_MATRICES["embed"]),
         blocks=Block(
-            attention_norm=norm(L, D),
+            attention_norm=norm("attention_norm"),
             attention=Attention(
-                query=leaf(L, D, H),
-                query_bias=leaf(L, H) if bias else None,
-                key_value=leaf(L, D, 2, K),
-                key_value_bias=leaf(L, 2, K) if bias else None,
-                out=leaf(L, H, D),
-                out_bias=leaf(L, D) if config.out_bias else None,
-                query_norm=norm(L, config.head_size) if head_norm else None,
-                key_norm=norm(L, config.head_size) if head_norm else None,
+                **part("attention"),
+                query_norm=norm("query_norm", head_norm),
+                key_norm=norm("key_norm", head_norm),
             ),
-            mlp_norm=norm(L, D),
-            mlp=MLP(
-                up=leaf(L, D, F),
-                up_bias=leaf(L, F) if config.mlp_bias else None,
-                down=leaf(L, F, D),
-                down_bias=leaf(L, D) if config.mlp_bias else None,
-                gate=leaf(L, D, F) if config.gated else None,
-                gate_bias=leaf(L, F) if config.gated and config.mlp_bias else None,
-            ),
-            attention_post_norm=norm(L, D) if config.post_norms else None,
-            mlp_post_norm=norm(L, D) if config.post_norms else None,
+            mlp_norm=norm("mlp_norm"),
+            mlp=MLP(**part("mlp")),
+            attention_post_norm=norm("attention_post_norm", config.post_norms),
+            mlp_post_norm=norm("mlp_post_norm", config.post_norms),
         ),
-        final_norm=norm(D),
-        unembed=None if config.tied_embeddings else leaf(V, D),
+        final_norm=norm("final_norm"),
+        unembed=None if config.tied_embeddings else leaf(TOKEN_MATRICES["unembed"]),
     )
 
 
@@ -147,26 +140,31 @@ def init_params(key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32) -
 
     Matrices are normal with standard deviation 0.02, those that write to the residual stream
     smaller by ``sqrt(2 L)`` (Radford et al. 2019, section 2.3); norms start as the identity.
+
+    Args:
+        key: a random key (``jax.random.key``).
+        config: the architecture.
+        dtype: of every parameter.
+
+    Raises:
+        KeyError: ``model.matrices`` does not have a parameter of the tree.
     """
     shapes = param_shapes(config)
     paths, tree = jax.tree_util.tree_flatten_with_path(shapes)
     keys = jax.random.split(key, len(paths))
 
     def draw(path: Any, shape: tuple[int, ...], key: jax.Array) -> jax.Array:
-        name = path[-1].name
+        name, matrix = path[-1].name, matrix_name(path)
         if name == "scale":
             return jnp.full(shape, 0 if config.norm == "rms+1" else 1, dtype)
         if name.endswith("bias"):
             return jnp.zeros(shape, dtype)
-        shrink = math.sqrt(2 * config.num_layers) if name in ("out", "down") else 1.0
+        writes = matrix is not None and MATRICES[matrix].residual
+        shrink = math.sqrt(2 * config.num_layers) if writes else 1.0
         return (0.02 / shrink * jax.random.normal(key, shape)).astype(dtype)
 
     leaves = [draw(path, leaf.shape, k) for (path, leaf), k in zip(paths, keys, strict=True)]
     return jax.tree_util.tree_unflatten(tree, leaves)
-
-
-# The matrices of linear layers in blocks, which are what a scheme packs.
-MATRICES = ("query", "key_value", "out", "gate", "up", "down")
 
 
 def cast(params: Params, scheme: Scheme) -> Params:
@@ -179,7 +177,7 @@ def cast(params: Params, scheme: Scheme) -> Params:
         InputError: the scheme's groups do not divide a matrix's inputs, or it does not round to
             the nearest.
     """
-    if scheme.method or scheme.inputs == "int8-static":
+    if scheme.method or scheme.from_file or scheme.inputs == "int8-static":
         raise InputError(
             f"scheme {scheme.name!r} chooses its codes or scales, which rounding to the nearest "
             "does not",
@@ -187,7 +185,7 @@ def cast(params: Params, scheme: Scheme) -> Params:
         )
 
     def leaf(path: Any, value: Any) -> Any:
-        if scheme.weights is not None and path[-1].name in MATRICES:
+        if matrix_name(path) is not None and scheme.weights is not None:
             return pack(value, scheme)
         return jnp.asarray(value, scheme.compute_dtype)
 
@@ -207,7 +205,13 @@ def norm_offset(config: ModelConfig) -> float:
 
 
 def divided_norm(norm: Norm, by: Float[Array, "*L D"], config: ModelConfig) -> Norm:
-    """The norm whose output is divided by ``by``."""
+    """The norm whose output is that of ``norm`` divided by ``by``.
+
+    Args:
+        norm: of one layer or of all, with ``L`` in front.
+        by: divisor of each coordinate.
+        config: the architecture, which says whether the norm adds one to its scale (Gemma).
+    """
     offset = norm_offset(config)
     bias = None if norm.bias is None else norm.bias / by
     return Norm((norm.scale + offset) / by - offset, bias)

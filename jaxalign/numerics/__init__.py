@@ -1,9 +1,9 @@
 """What a number is: precision schemes, rounding, the matrix product, exact compilation."""
 
-from jaxalign.numerics.compile import PrecisionError, check_canary, jit
+from jaxalign.numerics.activation_rounding import fake_quantize_int8, round_activation
 from jaxalign.numerics.dot import dot
-from jaxalign.numerics.rounding import fake_quantize_int8, round_activation
 from jaxalign.numerics.scheme import BF16, F16, F32, INT8_SIM, SCHEMES, Scheme, scheme_named
+from jaxalign.runtime.compile import PrecisionError, check_canary, jit
 
 __all__ = [
     "BF16",

@@ -7,8 +7,8 @@ from typing import Any
 import jax.numpy as jnp
 from jax import lax
 
-from jaxalign.numerics.inputs import float8_tokens, int8_static, int8_tokens, llm_int8
-from jaxalign.numerics.observed import Observed
+from jaxalign.numerics.input_rounding import float8_tokens, int8_static, int8_tokens, llm_int8
+from jaxalign.numerics.probe import Observed
 from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.numerics.quantize import divide
 from jaxalign.shapes import Array, Bool, Float, lead

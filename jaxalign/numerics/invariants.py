@@ -113,7 +113,7 @@ def _check_values(q: QTensor, name: str) -> None:
 
 def _check_zero_scales(q: QTensor, name: str) -> None:
     """A scale of 0 makes zeros of its group, and a quantizer writes it for zeros alone."""
-    if bool(jnp.all(q.scale != 0)):
+    if q.format.double or bool(jnp.all(q.scale != 0)):  # double: scales are rounded, too
         return
     values = code_values(q)
     if q.zero is not None:

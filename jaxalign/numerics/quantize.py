@@ -9,7 +9,7 @@ import numpy as np
 from jax import lax
 
 from jaxalign.numerics.codebooks import CODEBOOKS
-from jaxalign.numerics.double import round_scales
+from jaxalign.numerics.double_quantization import round_scales
 from jaxalign.numerics.qtensor import QTensor, pack_nibbles
 from jaxalign.numerics.scheme import WeightFormat
 from jaxalign.shapes import Array, Float

@@ -114,6 +114,7 @@ class Scheme:
             "gptq", "smoothquant", "hqq".
         act_order: GPTQ takes columns by falling second moment of their input.
         alpha: SmoothQuant's exponent, how much of the range goes from activations to weights.
+        from_file: whether codes and scales are a checkpoint's, which rounding would not find.
     """
 
     name: str
@@ -124,6 +125,7 @@ class Scheme:
     method: str = ""
     act_order: bool = False
     alpha: float = 0.5
+    from_file: bool = False
 
     def __post_init__(self) -> None:
         unknown = [site for site in self.int8_sites if site not in SITES]

@@ -1,91 +1,42 @@
-"""The figures of a heads study. They see a result, never a run.
+"""What figures are made of. Nothing here knows a study: it takes estimates, arrays and labels.
 
-``draw_all`` writes every figure as PNG (200 dpi) and as SVG with real text. The same result gives
-the same bytes, whatever the user's own matplotlib settings are. A figure that has nothing to show
-is written all the same, with a sentence that says why.
+``draw`` writes figures as PNG (200 dpi) and as SVG with real text. The same result gives the same
+bytes, whatever the user's own matplotlib settings are. A figure that has nothing to show is written
+all the same, with a sentence that says why.
 """
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
+from typing import TypeVar
 
-from jaxalign.plots import heads, maps, repair, schemes, tasks, training
-from jaxalign.plots.page import KINDS, Page, styled, write
-from jaxalign.plots.process import ask, asked, drawing_process
-from jaxalign.results import HeadsResult, SchemesResult
+from jaxalign.plots.page import Page, styled, write
 
-FIGURES: MappingProxyType[str, Callable[[HeadsResult], Page]] = MappingProxyType(
-    {
-        "fig1_importance_vs_drift": heads.importance_vs_drift,
-        "fig2_zero_vs_mean_ablation": heads.zero_vs_mean_ablation,
-        "fig3_task_specificity": tasks.task_specificity,
-        "fig4_circuit_repair": repair.circuit_repair,
-        "fig5_task_degradation": tasks.task_degradation,
-        "fig6_head_map": maps.head_map,
-        "fig7_first_order": heads.first_order,
-    }
-)
+Result = TypeVar("Result")
 
-__all__ = ["FIGURES", "draw_all", "draw_schemes", "draw_training", "drawing_process"]
+__all__ = ["draw"]
 
 
-def draw_all(
-    result: HeadsResult, folder: Path, second: subprocess.Popen[bytes] | None = None
+def draw(
+    figures: Mapping[str, Callable[[Result], Page]], result: Result, folder: Path
 ) -> list[Path]:
-    """Write every figure of ``FIGURES`` to ``folder``, each as PNG and SVG.
+    """Write figures of a result, each as PNG and SVG.
 
     Args:
-        result: the study.
+        figures: by the name of its files, what makes the page of each.
+        result: what the figures show.
         folder: made where it is missing; files of the same names are replaced, each whole or not
             at all.
-        second: from ``drawing_process``; draws every second figure. Used up afterwards.
 
     Returns:
-        The paths written, PNG before SVG, in the order of ``FIGURES``.
+        The paths written, PNG before SVG, in the order of ``figures``.
 
     Raises:
         InputError: the folder cannot be written.
     """
-    folder = Path(folder)
-    names = list(FIGURES)
-    theirs = names[1::2] if second else []
-    if second:
-        ask(second, result, folder, theirs)
-    _draw(result, folder, [name for name in names if name not in theirs])
-    if second and second.wait() != 0:  # whatever went wrong there is met again, and raised, here
-        _draw(result, folder, theirs)
-    return [folder / f"{name}.{kind}" for name in names for kind in KINDS]
-
-
-def draw_schemes(result: SchemesResult, folder: Path) -> list[Path]:
-    """Write the figure of a comparison of schemes, PNG and SVG.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
+    paths: list[Path] = []
     with styled():
-        return write(schemes.schemes(result).settled(), Path(folder), "schemes")
-
-
-def draw_training(checkpoints: training.Checkpoints, folder: Path) -> list[Path]:
-    """Write the figure of studies over training checkpoints, PNG and SVG.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    with styled():
-        return write(training.training(checkpoints).settled(), Path(folder), "training")
-
-
-def _draw(result: HeadsResult, folder: Path, names: Iterable[str]) -> None:
-    with styled():
-        for name in names:
-            write(FIGURES[name](result).settled(), folder, name)
-
-
-def serve() -> None:
-    """What a ``drawing_process`` does: draw what it is asked for, once."""
-    _draw(*asked())
+        for name, figure in figures.items():
+            paths += write(figure(result).settled(), Path(folder), name)
+    return paths

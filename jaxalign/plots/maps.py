@@ -1,4 +1,4 @@
-"""Figure 6: importance and drift as maps of layer and head."""
+"""Values as maps of coloured cells, with their numbers where there is room."""
 
 from __future__ import annotations
 
@@ -12,17 +12,9 @@ from matplotlib.colors import Colormap, LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 
-from jaxalign.plots.page import GREY, INK, Page, new_page
-from jaxalign.plots.scatter import log_ticks
-from jaxalign.plots.values import (
-    drift_percent,
-    importance,
-    precision_name,
-    signed,
-    significant,
-    spans_decades,
-)
-from jaxalign.results import HeadsResult
+from jaxalign.plots.page import GREY, INK
+from jaxalign.plots.scales import drawable, log_ticks, spans_decades
+from jaxalign.plots.words import signed, significant
 
 MAX_NUMBERS = 64  # cells; above this numbers would be too small to read
 NUMBERED, PLAIN = (0.29, 0.27), (0.17, 0.17)  # inches, a cell with and without its number
@@ -30,58 +22,60 @@ NOT_FINITE = "#bdbdbd"
 DARK = 0.2  # relative luminance below which white text has more contrast than dark text
 
 
-def head_map(result: HeadsResult) -> Page:
-    """Figure 6: importance beside the drift of every precision."""
-    panels = 1 + len(result.precisions)
-    reading = (
-        "Each cell is one head, averaged over all prompts. Importance: how much the answer's lead "
-        "shrinks when the head is set to zero in f32 (negative: it grows). Drift: how far low "
-        "precision moves the head's output, in per cent of the norm of its f32 output."
-    )
-    rows, columns = result.num_layers, result.num_heads
-    cell = NUMBERED if rows * columns <= MAX_NUMBERS else PLAIN
-    width = max(4.6, panels * max(1.6, columns * cell[0] + 0.3) + 0.5)
-    body = max(rows, 4) * cell[1] + 1.15
-    maps = [importance(result), *(drift_percent(result, name) for name in result.precisions)]
-    if not all(np.isfinite(values).all() for values in maps):
-        reading += " Crossed out: not finite in at least one prompt."
-    title = "Where are the heads that matter, and where does precision bite?"
-    page = new_page(result, title, reading, width=width, body=body)
-    axes = page.figure.subplots(1, panels, squeeze=False)[0]
-    _importance_map(page.figure, axes[0], maps[0])
-    for ax, values, precision in zip(axes[1:], maps[1:], result.precisions, strict=True):
-        _drift_map(page.figure, ax, values, precision)
-    axes[0].set_ylabel("layer")
-    return page
+def signed_map(figure: Figure, ax: Axes, values: np.ndarray, label: str) -> None:
+    """Draw values of both signs, symmetric around 0.
 
-
-def _importance_map(figure: Figure, ax: Axes, values: np.ndarray) -> None:
+    Args:
+        figure: that ``ax`` belongs to.
+        ax: the panel.
+        values: ``[rows, columns]``.
+        label: of the colour bar.
+    """
+    values = drawable(values)
     largest = float(np.abs(values[np.isfinite(values)]).max(initial=0)) or 1.0
-    ax.set_title("Importance, f32")
-    norm = TwoSlopeNorm(0, -largest, largest)
-    _cells(figure, ax, values, norm, matplotlib.colormaps["PuOr_r"], "importance (logits)")
+    norm, cmap = TwoSlopeNorm(0, -largest, largest), matplotlib.colormaps["PuOr_r"]
+    cells(figure, ax, values, norm, cmap, label)
     if values.size <= MAX_NUMBERS:
-        _numbers(ax, values, norm, matplotlib.colormaps["PuOr_r"], lambda v: signed(v, 2))
+        numbers(ax, values, norm, cmap, lambda v: signed(v, 2))
     else:
-        _minus_signs(ax, values, largest)
+        # A grey print cannot tell clearly negative cells from positive ones by their colour.
+        _marks(ax, values < -0.1 * largest, "_", 12.0)
 
 
-def _drift_map(figure: Figure, ax: Axes, values: np.ndarray, precision: str) -> None:
-    ax.set_title(f"Drift, {precision_name(precision)}")
+def size_map(figure: Figure, ax: Axes, values: np.ndarray, label: str) -> None:
+    """Draw values ≥ 0, on a log scale where they spread far.
+
+    Args:
+        figure: that ``ax`` belongs to.
+        ax: the panel.
+        values: ``[rows, columns]``.
+        label: of the colour bar.
+    """
+    values = drawable(values)
     finite = values[np.isfinite(values)]
     high = float(finite.max(initial=0)) or 1.0
     norm: Normalize = Normalize(0, high)
     if spans_decades(values):
         norm = LogNorm(float(finite[finite > 0].min()), high, clip=True)
     cmap = matplotlib.colormaps["cividis"]
-    _cells(figure, ax, values, norm, cmap, "drift (%)")
+    cells(figure, ax, values, norm, cmap, label)
     if values.size <= MAX_NUMBERS:
-        _numbers(ax, values, norm, cmap, significant)
+        numbers(ax, values, norm, cmap, significant)
 
 
-def _cells(
+def cells(
     figure: Figure, ax: Axes, values: np.ndarray, norm: Normalize, cmap: Colormap, label: str
 ) -> Colorbar:
+    """Draw one coloured cell a value, row 0 on top, and a colour bar below.
+
+    Args:
+        figure: that ``ax`` belongs to.
+        ax: the panel.
+        values: ``[rows, columns]``, ``drawable``; cells that are not finite are crossed out.
+        norm: from values to the range of ``cmap``.
+        cmap: the colours.
+        label: of the colour bar.
+    """
     rows, columns = values.shape
     drawn = ax.pcolormesh(
         np.arange(columns + 1) - 0.5,
@@ -94,13 +88,11 @@ def _cells(
     )
     ax.set_facecolor(NOT_FINITE)
     ax.set_ylim(rows - 0.5, -0.5)  # layer 0 on top, as in the file
-    ax.set_xlabel("head")
     for axis in (ax.xaxis, ax.yaxis):
         axis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1))
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
-    for row, column in np.argwhere(~np.isfinite(values)):
-        ax.text(column, row, "×", ha="center", va="center", color=INK, size=8)
+    _marks(ax, ~np.isfinite(values), "x", 9.0)
     bar = figure.colorbar(
         drawn, ax=ax, label=label, location="bottom", aspect=24, pad=0.02, fraction=0.06
     )
@@ -117,13 +109,22 @@ def _cells(
     return bar
 
 
-def _numbers(
+def numbers(
     ax: Axes,
     values: np.ndarray,
     norm: Normalize,
     cmap: Colormap,
     write: Callable[[float], str],
 ) -> None:
+    """Write the finite values of ``cells`` into their cells, light on dark and dark on light.
+
+    Args:
+        ax: the panel.
+        values: ``[rows, columns]``.
+        norm: as ``cells`` had it.
+        cmap: as ``cells`` had it.
+        write: a value as text.
+    """
     for row, column in np.argwhere(np.isfinite(values)):
         value = float(values[row, column])
         luminance = np.dot((0.2126, 0.7152, 0.0722), np.power(cmap(norm(value))[:3], 2.2))
@@ -131,7 +132,8 @@ def _numbers(
         ax.text(column, row, write(value), ha="center", va="center", color=shade, size=5.5)
 
 
-def _minus_signs(ax: Axes, values: np.ndarray, largest: float) -> None:
-    """Mark clearly negative cells, whose colour a grey print cannot tell from positive ones."""
-    for row, column in np.argwhere(values < -0.1 * largest):
-        ax.text(column, row, "−", ha="center", va="center", color=INK, size=6)
+def _marks(ax: Axes, where: np.ndarray, marker: str, size: float) -> None:
+    """One marker in each of these cells; all are one artist, since a text each takes long."""
+    rows, columns = np.nonzero(where)
+    if rows.size:
+        ax.scatter(columns, rows, s=size, marker=marker, color=INK, linewidths=0.7)

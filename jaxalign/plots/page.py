@@ -5,8 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import io
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,15 +19,18 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg, RendererAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties
+from matplotlib.text import Text
+from matplotlib.ticker import FuncFormatter
 
+from jaxalign.errors import shortened
 from jaxalign.plots.labels import place_labels
-from jaxalign.results import HeadsResult
+from jaxalign.plots.words import FAMILY, shown
 from jaxalign.runtime.files import replace_file
 
 INK, GREY, PALE = "#222222", "#6b6b6b", "#d9d9d9"
 STYLE: MappingProxyType[Any, Any] = MappingProxyType(
     {
-        "font.family": ["DejaVu Sans"],
+        "font.family": [FAMILY],
         "font.size": 8,
         "axes.titlesize": 8.5,
         "axes.titleweight": "bold",
@@ -57,15 +59,13 @@ STYLE: MappingProxyType[Any, Any] = MappingProxyType(
         "svg.hashsalt": "jaxalign",
     }
 )
-KINDS = ("png", "svg")
+FORMATS = ("png", "svg")
 DPI = 200
+MOST_DOTS = 12_000  # along a side; a larger page has fewer dots an inch
 MARGIN = 0.1  # inches, all around
 TITLE_SIZE, READING_SIZE, CAPTION_SIZE = 10.5, 7.5, 6.5
+LONGEST_WORD = 80  # characters
 LEADING = 1.3  # line height over font size
-HEAD_MODES = {
-    "true": "true attention heads",
-    "edge-align": "head mode edge-align: blocks of the residual stream, not attention heads",
-}
 
 
 @contextlib.contextmanager
@@ -108,7 +108,8 @@ class Page:
         )
 
     def settled(self) -> Figure:
-        """The figure with its layout fixed and its labels placed."""
+        """The figure with its text safe to draw, its layout fixed and its labels placed."""
+        _clean(self.figure)
         engine = self.figure.get_layout_engine()
         assert engine is not None
         # Two passes, since the first changes which ticks need room.
@@ -121,13 +122,30 @@ class Page:
             left, bottom, width, height = ax.get_position(original=True).bounds
             ax.set_position((round(left, 7), round(bottom, 7), round(width, 7), round(height, 7)))
             ax.apply_aspect()
-        for label in self.labels:
-            place_labels(*label)
+        for ax, x, y, names in self.labels:
+            place_labels(ax, x, y, [(point, shown(name)) for point, name in names])
         return self.figure
 
 
+def _clean(figure: Figure) -> None:
+    """Let every text in the figure pass ``shown``, labels of ticks too."""
+    for text in figure.findobj(Text):
+        written = shown(text.get_text())
+        if written != text.get_text():
+            text.set_text(written)
+    for ax in figure.findobj(Axes):
+        for axis in (ax.xaxis, ax.yaxis):
+            write = axis.get_major_formatter()
+            if isinstance(write, FuncFormatter):  # names given to ticks, too
+                axis.set_major_formatter(FuncFormatter(_shown_ticks(write)))
+
+
+def _shown_ticks(write: FuncFormatter) -> Callable[[float, int | None], str]:
+    return lambda value, place: shown(write(value, place))
+
+
 def new_page(
-    about: HeadsResult | str,
+    caption: str,
     title: str,
     reading: str,
     *,
@@ -138,7 +156,7 @@ def new_page(
     """An empty page; sizes in inches.
 
     Args:
-        about: the result whose caption it carries, or the caption itself.
+        caption: what the numbers are of: model, revision, device, prompts.
         title: the question that the figure answers, in plain words.
         reading: how to read it, and what is missing from it.
         width: of the whole page.
@@ -147,17 +165,17 @@ def new_page(
     """
     room = width - 2 * MARGIN
     blocks = [
-        (wrapped(text, room, size), size)
+        (wrapped(shown(text), room, size), size)
         for text, size in (
             (title, TITLE_SIZE),
             (reading, READING_SIZE),
-            (about if isinstance(about, str) else caption(about), CAPTION_SIZE),
+            (caption, CAPTION_SIZE),
         )
     ]
     heights = [len(lines) * size * LEADING / 72 for lines, size in blocks]
     foot = MARGIN + heights[2] + 0.1 + below
     height = foot + body + 0.12 + heights[1] + 0.05 + heights[0] + MARGIN
-    figure = Figure(figsize=(width, height), dpi=DPI)
+    figure = Figure(figsize=(width, height), dpi=min(DPI, MOST_DOTS / max(width, height)))
     FigureCanvasAgg(figure)
     rect = (MARGIN / width, foot / height, 1 - 2 * MARGIN / width, body / height)
     figure.set_layout_engine("constrained", rect=rect, w_pad=0.05, h_pad=0.05)
@@ -171,9 +189,15 @@ def new_page(
     return Page(figure, (MARGIN + heights[2] + 0.05) / height)
 
 
-def sentence_page(result: HeadsResult, title: str, sentence: str) -> Page:
-    """A page for a figure that has nothing to show: the sentence says why."""
-    page = new_page(result, title, "", width=7.2, body=1.2)
+def sentence_page(caption: str, title: str, sentence: str) -> Page:
+    """A page for a figure that has nothing to show.
+
+    Args:
+        caption: as on every page.
+        title: the question that the figure would answer.
+        sentence: why it has no answer.
+    """
+    page = new_page(caption, title, "", width=7.2, body=1.2)
     ax = page.figure.subplots()
     ax.set_axis_off()
     lines = "\n".join(wrapped(sentence, 6.4, 9.0))
@@ -190,28 +214,6 @@ def say(ax: Axes, sentence: str) -> None:
     )
 
 
-def caption(result: HeadsResult) -> str:
-    """Model, revision, device, prompts and head mode, and what stands in for what."""
-    model = result.metadata["model"]
-    revision = model["revision"] or f"none (weights sha256 {model['weights_sha256'][:12]})"
-    counts = Counter(prompt.task for prompt in result.prompts)
-    by_task = ", ".join(f"{count} {task}" for task, count in counts.items())
-    parts = (
-        f"Model {model['name']}",
-        f"revision {revision}",
-        f"device {result.metadata['device']}",
-        f"{counted(len(result.prompts), 'prompt')} ({by_task})",
-        HEAD_MODES[result.head_mode],
-    )
-    note = " ".join(model["note"].split())
-    return "; ".join(parts) + "." + (f" Note: {note.rstrip('.')}." if note else "")
-
-
-def counted(n: int, noun: str) -> str:
-    """``1 prompt``, ``2 prompts``."""
-    return f"{n} {noun}" + ("" if n == 1 else "s")
-
-
 @functools.cache
 def text_width(text: str, size: float) -> float:
     """Width of one line in inches."""
@@ -224,11 +226,18 @@ def text_width(text: str, size: float) -> float:
 def wrapped(text: str, width: float, size: float) -> list[str]:
     """The text in lines no wider than ``width`` inches; no line for an empty text.
 
-    Breaks at spaces, not at no-break spaces.
+    Breaks at spaces, not at no-break spaces. A word of more than ``LONGEST_WORD`` characters loses
+    its middle.
+
+    Args:
+        text: words and spaces.
+        width: inches.
+        size: of the font, points.
     """
     lines: list[str] = []
     filled = 0.0
     for word in filter(None, text.split(" ")):
+        word = shortened(word, LONGEST_WORD)
         more = text_width(f" {word}", size)
         if lines and filled + more <= width:
             lines[-1] += f" {word}"
@@ -248,7 +257,7 @@ def write(figure: Figure, folder: Path, name: str) -> list[Path]:
     # Each canvas by itself: ``savefig`` would lay out the whole figure once more for each file.
     FigureCanvasAgg(figure).print_png(png := io.BytesIO(), metadata={"Software": None})
     FigureCanvasSVG(figure).print_svg(svg := io.BytesIO(), metadata={"Date": None, "Creator": None})
-    paths = [folder / f"{name}.{kind}" for kind in KINDS]
+    paths = [folder / f"{name}.{kind}" for kind in FORMATS]
     for path, content in zip(paths, (png, svg), strict=True):
         replace_file(path, content.getvalue())
     return paths

@@ -1,4 +1,4 @@
-"""One dot a head: colours by layer, scales, diagonals and the box with a correlation."""
+"""One dot a cell of two maps: colours by row, diagonals and the box with a correlation."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import BoundaryNorm, ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.ticker import MaxNLocator
 
 from jaxalign.plots.page import GREY, INK, PALE
-from jaxalign.plots.values import significant, spans_decades
+from jaxalign.plots.scales import drawable
 
 BOX_SIZE = 7.0
 MAX_LAYER_TICKS = 12
@@ -44,7 +44,7 @@ def layer_bar(figure: Figure, ax: Axes, num_layers: int) -> None:
 def dots(ax: Axes, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Draw two ``[L, H]`` maps against each other; return the finite points and their indices."""
     layers = np.repeat(np.arange(x.shape[0]), x.shape[1])
-    flat_x, flat_y = x.ravel(), y.ravel()
+    flat_x, flat_y = drawable(x).ravel(), drawable(y).ravel()
     kept = np.flatnonzero(np.isfinite(flat_x) & np.isfinite(flat_y))
     shades = layer_colours(x.shape[0]).to_rgba(layers[kept])
     size = 26 if kept.size <= 64 else 14
@@ -54,34 +54,17 @@ def dots(ax: Axes, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return flat_x[kept], flat_y[kept], kept
 
 
-def names_of(indices: Sequence[int], kept: np.ndarray, num_heads: int) -> list[tuple[int, str]]:
-    """Names of chosen points among those that ``dots`` drew."""
-    heads = ((i, int(kept[i])) for i in indices)
-    return [(i, f"L{head // num_heads}H{head % num_heads}") for i, head in heads]
+def names_of(
+    indices: Sequence[int], kept: np.ndarray, names: Sequence[str]
+) -> list[tuple[int, str]]:
+    """Names of chosen points among those that ``dots`` drew.
 
-
-def percent_axis(ax: Axes, values: np.ndarray, which: str = "x") -> float:
-    """Plain numbers on an axis of values ≥ 0, on a log scale where they spread far.
-
-    Returns:
-        The value at which to draw zeros: a log scale has no place for 0, so they stand a step
-        below the smallest other value; 0 on a linear scale.
+    Args:
+        indices: of the points, counted among those drawn.
+        kept: ``[points]`` what ``dots`` returned: the place of each point in the flattened map.
+        names: of all cells of the map, flattened.
     """
-    if not spans_decades(values):
-        return 0.0
-    ax.set_xscale("log") if which == "x" else ax.set_yscale("log")
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    axis.set_major_locator(log_ticks(values))
-    axis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 1)))
-    axis.set_minor_formatter(NullFormatter())
-    return float(values[np.isfinite(values) & (values > 0)].min()) / 1.5
-
-
-def log_ticks(values: np.ndarray) -> LogLocator:
-    """Ticks at 1, 3, 10, 30, … or, over many decades, at powers of ten."""
-    positive = values[np.isfinite(values) & (values > 0)]
-    decades = np.log10(positive.max() / positive.min())
-    return LogLocator(subs=(1.0,) if decades > 3 else (1.0, 3.0))
+    return [(i, names[int(kept[i])]) for i in indices]
 
 
 def zero_line(ax: Axes, which: str = "y") -> None:
@@ -120,19 +103,5 @@ def boxed_title(ax: Axes, title: str, lines: Sequence[str]) -> None:
         size=BOX_SIZE,
         linespacing=1.25,
         bbox={"boxstyle": "square,pad=0.35", "fc": "white", "ec": GREY, "lw": 0.6},
-        annotation_clip=False,
-    )
-
-
-def beside(ax: Axes, height: float, text: str) -> None:
-    """Text to the right of the panel, in line with a row."""
-    ax.annotate(
-        text,
-        (1.0, height),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 0),
-        textcoords="offset points",
-        va="center",
-        size=6.5,
         annotation_clip=False,
     )

@@ -35,7 +35,8 @@ def read_bytes(path: Path, remedy: str = AGAIN, most: int = MOST_BYTES) -> bytes
             found = os.fstat(file.fileno())
             if not stat.S_ISREG(found.st_mode):
                 raise InputError(f"{path} is no regular file", remedy)
-            content = file.read(most + 1)
+            # Room is taken for as much as is asked for, so no more than the file says is.
+            content = file.read(min(most, max(found.st_size, 1 << 20)) + 1)
     except InputError:
         raise
     except FileNotFoundError as error:
@@ -101,16 +102,18 @@ def check_writable(path: Path) -> None:
     """Make the folder of ``path``; raise ``InputError`` where a file cannot be written there."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent):
+        # Named as ``replace_file`` will name its own, which is longer than the file's name.
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
             pass
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
-    except OSError as error:
+    except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
         raise _unwritable(path, error) from error
 
 
-def _unwritable(path: Path, error: OSError) -> InputError:
+def _unwritable(path: Path, error: OSError | ValueError) -> InputError:
+    why = getattr(error, "strerror", None) or error
     return InputError(
-        f"{path} cannot be written ({error.strerror or error})",
+        f"{path} cannot be written ({why})",
         "give a file in a folder that you may write to and that has room",
     )

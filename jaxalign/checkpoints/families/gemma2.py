@@ -1,0 +1,90 @@
+"""Gemma 2 (Gemma Team 2024, arXiv 2408.00118).
+
+Beside the Llama line's block: a norm behind attention and MLP, too; norms scale by ``1 + w``;
+embeddings times ``sqrt(D)``; soft caps on attention scores and logits; a window in every other
+layer; scores divided by the root of a number of its own.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jaxalign.checkpoints.families.llama import (
+    BUFFERS,
+    COMMON,
+    EMBED,
+    UNEMBED,
+    common,
+    norm,
+    write_common,
+)
+from jaxalign.checkpoints.families.settings import Family, Settings, layer_types
+from jaxalign.checkpoints.tables import Table
+from jaxalign.errors import InputError
+from jaxalign.model.config import ModelConfig
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    fields = common(settings, 8192, kv_heads=4, head_dim=256)
+    settings.only("use_bidirectional_attention", False)
+    activation = settings.word("hidden_activation", "gelu_pytorch_tanh")
+    settings.only("hidden_act", activation)  # older files repeat it here
+    caps = {
+        field: settings.optional_number(name, default)
+        for field, name, default in (
+            ("attention_cap", "attn_logit_softcapping", 50.0),
+            ("logit_cap", "final_logit_softcapping", 30.0),
+        )
+    }
+    return fields | {
+        "tied_embeddings": settings.flag("tie_word_embeddings", True),
+        "attention_bias": settings.flag("attention_bias", False),
+        "activation": activation,
+        "norm": "rms+1",
+        "post_norms": True,
+        "scaled_embedding": True,
+        "query_scalar": settings.number("query_pre_attn_scalar", 256),
+        **caps,
+        "windows": _windows(settings, fields["num_layers"]),
+    }
+
+
+def _windows(settings: Settings, layers: int) -> tuple[int | None, ...]:
+    size = settings.optional_whole("sliding_window", 4096)
+    settings.only("sliding_window_size", size)
+    windows = settings.windows(layers, size)
+    if windows is None:
+        if size is None:
+            raise InputError(
+                "config.json has a null sliding_window, but a Gemma 2 whose every other layer has "
+                "one",
+                "give sliding_window, or layer_types",
+            )
+        windows = tuple(size if layer % 2 == 0 else None for layer in range(layers))
+    return windows if any(windows) else ()
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    sizes = [window for window in config.windows if window is not None]
+    assert config.query_scalar is not None
+    scalar = config.query_scalar
+    return write_common(config, "Gemma2ForCausalLM") | {
+        "hidden_activation": config.activation,
+        "attention_bias": config.attention_bias,
+        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
+        "attn_logit_softcapping": config.attention_cap,
+        "final_logit_softcapping": config.logit_cap,
+        "sliding_window": sizes[0] if sizes else None,
+        "layer_types": layer_types(config),
+    }
+
+
+# Gemma 2's name for what stands behind the attention is Llama's for what stands before the MLP.
+_GEMMA2_NORMS = (
+    norm("post_attention_layernorm", "attention_post_norm"),
+    norm("pre_feedforward_layernorm", "mlp_norm"),
+    norm("post_feedforward_layernorm", "mlp_post_norm"),
+)
+
+_TABLE = Table((*COMMON, *_GEMMA2_NORMS), EMBED, UNEMBED, BUFFERS)
+GEMMA2 = Family("Gemma 2", _read, _write, _TABLE)

@@ -1,0 +1,130 @@
+"""Llama 2 and 3, and what Mistral, Qwen and Gemma 2 share with them.
+
+One block: RMS norm, grouped-query attention with rotary embeddings over the whole head, sequential
+residual, a gated MLP. Sources: Llama 2 (arXiv 2307.09288), Llama 3 (arXiv 2407.21783).
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from jaxalign.checkpoints.families.settings import Family, Settings, rotary_settings, sizes
+from jaxalign.checkpoints.tables import Row, Table, same, turned
+from jaxalign.model.config import ModelConfig
+
+
+def common(
+    settings: Settings, positions: int, kv_heads: int | None = None, head_dim: int | None = None
+) -> dict[str, Any]:
+    """What the line shares, with Gemma 2: sizes, heads, rotation, biases that are mostly absent.
+
+    Args:
+        settings: of the file.
+        positions: what a missing ``max_position_embeddings`` means to transformers.
+        kv_heads: what a missing ``num_key_value_heads`` means: as many as query heads by default.
+        head_dim: what a missing ``head_dim`` means: ``D / H`` by default.
+    """
+    fields = sizes(settings)
+    base, scaling = settings.rotary()
+    width = settings.whole("head_dim", head_dim or fields["hidden_size"] // fields["num_heads"])
+    settings.only("rope_interleaved", False)
+    settings.only("pretraining_tp", 1)
+    return fields | {
+        "max_positions": settings.positions(positions),
+        "key_value_heads": settings.whole("num_key_value_heads", kv_heads or fields["num_heads"]),
+        "head_width": width,
+        "rotary_dims": width,
+        "rotary_base": base,
+        "rotary_scaling": scaling,
+        "parallel_residual": False,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "norm": "rms",
+        "norm_eps": settings.number("rms_norm_eps", 1e-6, zero=True),
+        "gated": True,
+    }
+
+
+def line(settings: Settings, positions: int, **missing: int) -> dict[str, Any]:
+    """What Llama, Mistral and Qwen share; arguments as ``common``'s."""
+    return common(settings, positions, **missing) | {
+        "tied_embeddings": settings.flag("tie_word_embeddings", False),
+        "activation": settings.word("hidden_act", "silu"),
+    }
+
+
+def _read_llama(settings: Settings) -> dict[str, Any]:
+    return line(settings, 2048) | {
+        "attention_bias": settings.flag("attention_bias", False),
+        "mlp_bias": settings.flag("mlp_bias", False),
+    }
+
+
+def write_common(config: ModelConfig, architecture: str) -> dict[str, Any]:
+    """The settings that the line and Gemma 2 share."""
+    return {
+        "architectures": [architecture],
+        "model_type": config.family,
+        "vocab_size": config.vocab_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_size,
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_positions,
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied_embeddings,
+        **rotary_settings(config),
+    }
+
+
+def _write_llama(config: ModelConfig) -> dict[str, Any]:
+    return write_common(config, "LlamaForCausalLM") | {
+        "hidden_act": config.activation,
+        "attention_bias": config.attention_bias,
+        "mlp_bias": config.mlp_bias,
+    }
+
+
+_LAYER = "model.layers.{layer}."
+EMBED, UNEMBED = "model.embed_tokens.weight", "lm_head.weight"
+BUFFERS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+def _linear(published: str, leaf: str, part: int | None = None) -> tuple[Row, Row]:
+    """A linear layer's weight and bias."""
+    return (
+        turned(f"{_LAYER}{published}.weight", f"blocks.{leaf}", part),
+        same(f"{_LAYER}{published}.bias", f"blocks.{leaf}_bias", part),
+    )
+
+
+def norm(published: str, leaf: str) -> Row:
+    """A norm of a block."""
+    return same(f"{_LAYER}{published}.weight", f"blocks.{leaf}.scale")
+
+
+COMMON = (
+    same(EMBED, "embed"),
+    *_linear("self_attn.q_proj", "attention.query"),
+    *_linear("self_attn.k_proj", "attention.key_value", 0),
+    *_linear("self_attn.v_proj", "attention.key_value", 1),
+    *_linear("self_attn.o_proj", "attention.out"),
+    *_linear("mlp.gate_proj", "mlp.gate"),
+    *_linear("mlp.up_proj", "mlp.up"),
+    *_linear("mlp.down_proj", "mlp.down"),
+    norm("input_layernorm", "attention_norm"),
+    same("model.norm.weight", "final_norm.scale"),
+    same(UNEMBED, "unembed"),
+)
+_LLAMA_NORMS = (
+    norm("post_attention_layernorm", "mlp_norm"),
+    norm("self_attn.q_norm", "attention.query_norm"),
+    norm("self_attn.k_norm", "attention.key_norm"),
+)
+# A row whose leaves a model lacks (biases, norms of queries and keys, the unembedding where it is
+# tied) is not used, so Mistral and Qwen share this table.
+TABLE = Table((*COMMON, *_LLAMA_NORMS), EMBED, UNEMBED, BUFFERS)
+LLAMA = Family("Llama", _read_llama, _write_llama, TABLE)

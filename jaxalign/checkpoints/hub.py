@@ -1,0 +1,182 @@
+"""Where a model comes from: a folder, the bundled one, the hub at a pinned revision, its cache."""
+
+from __future__ import annotations
+
+import os
+import threading
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import huggingface_hub
+from huggingface_hub import errors as hub_errors
+
+from jaxalign.checkpoints.files import INDEX, SINGLE
+from jaxalign.errors import InputError
+
+DEFAULT_MODEL = "EleutherAI/pythia-70m"
+BUNDLED = Path(__file__).parent.parent / "demo" / "model"
+BUNDLED_NAME = "demo"
+DEADLINE_SECONDS = 10.0
+# What the hub client's transport raises without a network; the transport has changed its library
+# twice, and this name follows it.
+TRANSPORT_ERROR: type[Exception] = hub_errors.HTTPError
+WANTED = ["config.json", "tokenizer.json", "*.safetensors", INDEX]
+UNWANTED = ["consolidated*"]  # Mistral's second copy of the weights, in a layout of its own
+
+
+@dataclass(frozen=True)
+class Source:
+    """A folder with a model, and how it was found.
+
+    Attributes:
+        folder: holds ``config.json``, ``tokenizer.json`` and safetensors.
+        model: the name asked for, or "demo" where the bundled model stands in.
+        revision: the revision asked for, resolved to a commit where the hub or its cache said it.
+        note: what a reader of the result has to know about the choice, and about how its settings
+            were read; empty for nothing.
+        ignored_settings: settings of ``config.json`` that the user said change nothing.
+    """
+
+    folder: Path
+    model: str
+    revision: str | None = None
+    note: str = ""
+    ignored_settings: tuple[str, ...] = ()
+
+
+class ModelUnavailable(InputError):
+    """The model can be had neither from the hub nor from the cache."""
+
+
+def locate(model: str | None = None, revision: str | None = None) -> Source:
+    """Find a model's folder, downloading what is not yet in the cache.
+
+    Args:
+        model: a folder, "demo" for the bundled model, or a repository of the hub. None means the
+            default model, with the bundled one in its place where it cannot be had.
+        revision: branch, tag (``step3000``) or commit of the repository.
+
+    Raises:
+        InputError: no such folder or repository or revision.
+        ModelUnavailable: a model that was named can be had neither from the hub nor the cache.
+    """
+    if model is None:
+        try:
+            return _from_hub(DEFAULT_MODEL, revision)
+        except ModelUnavailable as unavailable:
+            wanted = f"{DEFAULT_MODEL} at {revision}" if revision else DEFAULT_MODEL
+            note = f"the bundled demo model runs instead of {wanted}: {unavailable.problem}"
+            return replace(_bundled(), note=note)
+    if model == BUNDLED_NAME:
+        if revision is not None:
+            raise InputError(
+                f"--revision {revision} was given, but the bundled model has only one",
+                "leave --revision out, or name a repository of the hub",
+            )
+        return _bundled()
+    if model and os.path.isdir(folder := os.path.expanduser(model)):
+        return _from_folder(Path(folder), model, revision)
+    if model.startswith((".", "/", "~")) or model.count("/") > 1 or os.path.isfile(model):
+        raise InputError(f"--model {model}: there is no such folder", "check the path")
+    return _from_hub(model, revision)
+
+
+def _bundled() -> Source:
+    return Source(BUNDLED, BUNDLED_NAME)
+
+
+def _from_folder(folder: Path, model: str, revision: str | None) -> Source:
+    if revision is not None:
+        raise InputError(
+            f"--revision {revision} was given, but --model {model} is a local folder",
+            "leave --revision out, or name a repository of the hub",
+        )
+    return Source(folder, model)
+
+
+def _from_hub(model: str, revision: str | None) -> Source:
+    try:
+        _ask_hub(model, revision)
+        # By the name that was asked for, not its commit: only then does the cache remember the
+        # name, and find the model by it without a network.
+        folder = Path(
+            huggingface_hub.snapshot_download(
+                model, revision=revision, allow_patterns=WANTED, ignore_patterns=UNWANTED
+            )
+        )
+    except hub_errors.HFValidationError as error:
+        raise InputError(
+            f"--model {model} is neither a folder nor the name of a repository",
+            "give a folder, 'demo', or a name like EleutherAI/pythia-70m",
+        ) from error
+    except hub_errors.GatedRepoError as error:
+        raise ModelUnavailable(
+            f"{model} asks for consent to its terms", "give it on its page, then: hf auth login"
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise InputError(
+            f"{model} has no revision {revision!r}", "see the repository's list of branches"
+        ) from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise ModelUnavailable(f"the hub has no model {model!r}", "check its name") from error
+    except InputError:
+        raise
+    except (OSError, ValueError, TRANSPORT_ERROR) as error:  # ValueError: an answer in no JSON
+        return _from_cache(model, revision, f"{type(error).__name__}: {error}")
+    return Source(folder, model, folder.name)
+
+
+def _ask_hub(model: str, revision: str | None) -> None:
+    """Ask for ``revision``: an error within ``DEADLINE_SECONDS`` unless the hub can provide it.
+
+    A name lookup has no timeout of its own, hence the thread: the deadline holds for all of it.
+    """
+    failure: list[BaseException] = []
+
+    def ask() -> None:
+        try:
+            info = huggingface_hub.HfApi().model_info(
+                model, revision=revision, timeout=0.8 * DEADLINE_SECONDS
+            )
+            _check_files(model, [file.rfilename for file in info.siblings or []])
+        except BaseException as error:
+            failure.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(DEADLINE_SECONDS)
+    if thread.is_alive():
+        raise TimeoutError(f"no answer within {DEADLINE_SECONDS:.0f} s")
+    if failure:
+        raise failure[0]
+
+
+def _check_files(model: str, files: list[str]) -> None:
+    if not any(name in (SINGLE, INDEX) for name in files):
+        found = f"only {', '.join(files[:4])}" if files else "and no other file"
+        raise InputError(
+            f"{model} has no safetensors at this revision, {found}",
+            "use a revision with safetensors, or convert pytorch_model.bin on a machine you trust "
+            "with transformers' save_pretrained(safe_serialization=True)",
+        )
+
+
+def _from_cache(model: str, revision: str | None, why: str) -> Source:
+    """The newest complete snapshot in the local cache."""
+    short = why.splitlines()[0][:120]
+    try:
+        folder = Path(
+            huggingface_hub.snapshot_download(model, revision=revision, local_files_only=True)
+        )
+    except (hub_errors.LocalEntryNotFoundError, FileNotFoundError) as error:
+        raise ModelUnavailable(
+            f"{model} is not in the local cache and the hub cannot be reached ({short})",
+            "connect once to download it, or use --model FOLDER or --model demo",
+        ) from error
+    names = {path.name for path in folder.iterdir() if path.is_file()}
+    if not {"config.json", "tokenizer.json"} <= names or not {SINGLE, INDEX} & names:
+        raise ModelUnavailable(
+            f"the cached snapshot {folder} is incomplete and the hub cannot be reached ({short})",
+            "connect once to complete it, or use --model FOLDER or --model demo",
+        )
+    return Source(folder, model, folder.name)

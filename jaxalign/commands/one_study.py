@@ -1,0 +1,206 @@
+"""One study from the command line: open what it needs, run it, write, print and draw."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+from jaxalign.calibration import preparer
+from jaxalign.checkpoints import Model, locate
+from jaxalign.commands.opening import (
+    calibration_texts,
+    described,
+    ignoring,
+    keep_programs,
+    load_for,
+    shared_devices,
+)
+from jaxalign.devices.mesh import choose_mesh
+from jaxalign.devices.processes import is_first
+from jaxalign.errors import InputError
+from jaxalign.plots import draw
+from jaxalign.prompts import SHIPPED, PromptSet, read_prompts
+from jaxalign.runtime.environment import select_device
+from jaxalign.runtime.files import check_writable, read_bytes
+from jaxalign.study.session import Prepare, Session
+from jaxalign.study.shards import Shard, ShardFinished
+from jaxalign.study.study import Study
+
+R = TypeVar("R")
+# Of several devices each keeps this share of its memory for activations: where the parameters would
+# leave less, they are spread further.
+ACTIVATIONS = 0.25
+
+
+@dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What the command line of a study opens: the arguments of ``Session.open``."""
+
+    model: Model
+    prompts: PromptSet
+    texts: tuple[str, ...]
+    mesh: Mesh | None
+    source: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit:
+    """A checkpoint that another tool quantized, as one more scheme of a study.
+
+    Attributes:
+        options: with its scheme.
+        prepare: makes its parameters, too.
+        weights_sha256: of its files.
+        notes: what a reader has to know of it.
+    """
+
+    options: Any
+    prepare: Prepare
+    weights_sha256: str
+    notes: tuple[str, ...]
+
+
+def run_study(
+    study: Study[Any, R],
+    options: Any,
+    arguments: argparse.Namespace,
+    audit: Callable[[Model, Any, Prepare], Audit] | None = None,
+) -> R | None:
+    """Run a study as the command line asks; the result as its file has it.
+
+    Args:
+        study: which.
+        options: its own.
+        arguments: where the rest is: model, revision, prompts, calibration, device, devices,
+            compilation cache, shard, output, no_figures.
+        audit: reads a quantized checkpoint beside the model.
+
+    Returns:
+        None in a shard.
+
+    Raises:
+        InputError: anything that cannot be used.
+    """
+    device = select_device(arguments.device)  # first, since it says what JAX does not find
+    output, first, shard = arguments.output, is_first(), parse_shard(arguments.shard)
+    if first:
+        check_output(output, not arguments.no_figures)
+    given = _open(study, options, arguments, device)
+    unfinished = output.with_name(f"{output.name}.calibration")
+    prepare = preparer(given.model, given.texts, progress=first, folder=unfinished)
+    source, notes = given.source, ()
+    if audit:
+        audited = audit(given.model, options, prepare)
+        options, prepare, notes = audited.options, audited.prepare, audited.notes
+        source = source | {"quantized": audited.weights_sha256}
+    with Session.open(
+        study.format,
+        given.model,
+        given.prompts,
+        options,
+        mesh=given.mesh,
+        folder=resume_folder(output),
+        shard=shard,
+        prepare=prepare,
+        progress=first,
+        source=source,
+    ) as session:
+        session.notes += notes
+        try:
+            result = study.run(session, options)
+        except ShardFinished:
+            print(f"shard {shard}: its calls are in {resume_folder(output)}")
+            return None
+        if shard:
+            return None
+        if not first:
+            return result
+        result = study.write(result, output)
+        session.resume.remove()
+        shutil.rmtree(unfinished, ignore_errors=True)
+        beside = study.beside(session, result, output) if study.beside else ()
+    print(f"\n{study.table(result)}\n\nresult: {output}", flush=True)
+    for path in beside:
+        print(path)
+    if not arguments.no_figures:
+        for path in draw(study.figures, result, output.parent / "figures"):
+            print(path)
+    return result
+
+
+def resume_folder(output: Path) -> Path:
+    """Where the finished calls of a study are, until its result is written."""
+    return output.with_name(f"{output.name}.journal")
+
+
+def check_output(output: Path, figures: bool) -> None:
+    """Refuse what could not be written at the end.
+
+    Args:
+        output: the result's file.
+        figures: whether figures are drawn beside it.
+
+    Raises:
+        InputError: the file cannot be written, or where figures go there is something else.
+    """
+    check_writable(output)
+    folder = output.parent / "figures"
+    if figures and os.path.exists(folder) and not os.path.isdir(folder):
+        raise InputError(
+            f"{folder} is no folder, and figures go there", "move it, or give --no-figures"
+        )
+
+
+def parse_shard(text: str | None) -> Shard | None:
+    """The share of the calls that ``--shard`` names; None without.
+
+    Args:
+        text: of ``--shard``, or None.
+
+    Raises:
+        InputError: it names none, or processes that are connected are given one.
+    """
+    if text is None:
+        return None
+    if jax.process_count() > 1:
+        raise InputError(
+            f"--shard {text} is for workers that are not connected",
+            "leave out --coordinator, or --shard",
+        )
+    return Shard.parse(text)
+
+
+def _open(
+    study: Study[Any, Any], options: Any, arguments: argparse.Namespace, device: jax.Device
+) -> Opened:
+    prompts = read_prompts(arguments.prompts)
+    file = SHIPPED if arguments.prompts is None else arguments.prompts
+    source = locate(arguments.model, arguments.revision)
+    if is_first():
+        print(f"{study.name} of {described(source, device.platform)}", flush=True)
+    keep_programs(arguments)
+    devices = shared_devices(arguments.devices, device)
+    budget = options.memory_gb * 1e9
+    model = load_for(devices, source, options.memory_gb, **ignoring(arguments))
+    reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
+    texts = calibration_texts(arguments.calibration, prompts)
+    return Opened(
+        model=model,
+        prompts=prompts,
+        texts=texts,
+        mesh=choose_mesh(model.config, devices, budget, reserve=reserve),
+        source={
+            "file": "shipped" if arguments.prompts is None else str(arguments.prompts),
+            "file_sha256": hashlib.sha256(read_bytes(file)).hexdigest(),
+            "calibration": texts,
+        },
+    )

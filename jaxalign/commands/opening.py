@@ -1,0 +1,110 @@
+"""What commands open before they compute: a device, compiled programs, the model, its devices."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxalign.calibration import read_texts
+from jaxalign.checkpoints import Model, Source, load, locate
+from jaxalign.devices.mesh import usable_devices
+from jaxalign.errors import InputError
+from jaxalign.prompts import PromptSet
+from jaxalign.runtime.compilation_cache import enable_compilation_cache
+from jaxalign.runtime.environment import select_device
+
+
+def opened(arguments: argparse.Namespace, job: str, memory_gb: float | None = None) -> Model:
+    """The model of a command that uses one device, after a line that says what runs.
+
+    Args:
+        arguments: from ``parse``, of a command that takes a model, a device and programs.
+        job: what is done, with ``{}`` for the model: "speed of {}".
+        memory_gb: what the parameters may take, in 1e9 bytes; by default what is available.
+
+    Raises:
+        InputError: no such model or device, or one that cannot be used.
+    """
+    device = select_device(arguments.device)
+    source = locate(arguments.model, arguments.revision)
+    print(job.format(described(source, device.platform)), flush=True)
+    keep_programs(arguments)
+    return load(source, memory_gb=memory_gb, **ignoring(arguments))
+
+
+def described(source: Source, platform: str) -> str:
+    """Model, revision and platform for people."""
+    revision = f" at {source.revision}" if source.revision else ""
+    note = f" ({source.note})" if source.note else ""
+    return f"{source.model}{revision} on {platform}{note}"
+
+
+def keep_programs(arguments: argparse.Namespace) -> None:
+    """Keep compiled programs where the arguments say."""
+    if not arguments.no_compilation_cache:
+        enable_compilation_cache(arguments.compilation_cache)
+
+
+def ignoring(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The settings that ``load`` may ignore, as its argument."""
+    return {"ignore_settings": tuple(arguments.ignore_setting)} if arguments.ignore_setting else {}
+
+
+def calibration_texts(path: Path | None, prompts: PromptSet) -> tuple[str, ...]:
+    """The texts that schemes are calibrated on: a file's, or the prompts' reference texts.
+
+    Args:
+        path: of ``--calibration``, or None.
+        prompts: whose reference texts are taken where there is no file.
+
+    Raises:
+        InputError: the file cannot be used.
+    """
+    return prompts.reference if path is None else read_texts(path)
+
+
+def shared_devices(count: int | None, device: jax.Device) -> list[jax.Device]:
+    """The devices that share the work: all GPUs by default, one CPU.
+
+    Args:
+        count: of ``--devices``, or None.
+        device: the one that was selected, of the same platform.
+
+    Raises:
+        InputError: there are not so many.
+    """
+    if count is None and device.platform == "cpu":
+        count = 1
+    return usable_devices(device.platform, count)
+
+
+def load_for(
+    devices: Sequence[jax.Device], source: Source, memory_gb: float | None = None, **more: Any
+) -> Model:
+    """The model; in the host's memory where several devices take their parts from it.
+
+    Args:
+        devices: that share the work.
+        source: from ``locate``.
+        memory_gb: what the parameters may take on one device, in 1e9 bytes.
+        more: other arguments of ``load``.
+
+    Raises:
+        InputError: as ``load``, or JAX leaves the host's CPU out.
+    """
+    if len(devices) == 1:
+        return load(source, memory_gb=memory_gb, **more)
+    try:
+        [host, *_] = jax.local_devices(backend="cpu")
+    except RuntimeError as error:
+        raise InputError(
+            "several devices take their parts of the model from the host's memory, and "
+            "JAX_PLATFORMS leaves the host's CPU out",
+            "add it, for example JAX_PLATFORMS=cuda,cpu",
+        ) from error
+    with jax.default_device(host):
+        return load(source, **more)

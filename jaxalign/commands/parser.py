@@ -1,0 +1,147 @@
+"""A parser that ignores nothing, and options that come from the fields of a dataclass."""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from collections.abc import Callable
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+from jaxalign.errors import InputError
+from jaxalign.study.option import Option, options_of
+from jaxalign.version import VERSION
+
+PROGRAM = "jaxalign"
+T = TypeVar("T")
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are ``InputError``s and that takes nothing for something else."""
+
+    def __init__(self, **how: Any) -> None:
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **how
+        )
+        self.register("action", None, _StoreOnce)
+        self.register("action", "store", _StoreOnce)
+        self.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
+        self.groups: dict[str, Any] = {}
+
+    def group(self, title: str) -> Any:
+        """The group of options under a heading, made where it is missing."""
+        if title not in self.groups:
+            self.groups[title] = self.add_argument_group(title)
+        return self.groups[title]
+
+    def error(self, message: str) -> NoReturn:
+        """Say what cannot be used, in one line."""
+        raise InputError(f"{self.prog}: {message}", f"see {self.prog} --help")
+
+
+class _StoreOnce(argparse.Action):
+    """Keeps a value, and refuses a second one, which would leave the first without effect."""
+
+    def __call__(
+        self, parser: Any, namespace: Any, values: Any, option_string: str | None = None
+    ) -> None:
+        if values == []:  # what argparse makes of ``--option=--``
+            raise argparse.ArgumentError(self, "expected one value, not '--'")
+        given = namespace.__dict__.setdefault("_given", set())
+        if self.dest in given:
+            raise argparse.ArgumentError(self, "is given twice")
+        given.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
+def whole(text: str) -> int:
+    """A whole number of the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        return int(text)
+    except ValueError:  # more than 4300 digits, too
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
+
+
+def real(text: str) -> float:
+    """A number of the command line, which may be infinite or not a number.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number") from None
+
+
+def path(text: str) -> Path:
+    """A path of the command line.
+
+    Raises:
+        argparse.ArgumentTypeError: it is empty, or has a NUL character.
+    """
+    if not text or "\0" in text:
+        raise argparse.ArgumentTypeError(f"{text[:40]!r} is no path")
+    return Path(text)
+
+
+PARSERS: dict[Any, Callable[[str], Any]] = {int: whole, float: real, str: str, Path: path}
+
+
+def add_options(parser: Parser, kind: type) -> None:
+    """Add the options that a dataclass's fields describe; what is not given stays None.
+
+    Args:
+        parser: gets them, under the headings that the options name.
+        kind: the dataclass. A field of type ``bool`` is a flag without a value.
+    """
+    hints = typing.get_type_hints(kind)
+    defaults = {field.name: field.default for field in fields(kind)}
+    for name, known in options_of(kind).items():
+        add = parser.group(known.group).add_argument
+        if hints[name] is bool:
+            add(known.flag, dest=name, action="store_const", const=True, help=known.help)
+            continue
+        add(
+            known.flag,
+            dest=name,
+            metavar=known.metavar or "|".join(known.choices) or None,
+            type=known.parse or PARSERS[_plain(hints[name])],
+            help=_with_default(known, defaults[name]),
+        )
+
+
+def _plain(hint: Any) -> Any:
+    """``str`` of ``str | None``."""
+    if isinstance(hint, types.UnionType):
+        [hint] = (one for one in typing.get_args(hint) if one is not type(None))
+    return hint
+
+
+def _with_default(known: Option, default: Any) -> str:
+    if default is None or default is MISSING:
+        return known.help
+    if isinstance(default, tuple):
+        default = ",".join(getattr(each, "name", str(each)) for each in default)
+    return f"{known.help} (default: {default})".replace("%", "%%")
+
+
+def options_from(arguments: argparse.Namespace, kind: Callable[..., T], **derived: Any) -> T:
+    """The options of a study, as given; the dataclass has the defaults.
+
+    Args:
+        arguments: from ``parse``.
+        kind: the dataclass.
+        derived: fields that do not come from an option of the same name, or are settled already.
+
+    Raises:
+        InputError: a value that the dataclass refuses.
+    """
+    given = {name: getattr(arguments, name) for name in options_of(kind)}
+    return kind(**{name: value for name, value in given.items() if value is not None} | derived)

@@ -1,0 +1,26 @@
+"""``plot``: the figures of a result, from its file alone."""
+
+from __future__ import annotations
+
+import argparse
+
+from jaxalign.plots import draw
+from jaxalign.runtime.files import check_writable
+from jaxalign.studies.registry import read_any
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Draw and print the paths; returns the exit code.
+
+    Args:
+        arguments: ``input``, any study's result, and ``figures``, a folder or None.
+
+    Raises:
+        InputError: the file is no result, or the folder cannot be written.
+    """
+    study, result = read_any(arguments.input)
+    folder = arguments.figures or arguments.input.parent / "figures"
+    check_writable(folder / "figure.png")
+    for path in draw(study.figures, result, folder):
+        print(path)
+    return 0

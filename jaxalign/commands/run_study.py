@@ -1,0 +1,104 @@
+"""``heads``, ``schemes`` and ``plan``: read the arguments, run the study, report."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from dataclasses import replace
+
+from jaxalign.checkpoints import Model, load_beside
+from jaxalign.commands.one_study import Audit, run_study
+from jaxalign.commands.over_training import over_training
+from jaxalign.commands.parser import options_from
+from jaxalign.devices.processes import processes
+from jaxalign.errors import InputError
+from jaxalign.numerics.scheme import INT8_SIM
+from jaxalign.studies.heads import Options
+from jaxalign.studies.registry import find_studies
+from jaxalign.study.option import listed
+from jaxalign.study.session import Prepare
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Run the study that the command names, ours or somebody else's; returns the exit code.
+
+    Args:
+        arguments: from ``commands.arguments.parse``.
+
+    Raises:
+        InputError: anything that cannot be used, or activations that left a precision's range.
+    """
+    study, overflows = find_studies()[arguments.command], []
+    with processes(arguments.coordinator, arguments.processes, arguments.process_id):
+        if study.name != "heads":
+            run_study(study, options_from(arguments, study.options), arguments)
+        elif arguments.revisions is None:
+            overflows = _heads(arguments)
+        else:
+            overflows = over_training(arguments, _heads)
+    # Only now, since an error in there ends the other processes, and bids them start again.
+    if overflows:
+        raise InputError(
+            overflows[0], "read that precision's columns as incomplete; bf16 has f32's range"
+        )
+    return 0
+
+
+def _heads(arguments: argparse.Namespace) -> list[str]:
+    """Run the heads study; the notes on activations that left a precision's range."""
+    audit = None if arguments.quantized is None else functools.partial(_audit, arguments)
+    study = find_studies()["heads"]
+    result = run_study(study, heads_options(arguments), arguments, audit)
+    return [] if result is None else [n for n in result.metadata["notes"] if "overflow" in n]
+
+
+def _audit(
+    arguments: argparse.Namespace, original: Model, options: Options, prepare: Prepare
+) -> Audit:
+    """A quantized checkpoint as one more scheme of the study."""
+    if arguments.model is None:
+        raise InputError(
+            "--quantized needs the original beside it, and --model names none",
+            "give --model, the model that was quantized",
+        )
+    found = load_beside(arguments.quantized, original)
+    scheme = replace(found.scheme, from_file=True)
+    return Audit(
+        options=replace(
+            options,
+            schemes=(scheme, *options.schemes),
+            repaired=(scheme.name, *options.repaired),
+        ),
+        prepare=lambda params, other: found.params if other == scheme else prepare(params, other),
+        weights_sha256=found.weights_sha256,
+        notes=(f"quantized: {found.title}, from {arguments.quantized}", *found.notes),
+    )
+
+
+def heads_options(arguments: argparse.Namespace) -> Options:
+    """The options of the heads study, as given.
+
+    Args:
+        arguments: of the command ``heads``.
+
+    Raises:
+        InputError: a value that cannot be used.
+    """
+    schemes = arguments.schemes
+    if schemes is None:  # a checkpoint that is audited is a scheme of its own
+        schemes = () if arguments.quantized else Options().schemes
+    names = [scheme.name for scheme in schemes]
+    # The curves of int8-sim take long, so only when asked for.
+    words = {None: [name for name in names if name != INT8_SIM.name], "all": names, "none": []}
+    asked = arguments.repair
+    repaired = words[asked] if asked in words else _repair_list(asked)
+    return options_from(
+        arguments, Options, schemes=schemes, repaired=tuple(dict.fromkeys(repaired))
+    )
+
+
+def _repair_list(text: str) -> tuple[str, ...]:
+    names = listed(text)
+    if not names:
+        raise InputError(f"--repair {text!r} names no scheme", "name one, or give all or none")
+    return names

@@ -1,6 +1,0 @@
-"""Checkpoints that other tools quantized, read into packed tensors."""
-
-from jaxalign.convert.packed.belongs import check_weights, load_beside
-from jaxalign.convert.packed.load import Quantized, format_of, load_quantized
-
-__all__ = ["Quantized", "check_weights", "format_of", "load_beside", "load_quantized"]

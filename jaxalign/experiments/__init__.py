@@ -1,1 +1,0 @@
-"""The studies. Each stands alone: they do not import each other."""

@@ -1,0 +1,1 @@
+"""Ways to choose the codes of a packed matrix: AWQ, GPTQ, HQQ, SmoothQuant."""

@@ -1,0 +1,101 @@
+"""How a heads study runs, as a frozen value."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxalign.edit import HEAD_MODES
+from jaxalign.errors import InputError
+from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
+from jaxalign.study.option import option, schemes_listed
+from jaxalign.study.options import Common
+from jaxalign.sweep import PLANS
+
+MEAN_POSITIONS = ("last", "all")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
+    """How the study runs.
+
+    Attributes:
+        schemes: low precisions to compare with f32.
+        repaired: names of the schemes whose repair curves are computed.
+        head_mode: "true" or "edge-align".
+        mean_positions: "last" or "all": where reference means are taken.
+        max_repair_k: how many heads are restored at most.
+        use_all_prompts: keep prompts that the model answers wrongly.
+        engine: "wave", or "vmap" for the plain path that defines it.
+
+    Raises:
+        InputError: a value that cannot be used.
+    """
+
+    schemes: tuple[Scheme, ...] = field(
+        default=(F16, INT8_SIM),
+        metadata=option(
+            "--schemes",
+            metavar="LIST",
+            parse=schemes_listed,
+            help="low precisions, with commas: f16, bf16, int8-sim, int8, llm-int8, nf4, fp4, "
+            "int4-g128, awq-g128, gptq-g128, hqq-g64, smoothquant, fp8-e4m3, ...; "
+            "docs/schemes.md has them all",
+        ),
+    )
+    repaired: tuple[str, ...] = ("f16",)
+    head_mode: str = field(
+        default="true",
+        metadata=option(
+            "--head-mode",
+            choices=HEAD_MODES,
+            help="true: a head is what it adds to the residual stream; edge-align: blocks of the "
+            "projected output, for parity with published results",
+        ),
+    )
+    mean_positions: str = field(
+        default="last",
+        metadata=option(
+            "--mean-positions",
+            choices=MEAN_POSITIONS,
+            help="where the reference means of mean ablation are taken",
+        ),
+    )
+    max_repair_k: int = field(
+        default=10,
+        metadata=option("--max-repair-k", metavar="K", least=1, help="restore the top 1 … K heads"),
+    )
+    use_all_prompts: bool = field(
+        default=False,
+        metadata=option(
+            "--use-all-prompts",
+            help="keep prompts whose target is not the f32 model's top-1 token",
+        ),
+    )
+    engine: str = field(
+        default="wave",
+        metadata=option(
+            "--engine",
+            choices=PLANS,
+            group="what runs",
+            help="wave: every edited run starts where its edit does; vmap: the plain path that "
+            "defines it, slower",
+        ),
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        names = [scheme.name for scheme in self.schemes]
+        if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+            raise InputError(
+                f"schemes name {', '.join(repeated)} more than once", "name each scheme once"
+            )
+        if F32.name in names:
+            raise InputError(
+                "f32 is among the schemes, but it is what all others are compared with",
+                "leave it out",
+            )
+        if unknown := [name for name in self.repaired if name not in names]:
+            raise InputError(
+                f"repair is asked for in {', '.join(unknown)}, which is not among the schemes",
+                f"name schemes of {', '.join(names) or 'the study'}",
+            )

@@ -1,0 +1,222 @@
+"""The compiled calls of the heads study: arrays in, arrays out, one program a batch shape.
+
+A head's *state* is what its contribution is computed from: ``z`` for true heads; for edge-align's
+blocks the attention output itself, cut into ``H`` blocks. Both are ``[L, B, S, H, h]``, ``H`` times
+smaller than the contributions of true heads, so states are what the study keeps.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jax.sharding import Mesh
+
+from jaxalign.devices.deal import sharded_sweep
+from jaxalign.edit import Edit, HeadEdit, head_ablation_masks
+from jaxalign.measures.metrics import (
+    Answer,
+    AnswerMetrics,
+    Drift,
+    first_order,
+    head_drift,
+)
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.decoder import forward, head_contributions
+from jaxalign.model.params import Params
+from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.runtime.compile import jit
+from jaxalign.shapes import Array, Bool, Float, Int, Leaf
+
+State = Float[Array, "L B S H h"]
+
+
+@struct.dataclass
+class Question:
+    """A batch of prompts and their answers.
+
+    ``tokens`` ``[B, S]``, ``lengths`` ``[B]``, ``target`` ``[B]``, ``distractor`` ``[B]`` (the
+    target again where there is none).
+    """
+
+    tokens: Leaf
+    lengths: Leaf
+    target: Leaf
+    distractor: Leaf
+
+    @property
+    def answer(self) -> Answer:
+        """What is read off the logits."""
+        return Answer(self.target, self.distractor)
+
+
+def contributions(
+    params: Params, state: Float[Array, "L *rows H h"], head_mode: str
+) -> Float[Array, "L *rows H C"]:
+    """Every head's contribution in f32, from its state."""
+    if head_mode == "edge-align":
+        return state.astype(jnp.float32)
+    c = jax.vmap(head_contributions)(state, params.blocks.attention.out)
+    return jnp.moveaxis(c, 1, -2)
+
+
+def _clean(
+    params: Params,
+    question: Question,
+    config: ModelConfig,
+    scheme: Scheme,
+    head_mode: str,
+    edit: Edit | None = None,
+) -> tuple[AnswerMetrics, State]:
+    """The model's answers and every head's state."""
+    site = "attn_out" if head_mode == "edge-align" else "z"
+    out = forward(
+        params,
+        question.tokens,
+        config,
+        lengths=question.lengths,
+        scheme=scheme,
+        edit=edit,
+        capture=(site,),
+        last_only=True,
+    )
+    state = out.activations[site]
+    width = config.edge_size if head_mode == "edge-align" else config.head_size
+    heads = (*state.shape[:3], config.num_heads, width)
+    return question.answer(out.logits), state.reshape(heads)
+
+
+@functools.partial(jit, static_argnames=("config", "head_mode"))
+def clean_run(
+    params: Params, question: Question, *, config: ModelConfig, head_mode: str
+) -> tuple[AnswerMetrics, State, Float[Array, "L B S *heads C"]]:
+    """The f32 model without edits: its answers, every head's state, and ``∂m / ∂c``.
+
+    All true heads of a layer write to the same stream, so they share one gradient, that of the
+    attention output; edge-align's blocks have each their own part of it.
+    """
+    shape = (config.num_layers, *question.tokens.shape, config.hidden_size)
+
+    def total(added: Array) -> tuple[Array, tuple[AnswerMetrics, State]]:
+        out = _clean(params, question, config, F32, head_mode, Edit(attn_add=added))
+        return out[0].logit_diff.sum(), out
+
+    gradient, (metrics, state) = jax.grad(total, has_aux=True)(jnp.zeros(shape))
+    if head_mode == "edge-align":
+        gradient = gradient.reshape(*shape[:3], config.num_heads, config.edge_size)
+    return metrics, state, gradient
+
+
+@functools.partial(jit, static_argnames=("config", "head_mode", "rows", "plan", "mesh"))
+def importance_run(
+    params: Params,
+    question: Question,
+    means: Float[Array, "L H C"],
+    donors: Float[Array, "N L B S H h"],
+    *,
+    config: ModelConfig,
+    head_mode: str,
+    rows: tuple[int, int],
+    plan: str = "wave",
+    mesh: Mesh | None = None,
+) -> tuple[Float[Array, "3 M B"], Float[Array, "3 M B"]]:
+    """``m(clean) − m(head replaced)`` by zero, mean and resampling, in f32, in one call.
+
+    Args:
+        means: each head's mean contribution over the reference texts.
+        donors: states of other prompts, one for each draw.
+        rows: which heads, counted layer by layer, ``[start, stop)``.
+        plan, mesh: of the sweep.
+
+    Returns:
+        The importance for ``logit_diff`` and for ``distractor_diff``; resampling is the mean over
+        draws.
+    """
+    masks = head_ablation_masks(config.num_layers, config.num_heads)[slice(*rows)]
+    zero = jnp.zeros((config.num_layers, 1, 1, 1, 1))
+    resampled = [contributions(params, donor, head_mode) for donor in donors]
+    values = [zero, means[:, None, None], *resampled]
+    edits = [Edit(head=HeadEdit(masks, value, head_mode)) for value in values]
+    outs = sharded_sweep(
+        mesh, params, question.tokens, question.lengths, config, edits, question.answer, plan=plan
+    )
+    effects = [
+        jax.tree.map(lambda m: m[:1] - m[1:], (o.logit_diff, o.distractor_diff)) for o in outs
+    ]
+    draws = jax.tree.map(lambda *draw: jnp.stack(draw).mean(axis=0), *effects[2:])
+    return jax.tree.map(lambda *kinds: jnp.stack(kinds), effects[0], effects[1], draws)
+
+
+@functools.partial(jit, static_argnames=("config", "scheme", "head_mode"))
+def low_run(
+    params: Params,
+    low_params: Params,
+    question: Question,
+    state: State,
+    gradient: Float[Array, "L B S *heads C"],
+    *,
+    config: ModelConfig,
+    scheme: Scheme,
+    head_mode: str,
+) -> tuple[AnswerMetrics, Drift, Float[Array, "L B H"]]:
+    """The low-precision model without edits: its answers, how far every head drifted from f32's
+    ``state``, and each head's first-order effect."""
+    metrics, low_state = _clean(low_params, question, config, scheme, head_mode)
+
+    def layer(arrays: tuple[Any, ...]) -> tuple[Drift, Array]:
+        high, low, gradient, w_high, w_low = arrays
+        if head_mode == "edge-align":
+            base, moved = high.astype(jnp.float32), low.astype(jnp.float32)
+        else:
+            base, moved = (
+                jnp.moveaxis(head_contributions(z, w), 0, -2)
+                for z, w in ((high, w_high), (low, w_low))
+            )
+        lengths = question.lengths
+        return head_drift(moved, base, lengths), first_order(gradient, moved, base, lengths)
+
+    weights = params.blocks.attention.out, low_params.blocks.attention.out
+    drift, predicted = jax.lax.map(layer, (state, low_state, gradient, *weights))
+    return metrics, drift, predicted
+
+
+@functools.partial(jit, static_argnames=("config", "scheme", "head_mode", "plan", "mesh"))
+def repair_run(
+    params: Params,
+    low_params: Params,
+    question: Question,
+    state: State,
+    masks: Bool[Array, "M L B 1 H"] | Bool[np.ndarray, "M L B 1 H"],
+    *,
+    config: ModelConfig,
+    scheme: Scheme,
+    head_mode: str,
+    plan: str = "wave",
+    mesh: Mesh | None = None,
+) -> Float[Array, "1+M B"]:
+    """``m`` of the low-precision model, clean and with each mask's heads given their f32
+    contributions back. Every prompt has its own masks, and each run is born where they begin."""
+    edits = [Edit(head=HeadEdit(masks, contributions(params, state, head_mode), head_mode))]
+    [out] = sharded_sweep(
+        mesh,
+        low_params,
+        question.tokens,
+        question.lengths,
+        config,
+        edits,
+        question.answer,
+        plan=plan,
+        scheme=scheme,
+    )
+    return out.logit_diff
+
+
+def layer_rows(config: ModelConfig, births: Int[np.ndarray, " N"], plan: str) -> int:
+    """Passes of one edited copy of one prompt through one block, for copies born at ``births``
+    (block ``l`` is 1 + l); one in the block it is born in costs nothing but its fork."""
+    L = config.num_layers
+    return int((L - births).sum()) if plan == "wave" else L * len(births)

@@ -1,0 +1,25 @@
+"""Where a scheme does its damage, and what to keep in 16 bit within a budget."""
+
+from jaxalign.studies.plan.figures import FIGURES
+from jaxalign.studies.plan.options import PlanOptions
+from jaxalign.studies.plan.recipes import recipes_beside
+from jaxalign.studies.plan.result import PlanResult, read_1
+from jaxalign.studies.plan.study import run
+from jaxalign.studies.plan.table import table
+from jaxalign.study.study import Study
+
+PLAN = Study(
+    name="plan",
+    question="Where quantization does its damage, and what to keep in 16 bit within a budget.",
+    options=PlanOptions,
+    result=PlanResult,
+    run=run,
+    table=table,
+    figures=FIGURES,
+    examples=("--model demo --scheme nf4 --budget 5.0bits", "--budget 12MB"),
+    version=2,
+    older={"jaxalign.plan/1": read_1},
+    beside=recipes_beside,
+)
+
+__all__ = ["PLAN", "PlanOptions", "PlanResult"]

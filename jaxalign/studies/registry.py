@@ -1,0 +1,83 @@
+"""The studies there are: our own, and those that other packages bring along.
+
+A package of somebody else's names its study in its metadata, and ``jaxalign`` finds it::
+
+    [project.entry-points."jaxalign.studies"]
+    lengths = "my_package.lengths:LENGTHS"
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxalign.runtime.messages import note
+from jaxalign.studies.heads import HEADS
+from jaxalign.studies.plan import PLAN
+from jaxalign.studies.schemes import SCHEMES
+from jaxalign.study import codec
+from jaxalign.study.study import Study
+
+GROUP = "jaxalign.studies"
+STUDIES: Mapping[str, Study[Any, Any]] = {study.name: study for study in (HEADS, SCHEMES, PLAN)}
+
+
+def find_studies() -> dict[str, Study[Any, Any]]:
+    """Every study by name: our own, then those that installed packages name as entry points.
+
+    A package that cannot be imported, or whose study has a name that is taken, costs one line on
+    stderr and no other study.
+    """
+    found = dict(STUDIES)
+    for entry in sorted(importlib.metadata.entry_points(group=GROUP), key=lambda e: e.name):
+        try:
+            study = entry.load()
+        except Exception as error:  # whatever a package of somebody else's may raise
+            note(f"study {entry.name} ({entry.value}) cannot be imported: {error!r}")
+            continue
+        if not isinstance(study, Study):
+            note(f"{entry.value} is no Study, so there is no study {entry.name}")
+        elif study.name in found:
+            note(f"{entry.value} is a second study {study.name!r}, so it is not used")
+        else:
+            found[study.name] = study
+    return found
+
+
+def read(path: Path | str) -> Any:
+    """The result that a file holds, of any study: ``HeadsResult``, ``SchemesResult``, …
+
+    Args:
+        path: the file; its format says which study's it is.
+
+    Raises:
+        InputError: no such file, or no study's.
+
+    Example:
+        >>> jaxalign.read("results/experiment.json").statistics.correlations[0].pearson
+    """
+    return read_any(Path(path))[1]
+
+
+def read_any(path: Path) -> tuple[Study[Any, Any], Any]:
+    """The study whose result a file holds, and the result.
+
+    Args:
+        path: the file; its format says which study's it is.
+
+    Raises:
+        InputError: no such file, or no study's.
+    """
+
+    def kept(study: Study[Any, Any], read: Callable[[Any, Path], Any]) -> Any:
+        return lambda content, where: (study, read(content, where))
+
+    kinds: dict[str, Any] = {}
+    for study in find_studies().values():
+        kinds[study.format] = kept(study, functools.partial(codec.decode, study.result))
+        kinds |= {form: kept(study, read) for form, read in study.older.items()}
+    found: tuple[Study[Any, Any], Any] = codec.read(path, kinds)
+    return found

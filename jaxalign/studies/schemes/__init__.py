@@ -1,0 +1,23 @@
+"""Precision schemes side by side: what each costs, what it changes, what noise would change."""
+
+from jaxalign.studies.schemes.figures import FIGURES
+from jaxalign.studies.schemes.options import SchemesOptions
+from jaxalign.studies.schemes.result import SchemesResult, read_1
+from jaxalign.studies.schemes.study import run
+from jaxalign.studies.schemes.table import table
+from jaxalign.study.study import Study
+
+SCHEMES = Study(
+    name="schemes",
+    question="What each precision scheme costs and changes, beside what noise alone changes.",
+    options=SchemesOptions,
+    result=SchemesResult,
+    run=run,
+    table=table,
+    figures=FIGURES,
+    examples=("--model demo", "--model demo --schemes f16,nf4,awq-g64 --device gpu"),
+    version=2,
+    older={"jaxalign.schemes/1": read_1},
+)
+
+__all__ = ["SCHEMES", "SchemesOptions", "SchemesResult"]

@@ -1,0 +1,133 @@
+"""An option of a study: a field of its options dataclass, with the flag and the values it takes.
+
+The command line is built from these fields (``commands.arguments.add_options``), and a dataclass
+checks itself by them, so a value is refused in the same words wherever it comes from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from jaxalign.errors import InputError
+from jaxalign.numerics.scheme import Scheme, scheme_named
+
+# JAX keeps 32 bits of a seed: a larger one would draw what a smaller one draws.
+MOST = 2**32 - 1
+MOST_GB = 1e9
+SEED_HELP = "of everything drawn at random"
+MEMORY_HELP = "memory of one device for weights and activations"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """What the command line knows of a field.
+
+    Attributes:
+        flag: as it is typed: "--max-repair-k".
+        help: what it does, without the default, which the field has.
+        metavar: what stands for the value in the help.
+        choices: the words that it takes; empty for any.
+        least: the smallest number that it takes; None for a number above 0.
+        most: the largest.
+        parse: makes the value of what was typed; by default the field's type does.
+        group: the heading of the help that it stands under.
+    """
+
+    flag: str
+    help: str
+    metavar: str | None = None
+    choices: tuple[str, ...] = ()
+    least: int | None = None
+    most: int | float = MOST
+    parse: Callable[[str], Any] | None = None
+    group: str = "the study"
+
+
+def option(flag: str, **more: Any) -> Mapping[str, Option]:
+    """The ``metadata`` of a dataclass's field that is an option.
+
+    Args:
+        flag: as it is typed.
+        more: the other attributes of ``Option``; ``help`` is one that has to be given.
+
+    Example:
+        >>> max_repair_k: int = field(
+        ...     default=10, metadata=option("--max-repair-k", help="heads to restore", least=1)
+        ... )
+    """
+    return {"option": Option(flag=flag, **more)}
+
+
+def seed_option() -> Mapping[str, Option]:
+    """The ``metadata`` of a study's seed."""
+    return option("--seed", metavar="N", help=SEED_HELP, least=0)
+
+
+def memory_option() -> Mapping[str, Option]:
+    """The ``metadata`` of a study's memory budget, in 1e9 bytes."""
+    return option("--memory-gb", metavar="GB", help=MEMORY_HELP, most=MOST_GB, group="what runs")
+
+
+def options_of(kind: Any) -> dict[str, Option]:
+    """The options of a dataclass, by the names of their fields.
+
+    Args:
+        kind: the dataclass or an instance of it.
+    """
+    return {
+        field.name: field.metadata["option"]
+        for field in dataclasses.fields(kind)
+        if "option" in field.metadata
+    }
+
+
+def check_options(options: Any) -> None:
+    """Check each field of an options dataclass by what its ``option`` says.
+
+    Args:
+        options: the instance; call it in ``__post_init__``.
+
+    Raises:
+        InputError: a word that is not among the choices, or a number out of range.
+    """
+    for name, known in options_of(options).items():
+        value = getattr(options, name)
+        if known.choices and value not in known.choices:
+            raise InputError(
+                f"{known.flag} {value!r} is unknown", f"use {' or '.join(known.choices)}"
+            )
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            _check_number(known, value)
+
+
+def _check_number(known: Option, value: int | float) -> None:
+    above = value > 0 if known.least is None else value >= known.least
+    if not above:
+        words = {None: "a positive number", 0: "0 or a positive whole number"}
+        remedy = words.get(known.least, f"at least {known.least}")
+    elif value > known.most:
+        remedy = "a positive number" if value == math.inf else f"at most {known.most:.10g}"
+    else:
+        return
+    raise InputError(f"{known.flag} is {str(value)[:40]}", f"give {remedy}")
+
+
+def listed(names: str) -> tuple[str, ...]:
+    """A list of the command line: names with commas between them."""
+    return tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+def schemes_listed(names: str) -> tuple[Scheme, ...]:
+    """The schemes of a list.
+
+    Raises:
+        InputError: the list is empty, or no scheme has one of its names.
+    """
+    schemes = tuple(scheme_named(name) for name in listed(names))
+    if not schemes:
+        raise InputError(f"--schemes {names!r} names no scheme", "name one, for example nf4")
+    return schemes

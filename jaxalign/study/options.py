@@ -1,0 +1,26 @@
+"""Options that every study takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxalign.study.option import check_options, memory_option, seed_option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """What a session needs of a study's options; a study's own dataclass inherits it.
+
+    Attributes:
+        memory_gb: of one device for weights and activations, in 1e9 bytes.
+        seed: of everything drawn at random.
+
+    Raises:
+        InputError: a value that cannot be used.
+    """
+
+    memory_gb: float = field(default=4.0, metadata=memory_option())
+    seed: int = field(default=0, metadata=seed_option())
+
+    def __post_init__(self) -> None:
+        check_options(self)
