@@ -1,0 +1,21 @@
+"""Claim: no damaged file ends in a traceback, a hang, or a message that drives the terminal."""
+
+import pytest
+from fuzz.run import sweep
+from fuzz.targets import TARGETS
+
+FEW, MANY = 3, 100
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_damaged_file_is_read_or_refused_in_one_line(target):
+    verdicts, faults = sweep(target, 0, FEW)
+    assert not faults, next(iter(faults.values()))
+    assert verdicts.total() == FEW
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", TARGETS)
+def test_many_damaged_files_are_read_or_refused_in_one_line(target):
+    _, faults = sweep(target, FEW, MANY)
+    assert not faults, next(iter(faults.values()))
