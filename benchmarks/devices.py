@@ -34,9 +34,9 @@ from benchmarks.record import ROOT, answer, device, grammar
 from benchmarks.scaling import config_of
 from benchmarks.workload import SIZES, TINY
 from jaxalign.devices.deal import deal
-from jaxalign.devices.relay import free_port
 from jaxalign.errors import InputError
 from jaxalign.model import ModelConfig
+from jaxalign.processes.relay import free_port
 from jaxalign.study.tables import text_table
 
 NAME = "devices"

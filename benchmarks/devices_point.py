@@ -25,10 +25,10 @@ from benchmarks import workload
 from benchmarks.timing import once
 from jaxalign.devices.deal import sharded_sweep
 from jaxalign.devices.mesh import make_mesh, shard_params, usable_devices
-from jaxalign.devices.processes import fetch, is_first, processes
 from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
 from jaxalign.measures.metrics import Answer
 from jaxalign.model import ModelConfig, Params
+from jaxalign.processes.distributed import fetch, is_first, processes
 from jaxalign.runtime.environment import select_device
 from jaxalign.shapes import Array, Float, Int, Lengths, Tokens
 

@@ -16,10 +16,10 @@ import numpy as np
 
 from jaxalign.devices.deal import sharded_sweep
 from jaxalign.devices.mesh import EDITS, MODEL, make_mesh, shard_params, usable_devices
-from jaxalign.devices.processes import fetch, from_first, is_first, processes
 from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
 from jaxalign.model import ModelConfig, init_params
 from jaxalign.numerics import jit
+from jaxalign.processes.distributed import fetch, from_first, is_first, processes
 
 CONFIG = ModelConfig(96, 3, 4, 32, 64, rotary_dims=2)
 TOKENS = np.random.default_rng(0).integers(0, 96, (3, 9))

@@ -25,9 +25,9 @@ from tiny_run import (
 
 from jaxalign.checkpoints import load, locate
 from jaxalign.devices.mesh import make_mesh, part_bytes
-from jaxalign.devices.processes import processes
 from jaxalign.engine.budget import bytes_per_call
 from jaxalign.errors import InputError
+from jaxalign.processes.distributed import processes
 from jaxalign.prompts import read_prompts
 from jaxalign.studies.heads import HEADS, Options
 from jaxalign.studies.heads.edge_align import edge_align

@@ -12,9 +12,9 @@ from benchmarks.devices import counted
 from jaxalign.commands.arguments import flags
 from jaxalign.commands.one_study import ACTIVATIONS
 from jaxalign.devices.mesh import choose_mesh, part_bytes
-from jaxalign.devices.peers import SILENCE
-from jaxalign.devices.processes import PATIENCE
 from jaxalign.model import ModelConfig
+from jaxalign.processes.distributed import PATIENCE
+from jaxalign.processes.peers import SILENCE
 
 PAGE = (Path(__file__).parent.parent / "docs" / "scaling_out.md").read_text()
 PYTHIA_12B = ModelConfig(50688, 36, 40, 5120, 20480, rotary_dims=32)

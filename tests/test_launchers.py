@@ -6,9 +6,9 @@ import sys
 import jax
 import pytest
 
-from jaxalign.devices.launchers import Launched, launched, own_devices
-from jaxalign.devices.processes import processes
 from jaxalign.errors import InputError
+from jaxalign.processes.distributed import processes
+from jaxalign.processes.launchers import Launched, launched, own_devices
 
 SRUN = {
     "SLURM_JOB_ID": "4097",

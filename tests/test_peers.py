@@ -10,11 +10,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxalign.devices import peers as module
-from jaxalign.devices.peers import JsonConnection, Peers
-from jaxalign.devices.relay import EVERYWHERE, free_port, listen, reach, relay
-from jaxalign.devices.rendezvous import Hello, rendezvous
 from jaxalign.errors import InputError
+from jaxalign.processes import peers as module
+from jaxalign.processes.peers import JsonConnection, Peers
+from jaxalign.processes.relay import EVERYWHERE, free_port, listen, reach, relay
+from jaxalign.processes.rendezvous import Hello, rendezvous
 
 LIMIT = 10.0  # seconds that anything here may take
 VERSIONS = {"jaxalign": "1", "jax": "2"}

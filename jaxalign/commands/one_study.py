@@ -25,9 +25,9 @@ from jaxalign.commands.opening import (
     shared_devices,
 )
 from jaxalign.devices.mesh import choose_mesh
-from jaxalign.devices.processes import is_first
 from jaxalign.errors import InputError
 from jaxalign.plots import draw
+from jaxalign.processes.distributed import is_first
 from jaxalign.prompts import SHIPPED, PromptSet, read_prompts
 from jaxalign.runtime.environment import select_device
 from jaxalign.runtime.files import check_writable, read_bytes

@@ -7,9 +7,9 @@ import copy
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxalign.devices.processes import is_first
 from jaxalign.errors import InputError
 from jaxalign.plots import draw
+from jaxalign.processes.distributed import is_first
 from jaxalign.studies.heads import HEADS
 from jaxalign.studies.heads.figures import OVER_TRAINING
 from jaxalign.studies.heads.result import HeadsResult

@@ -10,9 +10,9 @@ from jaxalign.checkpoints import Model, load_beside
 from jaxalign.commands.one_study import Audit, run_study
 from jaxalign.commands.over_training import over_training
 from jaxalign.commands.parser import options_from
-from jaxalign.devices.processes import processes
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import INT8_SIM
+from jaxalign.processes.distributed import processes
 from jaxalign.studies.heads import Options
 from jaxalign.studies.registry import find_studies
 from jaxalign.study.option import listed

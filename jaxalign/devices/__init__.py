@@ -1,1 +1,1 @@
-"""Devices and processes of a run: the mesh, the start of several processes, their peers."""
+"""Devices of one run: their mesh, sharded parameters, and rows assigned to each device."""

@@ -32,8 +32,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.devices.processes import fetch, from_first, is_first
 from jaxalign.errors import InputError
+from jaxalign.processes.distributed import fetch, from_first, is_first
 from jaxalign.runtime.files import read_bytes, read_json, replace_file
 from jaxalign.runtime.messages import note
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxalign.devices.mesh import EDITS
-from jaxalign.devices.processes import fetch
+from jaxalign.processes.distributed import fetch
 from jaxalign.prompts import Batch
 from jaxalign.runtime.compile import Program
 

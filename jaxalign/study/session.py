@@ -16,11 +16,11 @@ from jax.sharding import Mesh
 
 from jaxalign.checkpoints import Model
 from jaxalign.devices.mesh import EDITS, shard_packed, shard_params
-from jaxalign.devices.processes import require_same
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, cast
 from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.processes.distributed import require_same
 from jaxalign.prompts import Batch, Prompt, PromptSet, batches, bucket_length, tokenize
 from jaxalign.runtime.compile import require_exact_compilation
 from jaxalign.runtime.resume import Resume

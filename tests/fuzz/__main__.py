@@ -10,8 +10,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from fuzz.run import sweep  # noqa: E402 - after the path
-from fuzz.targets import TARGETS  # noqa: E402
+from fuzz.run import sweep
+from fuzz.targets import TARGETS
 
 
 def main(arguments: list[str]) -> int:

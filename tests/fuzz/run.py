@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from fuzz.targets import TARGETS
 
+from fuzz.targets import TARGETS
 from jaxalign import InputError
 
 SECONDS = 20  # a reader that takes longer does not end

@@ -10,6 +10,12 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxalign.convert.packed import load_beside
+from jaxalign.journal import Journal
+from packed_files import write_awq, write_gguf, write_gptq
+from tiny_run import write_model, write_prompts
+
+import jaxalign
 from fuzz.mutations import (
     Rng,
     damage_bytes,
@@ -17,13 +23,7 @@ from fuzz.mutations import (
     damage_safetensors,
     damage_text,
 )
-from packed_files import write_awq, write_gguf, write_gptq
-from tiny_run import PROMPTS, write_model, write_prompts
-
-import jaxalign
 from jaxalign.calibration import read_texts
-from jaxalign.convert.packed import load_beside
-from jaxalign.journal import Journal
 from jaxalign.prompts import read_prompts, tokenize
 
 Damage = Callable[[Rng, bytes], bytes]

@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
-from jaxalign.devices.peers import JsonConnection, Peers
-from jaxalign.devices.relay import free_port, listen, reach
 from jaxalign.errors import InputError
+from jaxalign.processes.peers import JsonConnection, Peers
+from jaxalign.processes.relay import free_port, listen, reach
 
 HELLO = 5.0  # seconds that a newcomer has to say who it is
 LONGEST_NAME = 500  # characters of a process's name or of a version

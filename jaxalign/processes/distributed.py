@@ -20,11 +20,11 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxalign.devices.launchers import Launched, launched, own_devices
-from jaxalign.devices.peers import LOST
-from jaxalign.devices.relay import EVERYWHERE, reach, relay
-from jaxalign.devices.rendezvous import rendezvous
 from jaxalign.errors import InputError
+from jaxalign.processes.launchers import Launched, launched, own_devices
+from jaxalign.processes.peers import LOST
+from jaxalign.processes.relay import EVERYWHERE, reach, relay
+from jaxalign.processes.rendezvous import rendezvous
 from jaxalign.version import VERSION
 
 PATIENCE = 120.0  # seconds to wait for the other processes
