@@ -30,7 +30,8 @@ from jaxalign import __version__
 from jaxalign.commands import one_study, run_study
 from jaxalign.studies.heads import HEADS
 from jaxalign.studies.heads.figures import FIGURES
-from jaxalign.study import codec
+from jaxalign.study import codec, result_file
+from jaxalign.study.provenance import ModelOrigin
 from jaxalign.study.session import Session
 
 ROOT = Path(__file__).parent.parent
@@ -95,27 +96,19 @@ def test_plot_draws_the_same_bytes_from_the_file_alone(whole, tmp_path):
 
 def test_result_says_what_was_run(whole, inputs):
     model, prompts = inputs
-    metadata = whole.content["metadata"]
     weights = (model / "model.safetensors").read_bytes()
-    assert metadata["model"] == {
-        "name": str(model),
-        "revision": None,
-        "note": "",
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-    }
-    assert metadata["prompts"] == {
-        "file": str(prompts),
-        "sha256": hashlib.sha256(prompts.read_bytes()).hexdigest(),
-        "given": 5,
-        "kept": 5,
-    }
-    assert metadata["device"] == "cpu"
-    assert metadata["int8_mode"] == "simulated"
-    versions = metadata["environment"]["versions"]
-    assert versions["jax"] == jax.__version__
-    assert "jaxalign" in versions
-    assert metadata["plan"]["calls"]
-    assert (metadata["plan"]["processes"], metadata["plan"]["mesh"]) == (1, None)
+    where = whole.result.provenance
+    assert where.model == ModelOrigin(
+        name=str(model), weights_sha256=hashlib.sha256(weights).hexdigest()
+    )
+    assert (where.prompts.file, where.prompts.given, where.prompts.kept) == (str(prompts), 5, 5)
+    assert where.prompts.sha256 == hashlib.sha256(prompts.read_bytes()).hexdigest()
+    assert where.options["schemes"] == ["f16", "int8-sim"]
+    assert (where.environment.device, where.processes, where.devices) == ("cpu", 1, None)
+    assert where.environment.versions["jax"] == jax.__version__
+    assert "jaxalign" in where.environment.versions
+    assert where.layer_rows > 0
+    assert {call.phase for call in where.calls} == {"clean", "importance", "repair"}
     assert whole.content["head_mode"] == "true"
     assert {entry["task"] for entry in whole.content["prompts"]} == {"FactualRecall", "rivers"}
 
@@ -178,8 +171,7 @@ def test_without_int8_among_the_schemes_its_fields_are_left_out(inputs, output):
     ran = study(*inputs, output, "--no-figures", "--schemes", "f16")
     content = json.loads(output.read_text())
     assert ran.code == 0
-    assert content["metadata"]["int8_mode"] == "disabled"
-    assert content["metadata"]["precisions"] == ["f16"]
+    assert content["provenance"]["options"]["schemes"] == ["f16"]
     assert "int8" not in json.dumps([content["prompts"], content["repairs"], content["statistics"]])
     assert "int8-sim" not in ran.out
 
@@ -196,14 +188,14 @@ def test_head_mode_and_mean_positions_are_recorded(inputs, output):
     assert study(*inputs, output, "--no-figures", *mode).code == 0
     content = json.loads(output.read_text())
     assert content["head_mode"] == "edge-align"
-    assert content["metadata"]["mean_positions"] == "all"
+    assert content["provenance"]["options"]["mean_positions"] == "all"
 
 
 def test_using_all_prompts_is_recorded_and_needs_no_note(inputs, output):
     ran = study(*inputs, output, "--no-figures", "--use-all-prompts")
     content = json.loads(output.read_text())
-    assert content["metadata"]["use_all_prompts"] is True
-    assert content["metadata"]["notes"] == []
+    assert content["provenance"]["options"]["use_all_prompts"] is True
+    assert content["provenance"]["notes"] == []
     assert "note:" not in ran.out
     assert not any(prompt["validated"] for prompt in content["prompts"])
 
@@ -218,7 +210,6 @@ def test_more_heads_to_repair_than_there_are_restores_them_all(inputs, output):
     more = ("--max-repair-k", 50, "--schemes", "f16", "--no-figures")
     assert study(*inputs, output, *more).code == 0
     content = json.loads(output.read_text())
-    assert content["metadata"]["max_repair_k"] == 4
     assert len(content["repairs"][0]["curves"]["drift"]) == 4
 
 
@@ -325,7 +316,8 @@ def test_overflow_is_one_line_and_exit_code_2_after_the_result_is_written(overfl
     assert "f16: activations overflow in 3 heads (L0H1, L1H0, L1H1) on 5 of 5" in overflow.ran.err
     assert "read that precision's columns as incomplete" in overflow.ran.err
     assert len(list(overflow.figures.iterdir())) == 14
-    assert [n for n in overflow.content["metadata"]["notes"] if n.startswith("f16: activations ov")]
+    notes = overflow.content["provenance"]["notes"]
+    assert any(note.startswith("f16: activations overflow") for note in notes)
 
 
 def test_overflow_is_said_by_every_process_once_the_run_of_all_has_ended_well(
@@ -404,7 +396,7 @@ def test_interrupted_run_leaves_the_previous_result_whole(whole, inputs, output,
         raise KeyboardInterrupt
 
     kept = ": with the same options it goes on from the calls that are finished"
-    for owner, place, more in ((Session, "open", ""), (codec, "write", kept)):
+    for owner, place, more in ((Session, "open", ""), (result_file, "write", kept)):
         with monkeypatch.context() as patch:
             patch.setattr(owner, place, interrupt)
             ran = study(*inputs, output)

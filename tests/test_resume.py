@@ -16,13 +16,12 @@ from types import SimpleNamespace
 import jax
 import pytest
 import tiny_run
-from tiny_run import PROMPTS, write_model, write_prompts
+from tiny_run import PROMPTS, without_times, write_model, write_prompts
 
 from jaxalign.runtime import resume
 from jaxalign.study import session
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("timestamp", "total_runtime_seconds", "seconds")
 LIMIT = 300  # seconds; a run takes a few
 # The command, which says what it computes and may stop at a
 # call or in the middle of writing one, until it is killed.
@@ -130,14 +129,6 @@ def go_on(inputs, output):
     return SimpleNamespace(code=ran.code, computed=computed, out=ran.out, err=ran.err)
 
 
-def content(output):
-    """The result, but for when it was made and how long that took."""
-    found = json.loads(output.read_text())
-    for name in TIMES:
-        del found["metadata"][name]
-    return json.dumps(found)
-
-
 def folder_of(output):
     return output.with_name(f"{output.name}.journal")
 
@@ -153,7 +144,7 @@ def whole(inputs, tmp_path_factory):
     ran = run(inputs, output)
     assert (ran.code, ran.err) == (0, "")
     assert len(ran.computed) == 12, "three batches through four calls"
-    return SimpleNamespace(computed=ran.computed, content=content(output), output=output)
+    return SimpleNamespace(computed=ran.computed, content=without_times(output), output=output)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +166,7 @@ def output(killed, tmp_path):
 
 def assert_finished(output, whole):
     """The result is the unbroken run's to the bit, and nothing else is left."""
-    assert content(output) == whole.content
+    assert without_times(output) == whole.content
     assert list(output.parent.iterdir()) == [output]
 
 
@@ -280,7 +271,7 @@ def test_result_that_cannot_be_written_costs_no_finished_call(inputs, output, wh
     assert (
         f"error: {output} cannot be written (No space left on device); the result is kept in {kept}"
     ) in ran.err
-    assert content(kept) == whole.content
+    assert without_times(kept) == whole.content
     kept.unlink()
     assert len(chunks(output)) == len(whole.computed)
     assert list(output.parent.iterdir()) == [folder_of(output)]

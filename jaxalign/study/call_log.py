@@ -141,11 +141,6 @@ class CallLog:
             for (phase, precision, engine, prompts, positions, rows), times in self.calls.items()
         )
 
-    def table(self) -> list[dict[str, Any]]:
-        """The calls as the heads study's file has them."""
-        names = ("phase", "precision", "plan", "prompts", "positions", "rows", "times")
-        return [dict(zip(names, (*key, n), strict=True)) for key, n in self.calls.items()]
-
 
 def operations(call: Call[Any], config: ModelConfig) -> float:
     """Floating-point operations of a call: two for a weight that a position meets."""

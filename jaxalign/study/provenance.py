@@ -62,9 +62,18 @@ class PromptsOrigin:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What computed: machine, versions, flags."""
+    """What computed: machine, versions, flags.
+
+    Attributes:
+        platform: operating system and processor.
+        device: "cpu", "gpu" or "tpu", as JAX calls it; device_kind: which.
+        device_count: of this process.
+        python: its version; versions: of packages.
+        compiler_options: that every program is compiled with; xla_flags: of the environment.
+    """
 
     platform: str = ""
+    device: str = ""
     device_kind: str = ""
     device_count: int = 1
     python: str = ""

@@ -21,7 +21,7 @@ from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
 from jaxalign.shapes import Float
 from jaxalign.studies.heads import programs
-from jaxalign.studies.heads.options import Options
+from jaxalign.studies.heads.options import HeadsOptions
 from jaxalign.studies.heads.rankings import (
     DRAWS,
     RANDOM_ORDERS,
@@ -78,7 +78,7 @@ class Runner:
     """
 
     model: Model
-    options: Options
+    options: HeadsOptions
     mesh: Mesh | None = None
     run: Run = compute_all
 

@@ -79,15 +79,15 @@ def left_out(result: HeadsResult, *, tasks: bool = False) -> str:
 
 def caption(result: HeadsResult) -> str:
     """Model, revision, device, prompts and head mode, and what stands in for what."""
-    counts = Counter(prompt.task for prompt in result.prompts)
+    origin, counts = result.provenance.model, Counter(prompt.task for prompt in result.prompts)
     by_task = listed([f"{count} {short_name(task, 60)}" for task, count in counts.items()])
     parts = (
-        *model_words(result.metadata["model"]),
-        f"device {result.metadata['device']}",
+        *model_words(vars(origin)),
+        f"device {result.provenance.environment.device}",
         f"{counted(len(result.prompts), 'prompt')} ({by_task})",
         HEAD_MODES[result.head_mode],
     )
-    note = " ".join(result.metadata["model"]["note"].split())
+    note = " ".join(origin.note.split())
     return "; ".join(parts) + "." + (f" Note: {note.rstrip('.')}." if note else "")
 
 
