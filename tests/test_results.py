@@ -374,12 +374,12 @@ def test_parts_that_do_not_belong_together_are_refused():
 
 def test_missing_result_says_how_to_make_one(tmp_path):
     line = refusal("plot", "--input", tmp_path / "none.json")
-    assert "none.json is missing. run the study first: python cli.py." in line
+    assert "none.json is missing. run a study first: jaxalign heads." in line
 
 
 def test_result_that_does_not_fit_is_kept_elsewhere(path):
-    result = replace(small(), provenance=replace(small().provenance, processes="two"))
-    with pytest.raises(InputError, match=r"provenance/processes: .* the result is kept in"):
+    result = replace(small(), provenance=replace(small().provenance, options={"seed": 2**70}))
+    with pytest.raises(InputError, match=r"provenance/options/seed: .* the result is kept in"):
         HEADS.write(result, path)
     assert not path.exists()
     assert json.loads(path.with_name("experiment.json.kept").read_text())["prompts"]

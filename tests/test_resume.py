@@ -1,10 +1,12 @@
 """Claims about a command that is cut off: the next run goes on, and says what an unbroken one does.
 
-A run that is cut off is a process of its own; one that is killed cannot tidy up. A process of its
-own goes on from there once; elsewhere this one does, which is quicker.
+A run that is killed or sent a signal is a process of its own, and so is one that goes on from there;
+all others run in this process, which is quicker.
 """
 
+import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -53,8 +55,6 @@ class Told(resume.Resume):
 def replaced(source, target):
     if mode == "write" and str(target).endswith(".npz") and count == int(number):
         stop()
-    if mode == "full disk" and str(target).endswith(number):
-        raise OSError(28, "No space left on device")
     replace(source, target)
 
 os.replace = replaced
@@ -110,23 +110,40 @@ def run(inputs, output, *more, mode="", at_stop=signal.SIGKILL):
     return SimpleNamespace(code=process.returncode, computed=computed, out=lines, err=err)
 
 
-def go_on(inputs, output):
-    """A run to its end in this process."""
+def go_on(inputs, output, *more, stop=None):
+    """A run to its end in this process, or to an interruption at its call number ``stop``."""
     computed = []
 
     class Told(resume.Resume):
         def keep(self, key, compute, like=0):
             def told():
                 computed.append(" ".join(map(str, ("computes", *key))))
+                if len(computed) == stop:
+                    raise KeyboardInterrupt
                 return compute()
 
             return super().keep(key, told, like)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "Resume", Told)
-        ran = tiny_run.run(*options(inputs, output))
+        ran = tiny_run.run(*options(inputs, output), *more)
     jax.config.update("jax_default_device", None)
     return SimpleNamespace(code=ran.code, computed=computed, out=ran.out, err=ran.err)
+
+
+@contextlib.contextmanager
+def full_disk(ending):
+    """No file whose name ends so takes its place."""
+    replace = os.replace
+
+    def replaced(source, target):
+        if str(target).endswith(ending):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", replaced)
+        yield
 
 
 def folder_of(output):
@@ -141,7 +158,7 @@ def chunks(output):
 def whole(inputs, tmp_path_factory):
     """A run that nothing cuts off."""
     output = tmp_path_factory.mktemp("whole") / "experiment.json"
-    ran = run(inputs, output)
+    ran = go_on(inputs, output)
     assert (ran.code, ran.err) == (0, "")
     assert len(ran.computed) == 12, "three batches through four calls"
     return SimpleNamespace(computed=ran.computed, content=without_times(output), output=output)
@@ -218,10 +235,11 @@ def test_calls_of_other_options_are_not_used_and_stay_and_one_line_says_so(
     more, differ, inputs, output, whole
 ):
     before = chunks(output)
-    ran = run(inputs, output, *more, mode="call:1")
+    ran = go_on(inputs, output, *more, stop=1)
     assert ran.computed == whole.computed[:1], "from the start"
-    assert f"keeps {CUT - 1} finished calls of another study ({differ} differ), which" in ran.err
-    assert ran.err.count("\n") == 1
+    said, interrupted = ran.err.splitlines()
+    assert f"keeps {CUT - 1} finished calls of another study ({differ} differ), which" in said
+    assert "interrupted" in interrupted
     assert chunks(output) == before
 
 
@@ -235,7 +253,7 @@ def test_tokenizer_that_changed_is_another_study(inputs, output, whole, tmp_path
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     ran = go_on((model, inputs[1]), output)
-    assert "another study (token ids differ)" in ran.err
+    assert "another study (prompts differ)" in ran.err
     assert len(ran.computed) == len(whole.computed)
 
 
@@ -264,7 +282,8 @@ def test_control_c_keeps_what_is_finished_and_says_so(inputs, output, whole):
 
 
 def test_result_that_cannot_be_written_costs_no_finished_call(inputs, output, whole):
-    ran = run(inputs, output, mode=f"full disk:{output.name}")
+    with full_disk(output.name):
+        ran = go_on(inputs, output)
     assert ran.code == 2
     assert ran.err.count("\n") == 1
     kept = output.with_name(f"{output.name}.kept")
@@ -282,7 +301,8 @@ def test_result_that_cannot_be_written_costs_no_finished_call(inputs, output, wh
 
 def test_full_disk_for_finished_calls_costs_one_line_and_no_result(inputs, tmp_path, whole):
     output = tmp_path / "results" / "experiment.json"
-    ran = run(inputs, output, mode="full disk:.npz")
+    with full_disk(".npz"):
+        ran = go_on(inputs, output)
     assert (ran.code, ran.computed) == (0, whole.computed)
     assert ran.err.startswith(f"jaxalign: note: {folder_of(output)}")
     assert ran.err.endswith(

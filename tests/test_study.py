@@ -12,6 +12,7 @@ import jaxalign
 from jaxalign.checkpoints.hub import BUNDLED
 from jaxalign.engine.budget import bytes_per_call, bytes_per_row
 from jaxalign.model import count
+from jaxalign.numerics import INT8_SIM
 from jaxalign.prompts import PromptSet, PromptText, tokenize
 from jaxalign.studies.heads import HeadsOptions, heads_study
 from jaxalign.studies.heads.edge_align import forward_passes
@@ -36,7 +37,7 @@ PROMPTS = PromptSet(
     ("It was a quiet day.", "She opened the window and looked out.", "The train is late again"),
 )
 MODES = ("true", "edge-align")
-K = 4
+K = 12  # all heads
 
 
 @pytest.fixture(scope="module")
@@ -57,13 +58,15 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def studies(model):
-    def run(mode):
-        options = HeadsOptions(
-            repaired=("f16", "int8-sim"), head_mode=mode, max_repair_k=K, use_all_prompts=True
-        )
-        return heads_study(model, PROMPTS, options)
-
-    return {mode: run(mode) for mode in MODES}
+    """With true heads, f16 and int8-sim; with edge-align's, int8-sim alone."""
+    every = {"max_repair_k": K, "use_all_prompts": True}
+    true = HeadsOptions(repaired=("f16", "int8-sim"), **every)
+    blocks = HeadsOptions(
+        schemes=(INT8_SIM,), repaired=("int8-sim",), head_mode="edge-align", **every
+    )
+    return dict(
+        zip(MODES, (heads_study(model, PROMPTS, how) for how in (true, blocks)), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -210,11 +213,8 @@ def test_f16_drift_is_what_pytorch_finds_in_f16(folder, studies, witness):
     assert 1e-5 < np.median(ours) < 1e-2
 
 
-@pytest.mark.parametrize("precision", ["f16", "int8-sim"])
-def test_all_heads_restored_give_the_same_margin_in_any_order(model, precision):
-    heads = model.config.num_layers * model.config.num_heads
-    options = HeadsOptions(max_repair_k=heads, use_all_prompts=True, repaired=(precision,))
-    for repair in heads_study(model, PROMPTS, options).repairs:
+def test_all_heads_restored_give_the_same_margin_in_any_order(studies):
+    for repair in studies["true"].repairs:
         curves = np.array([*repair.curves.values(), *repair.random])
         assert np.ptp(curves[:, -1]) == 0, "equal rows of one call are equal to the bit"
         assert np.ptp(curves[:, 0]) > 0
@@ -284,11 +284,9 @@ def test_forward_passes_are_those_of_the_one_at_a_time_program(studies):
     assert forward_passes(studies["true"]) == expected
 
 
-def test_prompts_the_model_answers_wrongly_are_dropped_task_by_task(model):
+def test_prompts_the_model_answers_wrongly_are_dropped_task_by_task(model, studies):
     prompts, _, _ = tokenize(PROMPTS, model.tokenizer, model.config)
-    run = heads_study(model, PROMPTS, HeadsOptions(schemes=(), repaired=(), use_all_prompts=True))
-    wrong = [p.validated for p in run.prompts]
-    assert not all(wrong), "a random model knows no answers"
+    assert not any(p.validated for p in studies["true"].prompts), "a random model knows no answers"
     # Give one prompt the token that the model does prefer.
     import jax.numpy as jnp
 

@@ -2,9 +2,6 @@
 
 import argparse
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -24,7 +21,6 @@ from jaxalign.study.options import Common
 from jaxalign.study.session import Session
 from jaxalign.study.shards import Shard, ShardFinished
 
-ROOT = Path(__file__).parent.parent
 CALLS = 3  # of each of the two phases: five prompts, two in a call
 
 
@@ -151,14 +147,6 @@ def test_a_shard_is_alone_whatever_launched_it(monkeypatch):
     connected = ["--coordinator", "node0:5000", "--processes", "2", "--process-id", "0"]
     with pytest.raises(InputError, match="--shard 0/8 is for workers that are not connected"):
         run_study_command.run(parse(["schemes", "--shard", "0/8", *connected]))
-
-
-def test_matplotlib_is_imported_when_a_figure_is_drawn():
-    code = (
-        "import sys, jaxalign, jaxalign.commands.run_study; assert 'matplotlib' not in sys.modules"
-    )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_the_facts_of_a_resume_folder_are_the_token_ids_and_the_schemes_in_full(given):

@@ -201,13 +201,13 @@ def read_1(content: dict[str, Any], where: Path | str) -> HeadsResult:
         InputError: it does not fit, or has two precisions under the same names.
     """
     try:
+        was = codec.decode(_Origin1, {"metadata": content["metadata"]}, where).metadata
         fields = {name: KNOWN.get(name, name) for name in was.precisions}
         if len({*fields.values()}) < len(was.precisions):
             raise InputError(
                 f"{where} has the values of {' and '.join(was.precisions)} under the same names",
                 "run the study again",
             )
-        was = codec.decode(_Origin1, {"metadata": content["metadata"]}, where).metadata
         today = _renamed(content, {"mean_activation_reference_count": "reference_count"})
         del today["metadata"], today["model"]
         today["provenance"] = codec.encode(was.provenance())
