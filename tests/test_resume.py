@@ -1,7 +1,7 @@
 """Claims about a command that is cut off: the next run goes on, and says what an unbroken one does.
 
-A run that is killed or sent a signal is a process of its own, and so is one that goes on from there;
-all others run in this process, which is quicker.
+A run that is killed or sent a signal is a process of its own, and so is one that goes on from
+there; all others run in this process, which is quicker.
 """
 
 import contextlib
@@ -253,7 +253,7 @@ def test_tokenizer_that_changed_is_another_study(inputs, output, whole, tmp_path
     vocabulary[a], vocabulary[b] = vocabulary[b], vocabulary[a]
     (model / "tokenizer.json").write_text(json.dumps(tokenizer))
     ran = go_on((model, inputs[1]), output)
-    assert "another study (prompts differ)" in ran.err
+    assert "another study (token ids differ)" in ran.err
     assert len(ran.computed) == len(whole.computed)
 
 

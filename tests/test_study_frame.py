@@ -157,7 +157,7 @@ def test_the_facts_of_a_resume_folder_are_the_token_ids_and_the_schemes_in_full(
         differing = {name for name, value in other.inputs.facts().items() if value != facts[name]}
     assert differing == {"seed"}
     assert facts["weights"] == model.weights_sha256
-    assert len(facts["prompts"]) == 64
+    assert len(facts["token ids"]) == 64
 
 
 def install(folder, name, value):

@@ -117,7 +117,7 @@ class Inputs:
             "study": self.study,
             "weights": self.model.weights_sha256,
             "config": self.config,
-            "prompts": self.prompts.tokens_sha256,
+            "token ids": self.prompts.tokens_sha256,
             **self.options,
             "schemes in full": list(self.schemes),
             "calibration": self.calibration,
