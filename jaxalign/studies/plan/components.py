@@ -89,7 +89,13 @@ class Parts:
 
 
 def parts_of(params: Params, config: ModelConfig, scheme: Scheme) -> Parts:
-    """The parts that ``scheme`` changes in a model with these parameters."""
+    """The parts that ``scheme`` changes in a model with these parameters.
+
+    Args:
+        params: f32.
+        config: the architecture.
+        scheme: the precision.
+    """
     paths, _ = jax.tree_util.tree_flatten_with_path(params.blocks)
     present = {path[-1].name for path, _ in paths}
     return Parts(

@@ -99,7 +99,12 @@ def estimate(x: Float[np.ndarray, " P"], seed: int, *names: str) -> Estimate:
 def ratio_of_means(
     x: Float[np.ndarray, " P"], y: Float[np.ndarray, " P"], seed: int, *names: str
 ) -> Estimate:
-    """Ratio of two averages over the same prompts and its interval; None where ``y``'s is 0."""
+    """Ratio of two averages over the same prompts and its interval; None where ``y``'s is 0.
+
+    Args:
+        x, y: a value a prompt, in the same unit.
+        seed, names: of the bootstrap.
+    """
     if not y.mean():
         return NOTHING
     if len(x) < 2:

@@ -58,7 +58,16 @@ def validate(
     budget_bytes: int,
     seed: int,
 ) -> tuple[Plan, tuple[CurvePoint, ...]]:
-    """Measure all candidates in one go and judge the plan."""
+    """Measure all candidates in one go and judge the plan.
+
+    Args:
+        measure: from choices to what they change, on the validating prompts.
+        units: what can be kept.
+        candidates: to be measured.
+        budget: as it was typed.
+        budget_bytes: the same in bytes.
+        seed: of the bootstrap.
+    """
     none, every = np.zeros(len(units), bool), np.ones(len(units), bool)
     named: dict[ChoiceName, np.ndarray] = {
         "plan": candidates.plan,

@@ -116,7 +116,13 @@ def importance(result: HeadsResult, task: str = ALL) -> np.ndarray:
 
 
 def drift_percent(result: HeadsResult, precision: str, task: str = ALL) -> np.ndarray:
-    """Mean drift of each head, ``[L, H]``, in ``measure.DRIFT``'s unit, per cent."""
+    """Mean drift of each head, ``[L, H]``, in ``measure.DRIFT``'s unit, per cent.
+
+    Args:
+        result: the study's.
+        precision: name of the scheme.
+        task: whose prompts; "all" for every task.
+    """
     found = mean_map(of_task(result, task), lambda prompt: prompt.precisions[precision].drift)
     assert found is not None
     return drawable(100 * found)
@@ -158,7 +164,13 @@ def complete(estimate: Estimate | None, prompts: int) -> bool:
 
 
 def correlation_text(symbol: str, estimate: Estimate | None, prompts: int) -> str:
-    """A correlation with its 95 % interval and p-value, or the words that there is none."""
+    """A correlation with its 95 % interval and p-value, or the words that there is none.
+
+    Args:
+        symbol: "r" or "ρ".
+        estimate: None where there is none.
+        prompts: how many it is of.
+    """
     if estimate is None or not complete(estimate, prompts):
         why = "needs more than one prompt" if prompts == 1 else "cannot be estimated"
         return f"{symbol}: {why}"
