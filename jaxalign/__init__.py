@@ -21,7 +21,7 @@ from jaxalign.measures.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
 from jaxalign.prompts import read_prompts
-from jaxalign.studies.heads import Options, heads_study
+from jaxalign.studies.heads import HeadsOptions, heads_study
 from jaxalign.studies.registry import read
 from jaxalign.version import VERSION
 
@@ -36,10 +36,10 @@ __all__ = [
     "AttentionAdd",
     "Edit",
     "HeadEdit",
+    "HeadsOptions",
     "InputError",
     "Model",
     "ModelConfig",
-    "Options",
     "Params",
     "ResidualEdit",
     "Scheme",
