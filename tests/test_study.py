@@ -38,6 +38,7 @@ PROMPTS = PromptSet(
 )
 MODES = ("true", "edge-align")
 K = 12  # all heads
+REPLAYED = 4  # of them, in the replay
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +100,17 @@ def test_resample_importance_equals_the_replay_with_the_same_donors(studies, wit
         if not donors.partners[i]:
             assert ours.resample_importance is None
             continue
-        draws = []
-        for j in donors.draws[i]:
+        replayed = {}
+        for j in {*donors.draws[i].tolist()}:
             assert prompts[j].task == prompt.task
             assert len(prompts[j].tokens) == len(prompt.tokens)
             given = torch_replay.contributions(
                 params, config, list(prompts[j].tokens), head_mode=mode
             )
-            draws.append(
-                torch_replay.importance(
-                    params, config, list(prompt.tokens), prompt.target, given, head_mode=mode
-                )
+            replayed[j] = torch_replay.importance(
+                params, config, list(prompt.tokens), prompt.target, given, head_mode=mode
             )
+        draws = [replayed[j] for j in donors.draws[i]]
         np.testing.assert_allclose(ours.resample_importance, np.mean(draws, axis=0), atol=1e-4)
 
 
@@ -147,18 +147,18 @@ def test_int8_repair_curves_equal_the_replay(studies, witness, mode):
     repairs = [r for r in studies[mode].repairs if r.precision == "int8-sim"]
     compared = 0
     for prompt, ours in zip(prompts, repairs, strict=True):
-        for ranking, heads in ours.heads.items():
+        for ranking, order in ours.heads.items():
+            heads = list(order[:REPLAYED])
             expected, same = stable(
                 params,
                 lambda p, heads=heads, prompt=prompt: torch_replay.repair_curve(
-                    p, config, list(prompt.tokens), prompt.target, list(heads), head_mode=mode
+                    p, config, list(prompt.tokens), prompt.target, heads, head_mode=mode
                 ),
             )
-            np.testing.assert_allclose(
-                ours.curves[ranking][same], expected[same], rtol=1e-3, atol=1e-5
-            )
+            curve = ours.curves[ranking][:REPLAYED]
+            np.testing.assert_allclose(curve[same], expected[same], rtol=1e-3, atol=1e-5)
             compared += same.sum()
-    assert compared >= 0.8 * len(prompts) * 4 * K
+    assert compared >= 0.8 * len(prompts) * 4 * REPLAYED
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -239,12 +239,12 @@ def test_repairs_that_repeat_another_are_not_computed_and_have_its_bits(
 
 
 def test_memory_budget_changes_chunks_but_not_numbers(model, studies):
-    # Room for the weights, the shared replacement values and thirty rows of sixteen positions.
+    # Room for the weights, the shared replacement values and forty rows of sixteen positions.
     needed = (
         2 * 4 * count(model.params)
         + bytes_per_call(model.config, 16)
         + 4 * 6 * 12 * 16 * 32
-        + 30 * bytes_per_row(model.config, 16)
+        + 40 * bytes_per_row(model.config, 16)
     )
     tight = HeadsOptions(schemes=(), repaired=(), use_all_prompts=True, memory_gb=needed / 1e9)
     small = heads_study(model, PROMPTS, tight)

@@ -96,12 +96,20 @@ def check_options(options: Any) -> None:
     """
     for name, known in options_of(options).items():
         value = getattr(options, name)
-        if known.choices and value not in known.choices:
-            raise InputError(
-                f"{known.flag} {value!r} is unknown", f"use {' or '.join(known.choices)}"
-            )
+        if known.choices:
+            check_word(known, value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             _check_number(known, value)
+
+
+def check_word(known: Option, value: str) -> None:
+    """Check a word against those that an option takes.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if value not in known.choices:
+        raise InputError(f"{known.flag} {value!r} is unknown", f"use {' or '.join(known.choices)}")
 
 
 def _check_number(known: Option, value: int | float) -> None:
