@@ -77,5 +77,5 @@ def test_the_quick_start_is_two_lines_that_set_themselves_up():
     lines = [line for block in blocks("") for line in block.splitlines() if "pip install" in line]
     assert len(lines) == 2
     assert lines[0].endswith("python cli.py --model demo")
-    assert lines[1].endswith("pytest")
+    assert lines[1].endswith('python -m pytest -m "not slow"')
     assert all(line.startswith("python -m venv") for line in lines)
