@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,31 +161,26 @@ def _read_results(folder: Path) -> Any:
         assert study.table(jaxalign.read(folder / f"{study.name}.json"))
 
 
-def _quantized(write: Callable[..., Any]) -> Callable[[Path], None]:
-    def fill(folder: Path) -> None:
-        write_model(folder / "original", **SMALL)
-        write(folder / "quantized", folder / "original")
-
-    return fill
-
-
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "dtype": "float32"}
+@functools.cache
+def _original() -> Model:
+    """The model that is quantized: written and read once, since it is never damaged."""
+    folder = Path(tempfile.mkdtemp(prefix="jaxalign-fuzz-"))
+    atexit.register(shutil.rmtree, folder)
+    write_model(folder, hidden_size=64, intermediate_size=128, dtype="float32")
+    return jaxalign.load(folder)
 
 
-def _read_beside(name: str) -> Callable[[Path], Any]:
-    def read(folder: Path) -> Any:
-        found = load_beside(folder / name, jaxalign.load(folder / "original"))
-        for leaf in jax.tree.leaves(found.params):
-            if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
-                assert np.isfinite(np.asarray(leaf, np.float32)).all(), "not finite, but read"
-        return found
-
-    return read
+def _read_beside(path: Path) -> Any:
+    found = load_beside(path, _original())
+    for leaf in jax.tree.leaves(found.params):
+        if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
+            assert np.isfinite(np.asarray(leaf, np.float32)).all(), "not finite, but read"
+    return found
 
 
 def _gguf(folder: Path) -> None:
-    write_model(folder / "original", **SMALL)
-    write_gguf(folder / "quantized.gguf", folder / "original", gguf.GGMLQuantizationType.Q8_0)
+    kind = gguf.GGMLQuantizationType.Q8_0
+    write_gguf(folder / "quantized.gguf", _original().source.folder, kind)
 
 
 WRITERS: dict[str, Callable[..., Any]] = {
@@ -197,14 +194,11 @@ WRITERS: dict[str, Callable[..., Any]] = {
 
 
 def _folder_of(write: Callable[..., Any]) -> Target:
-    """A folder that a tool quantized, beside its original."""
+    """A folder that a tool quantized."""
     return Target(
-        write=_quantized(write),
-        damages={
-            "quantized/config.json": damage_json,
-            "quantized/model.safetensors": damage_safetensors,
-        },
-        read=_read_beside("quantized"),
+        write=lambda folder: write(folder, _original().source.folder),
+        damages={"config.json": damage_json, "model.safetensors": damage_safetensors},
+        read=_read_beside,
     )
 
 
@@ -235,7 +229,9 @@ TARGETS: dict[str, Target] = {
     "tokenizer": Target(write=_model, damages={"tokenizer.json": damage_json}, read=_read_model),
     "result": Target(write=_results, damages={"*.json": damage_json}, read=_read_results),
     "gguf": Target(
-        write=_gguf, damages={"quantized.gguf": damage_gguf}, read=_read_beside("quantized.gguf")
+        write=_gguf,
+        damages={"quantized.gguf": damage_gguf},
+        read=lambda folder: _read_beside(folder / "quantized.gguf"),
     ),
     **{name: _folder_of(write) for name, write in WRITERS.items()},
 }
