@@ -34,6 +34,7 @@ from benchmarks.record import ROOT, answer, device, grammar
 from benchmarks.scaling import config_of
 from benchmarks.workload import SIZES, TINY
 from jaxalign.devices.deal import deal
+from jaxalign.edits.batch import rows, touched
 from jaxalign.errors import InputError
 from jaxalign.model import ModelConfig
 from jaxalign.processes.relay import free_port
@@ -59,9 +60,9 @@ class Point(NamedTuple):
 def device_flops(config: ModelConfig, prompts: int, tokens: int, devices: int) -> list[int]:
     """The fewest operations that each device needs for its own rows and its own clean run."""
     edit = zero_edit(config)
-    births = np.append(np.asarray(edit.touched(1))[:, 0, 1:].argmax(axis=-1), -1)
+    births = np.append(np.asarray(touched(edit, 1))[:, 0, 1:].argmax(axis=-1), -1)
     hands = np.asarray(deal(edit, prompts, devices))  # a number past the last row is no row
-    own = (births[np.minimum(hand, edit.rows)] for hand in hands)
+    own = (births[np.minimum(hand, rows(edit))] for hand in hands)
     lengths = [tokens] * prompts
     return [wave_flops(config, lengths, [int(b) for b in hand if b >= 0]).total for hand in own]
 

@@ -25,14 +25,17 @@ axis that one function alone has is spelled out (``devices``, ``steps``).
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8, UInt8
 
-# A leaf of a parameter tree. Tree transformations put other things than arrays there (axis
-# numbers, shardings, shape structs), so the type of a leaf is checked where it is used.
-Leaf = Any
+# A leaf of a tree of arrays. Tree transformations put other things there, too (axis numbers,
+# shardings, shapes), so what a leaf is is checked before a program runs and not while it does.
+if TYPE_CHECKING:
+    Leaf: TypeAlias = Array
+else:
+    Leaf = Any
 
 Tokens = Int[Array, "B S"]
 Lengths = Int[Array, " B"]

@@ -272,8 +272,8 @@ def test_first_line_and_result_say_why_the_bundled_model_runs(
     assert first.startswith("schemes of demo on cpu (the bundled demo model runs instead of ")
     assert f"{hub.DEFAULT_MODEL} is not in the local cache and the hub cannot be reached" in first
     content = json.loads(output.read_text())
-    assert content["model"] == content["metadata"]["model"]["name"] == "demo"
-    assert content["metadata"]["model"]["note"] in first
+    assert content["provenance"]["model"]["name"] == "demo"
+    assert content["provenance"]["model"]["note"] in first
 
 
 # The cache.

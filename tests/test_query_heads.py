@@ -178,9 +178,7 @@ def test_blocks_of_a_stream_that_heads_do_not_divide_are_refused():
     config = ModelConfig(96, 2, 3, 32, 64, head_size=8, rotary_dims=8)
     with pytest.raises(InputError, match=r"32 coordinates into 3 equal blocks.*mode true"):
         _ = config.edge_size
-    edit = Edit(
-        head=HeadEdit(jnp.zeros((2, 1, 1, 3), bool), jnp.zeros((2, 1, 1, 3, 10)), "edge-align")
-    )
+    edit = Edit(HeadEdit(jnp.zeros((2, 1, 1, 3), bool), jnp.zeros((2, 1, 1, 3, 10)), "edge-align"))
     params = init_params(jax.random.key(0), config)
     with pytest.raises(ValueError, match="32 coordinates into 3 equal blocks"):
         forward(params, jnp.asarray(prompts()) % 96, config, edit=edit)

@@ -15,7 +15,7 @@ stand first in the line and go through the same products as the edited ones.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import jax
@@ -126,7 +126,7 @@ class _Wave:
     def of(self, block: Runs, window: Array | None) -> Pass:
         """The pass of some runs through one layer."""
         assert self.run.real is not None
-        return self.run.replace(real=self.run.real[block.prompt], window=window)
+        return replace(self.run, real=self.run.real[block.prompt], window=window)
 
     def layer(
         self,
@@ -191,7 +191,7 @@ class _Wave:
         """
         query = self.last[self.runs.prompt]
         skip = at_position(x, query)
-        run = self.run.replace(real=None, window=window)
+        run = replace(self.run, real=None, window=window)
         norm, config = weights.attention_norm, run.config
         q = queries(normalize(skip, norm, config), query[:, None], weights.attention, run)
 

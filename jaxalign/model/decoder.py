@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -243,7 +244,7 @@ def forward(
 
     def step(x: Array, layer: tuple[Block, Any, Array | None]) -> tuple[Array, dict[str, Array]]:
         weights, arrays, window = layer
-        y, activations = block(x, weights, run.replace(window=window), edit.layer(arrays))
+        y, activations = block(x, weights, replace(run, window=window), edit.layer(arrays))
         return y, {name: activations[name] for name in capture if name in activations}
 
     layers = (params.blocks, edit.layered(), layer_windows(config))

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -81,10 +82,11 @@ def _extend(
 ) -> tuple[Float[Array, "B Q D"], Cache]:
     """The final norm's output of new positions, and the cache with them in it."""
     config, edit = run.config, jax.tree.map(jnp.asarray, edit)
+    assert run.real is not None
 
     def layer(x: Array, given: tuple[Any, ...]) -> tuple[Array, tuple[Array, Array]]:
         weights, keys, values, window, arrays = given
-        own, here = run.replace(window=window), edit.layer(arrays).at_positions(positions)
+        own, here = replace(run, window=window), edit.layer(arrays).at_positions(positions)
         normed = normalize(x, weights.attention_norm, config)
         q = queries(normed, positions, weights.attention, own)
         k, v = keys_values(normed, weights.attention, own, positions)

@@ -50,7 +50,7 @@ class Hello:
         Raises:
             ValueError: the object is none, so its sender is no process of a run.
         """
-        fields = {name: message.get(name) for name in cls.__annotations__}
+        fields: dict[str, Any] = {name: message.get(name) for name in cls.__annotations__}
         texts, versions = [fields["name"], fields["host"]], fields["versions"]
         if not isinstance(versions, dict):
             raise ValueError("expected versions by name")
@@ -210,7 +210,7 @@ def _connect(address: tuple[str, int], own: Hello, patience: float) -> Met:
     try:
         answer = connection.receive(2 * patience)
         problem = answer.get("refused")
-        numbers = [answer.get("port"), answer.get("neighbours")]
+        numbers: list[Any] = [answer.get("port"), answer.get("neighbours")]
         if not isinstance(problem, str) and not all(type(n) is int for n in numbers):
             raise ValueError("expected a port")
     except (OSError, ValueError) as error:

@@ -24,7 +24,7 @@ def table(result: HeadsResult) -> str:
             _correlations(result),
             _repairs(result),
             _first_order(result),
-            "\n".join(f"note: {printable(note)}" for note in result.metadata["notes"]),
+            "\n".join(f"note: {printable(note)}" for note in result.provenance.notes),
         )
         if part
     )
@@ -101,8 +101,8 @@ def _repairs(result: HeadsResult) -> str:
         return ""
     header = ["task", "precision", "ranking", "gap", "closed", "random", "verdict"]
     title = (
-        f"does restoring the top heads (1 … {result.metadata['max_repair_k']}) close the gap to "
-        "f32? logits, mean over k"
+        f"does restoring the top heads (1 … {result.repairs[0].random.shape[-1]}) close the gap "
+        "to f32? logits, mean over k"
     )
     return f"{title}\n{text_table(header, rows)}"
 

@@ -54,6 +54,10 @@ def packed_bits(inputs: int, outputs: int, form: WeightFormat) -> int:
     2305.14314, section 3); ``WeightFormat.bits_per_weight`` leaves out that the last of those may
     serve fewer.
 
+    Args:
+        inputs, outputs: the shape of the matrix.
+        form: how its weights are packed.
+
     Raises:
         InputError: the format's groups do not divide the inputs.
     """
