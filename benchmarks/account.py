@@ -105,9 +105,7 @@ def _layer(runner: Runner, runs: int, length: int, last: bool) -> dict[str, floa
         projected = _alone(lambda a: layers.keys_values(a, weights.attention, run), x)
         query, position = _draw(runs, 1, *heads), jnp.full((runs, 1), length - 1)
         softmax = _alone(jax.nn.softmax, _draw(runs, config.num_heads, 1, length))
-        read = _alone(
-            lambda q, k, v, at: layers.attend(q, k, v, at, run), query, kv, kv, position
-        )
+        read = _alone(lambda q, k, v, at: layers.attend(q, k, v, at, run), query, kv, kv, position)
         rest = {QKV: products, OUT: 0.0, MLP: 0.0, GELU: 0.0, NORMS: norm, SOFTMAX: softmax}
         return rest | {ATTENTION: projected - products + read - softmax}
     matrices = weights.attention.query, weights.attention.key_value, weights.attention.out
