@@ -122,7 +122,7 @@ class HeadEdit(Site):
         """As ``Site.fork_runs``: what the clean heads add is known, so nothing is projected.
 
         Args:
-            x, pick, inputs, weights: as in ``apply_runs``; ``x`` and ``inputs`` are the clean run's.
+            x, pick, inputs, weights: as in ``apply_runs``, ``x`` and ``inputs`` of the clean run.
             contributions: what each head of the clean runs adds.
         """
         if self.mode == "edge-align":
