@@ -22,7 +22,7 @@ from jaxalign.model.matrices import (
     matrix_name,
     shape_of,
 )
-from jaxalign.numerics.qtensor import QTensor
+from jaxalign.numerics.qtensor import MatrixLeaf, QTensor
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.shapes import Array, Float, Leaf
@@ -46,11 +46,11 @@ class Attention:
     None; ``query_norm`` and ``key_norm``, whose scale is ``[L, h]``, or None.
     """
 
-    query: Leaf
+    query: MatrixLeaf
     query_bias: Leaf | None
-    key_value: Leaf
+    key_value: MatrixLeaf
     key_value_bias: Leaf | None
-    out: Leaf
+    out: MatrixLeaf
     out_bias: Leaf | None
     query_norm: Norm | None = None
     key_norm: Norm | None = None
@@ -63,11 +63,11 @@ class MLP:
     A gated MLP has ``gate`` and its bias, too, of ``up``'s shapes; what is not there is None.
     """
 
-    up: Leaf
+    up: MatrixLeaf
     up_bias: Leaf | None
-    down: Leaf
+    down: MatrixLeaf
     down_bias: Leaf | None
-    gate: Leaf | None = None
+    gate: MatrixLeaf | None = None
     gate_bias: Leaf | None = None
 
 

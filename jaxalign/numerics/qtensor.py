@@ -26,6 +26,7 @@ treat a ``QTensor`` as they treat an array. ``invariants.check`` checks all of t
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -77,6 +78,13 @@ class QTensor:
     def nbytes(self) -> int:
         """Bytes in memory."""
         return sum(part.size * jnp.dtype(part.dtype).itemsize for part in jax.tree.leaves(self))
+
+
+# A matrix of a tree of parameters, packed or not; see ``shapes.Leaf``.
+if TYPE_CHECKING:
+    MatrixLeaf: TypeAlias = Array | QTensor
+else:
+    MatrixLeaf = Any
 
 
 def pack_nibbles(codes: UInt8[Array, "..."], axis: int) -> UInt8[Array, "..."]:
