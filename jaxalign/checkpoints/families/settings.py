@@ -21,7 +21,7 @@ AS_PUBLISHED = "use the config.json that was published with these weights"
 ROTARY = ("rope_parameters", "rope_scaling")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of models.
 
