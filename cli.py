@@ -1,21 +1,6 @@
 """``python cli.py``: the jaxalign command from a checkout."""
 
-import os
-import signal
-
-LINE = b"jaxalign: error: interrupted; earlier results are unchanged. Run it again.\n"
-
-
-def _stop(*_: object) -> None:
-    """Leave at once: nothing has begun, and an exception could be lost in a half-read module."""
-    os.write(2, LINE)
-    os._exit(2)
-
+from jaxalign.commands.entry import main
 
 if __name__ == "__main__":
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, _stop)
-    from jaxalign.commands.main import main  # takes seconds
-
     raise SystemExit(main())

@@ -39,12 +39,12 @@ def measure(options: argparse.Namespace) -> list[dict[str, Any]]:
     select_device(options.device)
     model = jaxalign.load(str(options.folder))
     prompts = workload.random_prompts(model.config, options.prompts, options.tokens)
-    whole = Runner(model, jaxalign.Options(memory_gb=1e3))
+    whole = Runner(model, jaxalign.HeadsOptions(memory_gb=1e3))
     everything = list(batches(prompts.tokens.tolist(), options.prompts, model.config.max_positions))
     expected = workload.importance(whole, prompts, everything)
     records = []
     for memory_gb in budgets(model, everything[0].shape[1]):
-        runner = Runner(model, jaxalign.Options(memory_gb=memory_gb))
+        runner = Runner(model, jaxalign.HeadsOptions(memory_gb=memory_gb))
         work = workload.batches(runner, prompts)
         found = workload.importance(runner, prompts, work)
         [start, stop] = runner.row_ranges(work[0].shape[1], 0, 1)[0]

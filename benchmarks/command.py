@@ -48,9 +48,9 @@ def run(folder: Path, arguments: Sequence[str]) -> dict[str, Any]:
     if done.returncode:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
         raise InputError(f"the command left with exit code {done.returncode}: {last}", "see above")
-    metadata = json.loads(output.read_text())["metadata"]
-    phases = metadata["seconds"]
-    outside = seconds - metadata["total_runtime_seconds"]
+    origin = json.loads(output.read_text())["provenance"]
+    phases = origin["seconds"]
+    outside = seconds - origin["total_seconds"]
     return {"seconds": seconds, "phases": {**phases, "imports, loading, figures, files": outside}}
 
 

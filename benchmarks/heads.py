@@ -105,7 +105,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             if options.model in SIZES
             else locate(options.model).folder
         )
-        runner = Runner(jaxalign.load(str(folder)), jaxalign.Options(memory_gb=options.memory_gb))
+        settings = jaxalign.HeadsOptions(memory_gb=options.memory_gb)
+        runner = Runner(jaxalign.load(str(folder)), settings)
         prompts = workload.random_prompts(runner.config, options.prompts, options.tokens)
         products = PRODUCTS[:1] if options.quick else PRODUCTS
         peak = matrix_peak(products)

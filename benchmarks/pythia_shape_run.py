@@ -25,6 +25,7 @@ from jaxalign.commands.main import main as jaxalign_command
 from jaxalign.errors import InputError
 from jaxalign.prompts import SHIPPED
 from jaxalign.studies.heads import HEADS
+from jaxalign.studies.heads.edge_align import forward_passes
 from jaxalign.study.tables import text_table
 from tests.pythia_shape import write_checkpoint
 
@@ -85,10 +86,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "prompts": dict(Counter(prompt.task for prompt in result.prompts)),
         "tokens": [min(lengths), max(lengths)],
         "seconds": round(seconds, 1),
-        "phases": result.metadata["seconds"],
-        "forward_passes": result.metadata["total_forward_passes"],
-        "computed": result.metadata["computed"]["layer_rows"],
-        "without_wave": result.metadata["computed"]["layer_rows_without_wave"],
+        "phases": result.provenance.seconds,
+        "forward_passes": forward_passes(result),
+        "computed": result.provenance.layer_rows,
+        "without_wave": forward_passes(result) * result.num_layers,
         "peak_gb": round(peak_bytes() / 1e9, 2),
     }
 

@@ -80,7 +80,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     """Spread of true and null gains over prompts and heads."""
     scheme = scheme_named(options.precision)
     model = jaxalign.load(options.model)
-    runner = Runner(model, jaxalign.Options())
+    runner = Runner(model, jaxalign.HeadsOptions())
     prompts, _, _ = tokenize(read_prompts(), model.tokenizer, model.config)
     prompts = prompts[: QUICK_PROMPTS if options.quick else None]
     low_params = cast(model.params, scheme)

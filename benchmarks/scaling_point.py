@@ -28,7 +28,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     select_device(options.device)
     before = peak_bytes()
     model = jaxalign.load(str(options.folder))
-    runner = Runner(model, jaxalign.Options(memory_gb=options.memory_gb))
+    runner = Runner(model, jaxalign.HeadsOptions(memory_gb=options.memory_gb))
     prompts = workload.random_prompts(runner.config, options.prompts, options.tokens)
     work = workload.batches(runner, prompts)
     workload.importance(runner, prompts, work[:1])  # compiles: all batches have the same shape

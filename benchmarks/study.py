@@ -26,6 +26,7 @@ from benchmarks.workload import SIZES, TINY
 from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet, PromptText, tokenize
 from jaxalign.studies.heads.calls import Runner
+from jaxalign.studies.heads.edge_align import forward_passes
 from jaxalign.studies.heads.rankings import RANDOM_ORDERS, choose_donors
 from jaxalign.studies.heads.result import RANKINGS, HeadsResult
 from jaxalign.study.tables import text_table
@@ -150,7 +151,7 @@ def difference(net: Any, one: Pass, unembed: str, result: HeadsResult) -> float:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The study and the baselines, on one checkpoint."""
     repaired = ("f16", "int8-sim")
-    settings = jaxalign.Options(
+    settings = jaxalign.HeadsOptions(
         use_all_prompts=True, repaired=repaired, memory_gb=options.memory_gb
     )
     with workload.checkpoint(options.model) as folder:
@@ -179,8 +180,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "memory_gb": options.memory_gb,
         "study": {
             **timing.record(),
-            "phases": result.metadata["seconds"],
-            "model_evaluations": result.metadata["total_forward_passes"],
+            "phases": result.provenance.seconds,
+            "model_evaluations": forward_passes(result),
             "peak_gb": round(memory / 1e9, 3),
         },
         "rows": rows,

@@ -4,28 +4,67 @@ A model is a pure function of arrays, an edit is an array argument, so a whole s
 compiled batch.
 """
 
-from jaxalign.checkpoints import Model, load, locate, params_from_state_dict
-from jaxalign.checkpoints.families import config_from_hf
-from jaxalign.edits import (
-    AttentionAdd,
-    Edit,
-    HeadEdit,
-    ResidualEdit,
-    head_ablation_masks,
-    residual_patch_masks,
-    zero_ablation,
-)
-from jaxalign.engine import sweep
-from jaxalign.errors import InputError
-from jaxalign.measures.metrics import Answer, logit_difference
-from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
-from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
-from jaxalign.prompts import read_prompts
-from jaxalign.studies.heads import Options, heads_study
-from jaxalign.studies.registry import read
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
 from jaxalign.version import VERSION
 
+if TYPE_CHECKING:
+    from jaxalign.checkpoints import Model, load, locate, params_from_state_dict
+    from jaxalign.checkpoints.families import config_from_hf
+    from jaxalign.edits import (
+        AttentionAdd,
+        Edit,
+        HeadEdit,
+        ResidualEdit,
+        head_ablation_masks,
+        residual_patch_masks,
+        zero_ablation,
+    )
+    from jaxalign.engine import sweep
+    from jaxalign.errors import InputError
+    from jaxalign.measures.metrics import Answer, logit_difference
+    from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
+    from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
+    from jaxalign.prompts import read_prompts
+    from jaxalign.studies.heads import HeadsOptions, heads_study
+    from jaxalign.studies.registry import read
+
 __version__ = VERSION
+
+# Where each public name lives. A name is imported when it is first used: JAX takes seconds, which
+# ``jaxalign --help`` need not wait for.
+_HOMES = {
+    "jaxalign.checkpoints": "Model load locate params_from_state_dict",
+    "jaxalign.checkpoints.families": "config_from_hf",
+    "jaxalign.edits": "AttentionAdd Edit HeadEdit ResidualEdit",
+    "jaxalign.edits.ready": "head_ablation_masks residual_patch_masks zero_ablation",
+    "jaxalign.engine": "sweep",
+    "jaxalign.errors": "InputError",
+    "jaxalign.measures.metrics": "Answer logit_difference",
+    "jaxalign.model": "ModelConfig Params cast forward head_contributions init_params",
+    "jaxalign.numerics": "BF16 F16 F32 INT8_SIM Scheme jit",
+    "jaxalign.prompts": "read_prompts",
+    "jaxalign.studies.heads": "HeadsOptions heads_study",
+    "jaxalign.studies.registry": "read",
+}
+_HOME = {name: module for module, names in _HOMES.items() for name in names.split()}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, or the room of the package, that is asked for first."""
+    if name in _HOME:
+        value = getattr(importlib.import_module(_HOME[name]), name)
+    elif importlib.util.find_spec(f"{__name__}.{name}"):
+        value = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
 
 __all__ = [
     "BF16",
@@ -36,10 +75,10 @@ __all__ = [
     "AttentionAdd",
     "Edit",
     "HeadEdit",
+    "HeadsOptions",
     "InputError",
     "Model",
     "ModelConfig",
-    "Options",
     "Params",
     "ResidualEdit",
     "Scheme",

@@ -1,6 +1,7 @@
 """How every test runs: strict promotion, several devices, checked shapes, no network."""
 
 import os
+import re
 
 import kept_programs
 
@@ -16,8 +17,9 @@ kept_programs.share()
 
 from jaxtyping import install_import_hook  # noqa: E402 - what tests share is set by now
 
-# Every shape in a signature is checked while the tests run.
-_hook = install_import_hook("jaxalign", "beartype.beartype")
+# Every shape in a signature of the array rooms is checked while the tests run.
+ARRAY_ROOMS = ("numerics", "measures", "edits", "model", "engine", "devices")
+_hook = install_import_hook([f"jaxalign.{room}" for room in ARRAY_ROOMS], "beartype.beartype")
 _hook.__enter__()
 
 import jax  # noqa: E402 - after the hook
@@ -28,29 +30,31 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-# Whose tests take longest, in order: those that begin last are short, and no core is left idle.
-LONGEST = (
-    "test_faults",
-    "test_distributed",
-    "test_sharding",
-    "test_resume",
-    "test_benchmarks",
-    "test_sweep",
-    "test_study",
-    "test_docs_api",
-    "test_plots",
-    "test_demo",
-    "test_regression_guard",
-    "test_command",
-    "test_numerics",
-    "test_model",
-)
+# What a file of tests imports says which tier it belongs to, so that no file can be forgotten.
+TIERS = {
+    "parity": "torch transformers bitsandbytes torchao compressed_tensors hqq gguf "
+    "torch_replay real_packages family_checkpoints",
+    "processes": "subprocess multiprocessing loopback",
+}
+
+
+def tiers(path):
+    """The tiers of a test file beside the default one: "parity", "processes"."""
+    text = path.read_text(encoding="utf-8")
+    for tier, packages in TIERS.items():
+        names = "|".join(packages.split())
+        if re.search(
+            rf"^\s*(import|from) ({names})\b|importorskip\(.({names})", text, re.MULTILINE
+        ):
+            yield tier
 
 
 def pytest_collection_modifyitems(items):
-    """Order files by how long they take, which ``--dist loadfile`` hands out in turn."""
-    place = {name: i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
+    """Mark the tests of a file by the tiers that it belongs to."""
+    found = {path: list(tiers(path)) for path in {item.path for item in items}}
+    for item in items:
+        for tier in found[item.path]:
+            item.add_marker(tier)
 
 
 @pytest.fixture

@@ -26,6 +26,7 @@ from jaxalign.studies.heads.result import (
     Statistics,
     TaskMean,
 )
+from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
 
 DRIFT = {"f16": 2e-3, "int8-sim": 8e-2}  # typical drift of a head
 LOSS = {"f16": 0.01, "int8-sim": 0.7}  # typical loss of m, logits
@@ -48,7 +49,7 @@ def make_result(
 
     ``tasks`` and ``precisions`` (the low ones) are names in order; without ``repair`` there are no
     curves; with ``nonfinite`` the first prompt overflows under the first precision; ``note`` is
-    ``metadata.model.note``.
+    ``provenance.model.note``.
     """
     rng = np.random.default_rng(seed)
     shape = (num_layers, num_heads)
@@ -63,15 +64,15 @@ def make_result(
         prompts[0] = _overflowed(prompts[0], precisions[0])
     repairs = [_repair(rng, prompt, name) for name in precisions for prompt in prompts if repair]
     return HeadsResult(
-        model="EleutherAI/pythia-70m",
         num_layers=num_layers,
         num_heads=num_heads,
         reference_count=30,
+        resample_draws=4,
         head_mode="true",
         prompts=tuple(prompts),
         repairs=tuple(repairs),
         statistics=_statistics(rng, prompts, repairs, tasks, precisions),
-        metadata=_metadata(len(prompts), precisions, seed, note),
+        provenance=_provenance(len(prompts), precisions, seed, note),
     )
 
 
@@ -351,33 +352,21 @@ def _plain_mean(rng: np.random.Generator, values: np.ndarray) -> Estimate:
     return replace(_over_prompts(rng, values), p=None)  # no null is tested
 
 
-def _metadata(count: int, precisions: Sequence[str], seed: int, note: str) -> dict[str, Any]:
-    return {
-        "timestamp": "2025-01-01T00:00:00Z",
-        "device": "cpu",
-        "int8_mode": "simulated" if "int8-sim" in precisions else "disabled",
-        "total_forward_passes": 97 * count,
-        "total_runtime_seconds": 12.5,
-        "seconds": {"importance": 6.0, "drift": 6.5},
-        "precisions": list(precisions),
-        "mean_positions": "last",
-        "resample_draws": 4, "max_repair_k": STEPS, "random_orders": ORDERS,
-        "bootstrap_samples": DRAWS, "permutations": DRAWS, "use_all_prompts": False,
-        "seed": seed,
-        "notes": [],
-        "prompts": {"file": "prompts.json", "sha256": "0" * 64, "given": count, "kept": count},
-        "model": {
-            "name": "EleutherAI/pythia-70m",
-            "revision": "a39f36b100fe8a5377810d56c3f4789b9c53ac42",
-            "note": note,
-            "weights_sha256": "1" * 64,
-        },
-        "computed": {
-            "calls": 4, "layer_rows": 85, "layer_rows_without_wave": 288, "description": "none"
-        },
-        "plan": {"engine": "wave", "memory_gb": 4.0, "calls": []},
-        "environment": {
-            "platform": "cpu", "device_kind": "cpu", "device_count": 1, "python": "3.12",
-            "versions": {"jax": "0.10.2"}, "compiler_options": {}, "xla_flags": "",
-        },
-    }  # fmt: skip
+def _provenance(count: int, precisions: Sequence[str], seed: int, note: str) -> Provenance:
+    return Provenance(
+        model=ModelOrigin(
+            name="EleutherAI/pythia-70m",
+            revision="a39f36b100fe8a5377810d56c3f4789b9c53ac42",
+            note=note,
+            weights_sha256="1" * 64,
+        ),
+        prompts=PromptsOrigin(file="prompts.json", sha256="0" * 64, given=count, kept=count),
+        environment=Environment(platform="Linux x86_64", device="cpu", device_kind="cpu"),
+        options={"schemes": list(precisions), "max_repair_k": STEPS, "seed": seed},
+        timestamp="2025-01-01T00:00:00Z",
+        total_seconds=12.5,
+        seconds={"importance": 6.0, "drift": 6.5},
+        layer_rows=85,
+        bootstrap_samples=DRAWS,
+        permutations=DRAWS,
+    )

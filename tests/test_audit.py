@@ -1,7 +1,5 @@
 """Claims about ``--quantized``: an existing quantized checkpoint beside its original."""
 
-import json
-
 import numpy as np
 import pytest
 from packed_files import write_gptq
@@ -31,7 +29,7 @@ def test_an_audit_runs_the_study_on_the_files_weights_beside_other_schemes(input
     )
     assert 0.01 < drift < 1  # four bits
     assert f16 < drift / 10
-    notes = json.loads(output.read_text())["metadata"]["notes"]
+    notes = result.provenance.notes
     assert any("GPTQ" in note and str(quantized) in note for note in notes)
     assert any("largest relative error of a matrix" in note for note in notes)
     assert "quantized" in {repair.precision for repair in result.repairs}

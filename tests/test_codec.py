@@ -12,7 +12,7 @@ import pytest
 
 from jaxalign.errors import InputError
 from jaxalign.shapes import Float
-from jaxalign.study import codec
+from jaxalign.study import codec, result_file
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +65,12 @@ def written(tmp_path, text):
 
 
 def read(path):
-    return codec.read(path, {FORM: Whole})
+    return result_file.read(path, {FORM: Whole})
 
 
 def test_a_result_is_read_as_it_was_written_with_seven_digits(tmp_path):
     path = tmp_path / "new" / "result.json"
-    again = codec.write(WHOLE, path, FORM)
+    again = result_file.write(WHOLE, path, FORM)
     assert codec.encode(read(path)) == codec.encode(again) == codec.encode(WHOLE)
     np.testing.assert_array_equal(
         again.parts[0].drift, [[0.3333333, np.nan, 2], [0, -1e-9, np.nan]]
@@ -79,11 +79,11 @@ def test_a_result_is_read_as_it_was_written_with_seven_digits(tmp_path):
     assert again.heads == WHOLE.heads
     assert again.metadata == WHOLE.metadata
     assert json.loads(path.read_text(encoding="utf-8"))["format"] == FORM
-    assert codec.encode(codec.write(again, path, FORM)) == codec.encode(again)
+    assert codec.encode(result_file.write(again, path, FORM)) == codec.encode(again)
 
 
 def test_rows_of_numbers_stand_on_one_line(tmp_path):
-    codec.write(WHOLE, tmp_path / "r.json", FORM)
+    result_file.write(WHOLE, tmp_path / "r.json", FORM)
     assert "[1.0, 1.0, 1.0]" in (tmp_path / "r.json").read_text(encoding="utf-8")
 
 
@@ -174,7 +174,7 @@ def test_a_file_that_is_no_result_is_refused_in_one_line(tmp_path, text, fault):
 def test_an_older_format_has_a_reader_of_its_own(tmp_path):
     path = written(tmp_path, '{"format": "jaxalign.whole/1", "n": 3}')
     kinds = {FORM: Whole, "jaxalign.whole/1": lambda content, where: (content["n"], where)}
-    assert codec.read(path, kinds) == (3, path)
+    assert result_file.read(path, kinds) == (3, path)
 
 
 def test_a_result_that_cannot_be_written_is_kept_beside(tmp_path, monkeypatch):
@@ -183,14 +183,14 @@ def test_a_result_that_cannot_be_written_is_kept_beside(tmp_path, monkeypatch):
     taken.mkdir()
     (taken / "more").touch()
     with pytest.raises(InputError, match=r"the result is kept in .*folder\.kept"):
-        codec.write(WHOLE, taken, FORM)
+        result_file.write(WHOLE, taken, FORM)
     assert codec.encode(read(tmp_path / "folder.kept")) == codec.encode(WHOLE)
 
 
 def test_a_result_that_could_not_be_read_is_kept_and_said(tmp_path):
     wrong = Whole(layers=1, kind="neither", parts=())
     with pytest.raises(InputError, match=r'kind: "neither", .* kept in .*r\.json\.kept'):
-        codec.write(wrong, tmp_path / "r.json", FORM)
+        result_file.write(wrong, tmp_path / "r.json", FORM)
     assert not (tmp_path / "r.json").exists()
     kept = json.loads((tmp_path / "r.json.kept").read_text(encoding="utf-8"))
     assert kept == {"format": FORM, **codec.encode(wrong)}
@@ -198,7 +198,7 @@ def test_a_result_that_could_not_be_read_is_kept_and_said(tmp_path):
 
 def test_name_of_a_file_that_is_no_unicode_can_be_written(tmp_path):
     odd = Whole(layers=1, kind="true", parts=(), metadata={"file\udc80": "a\udcff.json"})
-    again = codec.write(odd, tmp_path / "r.json", FORM)
+    again = result_file.write(odd, tmp_path / "r.json", FORM)
     assert again.metadata == {"file\\udc80": "a\\udcff.json"}
 
 

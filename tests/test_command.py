@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -28,9 +27,10 @@ from tiny_run import (
 
 from jaxalign import __version__
 from jaxalign.commands import one_study, run_study
-from jaxalign.studies.heads import HEADS
+from jaxalign.studies.heads import HEADS, figures
 from jaxalign.studies.heads.figures import FIGURES
-from jaxalign.study import codec
+from jaxalign.study import codec, result_file
+from jaxalign.study.provenance import ModelOrigin
 from jaxalign.study.session import Session
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +49,23 @@ def whole(inputs, tmp_path_factory):
     ran = study(*inputs, output, "--repair", "all")
     content = json.loads(output.read_text())
     return SimpleNamespace(ran=ran, output=output, content=content, result=HEADS.read(output))
+
+
+@pytest.fixture(scope="module")
+def plain(inputs, tmp_path_factory):
+    """A run with nothing but another seed."""
+    output = tmp_path_factory.mktemp("plain") / "experiment.json"
+    ran = study(*inputs, output, "--no-figures", "--seed", 8)
+    return SimpleNamespace(ran=ran, output=output, result=HEADS.read(output))
+
+
+@pytest.fixture(scope="module")
+def other(inputs, tmp_path_factory):
+    """A run with other heads, other means, another list of schemes and every prompt."""
+    output = tmp_path_factory.mktemp("other") / "experiment.json"
+    more = ("--head-mode", "edge-align", "--mean-positions", "all", "--use-all-prompts")
+    ran = study(*inputs, output, "--no-figures", *more, "--schemes", "f16", "--repair", "none")
+    return SimpleNamespace(ran=ran, output=output, result=HEADS.read(output))
 
 
 @pytest.fixture
@@ -85,48 +102,37 @@ def test_run_writes_every_figure_as_png_and_svg_and_nothing_else(whole):
     assert {path.name for path in whole.output.parent.iterdir()} == {whole.output.name, "figures"}
 
 
-def test_plot_draws_the_same_bytes_from_the_file_alone(whole, tmp_path):
+def test_plot_draws_the_same_bytes_from_the_file_alone(whole, tmp_path, monkeypatch):
+    few = {name: FIGURES[name] for name in ("fig1_importance_vs_drift", "fig4_circuit_repair")}
+    monkeypatch.setattr(figures, "FIGURES", few)
     ran = run("plot", "--input", whole.output, "--figures", tmp_path / "again")
     assert ran.code == 0
-    assert len(ran.out.splitlines()) == 14
-    for path in (whole.output.parent / "figures").iterdir():
-        assert (tmp_path / "again" / path.name).read_bytes() == path.read_bytes(), path.name
+    assert len(ran.out.splitlines()) == len(list((tmp_path / "again").iterdir())) == 4
+    for path in (tmp_path / "again").iterdir():
+        assert (whole.output.parent / "figures" / path.name).read_bytes() == path.read_bytes()
 
 
 def test_result_says_what_was_run(whole, inputs):
     model, prompts = inputs
-    metadata = whole.content["metadata"]
     weights = (model / "model.safetensors").read_bytes()
-    assert metadata["model"] == {
-        "name": str(model),
-        "revision": None,
-        "note": "",
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
-    }
-    assert metadata["prompts"] == {
-        "file": str(prompts),
-        "sha256": hashlib.sha256(prompts.read_bytes()).hexdigest(),
-        "given": 5,
-        "kept": 5,
-    }
-    assert metadata["device"] == "cpu"
-    assert metadata["int8_mode"] == "simulated"
-    versions = metadata["environment"]["versions"]
-    assert versions["jax"] == jax.__version__
-    assert "jaxalign" in versions
-    assert metadata["plan"]["calls"]
-    assert (metadata["plan"]["processes"], metadata["plan"]["mesh"]) == (1, None)
+    where = whole.result.provenance
+    assert where.model == ModelOrigin(
+        name=str(model), weights_sha256=hashlib.sha256(weights).hexdigest()
+    )
+    assert (where.prompts.file, where.prompts.given, where.prompts.kept) == (str(prompts), 5, 5)
+    assert where.prompts.sha256 == hashlib.sha256(prompts.read_bytes()).hexdigest()
+    assert where.options["schemes"] == ["f16", "int8-sim"]
+    assert (where.environment.device, where.processes, where.devices) == ("cpu", 1, None)
+    assert where.environment.versions["jax"] == jax.__version__
+    assert "jaxalign" in where.environment.versions
+    assert where.layer_rows > 0
+    assert {call.phase for call in where.calls} == {"clean", "importance", "repair"}
     assert whole.content["head_mode"] == "true"
     assert {entry["task"] for entry in whole.content["prompts"]} == {"FactualRecall", "rivers"}
 
 
 def test_result_of_a_run_survives_a_round_trip(whole):
     assert {"format": HEADS.format, **codec.encode(whole.result)} == whole.content
-
-
-def test_repair_of_all_adds_curves_of_int8(whole):
-    repaired = [entry["precision"] for entry in whole.content["repairs"]]
-    assert repaired == ["f16"] * 5 + ["int8-sim"] * 5
 
 
 def test_summary_shows_top_heads_correlations_and_verdicts(whole):
@@ -152,15 +158,11 @@ def test_top_head_of_the_summary_is_the_one_of_the_file(whole):
 # What the options do.
 
 
-def test_same_seed_gives_the_same_bytes_but_for_times(inputs, tmp_path):
-    paths = [tmp_path / f"{i}.json" for i in range(3)]
-    for path, seed in zip(paths, (7, 7, 8), strict=True):
-        assert study(*inputs, path, "--no-figures", "--seed", seed).code == 0
-    first, again, other = map(without_times, paths)
-    assert first == again
-    assert first != other
-    drawn = [json.loads(path.read_text())["repairs"][0]["random"] for path in paths]
-    assert drawn[0] != drawn[2]
+def test_same_seed_gives_the_same_bytes_but_for_times(whole, plain, inputs, output):
+    assert study(*inputs, output, "--no-figures", "--repair", "all").code == 0
+    assert without_times(output) == without_times(whole.output)
+    drawn = [ran.result.repairs[0].random for ran in (whole, plain)]
+    assert not np.array_equal(*drawn)
 
 
 @pytest.mark.slow
@@ -174,43 +176,36 @@ def test_same_seed_gives_the_same_bytes_in_two_processes(inputs, tmp_path):
     assert texts[0] == texts[1]
 
 
-def test_without_int8_among_the_schemes_its_fields_are_left_out(inputs, output):
-    ran = study(*inputs, output, "--no-figures", "--schemes", "f16")
-    content = json.loads(output.read_text())
-    assert ran.code == 0
-    assert content["metadata"]["int8_mode"] == "disabled"
-    assert content["metadata"]["precisions"] == ["f16"]
-    assert "int8" not in json.dumps([content["prompts"], content["repairs"], content["statistics"]])
-    assert "int8-sim" not in ran.out
+def test_schemes_that_are_not_named_are_left_out(other):
+    assert other.ran.code == 0
+    assert other.result.precisions == ("f16",)
+    assert other.result.provenance.options["schemes"] == ["f16"]
+    assert "int8" not in other.output.read_text() + other.ran.out
 
 
-def test_without_asking_there_are_no_int8_curves(inputs, output):
-    study(*inputs, output, "--no-figures")
-    content = json.loads(output.read_text())
-    assert {entry["precision"] for entry in content["repairs"]} == {"f16"}
-    assert content["prompts"][0]["precisions"].keys() == {"f16", "int8-sim"}
+def test_repair_is_of_all_schemes_but_int8_sim_of_those_named_or_of_none(whole, plain, other):
+    def repaired(ran):
+        return [*dict.fromkeys(repair.precision for repair in ran.result.repairs)]
+
+    assert plain.result.precisions == ("f16", "int8-sim")
+    assert [repaired(ran) for ran in (whole, plain, other)] == [["f16", "int8-sim"], ["f16"], []]
 
 
-def test_head_mode_and_mean_positions_are_recorded(inputs, output):
-    mode = ("--head-mode", "edge-align", "--mean-positions", "all", "--schemes", "f16")
-    assert study(*inputs, output, "--no-figures", *mode).code == 0
-    content = json.loads(output.read_text())
-    assert content["head_mode"] == "edge-align"
-    assert content["metadata"]["mean_positions"] == "all"
+def test_head_mode_and_mean_positions_are_recorded(other):
+    assert other.result.head_mode == "edge-align"
+    assert other.result.provenance.options["mean_positions"] == "all"
 
 
-def test_using_all_prompts_is_recorded_and_needs_no_note(inputs, output):
-    ran = study(*inputs, output, "--no-figures", "--use-all-prompts")
-    content = json.loads(output.read_text())
-    assert content["metadata"]["use_all_prompts"] is True
-    assert content["metadata"]["notes"] == []
-    assert "note:" not in ran.out
-    assert not any(prompt["validated"] for prompt in content["prompts"])
+def test_using_all_prompts_is_recorded_and_needs_no_note(other):
+    assert other.result.provenance.options["use_all_prompts"] is True
+    assert other.result.provenance.notes == ()
+    assert "note:" not in other.ran.out
+    assert not any(prompt.validated for prompt in other.result.prompts)
 
 
-def test_no_figures_leaves_the_figures_out(inputs, output):
-    study(*inputs, output, "--no-figures")
-    assert list(output.parent.iterdir()) == [output]
+def test_no_figures_leaves_the_figures_out(plain):
+    assert list(plain.output.parent.iterdir()) == [plain.output]
+    assert "figures" not in plain.ran.out
 
 
 @pytest.mark.slow
@@ -218,7 +213,6 @@ def test_more_heads_to_repair_than_there_are_restores_them_all(inputs, output):
     more = ("--max-repair-k", 50, "--schemes", "f16", "--no-figures")
     assert study(*inputs, output, *more).code == 0
     content = json.loads(output.read_text())
-    assert content["metadata"]["max_repair_k"] == 4
     assert len(content["repairs"][0]["curves"]["drift"]) == 4
 
 
@@ -314,9 +308,9 @@ def test_wrong_input_is_found_before_the_model_is_looked_for(tmp_path, monkeypat
 def overflow(inputs, tmp_path_factory):
     folder = tmp_path_factory.mktemp("overflow")
     model = write_loud_model(folder / "loud")
-    ran = study(model, inputs[1], folder / "experiment.json")
+    ran = study(model, inputs[1], folder / "experiment.json", "--no-figures")
     content = json.loads((folder / "experiment.json").read_text())
-    return SimpleNamespace(ran=ran, model=model, content=content, figures=folder / "figures")
+    return SimpleNamespace(ran=ran, model=model, content=content)
 
 
 def test_overflow_is_one_line_and_exit_code_2_after_the_result_is_written(overflow):
@@ -324,8 +318,8 @@ def test_overflow_is_one_line_and_exit_code_2_after_the_result_is_written(overfl
     assert overflow.ran.err.count("\n") == 1
     assert "f16: activations overflow in 3 heads (L0H1, L1H0, L1H1) on 5 of 5" in overflow.ran.err
     assert "read that precision's columns as incomplete" in overflow.ran.err
-    assert len(list(overflow.figures.iterdir())) == 14
-    assert [n for n in overflow.content["metadata"]["notes"] if n.startswith("f16: activations ov")]
+    notes = overflow.content["provenance"]["notes"]
+    assert any(note.startswith("f16: activations overflow") for note in notes)
 
 
 def test_overflow_is_said_by_every_process_once_the_run_of_all_has_ended_well(
@@ -341,7 +335,7 @@ def test_overflow_is_said_by_every_process_once_the_run_of_all_has_ended_well(
 
     monkeypatch.setattr(run_study, "processes", several)
     monkeypatch.setattr(one_study, "is_first", lambda: False)
-    ran = study(overflow.model, inputs[1], output)
+    ran = study(overflow.model, inputs[1], output, "--no-figures")
     assert ends == ["well"]
     assert ran == (2, "", overflow.ran.err)
     assert not output.exists()
@@ -404,7 +398,7 @@ def test_interrupted_run_leaves_the_previous_result_whole(whole, inputs, output,
         raise KeyboardInterrupt
 
     kept = ": with the same options it goes on from the calls that are finished"
-    for owner, place, more in ((Session, "open", ""), (codec, "write", kept)):
+    for owner, place, more in ((Session, "open", ""), (result_file, "write", kept)):
         with monkeypatch.context() as patch:
             patch.setattr(owner, place, interrupt)
             ran = study(*inputs, output)
@@ -413,21 +407,6 @@ def test_interrupted_run_leaves_the_previous_result_whole(whole, inputs, output,
             f"jaxalign: error: interrupted; earlier results are unchanged. Run it again{more}.\n"
         )
         assert output.read_bytes() == whole.output.read_bytes()
-
-
-def test_failure_while_writing_is_one_line_and_leaves_the_old_file(inputs, output, monkeypatch):
-    output.write_text("old")
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    ran = study(*inputs, output, "--no-figures")
-    assert ran.code == 2
-    assert ran.err.count("\n") == 1
-    assert f"{output} cannot be written (No space left on device)" in ran.err
-    assert output.read_text() == "old"
-    assert list(output.parent.iterdir()) == [output]
 
 
 def command_line(model, prompts, path):

@@ -103,10 +103,14 @@ def test_program_compiled_once_is_loaded_the_next_time(folder, events, capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_importing_jaxalign_leaves_the_settings_of_jax_alone():
-    code = "import jax, jaxalign; print(jax.config.jax_compilation_cache_dir)"
+def test_importing_jaxalign_leaves_the_settings_of_jax_alone_and_matplotlib_out():
+    """Matplotlib takes a second, and only who draws needs it."""
+    code = (
+        "import sys, jax, jaxalign.commands.run_study\n"
+        "print(jax.config.jax_compilation_cache_dir, 'matplotlib' in sys.modules)"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert done.stdout == "None\n"
+    assert done.stdout == "None False\n"
 
 
 def test_program_compiled_with_other_options_is_never_loaded(folder, events):

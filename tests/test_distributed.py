@@ -29,7 +29,7 @@ from jaxalign.engine.budget import bytes_per_call
 from jaxalign.errors import InputError
 from jaxalign.processes.distributed import processes
 from jaxalign.prompts import read_prompts
-from jaxalign.studies.heads import HEADS, Options
+from jaxalign.studies.heads import HEADS, HeadsOptions
 from jaxalign.studies.heads.edge_align import edge_align
 from jaxalign.study.session import Session
 
@@ -107,9 +107,9 @@ def test_only_the_first_process_writes(together):
 
 
 def test_the_file_says_that_two_processes_shared_the_work(together):
-    plan = json.loads(together.output.read_text())["metadata"]["plan"]
-    assert plan["processes"] == 2
-    assert plan["mesh"] == {"edits": 2, "model": 1}
+    where = HEADS.read(together.output).provenance
+    assert where.processes == 2
+    assert where.devices == {"edits": 2, "model": 1}
 
 
 @pytest.mark.slow
@@ -360,7 +360,7 @@ def test_finished_chunks_are_not_taken_over_to_another_number_of_devices(inputs)
     model, prompts = load(locate(str(inputs[0]))), read_prompts(inputs[1])
     known = []
     for mesh in (None, make_mesh(jax.devices()[:2]), make_mesh(jax.devices()[:4], 2)):
-        with Session.open("jaxalign.heads/2", model, prompts, Options(), mesh=mesh) as session:
+        with Session.open("jaxalign.heads/2", model, prompts, HeadsOptions(), mesh=mesh) as session:
             known.append(session.inputs.facts())
     assert known[1]["devices"] == {"edits": 2, "model": 1}
     assert len({json.dumps(facts) for facts in known}) == 3

@@ -13,17 +13,16 @@ import kept_programs
 import numpy as np
 import pytest
 from jax._src.compilation_cache import combine_executable_and_time, compress_executable
-from tiny_run import refusal, write_model, write_prompts
+from tiny_run import refusal, without_times, write_model, write_prompts
 
 import jaxalign
 from jaxalign.commands.one_study import ACTIVATIONS
 from jaxalign.devices.mesh import part_bytes
 from jaxalign.prompts import read_prompts, tokenize
-from jaxalign.studies.heads import Options
+from jaxalign.studies.heads import HeadsOptions
 from jaxalign.studies.heads.calls import Runner
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("timestamp", "total_runtime_seconds", "seconds")
 LIMIT = 300  # seconds; a run takes a few
 DAMAGED = 6  # programs, of more; the smallest, which are soon compiled again
 COPIES = 2  # of the parameters: f32's, and a low precision's beside them
@@ -79,7 +78,7 @@ def test_budget_below_one_row_is_refused_with_an_arithmetic_that_adds_up(inputs,
     needs, leaves = map(float, found.groups())
     assert leaves == pytest.approx(0.5 * weights, rel=1e-2)
     # What the line asks for is enough.
-    runner = Runner(model, Options(memory_gb=weights + 1.01 * needs))
+    runner = Runner(model, HeadsOptions(memory_gb=weights + 1.01 * needs))
     prompts, _, _ = tokenize(read_prompts(inputs[1]), model.tokenizer, model.config)
     assert runner.study_batches(prompts)
     assert runner.row_ranges(8, 6, 6)
@@ -140,10 +139,7 @@ def run(inputs, output, programs, *more, first=""):
     )
     assert done.returncode == 0, done.stderr
     assert list(output.parent.iterdir()) == [output]
-    content = json.loads(output.read_text())
-    for name in TIMES:
-        del content["metadata"][name]
-    return SimpleNamespace(err=done.stderr, content=content)
+    return SimpleNamespace(err=done.stderr, content=json.loads(without_times(output)))
 
 
 def entries(programs):
@@ -172,7 +168,7 @@ def kept(inputs, tmp_path_factory):
 def test_three_devices_share_four_heads_and_say_what_one_says(inputs, output, kept):
     ran = run(inputs, output, kept.programs, "--devices", 3)
     assert ran.err == ""
-    assert ran.content["metadata"]["plan"]["mesh"] == {"edits": 3, "model": 1}
+    assert ran.content["provenance"]["devices"] == {"edits": 3, "model": 1}
     for name in ("zero_importance", "mean_importance", "resample_importance"):
         three, one = (
             np.array([prompt[name] for prompt in content["prompts"]], float)

@@ -39,5 +39,5 @@ def test_study_on_gpu_equals_the_one_on_cpu_in_f32():
         select_device(name)
         result = jaxalign.heads_study(jaxalign.load("demo"), few)
         found[name] = np.array([p.zero_importance for p in result.prompts])
-        assert result.metadata["device"] == name
+        assert result.provenance.environment.device == name
     np.testing.assert_allclose(found["gpu"], found["cpu"], atol=1e-4)

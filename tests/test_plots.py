@@ -334,8 +334,7 @@ def test_long_names_lose_their_middle_and_stay_apart() -> None:
 @pytest.fixture(scope="module")
 def hostile() -> HeadsResult:
     made = make_result(tasks=(HOSTILE, FOREIGN), precisions=("f16", f"nf4{HOSTILE}"), note=FOREIGN)
-    metadata = made.metadata | {"notes": [HOSTILE]}
-    return replace(made, metadata=metadata)
+    return replace(made, provenance=replace(made.provenance, notes=(HOSTILE,)))
 
 
 @pytest.mark.parametrize("name", [NAMES[0], NAMES[4]])  # a caption and titles; ticks and a legend

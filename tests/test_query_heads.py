@@ -121,7 +121,7 @@ def test_an_answer_is_read_off_capped_logits(models):
 
 
 def grouped(**settings):
-    sizes = {"key_value_heads": 2, "head_width": 12, "rotary_dims": 12, "gated": True}
+    sizes = {"num_kv_heads": 2, "head_size": 12, "rotary_dims": 12, "gated": True}
     norms = {"norm": "rms+1", "post_norms": True, "query_key_norms": True, "mlp_bias": False}
     return ModelConfig(
         96,
@@ -177,7 +177,7 @@ def test_work_is_counted_for_grouped_heads_gates_and_windows():
 
 
 def test_blocks_of_a_stream_that_heads_do_not_divide_are_refused():
-    config = ModelConfig(96, 2, 3, 32, 64, head_width=8, rotary_dims=8)
+    config = ModelConfig(96, 2, 3, 32, 64, head_size=8, rotary_dims=8)
     with pytest.raises(InputError, match=r"32 coordinates into 3 equal blocks.*mode true"):
         _ = config.edge_size
     edit = Edit(HeadEdit(jnp.zeros((2, 1, 1, 3), bool), jnp.zeros((2, 1, 1, 3, 10)), "edge-align"))

@@ -249,6 +249,19 @@ def test_file_of_the_version_before_is_read():
     }.items()
     for ours, theirs in zip(view["prompts"], content["prompts"], strict=True):
         assert ours.items() <= theirs.items()
+    was = content["metadata"]
+    assert view["metadata"].items() <= was.items()
+    where = result.provenance
+    assert where.layer_rows == was["computed"]["layer_rows"]
+    assert sum(call.times for call in where.calls) == was["computed"]["calls"]
+    assert where.options["max_repair_k"] == was["max_repair_k"]
+    assert where.environment.versions == was["environment"]["versions"]
+    assert (where.prompts.given, where.prompts.sha256) == (103, was["prompts"]["sha256"])
+
+
+def metadata_1(precisions):
+    """What the kept file says of itself, of other precisions."""
+    return json.loads(KEPT.read_text(encoding="utf-8"))["metadata"] | {"precisions": precisions}
 
 
 def older(result):
@@ -256,6 +269,8 @@ def older(result):
     content = codec.encode(result) | {"repair": []}
     del content["repairs"]
     content["mean_activation_reference_count"] = content.pop("reference_count")
+    del content["resample_draws"], content["provenance"]
+    content |= {"model": "demo", "metadata": metadata_1(list(result.precisions))}
     for prompt in content["prompts"]:
         for name, low in prompt["precisions"].items():
             fields = precision_fields(KNOWN.get(name, name))
@@ -306,8 +321,8 @@ WRONG = {
     ("repairs", 0, "heads"): {"best": []},
     ("statistics", "repair", 0, "verdict"): "great",
     ("statistics", "correlations", 0, "pearson", "low"): "small",
-    ("metadata", "model", "name"): None,
-    ("metadata", "int8_mode"): "real",
+    ("provenance", "model", "name"): None,
+    ("provenance", "environment", "device"): 1,
 }
 
 
@@ -325,10 +340,10 @@ def test_wrong_value_is_refused_with_its_place(place, path):
 
 
 def test_plot_refuses_in_one_line(content, tmp_path):
-    content["metadata"].pop("model")
+    content["provenance"].pop("model")
     (tmp_path / "bad.json").write_text(json.dumps({"format": HEADS.format, **content}))
     line = refusal("plot", "--input", tmp_path / "bad.json")
-    assert "bad.json: metadata/model: missing. run the study again, or give the file" in line
+    assert "bad.json: provenance/model: missing. run the study again, or give the file" in line
 
 
 def part(result, i, **changes):
@@ -359,12 +374,12 @@ def test_parts_that_do_not_belong_together_are_refused():
 
 def test_missing_result_says_how_to_make_one(tmp_path):
     line = refusal("plot", "--input", tmp_path / "none.json")
-    assert "none.json is missing. run the study first: python cli.py." in line
+    assert "none.json is missing. run a study first: jaxalign heads." in line
 
 
 def test_result_that_does_not_fit_is_kept_elsewhere(path):
-    result = replace(small(), metadata=small().metadata | {"seed": "zero"})
-    with pytest.raises(InputError, match=r"metadata/seed: .* the result is kept in"):
+    result = replace(small(), provenance=replace(small().provenance, options={"seed": 2**70}))
+    with pytest.raises(InputError, match=r"provenance/options/seed: .* the result is kept in"):
         HEADS.write(result, path)
     assert not path.exists()
     assert json.loads(path.with_name("experiment.json.kept").read_text())["prompts"]

@@ -1,10 +1,12 @@
 """Claims about a command that is cut off: the next run goes on, and says what an unbroken one does.
 
-A run that is cut off is a process of its own; one that is killed cannot tidy up. A process of its
-own goes on from there once; elsewhere this one does, which is quicker.
+A run that is killed or sent a signal is a process of its own, and so is one that goes on from
+there; all others run in this process, which is quicker.
 """
 
+import contextlib
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -16,13 +18,12 @@ from types import SimpleNamespace
 import jax
 import pytest
 import tiny_run
-from tiny_run import PROMPTS, write_model, write_prompts
+from tiny_run import PROMPTS, without_times, write_model, write_prompts
 
 from jaxalign.runtime import resume
 from jaxalign.study import session
 
 ROOT = Path(__file__).parent.parent
-TIMES = ("timestamp", "total_runtime_seconds", "seconds")
 LIMIT = 300  # seconds; a run takes a few
 # The command, which says what it computes and may stop at a
 # call or in the middle of writing one, until it is killed.
@@ -54,8 +55,6 @@ class Told(resume.Resume):
 def replaced(source, target):
     if mode == "write" and str(target).endswith(".npz") and count == int(number):
         stop()
-    if mode == "full disk" and str(target).endswith(number):
-        raise OSError(28, "No space left on device")
     replace(source, target)
 
 os.replace = replaced
@@ -111,31 +110,40 @@ def run(inputs, output, *more, mode="", at_stop=signal.SIGKILL):
     return SimpleNamespace(code=process.returncode, computed=computed, out=lines, err=err)
 
 
-def go_on(inputs, output):
-    """A run to its end in this process."""
+def go_on(inputs, output, *more, stop=None):
+    """A run to its end in this process, or to an interruption at its call number ``stop``."""
     computed = []
 
     class Told(resume.Resume):
         def keep(self, key, compute, like=0):
             def told():
                 computed.append(" ".join(map(str, ("computes", *key))))
+                if len(computed) == stop:
+                    raise KeyboardInterrupt
                 return compute()
 
             return super().keep(key, told, like)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "Resume", Told)
-        ran = tiny_run.run(*options(inputs, output))
+        ran = tiny_run.run(*options(inputs, output), *more)
     jax.config.update("jax_default_device", None)
     return SimpleNamespace(code=ran.code, computed=computed, out=ran.out, err=ran.err)
 
 
-def content(output):
-    """The result, but for when it was made and how long that took."""
-    found = json.loads(output.read_text())
-    for name in TIMES:
-        del found["metadata"][name]
-    return json.dumps(found)
+@contextlib.contextmanager
+def full_disk(ending):
+    """No file whose name ends so takes its place."""
+    replace = os.replace
+
+    def replaced(source, target):
+        if str(target).endswith(ending):
+            raise OSError(28, "No space left on device")
+        replace(source, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "replace", replaced)
+        yield
 
 
 def folder_of(output):
@@ -150,10 +158,10 @@ def chunks(output):
 def whole(inputs, tmp_path_factory):
     """A run that nothing cuts off."""
     output = tmp_path_factory.mktemp("whole") / "experiment.json"
-    ran = run(inputs, output)
+    ran = go_on(inputs, output)
     assert (ran.code, ran.err) == (0, "")
     assert len(ran.computed) == 12, "three batches through four calls"
-    return SimpleNamespace(computed=ran.computed, content=content(output), output=output)
+    return SimpleNamespace(computed=ran.computed, content=without_times(output), output=output)
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +183,7 @@ def output(killed, tmp_path):
 
 def assert_finished(output, whole):
     """The result is the unbroken run's to the bit, and nothing else is left."""
-    assert content(output) == whole.content
+    assert without_times(output) == whole.content
     assert list(output.parent.iterdir()) == [output]
 
 
@@ -227,10 +235,11 @@ def test_calls_of_other_options_are_not_used_and_stay_and_one_line_says_so(
     more, differ, inputs, output, whole
 ):
     before = chunks(output)
-    ran = run(inputs, output, *more, mode="call:1")
+    ran = go_on(inputs, output, *more, stop=1)
     assert ran.computed == whole.computed[:1], "from the start"
-    assert f"keeps {CUT - 1} finished calls of another study ({differ} differ), which" in ran.err
-    assert ran.err.count("\n") == 1
+    said, interrupted = ran.err.splitlines()
+    assert f"keeps {CUT - 1} finished calls of another study ({differ} differ), which" in said
+    assert "interrupted" in interrupted
     assert chunks(output) == before
 
 
@@ -273,14 +282,15 @@ def test_control_c_keeps_what_is_finished_and_says_so(inputs, output, whole):
 
 
 def test_result_that_cannot_be_written_costs_no_finished_call(inputs, output, whole):
-    ran = run(inputs, output, mode=f"full disk:{output.name}")
+    with full_disk(output.name):
+        ran = go_on(inputs, output)
     assert ran.code == 2
     assert ran.err.count("\n") == 1
     kept = output.with_name(f"{output.name}.kept")
     assert (
         f"error: {output} cannot be written (No space left on device); the result is kept in {kept}"
     ) in ran.err
-    assert content(kept) == whole.content
+    assert without_times(kept) == whole.content
     kept.unlink()
     assert len(chunks(output)) == len(whole.computed)
     assert list(output.parent.iterdir()) == [folder_of(output)]
@@ -291,7 +301,8 @@ def test_result_that_cannot_be_written_costs_no_finished_call(inputs, output, wh
 
 def test_full_disk_for_finished_calls_costs_one_line_and_no_result(inputs, tmp_path, whole):
     output = tmp_path / "results" / "experiment.json"
-    ran = run(inputs, output, mode="full disk:.npz")
+    with full_disk(".npz"):
+        ran = go_on(inputs, output)
     assert (ran.code, ran.computed) == (0, whole.computed)
     assert ran.err.startswith(f"jaxalign: note: {folder_of(output)}")
     assert ran.err.endswith(

@@ -12,9 +12,12 @@ import jaxalign
 from jaxalign.checkpoints.hub import BUNDLED
 from jaxalign.engine.budget import bytes_per_call, bytes_per_row
 from jaxalign.model import count
+from jaxalign.numerics import INT8_SIM
 from jaxalign.prompts import PromptSet, PromptText, tokenize
-from jaxalign.studies.heads import Options, heads_study
+from jaxalign.studies.heads import HeadsOptions, heads_study
+from jaxalign.studies.heads.edge_align import forward_passes
 from jaxalign.studies.heads.rankings import choose_donors
+from jaxalign.studies.heads.result import RANKINGS
 
 torch = pytest.importorskip("torch")
 import torch_replay  # noqa: E402 - needs torch
@@ -34,7 +37,8 @@ PROMPTS = PromptSet(
     ("It was a quiet day.", "She opened the window and looked out.", "The train is late again"),
 )
 MODES = ("true", "edge-align")
-K = 4
+K = 12  # all heads
+REPLAYED = 4  # of them, in the replay
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +59,15 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def studies(model):
-    def run(mode):
-        options = Options(
-            repaired=("f16", "int8-sim"), head_mode=mode, max_repair_k=K, use_all_prompts=True
-        )
-        return heads_study(model, PROMPTS, options)
-
-    return {mode: run(mode) for mode in MODES}
+    """With true heads, f16 and int8-sim; with edge-align's, int8-sim alone."""
+    every = {"max_repair_k": K, "use_all_prompts": True}
+    true = HeadsOptions(repaired=("f16", "int8-sim"), **every)
+    blocks = HeadsOptions(
+        schemes=(INT8_SIM,), repaired=("int8-sim",), head_mode="edge-align", **every
+    )
+    return dict(
+        zip(MODES, (heads_study(model, PROMPTS, how) for how in (true, blocks)), strict=True)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -87,25 +93,24 @@ def test_zero_and_mean_importance_equal_the_replay(studies, witness, mode):
 @pytest.mark.parametrize("mode", MODES)
 def test_resample_importance_equals_the_replay_with_the_same_donors(studies, witness, mode):
     params, config, prompts, _ = witness
-    donors = choose_donors(prompts, Options.seed)
+    donors = choose_donors(prompts, HeadsOptions.seed)
     assert (donors.partners > 0).any()
     for i, (prompt, ours) in enumerate(zip(prompts, studies[mode].prompts, strict=True)):
         assert ours.resample_partners == donors.partners[i]
         if not donors.partners[i]:
             assert ours.resample_importance is None
             continue
-        draws = []
-        for j in donors.draws[i]:
+        replayed = {}
+        for j in {*donors.draws[i].tolist()}:
             assert prompts[j].task == prompt.task
             assert len(prompts[j].tokens) == len(prompt.tokens)
             given = torch_replay.contributions(
                 params, config, list(prompts[j].tokens), head_mode=mode
             )
-            draws.append(
-                torch_replay.importance(
-                    params, config, list(prompt.tokens), prompt.target, given, head_mode=mode
-                )
+            replayed[j] = torch_replay.importance(
+                params, config, list(prompt.tokens), prompt.target, given, head_mode=mode
             )
+        draws = [replayed[j] for j in donors.draws[i]]
         np.testing.assert_allclose(ours.resample_importance, np.mean(draws, axis=0), atol=1e-4)
 
 
@@ -142,18 +147,18 @@ def test_int8_repair_curves_equal_the_replay(studies, witness, mode):
     repairs = [r for r in studies[mode].repairs if r.precision == "int8-sim"]
     compared = 0
     for prompt, ours in zip(prompts, repairs, strict=True):
-        for ranking, heads in ours.heads.items():
+        for ranking, order in ours.heads.items():
+            heads = list(order[:REPLAYED])
             expected, same = stable(
                 params,
                 lambda p, heads=heads, prompt=prompt: torch_replay.repair_curve(
-                    p, config, list(prompt.tokens), prompt.target, list(heads), head_mode=mode
+                    p, config, list(prompt.tokens), prompt.target, heads, head_mode=mode
                 ),
             )
-            np.testing.assert_allclose(
-                ours.curves[ranking][same], expected[same], rtol=1e-3, atol=1e-5
-            )
+            curve = ours.curves[ranking][:REPLAYED]
+            np.testing.assert_allclose(curve[same], expected[same], rtol=1e-3, atol=1e-5)
             compared += same.sum()
-    assert compared >= 0.8 * len(prompts) * 4 * K
+    assert compared >= 0.8 * len(prompts) * 4 * REPLAYED
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -208,11 +213,8 @@ def test_f16_drift_is_what_pytorch_finds_in_f16(folder, studies, witness):
     assert 1e-5 < np.median(ours) < 1e-2
 
 
-@pytest.mark.parametrize("precision", ["f16", "int8-sim"])
-def test_all_heads_restored_give_the_same_margin_in_any_order(model, precision):
-    heads = model.config.num_layers * model.config.num_heads
-    options = Options(max_repair_k=heads, use_all_prompts=True, repaired=(precision,))
-    for repair in heads_study(model, PROMPTS, options).repairs:
+def test_all_heads_restored_give_the_same_margin_in_any_order(studies):
+    for repair in studies["true"].repairs:
         curves = np.array([*repair.curves.values(), *repair.random])
         assert np.ptp(curves[:, -1]) == 0, "equal rows of one call are equal to the bit"
         assert np.ptp(curves[:, 0]) > 0
@@ -227,28 +229,28 @@ def test_repairs_that_repeat_another_are_not_computed_and_have_its_bits(
         return masks, np.broadcast_to(rows, masks.shape[::2][:2])
 
     monkeypatch.setattr("jaxalign.studies.heads.repair.distinct", as_they_are)
-    options = Options(repaired=("f16", "int8-sim"), max_repair_k=K, use_all_prompts=True)
+    options = HeadsOptions(repaired=("f16", "int8-sim"), max_repair_k=K, use_all_prompts=True)
     every = heads_study(model, PROMPTS, options)
     for ours, wanted in zip(studies["true"].repairs, every.repairs, strict=True):
         assert np.array_equal(ours.random, wanted.random)
         assert all(np.array_equal(ours.curves[name], wanted.curves[name]) for name in ours.curves)
-    rows = [run.metadata["computed"]["layer_rows"] for run in (studies["true"], every)]
+    rows = [run.provenance.layer_rows for run in (studies["true"], every)]
     assert rows[0] < rows[1]
 
 
 def test_memory_budget_changes_chunks_but_not_numbers(model, studies):
-    # Room for the weights, the shared replacement values and thirty rows of sixteen positions.
+    # Room for the weights, the shared replacement values and forty rows of sixteen positions.
     needed = (
         2 * 4 * count(model.params)
         + bytes_per_call(model.config, 16)
         + 4 * 6 * 12 * 16 * 32
-        + 30 * bytes_per_row(model.config, 16)
+        + 40 * bytes_per_row(model.config, 16)
     )
-    tight = Options(schemes=(), repaired=(), use_all_prompts=True, memory_gb=needed / 1e9)
+    tight = HeadsOptions(schemes=(), repaired=(), use_all_prompts=True, memory_gb=needed / 1e9)
     small = heads_study(model, PROMPTS, tight)
     large = studies["true"]
     calls = [
-        sum(call["times"] for call in run.metadata["plan"]["calls"] if call["precision"] == "f32")
+        sum(call.times for call in run.provenance.calls if call.precision == "f32")
         for run in (small, large)
     ]
     assert calls[0] > 2 * calls[1]
@@ -258,7 +260,7 @@ def test_memory_budget_changes_chunks_but_not_numbers(model, studies):
         np.testing.assert_allclose(a.mean_importance, b.mean_importance, atol=2e-5 * scale)
 
 
-def test_result_stands_beside_its_controls(studies):
+def test_every_number_of_the_result_stands_beside_its_control(studies):
     result = studies["true"]
     assert {r.precision for r in result.repairs} == {"f16", "int8-sim"}
     for repair in result.repairs:
@@ -266,9 +268,12 @@ def test_result_stands_beside_its_controls(studies):
         assert set(repair.curves) == set(RANKINGS)
     for row in result.statistics.correlations:
         for estimate in (row.pearson, row.spearman):
-            defined = [v is not None for v in dataclasses.astuple(estimate)]
-            assert all(defined) or not any(defined), "a correlation without interval or p-value"
-    assert all(r.verdict for r in result.statistics.repair)
+            assert estimate.low <= estimate.value <= estimate.high
+            assert 0 < estimate.p <= 1
+    for row in result.statistics.repair:
+        low, high = row.difference.low, row.difference.high
+        told_apart = row.difference.p < 0.05 and not low <= 0 <= high
+        assert (row.verdict != "no better than random") == told_apart
 
 
 def test_forward_passes_are_those_of_the_one_at_a_time_program(studies):
@@ -276,14 +281,12 @@ def test_forward_passes_are_those_of_the_one_at_a_time_program(studies):
     importance = 1 + heads * (2 + 4)
     precisions = 2 * (1 + heads + (4 + 8) * K)
     expected = given + 3 + P * (importance + precisions)
-    assert studies["true"].metadata["total_forward_passes"] == expected
+    assert forward_passes(studies["true"]) == expected
 
 
-def test_prompts_the_model_answers_wrongly_are_dropped_task_by_task(model):
+def test_prompts_the_model_answers_wrongly_are_dropped_task_by_task(model, studies):
     prompts, _, _ = tokenize(PROMPTS, model.tokenizer, model.config)
-    run = heads_study(model, PROMPTS, Options(schemes=(), repaired=(), use_all_prompts=True))
-    wrong = [p.validated for p in run.prompts]
-    assert not all(wrong), "a random model knows no answers"
+    assert not any(p.validated for p in studies["true"].prompts), "a random model knows no answers"
     # Give one prompt the token that the model does prefer.
     import jax.numpy as jnp
 
@@ -295,11 +298,11 @@ def test_prompts_the_model_answers_wrongly_are_dropped_task_by_task(model):
     right = dataclasses.replace(PROMPTS.tasks["factual"][0], target=text)
     tasks = PROMPTS.tasks | {"factual": (right, *PROMPTS.tasks["factual"][1:])}
     kept = heads_study(
-        model, dataclasses.replace(PROMPTS, tasks=tasks), Options(schemes=(), repaired=())
+        model, dataclasses.replace(PROMPTS, tasks=tasks), HeadsOptions(schemes=(), repaired=())
     )
     assert [p.prompt for p in kept.prompts if p.task == "FactualRecall"] == [right.prompt]
     assert sum(p.task == "IOI" for p in kept.prompts) == 2
-    notes = " ".join(kept.metadata["notes"])
+    notes = " ".join(kept.provenance.notes)
     assert "FactualRecall: the model answers only 1 of 3" in notes
     assert "IOI: the model answers none of 2 prompts, so all are kept" in notes
 

@@ -10,8 +10,11 @@ from tiny_run import PROMPTS, write_model, write_prompts
 from tiny_study import MARGINS
 
 import jaxalign
+from jaxalign.commands import run_study as run_study_command
+from jaxalign.commands.arguments import parse
 from jaxalign.commands.one_study import run_study
 from jaxalign.errors import InputError
+from jaxalign.processes import distributed
 from jaxalign.studies.registry import STUDIES, find_studies
 from jaxalign.study.calls import Call
 from jaxalign.study.options import Common
@@ -121,7 +124,7 @@ def test_a_shard_whose_calls_do_not_stay_says_so(given, computed, tmp_path, monk
         MARGINS(*given, shard=Shard(index=0, count=2))
 
 
-@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2", ""])
+@pytest.mark.parametrize("text", ["0/0", "3/2", "1", "a/b", "1/0", "-1/2", ""])
 def test_a_shard_that_is_none_is_refused_by_name(text):
     with pytest.raises(InputError, match="--shard"):
         Shard.parse(text)
@@ -129,8 +132,21 @@ def test_a_shard_that_is_none_is_refused_by_name(text):
 
 
 def test_shards_share_every_call_once():
-    shards = [Shard.parse(f"{i}/3") for i in (1, 2, 3)]
-    assert [[shard.has(n) for shard in shards].count(True) for n in range(7)] == [1] * 7
+    for first in (0, 1):  # as launchers count, and as job arrays do
+        shards = [Shard.parse(f"{first + i}/3") for i in range(3)]
+        assert [[shard.has(n) for shard in shards].count(True) for n in range(7)] == [1] * 7
+
+
+def test_a_shard_is_alone_whatever_launched_it(monkeypatch):
+    """As ``srun -n 8 bash -c 'python cli.py --shard $SLURM_PROCID/8'`` starts it."""
+    monkeypatch.setattr(distributed, "launched", lambda *_: pytest.fail("joined the launcher's"))
+    seen = []
+    monkeypatch.setattr(run_study_command, "run_study", lambda *given: seen.append(given[2].shard))
+    assert run_study_command.run(parse(["schemes", "--shard", "0/8"])) == 0
+    assert seen == ["0/8"]
+    connected = ["--coordinator", "node0:5000", "--processes", "2", "--process-id", "0"]
+    with pytest.raises(InputError, match="--shard 0/8 is for workers that are not connected"):
+        run_study_command.run(parse(["schemes", "--shard", "0/8", *connected]))
 
 
 def test_the_facts_of_a_resume_folder_are_the_token_ids_and_the_schemes_in_full(given):
@@ -141,7 +157,7 @@ def test_the_facts_of_a_resume_folder_are_the_token_ids_and_the_schemes_in_full(
         differing = {name for name, value in other.inputs.facts().items() if value != facts[name]}
     assert differing == {"seed"}
     assert facts["weights"] == model.weights_sha256
-    assert len(facts["prompts"]) == 64
+    assert len(facts["token ids"]) == 64
 
 
 def install(folder, name, value):

@@ -35,7 +35,7 @@ PROMPTS = {
 }
 
 
-TIMES = ("timestamp", "total_runtime_seconds", "seconds")
+TIMES = ("timestamp", "total_seconds", "seconds")
 
 
 class Ran(NamedTuple):
@@ -102,7 +102,7 @@ def without_times(path: Path) -> str:
     """A result file's content but for when it was made and how long it took."""
     content = json.loads(path.read_text())
     for name in TIMES:
-        del content["metadata"][name]
+        del content["provenance"][name]
     return json.dumps(content)
 
 

@@ -91,5 +91,5 @@ MARGINS = Study(
     result=MarginsResult,
     run=run,
     table=lambda result: f"mean margin {result.margins.mean():.3f}",
-    figures={"margins": page},
+    figures=lambda: {"margins": page},
 )

@@ -26,7 +26,6 @@ from jaxalign.commands.opening import (
 )
 from jaxalign.devices.mesh import choose_mesh
 from jaxalign.errors import InputError
-from jaxalign.plots import draw
 from jaxalign.processes.distributed import is_first
 from jaxalign.prompts import SHIPPED, PromptSet, read_prompts
 from jaxalign.runtime.environment import select_device
@@ -132,8 +131,8 @@ def run_study(
     for path in beside:
         print(path)
     if not arguments.no_figures:
-        for path in draw(study.figures, result, output.parent / "figures"):
-            print(path)
+        study.draw(result, output.parent / "figures")
+        print(f"figures: {output.parent / 'figures'}")
     return result
 
 
@@ -167,16 +166,9 @@ def parse_shard(text: str | None) -> Shard | None:
         text: of ``--shard``, or None.
 
     Raises:
-        InputError: it names none, or processes that are connected are given one.
+        InputError: it names none.
     """
-    if text is None:
-        return None
-    if jax.process_count() > 1:
-        raise InputError(
-            f"--shard {text} is for workers that are not connected",
-            "leave out --coordinator, or --shard",
-        )
-    return Shard.parse(text)
+    return None if text is None else Shard.parse(text)
 
 
 def _open(
@@ -186,7 +178,7 @@ def _open(
     file = SHIPPED if arguments.prompts is None else arguments.prompts
     source = locate(arguments.model, arguments.revision)
     if is_first():
-        print(f"{study.name} of {described(source, device.platform)}", flush=True)
+        print(f"{study.name} study of {described(source, device.platform)}", flush=True)
     keep_programs(arguments)
     devices = shared_devices(arguments.devices, device)
     budget = options.memory_gb * 1e9

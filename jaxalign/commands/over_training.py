@@ -8,10 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jaxalign.errors import InputError
-from jaxalign.plots import draw
 from jaxalign.processes.distributed import is_first
 from jaxalign.studies.heads import HEADS
-from jaxalign.studies.heads.figures import OVER_TRAINING
 from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study.option import listed
 
@@ -65,6 +63,9 @@ def over_training(
         if is_first() and arguments.shard is None:
             found.append((revision, HEADS.read(one.output)))
     if found and not arguments.no_figures:
+        from jaxalign.plots import draw  # matplotlib takes a second
+        from jaxalign.studies.heads.figures import OVER_TRAINING
+
         [path, _] = draw(OVER_TRAINING, found, arguments.output.parent / "figures")
         print(f"figure: {path}")
     return overflows

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from jaxalign.errors import InputError
-from jaxalign.study.option import Option, options_of
+from jaxalign.study.option import Option, check_word, options_of
 from jaxalign.version import VERSION
 
 PROGRAM = "jaxalign"
@@ -126,9 +126,21 @@ def add_options(parser: Parser, kind: type) -> None:
             known.flag,
             dest=name,
             metavar=known.metavar or "|".join(known.choices) or None,
-            type=known.parse or PARSERS[_plain(hints[name])],
+            type=known.parse or _word_of(known) or PARSERS[_plain(hints[name])],
             help=_with_default(known, defaults[name]),
         )
+
+
+def _word_of(known: Option) -> Callable[[str], str] | None:
+    """What takes one of an option's words and refuses others; None for any other option."""
+    if not known.choices:
+        return None
+
+    def word(text: str) -> str:
+        check_word(known, text)
+        return text
+
+    return word
 
 
 def _plain(hint: Any) -> Any:

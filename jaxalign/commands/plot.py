@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 
-from jaxalign.plots import draw
 from jaxalign.runtime.files import check_writable
 from jaxalign.studies.registry import read_any
 
@@ -21,6 +20,6 @@ def run(arguments: argparse.Namespace) -> int:
     study, result = read_any(arguments.input)
     folder = arguments.figures or arguments.input.parent / "figures"
     check_writable(folder / "figure.png")
-    for path in draw(study.figures, result, folder):
+    for path in study.draw(result, folder):
         print(path)
     return 0

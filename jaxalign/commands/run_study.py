@@ -13,7 +13,7 @@ from jaxalign.commands.parser import options_from
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import INT8_SIM
 from jaxalign.processes.distributed import processes
-from jaxalign.studies.heads import Options
+from jaxalign.studies.heads import HeadsOptions
 from jaxalign.studies.registry import find_studies
 from jaxalign.study.option import listed
 from jaxalign.study.session import Prepare
@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
         InputError: anything that cannot be used, or activations that left a precision's range.
     """
     study, overflows = find_studies()[arguments.command], []
-    with processes(arguments.coordinator, arguments.processes, arguments.process_id):
+    with processes(*_process(arguments)):
         if study.name != "heads":
             run_study(study, options_from(arguments, study.options), arguments)
         elif arguments.revisions is None:
@@ -44,16 +44,28 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _process(arguments: argparse.Namespace) -> tuple[str | None, int | None, int | None]:
+    """Which of several connected processes this is; a shard is alone, whatever launched it."""
+    if arguments.shard is None:
+        return arguments.coordinator, arguments.processes, arguments.process_id
+    if (arguments.coordinator, arguments.processes, arguments.process_id) != (None, None, None):
+        raise InputError(
+            f"--shard {arguments.shard} is for workers that are not connected",
+            "leave out --coordinator, --processes and --process-id, or --shard",
+        )
+    return None, 1, None
+
+
 def _heads(arguments: argparse.Namespace) -> list[str]:
     """Run the heads study; the notes on activations that left a precision's range."""
     audit = None if arguments.quantized is None else functools.partial(_audit, arguments)
     study = find_studies()["heads"]
     result = run_study(study, heads_options(arguments), arguments, audit)
-    return [] if result is None else [n for n in result.metadata["notes"] if "overflow" in n]
+    return [] if result is None else [n for n in result.provenance.notes if "overflow" in n]
 
 
 def _audit(
-    arguments: argparse.Namespace, original: Model, options: Options, prepare: Prepare
+    arguments: argparse.Namespace, original: Model, options: HeadsOptions, prepare: Prepare
 ) -> Audit:
     """A quantized checkpoint as one more scheme of the study."""
     if arguments.model is None:
@@ -75,7 +87,7 @@ def _audit(
     )
 
 
-def heads_options(arguments: argparse.Namespace) -> Options:
+def heads_options(arguments: argparse.Namespace) -> HeadsOptions:
     """The options of the heads study, as given.
 
     Args:
@@ -86,14 +98,14 @@ def heads_options(arguments: argparse.Namespace) -> Options:
     """
     schemes = arguments.schemes
     if schemes is None:  # a checkpoint that is audited is a scheme of its own
-        schemes = () if arguments.quantized else Options().schemes
+        schemes = () if arguments.quantized else HeadsOptions().schemes
     names = [scheme.name for scheme in schemes]
     # The curves of int8-sim take long, so only when asked for.
     words = {None: [name for name in names if name != INT8_SIM.name], "all": names, "none": []}
     asked = arguments.repair
     repaired = words[asked] if asked in words else _repair_list(asked)
     return options_from(
-        arguments, Options, schemes=schemes, repaired=tuple(dict.fromkeys(repaired))
+        arguments, HeadsOptions, schemes=schemes, repaired=tuple(dict.fromkeys(repaired))
     )
 
 

@@ -21,7 +21,7 @@ from jaxalign.model import ModelConfig, Params
 from jaxalign.runtime.files import read_json
 
 FILE_NAME = "provenance.json"
-PROMPTS = Path(__file__).parents[1] / "prompts.json"
+PROMPTS = Path(__file__).parents[1] / "prompts" / "shipped.json"
 FRESH_IOI = 1024
 
 
@@ -31,7 +31,7 @@ def sha256_of(path: Path) -> str:
 
 
 def shipped_prompts(task: str) -> list[tuple[str, str]]:
-    """Return (prompt, target) of a task of the package's ``prompts.json``."""
+    """Return (prompt, target) of a task of the package's ``prompts/shipped.json``."""
     items = read_json(PROMPTS)[task]
     return [(item["prompt"], item["target"]) for item in items]
 

@@ -220,7 +220,7 @@ def attend(
         precision=lax.Precision.HIGHEST,
         preferred_element_type=jnp.float32,
     )
-    scores = soft_cap(scores * config.score_scale, config.attention_cap)
+    scores = soft_cap(scores * (1 / math.sqrt(config.query_scalar)), config.attention_cap)
     keys = jnp.arange(k.shape[-3])[None, None]
     visible = keys <= positions[:, :, None]  # [B|1, G·Q, S]
     if window is not None:

@@ -94,7 +94,13 @@ class Page:
     )
 
     def label(self, ax: Axes, x: np.ndarray, y: np.ndarray, names: list[tuple[int, str]]) -> None:
-        """Name the points ``(index, text)`` of a scatter once the layout is known."""
+        """Name points of a scatter once the layout is known.
+
+        Args:
+            ax: the panel.
+            x, y: the points, in data units.
+            names: which points get a name, ``(index, text)``.
+        """
         self.labels.append((ax, x, y, names))
 
     def legend(self, handles: Sequence[Artist]) -> None:
@@ -250,6 +256,11 @@ def wrapped(text: str, width: float, size: float) -> list[str]:
 
 def write(figure: Figure, folder: Path, name: str) -> list[Path]:
     """Write the figure as PNG and SVG, each whole or not at all, with no date or version in it.
+
+    Args:
+        figure: settled.
+        folder: made where it is missing.
+        name: of the files, without their ending.
 
     Raises:
         InputError: the folder cannot be written.

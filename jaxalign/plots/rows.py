@@ -43,7 +43,13 @@ def interval(
 
 
 def beside(ax: Axes, height: float, text: str) -> None:
-    """Text to the right of the panel, in line with the row at ``height``."""
+    """Text to the right of the panel, in line with the row at ``height``.
+
+    Args:
+        ax: the panel.
+        height: of the row, in data units.
+        text: one line.
+    """
     ax.annotate(
         text,
         (1.0, height),

@@ -28,7 +28,13 @@ def layer_colours(num_layers: int) -> ScalarMappable:
 
 
 def layer_bar(figure: Figure, ax: Axes, num_layers: int) -> None:
-    """The colour bar of the layers to the right of ``ax``, as high as its panel."""
+    """The colour bar of the layers to the right of ``ax``, as high as its panel.
+
+    Args:
+        figure: the page's.
+        ax: the panel.
+        num_layers: ``L``.
+    """
     step = -(-num_layers // MAX_LAYER_TICKS)
     bar = figure.colorbar(
         layer_colours(num_layers),
@@ -42,7 +48,12 @@ def layer_bar(figure: Figure, ax: Axes, num_layers: int) -> None:
 
 
 def dots(ax: Axes, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Draw two ``[L, H]`` maps against each other; return the finite points and their indices."""
+    """Draw two ``[L, H]`` maps against each other; return the finite points and their indices.
+
+    Args:
+        ax: the panel.
+        x, y: ``[L, H]``, in the units of the axes.
+    """
     layers = np.repeat(np.arange(x.shape[0]), x.shape[1])
     flat_x, flat_y = drawable(x).ravel(), drawable(y).ravel()
     kept = np.flatnonzero(np.isfinite(flat_x) & np.isfinite(flat_y))
@@ -90,7 +101,13 @@ def square(ax: Axes, *values: np.ndarray) -> None:
 
 
 def boxed_title(ax: Axes, title: str, lines: Sequence[str]) -> None:
-    """A panel's title and under it, outside of the data, a box of text."""
+    """A panel's title and under it, outside of the data, a box of text.
+
+    Args:
+        ax: the panel.
+        title: one line, bold.
+        lines: of the box.
+    """
     height = BOX_SIZE * 1.25 * len(lines)
     ax.set_title(title, pad=height + 15)
     ax.annotate(

@@ -94,7 +94,7 @@ def model_words(model: dict[str, str]) -> tuple[str, str]:
     """A model's name and revision for a caption.
 
     Args:
-        model: ``metadata["model"]`` of a result: name, revision (or none) and weights_sha256.
+        model: a result's ``provenance.model``: name, revision (or none) and weights_sha256.
     """
     revision = model["revision"] or f"none (weights sha256 {model['weights_sha256'][:12]})"
     return f"Model {short_name(model['name'], 80)}", f"revision {short_name(revision, 80)}"

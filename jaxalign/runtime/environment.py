@@ -52,6 +52,7 @@ def describe(device: jax.Device) -> dict[str, Any]:
             versions[name] = "not installed"
     return {
         "platform": f"{platform.system()} {platform.machine()}",
+        "device": device.platform,
         "device_kind": device.device_kind,
         "device_count": jax.local_device_count(device.platform),
         "python": platform.python_version(),

@@ -52,6 +52,11 @@ def read_bytes(path: Path, remedy: str = AGAIN, most: int = MOST_BYTES) -> bytes
 def read_text(path: Path, remedy: str = AGAIN, most: int = MOST_BYTES) -> str:
     """The text of a UTF-8 file, whatever the locale; a byte order mark at its start is dropped.
 
+    Args:
+        path: the file.
+        remedy: what the reader of the error can do, as an imperative.
+        most: bytes that the file may have.
+
     Raises:
         InputError: as ``read_bytes``, or it is not UTF-8.
     """
@@ -63,6 +68,11 @@ def read_text(path: Path, remedy: str = AGAIN, most: int = MOST_BYTES) -> str:
 
 def read_json(path: Path, remedy: str = AGAIN, most: int = MOST_BYTES) -> Any:
     """The content of a JSON file.
+
+    Args:
+        path: the file.
+        remedy: what the reader of the error can do, as an imperative.
+        most: bytes that the file may have.
 
     Raises:
         InputError: as ``read_text``, or it is not JSON, or nested too deeply.

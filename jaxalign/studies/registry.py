@@ -18,7 +18,7 @@ from jaxalign.runtime.messages import note
 from jaxalign.studies.heads import HEADS
 from jaxalign.studies.plan import PLAN
 from jaxalign.studies.schemes import SCHEMES
-from jaxalign.study import codec
+from jaxalign.study import codec, result_file
 from jaxalign.study.study import Study
 
 GROUP = "jaxalign.studies"
@@ -79,5 +79,7 @@ def read_any(path: Path) -> tuple[Study[Any, Any], Any]:
     for study in find_studies().values():
         kinds[study.format] = kept(study, functools.partial(codec.decode, study.result))
         kinds |= {form: kept(study, read) for form, read in study.older.items()}
-    found: tuple[Study[Any, Any], Any] = codec.read(path, kinds)
+    found: tuple[Study[Any, Any], Any] = result_file.read(
+        path, kinds, "run a study first: jaxalign heads"
+    )
     return found

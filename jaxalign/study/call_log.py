@@ -89,7 +89,10 @@ class CallLog:
         """
         if not self.progress or not calls:
             return
-        programs = {(call.program, call.batch.shape, call.rows, call.key[:2]) for call in calls}
+        programs = {
+            (call.program, call.batch.shape, call.rows, frozenset(call.static.items()))
+            for call in calls
+        }
         compiling = COMPILE_SECONDS * len(programs)
         computing = sum(operations(call, config) for call in calls) / machine_rate()
         if compiling + computing >= LONG or sys.stderr.isatty():
@@ -122,7 +125,15 @@ class CallLog:
         rows: int,
         layer_rows: int,
     ) -> None:
-        """Count one call of ``rows`` rows a prompt and its ``layer_rows``."""
+        """Count one call.
+
+        Args:
+            phase, precision: what the call was for.
+            engine: "wave", "vmap", "rows" or "scan".
+            shape: prompts and padded positions.
+            rows: runs of a prompt.
+            layer_rows: passes of one run of one prompt through one block.
+        """
         self.calls[phase, precision, engine, *shape, rows] += 1
         self.layer_rows += layer_rows
 
@@ -140,11 +151,6 @@ class CallLog:
             )
             for (phase, precision, engine, prompts, positions, rows), times in self.calls.items()
         )
-
-    def table(self) -> list[dict[str, Any]]:
-        """The calls as the heads study's file has them."""
-        names = ("phase", "precision", "plan", "prompts", "positions", "rows", "times")
-        return [dict(zip(names, (*key, n), strict=True)) for key, n in self.calls.items()]
 
 
 def operations(call: Call[Any], config: ModelConfig) -> float:

@@ -40,7 +40,7 @@ class Call(Generic[T]):
     Attributes:
         key: phase, precision, number …: the same in every run; it names the call's result in the
             resume folder, so two calls of a study have different keys.
-        program: from ``numerics.compile.jit``.
+        program: from ``runtime.compile.jit``.
         arguments: arrays, pytrees of arrays, or ``Late`` ones.
         static: the program's static arguments, by name.
         batch: the prompts of the call.

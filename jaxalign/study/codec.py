@@ -1,4 +1,4 @@
-"""Results as JSON files: a dataclass and its type hints say what the file holds.
+"""Results as what JSON holds: a dataclass and its type hints say what is in its file.
 
 What a hint may be, and what it is in the file:
 
@@ -19,8 +19,8 @@ a ``TypedDict``                    an object with its keys
 ``Any``                            whatever JSON can hold
 =================================  ================================================================
 
-A file begins with its format, ``"jaxalign.NAME/VERSION"``. Reading checks everything; a misfit is
-an ``InputError`` that names the file and the place in it (``prompts/3/zero_importance/1``).
+Decoding checks everything; a misfit is an ``InputError`` that names the file and the place in it
+(``prompts/3/zero_importance/1``). The file itself is read and written by ``study.result_file``.
 """
 
 from __future__ import annotations
@@ -29,23 +29,18 @@ import dataclasses
 import functools
 import json
 import math
-import tempfile
 import types
 import typing
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import numpy as np
 
 from jaxalign.errors import InputError
-from jaxalign.runtime.files import read_text, replace_file
 
 R = TypeVar("R")
 
-FORMAT = "format"
-LINE = 120  # characters; what fits stands on one line
 # No logit, norm, count or time is outside of these; drawing squares and divides what is inside.
 SMALLEST, LARGEST = 1e-100, 1e100
 INTEGERS = 2**63
@@ -230,7 +225,8 @@ def _at(key: str | int, function: Callable[..., Any], *args: Any) -> Any:
         raise
 
 
-def _shown(value: Any) -> str:
+def shown_value(value: Any) -> str:
+    """A value of a file for an error, at most 60 characters long."""
     text = json.dumps(value, ensure_ascii=False) if type(value) is not int else str(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -240,7 +236,7 @@ NAMES = {dict: "an object", list: "an array", str: "a text", bool: "true or fals
 
 def _of(kind: type, value: Any) -> Any:
     if type(value) is not kind:
-        raise _Misfit(f"{_shown(value)}, expected {NAMES[kind]}")
+        raise _Misfit(f"{shown_value(value)}, expected {NAMES[kind]}")
     return value
 
 
@@ -248,7 +244,7 @@ def _literal(values: tuple[Any, ...], value: Any) -> Any:
     for each in values:
         if type(each) is type(value) and each == value:
             return each
-    raise _Misfit(f"{_shown(value)}, expected {' or '.join(map(_shown, values))}")
+    raise _Misfit(f"{shown_value(value)}, expected {' or '.join(map(shown_value, values))}")
 
 
 def _scalar(hint: Any, value: Any) -> Any:
@@ -262,7 +258,7 @@ def _scalar(hint: Any, value: Any) -> Any:
         return _of(bool, value) if hint is bool else _literal((None,), value)
     if hint is int:
         if type(value) is not int or abs(value) >= INTEGERS:
-            raise _Misfit(f"{_shown(value)}, expected an integer below 2^63 in size")
+            raise _Misfit(f"{shown_value(value)}, expected an integer below 2^63 in size")
         return value
     if hint is float:
         return _number(value)
@@ -271,10 +267,10 @@ def _scalar(hint: Any, value: Any) -> Any:
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float):
-        raise _Misfit(f"{_shown(value)}, expected a number")
+        raise _Misfit(f"{shown_value(value)}, expected a number")
     if value != 0 and not SMALLEST <= abs(value) <= LARGEST:
         within = f"0 or from {SMALLEST:g} to {LARGEST:g} in size"
-        raise _Misfit(f"{_shown(value)}, expected a number that is {within}")
+        raise _Misfit(f"{shown_value(value)}, expected a number that is {within}")
     return float(value)
 
 
@@ -306,124 +302,3 @@ def _plain(value: Any) -> Any:
     if value is None or type(value) in (str, bool, int, float):
         return value if value is None else _scalar(type(value), value)
     raise _Misfit(f"a {type(value).__name__}, expected what JSON can hold")
-
-
-def write(result: R, path: Path | str, form: str) -> R:
-    """Write a result, whole or not at all, after reading it back.
-
-    A result that cannot be written to ``path`` is not lost: it is written to another file, which
-    the error names.
-
-    Args:
-        result: a dataclass whose hints are of the table above.
-        path: the file; its folder is made.
-        form: the format, ``"jaxalign.NAME/VERSION"``.
-
-    Returns:
-        The result as it will be read, with the digits that the file has.
-
-    Raises:
-        InputError: the file cannot be written, or what it would hold could not be read.
-    """
-    path, content = Path(path), encode(result)
-    try:
-        again = decode(type(result), content, path)
-        replace_file(path, _file(content, form))
-    except InputError as error:
-        beside = _write_beside(path, _file(content, form))
-        if beside is None:
-            raise
-        raise InputError(
-            f"{error.problem}; the result is kept in {beside}", error.remedy
-        ) from error
-    return again
-
-
-def _file(content: dict[str, Any], form: str) -> bytes:
-    if FORMAT in content:
-        raise TypeError(f"a result has no field of its own that is called {FORMAT!r}")
-    return f"{layout({FORMAT: form, **content})}\n".encode()
-
-
-def _write_beside(path: Path, content: bytes) -> Path | None:
-    """Write ``content`` near ``path``, or else where it can be; where that was."""
-    for folder in (path.parent, Path.cwd(), Path(tempfile.gettempdir())):
-        for n in range(100):
-            beside = folder / f"{path.name[:100]}.kept{n or ''}"
-            if not beside.exists():
-                break
-        try:
-            replace_file(beside, content)
-        except InputError:
-            continue
-        return beside
-    return None
-
-
-def read(path: Path | str, kinds: Mapping[str, Any], remedy: str = REMEDY) -> Any:
-    """Read a result.
-
-    Args:
-        path: a file that ``write`` wrote, or one of an older format.
-        kinds: by format, its dataclass, or a function that reads it:
-            ``(content without its format, path) → result``.
-        remedy: what the reader of the error can do where there is no such file, as an imperative.
-
-    Raises:
-        InputError: no such file, not JSON, a key twice in an object, a number that is not one
-            (``NaN``), none of these formats, or what it holds does not fit.
-    """
-    path = Path(path)
-    content = _parse(read_text(path, remedy), path)
-    form = content.pop(FORMAT, None) if isinstance(content, dict) else None
-    if not isinstance(form, str) or form not in kinds:
-        expected = " or ".join(map(_shown, kinds))
-        raise InputError(f"{path}: {FORMAT}: {_shown(form)}, expected {expected}", remedy)
-    kind = kinds[form]
-    return decode(kind, content, path) if isinstance(kind, type) else kind(content, path)
-
-
-def _parse(text: str, path: Path) -> Any:
-    try:
-        return json.loads(text, object_pairs_hook=_object, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is not JSON of a result ({error})", REMEDY) from error
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    entries = dict(pairs)
-    if len(entries) < len(pairs):
-        counts = Counter(name for name, _ in pairs)
-        [(twice, _)] = counts.most_common(1)
-        raise ValueError(f"an object has {_shown(twice)} twice")
-    return entries
-
-
-def _no_number(name: str) -> Any:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-_json = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
-
-
-def layout(value: Any, margin: str = "\n") -> str:
-    """Return JSON text with a row of numbers, and whatever else is short, on one line.
-
-    Args:
-        value: what JSON can hold.
-        margin: a new line and the spaces in front of this value.
-    """
-    inner = margin + " "
-    parts: Iterable[str]
-    if isinstance(value, dict):
-        parts = [f"{_json(key)}: {layout(part, inner)}" for key, part in value.items()]
-        start, end = "{}"
-    elif isinstance(value, list) and any(isinstance(part, list | dict) for part in value):
-        parts = [layout(part, inner) for part in value]
-        start, end = "[]"
-    else:
-        return _json(value)
-    line = f"{start}{', '.join(parts)}{end}"
-    if len(line) <= LINE and "\n" not in line:
-        return line
-    return f"{start}{inner}{f',{inner}'.join(parts)}{margin}{end}"

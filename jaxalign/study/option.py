@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,12 +96,20 @@ def check_options(options: Any) -> None:
     """
     for name, known in options_of(options).items():
         value = getattr(options, name)
-        if known.choices and value not in known.choices:
-            raise InputError(
-                f"{known.flag} {value!r} is unknown", f"use {' or '.join(known.choices)}"
-            )
+        if known.choices:
+            check_word(known, value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             _check_number(known, value)
+
+
+def check_word(known: Option, value: str) -> None:
+    """Check a word against those that an option takes.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    if value not in known.choices:
+        raise InputError(f"{known.flag} {value!r} is unknown", f"use {' or '.join(known.choices)}")
 
 
 def _check_number(known: Option, value: int | float) -> None:
@@ -119,6 +127,24 @@ def _check_number(known: Option, value: int | float) -> None:
 def listed(names: str) -> tuple[str, ...]:
     """A list of the command line: names with commas between them."""
     return tuple(name.strip() for name in names.split(",") if name.strip())
+
+
+def refuse_repeated(schemes: Sequence[Scheme], reference: Scheme | None = None) -> None:
+    """Refuse schemes that are named more than once.
+
+    Args:
+        schemes: of the options.
+        reference: a scheme that is there whatever the options say.
+
+    Raises:
+        InputError: names them.
+    """
+    names = [scheme.name for scheme in (*([reference] if reference else []), *schemes)]
+    if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
+        always = f" ({reference.name} is always there)" if reference else ""
+        raise InputError(
+            f"schemes name {', '.join(repeated)} more than once{always}", "name each scheme once"
+        )
 
 
 def schemes_listed(names: str) -> tuple[Scheme, ...]:

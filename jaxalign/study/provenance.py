@@ -62,9 +62,18 @@ class PromptsOrigin:
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """What computed: machine, versions, flags."""
+    """What computed: machine, versions, flags.
+
+    Attributes:
+        platform: operating system and processor.
+        device: "cpu", "gpu" or "tpu", as JAX calls it; device_kind: which.
+        device_count: of this process.
+        python: its version; versions: of packages.
+        compiler_options: that every program is compiled with; xla_flags: of the environment.
+    """
 
     platform: str = ""
+    device: str = ""
     device_kind: str = ""
     device_count: int = 1
     python: str = ""
@@ -108,7 +117,7 @@ class Inputs:
             "study": self.study,
             "weights": self.model.weights_sha256,
             "config": self.config,
-            "prompts": self.prompts.tokens_sha256,
+            "token ids": self.prompts.tokens_sha256,
             **self.options,
             "schemes in full": list(self.schemes),
             "calibration": self.calibration,

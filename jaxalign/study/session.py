@@ -21,9 +21,10 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, cast
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.processes.distributed import require_same
-from jaxalign.prompts import Batch, Prompt, PromptSet, batches, bucket_length, tokenize
+from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
 from jaxalign.runtime.compile import require_exact_compilation
 from jaxalign.runtime.resume import Resume
+from jaxalign.study.batching import dealt_batches
 from jaxalign.study.call_log import CallLog
 from jaxalign.study.calls import Call, Late, shapes_of, spec_of
 from jaxalign.study.options import Common
@@ -93,7 +94,7 @@ class Session:
             model: from ``jaxalign.load``, in f32.
             prompts: from ``jaxalign.read_prompts``.
             options: the study's.
-            mesh: devices to share the work (``sharding.choose_mesh``).
+            mesh: devices to share the work (``devices.mesh.choose_mesh``).
             folder: where finished calls are kept; None keeps nothing.
             shard: the share of the calls that this worker computes; needs a folder.
             prepare: ``calibration.preparer`` for schemes that are chosen by activations; rounding
@@ -205,7 +206,7 @@ class Session:
 
         Args:
             most: how many prompts of a padded length fit into a call; raises ``InputError``
-                (``too_small``) where none does.
+                (``batching.too_small``) where none does.
             prompts: the study's by default.
             dealt: the prompts of a call are dealt to the devices (``calls.deal_prompts``), each
                 of which holds ``most``.
@@ -309,37 +310,6 @@ class Session:
             calls=self.log.counts(),
             layer_rows=self.log.layer_rows,
         )
-
-
-def dealt_batches(
-    prompts: Sequence[Prompt], most: Callable[[int], int], limit: int, devices: int = 1
-) -> list[Batch]:
-    """Prompts of similar length in batches that devices can share.
-
-    Args:
-        prompts: tokenized.
-        most: how many prompts of a padded length a device holds.
-        limit: the model's context.
-        devices: that share the prompts of a batch; they divide its width.
-    """
-    tokens = [prompt.tokens for prompt in prompts]
-    lengths = {bucket_length(len(ids), limit) for ids in tokens}
-    sizes = {length: devices * most(length) for length in lengths}
-    return [batch.widen(devices) for batch in batches(tokens, sizes, limit)]
-
-
-def too_small(what: str, need: float, left: float) -> InputError:
-    """The error of a memory budget that does not hold the smallest call.
-
-    Args:
-        what: "one prompt of 16 positions".
-        need, left: bytes.
-    """
-    return InputError(
-        f"{what} needs {need / 1e9:.3g} GB beside the weights, but the memory budget leaves "
-        f"{max(left, 0) / 1e9:.3g} GB",
-        "raise --memory-gb or shorten the prompts",
-    )
 
 
 def _prepared(scheme: Scheme) -> bool:

@@ -22,26 +22,32 @@ class Shard:
 
     @staticmethod
     def parse(text: str) -> Shard:
-        """The shard that ``I/N`` names, ``I`` from 1.
+        """The shard that ``I/N`` names.
+
+        ``I`` runs from 1 to ``N``, as in a job array, or from 0 to ``N − 1``, as launchers count:
+        0 and ``N`` are the same share.
+
+        Args:
+            text: "2/8".
 
         Raises:
             InputError: ``text`` is no such pair of numbers.
         """
         match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
         index, count = map(int, match.groups()) if match else (0, 0)
-        if not 1 <= index <= count:
+        if not 0 <= index <= count or not count:
             raise InputError(
                 f"--shard {text}: expected I/N, the I-th of N workers",
                 "give for example --shard 1/4, --shard 2/4 and so on, each to one worker",
             )
-        return Shard(index=index - 1, count=count)
+        return Shard(index=index % count, count=count)
 
     def has(self, number: int) -> bool:
         """Whether the call of that number belongs to this worker's share."""
         return number % self.count == self.index
 
     def __str__(self) -> str:
-        return f"{self.index + 1}/{self.count}"
+        return f"{self.index or self.count}/{self.count}"
 
 
 class ShardFinished(Exception):

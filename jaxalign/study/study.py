@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet
-from jaxalign.study import codec
+from jaxalign.study import result_file
 from jaxalign.study.options import Common
 from jaxalign.study.session import Session
 
@@ -29,7 +29,8 @@ class Study(Generic[O, R]):
         result: a frozen dataclass with a field ``provenance``; the codec reads its type hints.
         run: answers the question.
         table: the answer as text for a terminal.
-        figures: by file name, what draws a page of a result.
+        figures: returns by file name what makes a page of a result; it is called to draw, so that
+            matplotlib is not imported before.
         version: of the file.
         older: what reads files of older formats, ``(content, path) → result``, by format.
         examples: of the help: what is typed behind the command.
@@ -42,7 +43,7 @@ class Study(Generic[O, R]):
     result: type[R]
     run: Callable[[Session, O], R]
     table: Callable[[R], str]
-    figures: Mapping[str, Callable[[R], Any]] = field(default_factory=dict)
+    figures: Callable[[], Mapping[str, Callable[[R], Any]]] = dict
     version: int = 1
     older: Mapping[str, Callable[[Any, Path], R]] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
@@ -83,7 +84,21 @@ class Study(Generic[O, R]):
         Raises:
             InputError: it cannot be written.
         """
-        return codec.write(result, path, self.format)
+        return result_file.write(result, path, self.format)
+
+    def draw(self, result: R, folder: Path) -> list[Path]:
+        """Draw the figures of a result; returns the paths written.
+
+        Args:
+            result: the study's.
+            folder: made where it is missing.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        from jaxalign.plots import draw  # matplotlib takes a second
+
+        return draw(self.figures(), result, folder)
 
     def read(self, path: Path | str) -> R:
         """Read a result, of an older format, too.
@@ -95,4 +110,4 @@ class Study(Generic[O, R]):
             InputError: no such file, or not one of this study's.
         """
         kinds = {self.format: self.result, **self.older}
-        return codec.read(path, kinds, f"run: jaxalign {self.name}")
+        return result_file.read(path, kinds, f"run: jaxalign {self.name}")

@@ -28,7 +28,7 @@ def _qwen_windows(settings: Settings, layers: int) -> dict[str, Any]:
 def _read_qwen2(settings: Settings) -> dict[str, Any]:
     settings.only("use_mrope", False)
     fields = line(settings, 32768, kv_heads=32)
-    biases = {"attention_bias": True, "attention_out_bias": False}
+    biases = {"attention_bias": True, "out_bias": False}
     return fields | biases | _qwen_windows(settings, fields["num_layers"])
 
 

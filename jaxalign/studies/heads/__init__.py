@@ -1,25 +1,32 @@
 """Attention heads: importance, drift between precisions, repair."""
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet
 from jaxalign.studies.heads.edge_align import FORMAT_1, read_1
-from jaxalign.studies.heads.figures import FIGURES
-from jaxalign.studies.heads.options import Options
+from jaxalign.studies.heads.options import HeadsOptions
 from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.studies.heads.study import run
 from jaxalign.studies.heads.table import table
 from jaxalign.study.study import Study
 
+
+def _figures() -> Mapping[str, Callable[[HeadsResult], Any]]:
+    from jaxalign.studies.heads.figures import FIGURES
+
+    return FIGURES
+
+
 HEADS = Study(
     name="heads",
     question="Which attention heads matter, which ones lower precision moves, what repair buys.",
-    options=Options,
+    options=HeadsOptions,
     result=HeadsResult,
     run=run,
     table=table,
-    figures=FIGURES,
+    figures=_figures,
     examples=(
         "--model EleutherAI/pythia-160m --revision step3000",
         "--model EleutherAI/pythia-70m --revisions step1000,step10000,step143000",
@@ -34,7 +41,7 @@ HEADS = Study(
 
 
 def heads_study(
-    model: Model, prompts: PromptSet, options: Options | None = None, **session: Any
+    model: Model, prompts: PromptSet, options: HeadsOptions | None = None, **session: Any
 ) -> HeadsResult:
     """Run the heads study.
 
@@ -57,4 +64,4 @@ def heads_study(
     return HEADS(model, prompts, options, **session)
 
 
-__all__ = ["HEADS", "Options", "heads_study"]
+__all__ = ["HEADS", "HeadsOptions", "heads_study"]

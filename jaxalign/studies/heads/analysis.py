@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from jaxalign.measures.estimates import NOTHING, Estimate, estimate, number
 from jaxalign.studies.heads.average import comparable
 from jaxalign.studies.heads.result import (
     RANKINGS,
+    REPLACEMENTS,
     Correlation,
     FirstOrderTest,
     PromptResult,
@@ -26,7 +27,6 @@ from jaxalign.studies.heads.result import (
 
 ALL = "all"
 SIGNIFICANT = 0.05
-REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
 
 
 def summarize(

@@ -21,7 +21,7 @@ from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
 from jaxalign.shapes import Float
 from jaxalign.studies.heads import programs
-from jaxalign.studies.heads.options import Options
+from jaxalign.studies.heads.options import HeadsOptions
 from jaxalign.studies.heads.rankings import (
     DRAWS,
     RANDOM_ORDERS,
@@ -78,7 +78,7 @@ class Runner:
     """
 
     model: Model
-    options: Options
+    options: HeadsOptions
     mesh: Mesh | None = None
     run: Run = compute_all
 
@@ -98,9 +98,13 @@ class Runner:
         return min(self.options.max_repair_k, self.num_heads)
 
     def chunks(self, length: int, rows: int, tables: int, groups: int = 1) -> tuple[int, int]:
-        """Prompts and rows of one call whose rows share ``tables`` tables of replacement values.
+        """Prompts and rows of one call that the memory budget holds.
 
-        ``groups`` rows belong together (one head under each kind of replacement).
+        Args:
+            length: padded positions of the prompts.
+            rows: runs of each prompt, the clean one included.
+            tables: of replacement values ``[L, S, H, C]`` a prompt.
+            groups: rows that belong together (one head under each kind of replacement).
         """
         config = self.config
         devices, spread = (self.mesh.shape[EDITS], self.mesh.shape[MODEL]) if self.mesh else (1, 1)
@@ -120,7 +124,13 @@ class Runner:
         return prompts, min(rows, 1 + devices * (each - 1))
 
     def batches(self, tokens: Sequence[Sequence[int]], rows: int, tables: int) -> list[Batch]:
-        """Batches that leave room for ``rows`` rows a prompt."""
+        """Batches that leave room for ``rows`` rows a prompt.
+
+        Args:
+            tokens: ids of each prompt.
+            rows: runs of each prompt, the clean one included.
+            tables: of replacement values a prompt.
+        """
         limit = self.config.max_positions
         sizes = {bucket_length(len(ids), limit) for ids in tokens}
         most = {size: self.chunks(size, rows, tables)[0] for size in sizes}
@@ -133,7 +143,13 @@ class Runner:
         return self.batches([prompt.tokens for prompt in prompts], widest, KINDS)
 
     def row_ranges(self, length: int, tables: int, groups: int) -> list[tuple[int, int]]:
-        """The heads of each call, counted layer by layer, when every head is edited in turn."""
+        """The heads of each call, counted layer by layer, when every head is edited in turn.
+
+        Args:
+            length: padded positions of the prompts.
+            tables: of replacement values a prompt.
+            groups: rows a head.
+        """
         _, rows = self.chunks(length, 1 + groups * self.num_heads, tables, groups)
         most = (rows - 1) // groups
         return [
@@ -185,7 +201,14 @@ class Runner:
         means: np.ndarray,
         donors: Donors,
     ) -> list[Call[Any]]:
-        """Every head replaced by zero, mean and resampling, in f32."""
+        """Every head replaced by zero, mean and resampling, in f32.
+
+        Args:
+            prompts, work: the kept prompts and their batches.
+            states: of their clean f32 runs, ``[L, S_p, H, h]`` each.
+            means: of the reference texts, ``[L, H, C]``.
+            donors: each prompt's resampling partners.
+        """
         calls: list[Call[Any]] = []
         for number, batch in enumerate(work):
             given = [
@@ -238,7 +261,14 @@ class Runner:
         low: Any,
         scheme: Scheme,
     ) -> list[Call[Any]]:
-        """A low precision's clean runs beside f32's states and gradients."""
+        """A low precision's clean runs beside f32's states and gradients.
+
+        Args:
+            prompts, work: the kept prompts and their batches.
+            clean: their f32 runs.
+            low: the scheme's parameters.
+            scheme: the precision.
+        """
         return [
             Call(
                 key=("clean", scheme.name, number),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 from jaxalign.errors import InputError
-from jaxalign.studies.heads.result import RANKINGS, HeadsResult
+from jaxalign.studies.heads.result import RANKINGS, REPLACEMENTS, HeadsResult
 from jaxalign.study import codec
+from jaxalign.study.call_log import CallCount
+from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
 
 FORMAT_1 = "jaxalign.heads/1"
 # The precisions that it knew, and what its fields call them.
@@ -58,8 +61,7 @@ def edge_align(result: HeadsResult) -> dict[str, Any]:
     """
     content = codec.encode(result)
     known = {name: KNOWN[name] for name in result.precisions if name in KNOWN}
-    metadata = content["metadata"]
-    original = ("timestamp", "device", "int8_mode", "total_forward_passes", "total_runtime_seconds")
+    origin = result.provenance
     kept = ("prompt", "target", "task", "zero_importance", "mean_importance", "logit_diff")
     theirs = {ours: name for name, ours in PROMPT.items()}
     prompts = []
@@ -70,18 +72,40 @@ def edge_align(result: HeadsResult) -> dict[str, Any]:
             entry |= {its: low[ours] for its, ours in precision_fields(field).items()}
         prompts.append(entry)
     out = {
-        "model": content["model"],
+        "model": origin.model.name,
         "num_layers": content["num_layers"],
         "num_heads": content["num_heads"],
         "mean_activation_reference_count": content["reference_count"],
         "prompts": prompts,
         "repair": [],
-        "metadata": {name: metadata[name] for name in original},
+        "metadata": {
+            "timestamp": origin.timestamp,
+            "device": origin.environment.device,
+            "int8_mode": "simulated" if "int8-sim" in known else "disabled",
+            "total_forward_passes": forward_passes(result),
+            "total_runtime_seconds": round(origin.total_seconds, 3),
+        },
     }
     for name, field in known.items():
         rows = [_edge_align_repair(r) for r in content["repairs"] if r["precision"] == name]
         out |= {_repairs(field): rows} if rows else {}
     return out
+
+
+def forward_passes(result: HeadsResult) -> int:
+    """Return how many model evaluations a result stands for, counted as the original did.
+
+    Each would make ``num_layers`` passes through a block; ``provenance.layer_rows`` counts those
+    that were made.
+
+    Args:
+        result: of the study.
+    """
+    heads, kept = result.num_heads * result.num_layers, len(result.prompts)
+    importance = heads * (len(REPLACEMENTS) - 1 + result.resample_draws)
+    curves = sum(r.random.size + sum(c.size for c in r.curves.values()) for r in result.repairs)
+    each = 1 + importance + len(result.precisions) * (1 + heads)
+    return result.provenance.prompts.given + result.reference_count + kept * each + curves
 
 
 def _edge_align_repair(repair: dict[str, Any]) -> dict[str, Any]:
@@ -91,6 +115,79 @@ def _edge_align_repair(repair: dict[str, Any]) -> dict[str, Any]:
         "repair_curve": repair["curves"][RANKINGS[0]],
         "repaired_heads": repair["heads"][RANKINGS[0]],
     }
+
+
+class _Prompts1(TypedDict):
+    file: str
+    sha256: str
+    given: int
+    kept: int
+
+
+class _Calls1(TypedDict):
+    engine: str
+    memory_gb: float
+    calls: list[dict[str, Any]]
+
+
+class _Plan1(_Calls1, total=False):
+    processes: int
+    mesh: dict[str, int] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Metadata1:
+    timestamp: str
+    device: str
+    int8_mode: Literal["simulated", "disabled"]
+    total_forward_passes: int
+    total_runtime_seconds: float
+    seconds: dict[str, float]
+    precisions: list[str]
+    mean_positions: Literal["last", "all"]
+    resample_draws: int
+    max_repair_k: int
+    random_orders: int
+    bootstrap_samples: int
+    permutations: int
+    use_all_prompts: bool
+    seed: int
+    notes: tuple[str, ...]
+    prompts: _Prompts1
+    model: ModelOrigin
+    computed: dict[str, Any]
+    plan: _Plan1
+    environment: dict[str, Any]
+
+    def provenance(self) -> Provenance:
+        """The same as results of today have it."""
+        names = ("mean_positions", "max_repair_k", "use_all_prompts", "seed")
+        calls = [{"engine": call.pop("plan"), **call} for call in map(dict, self.plan["calls"])]
+        return Provenance(
+            model=self.model,
+            prompts=PromptsOrigin(**self.prompts),
+            environment=Environment(device=self.device, **self.environment),
+            options={
+                "schemes": self.precisions,
+                **{name: getattr(self, name) for name in names},
+                **{name: self.plan[name] for name in ("engine", "memory_gb")},
+            },
+            devices=self.plan.get("mesh"),
+            processes=self.plan.get("processes", 1),
+            notes=self.notes,
+            timestamp=self.timestamp,
+            total_seconds=self.total_runtime_seconds,
+            seconds=self.seconds,
+            calls=tuple(CallCount(**call) for call in calls),
+            layer_rows=self.computed["layer_rows"],
+            bootstrap_samples=self.bootstrap_samples,
+            permutations=self.permutations,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Origin1:
+    metadata: _Metadata1
 
 
 def read_1(content: dict[str, Any], where: Path | str) -> HeadsResult:
@@ -104,14 +201,17 @@ def read_1(content: dict[str, Any], where: Path | str) -> HeadsResult:
         InputError: it does not fit, or has two precisions under the same names.
     """
     try:
-        names = content["metadata"]["precisions"]
-        fields = {name: KNOWN.get(name, name) for name in names}
-        if len({*fields.values()}) < len(names):
+        was = codec.decode(_Origin1, {"metadata": content["metadata"]}, where).metadata
+        fields = {name: KNOWN.get(name, name) for name in was.precisions}
+        if len({*fields.values()}) < len(was.precisions):
             raise InputError(
-                f"{where} has the values of {' and '.join(names)} under the same names",
+                f"{where} has the values of {' and '.join(was.precisions)} under the same names",
                 "run the study again",
             )
         today = _renamed(content, {"mean_activation_reference_count": "reference_count"})
+        del today["metadata"], today["model"]
+        today["provenance"] = codec.encode(was.provenance())
+        today["resample_draws"] = was.resample_draws
         today["prompts"] = [_prompt(entry, fields) for entry in content["prompts"]]
         repairs = [today.pop(name, []) for name in map(_repairs, fields.values())]
         today["repairs"] = [_repair(entry) for entries in repairs for entry in entries]

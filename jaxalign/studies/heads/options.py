@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from jaxalign.edits import HEAD_MODES
+from jaxalign.edits import HEAD_MODES, HeadMode
 from jaxalign.engine import ENGINES, Engine
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
-from jaxalign.study.option import option, schemes_listed
+from jaxalign.study.option import option, refuse_repeated, schemes_listed
 from jaxalign.study.options import Common
 
-MEAN_POSITIONS = ("last", "all")
+MeanPositions = Literal["last", "all"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Common):
+class HeadsOptions(Common):
     """How the study runs.
 
     Attributes:
@@ -43,7 +44,7 @@ class Options(Common):
         ),
     )
     repaired: tuple[str, ...] = ("f16",)
-    head_mode: str = field(
+    head_mode: HeadMode = field(
         default="true",
         metadata=option(
             "--head-mode",
@@ -52,11 +53,11 @@ class Options(Common):
             "projected output, for parity with published results",
         ),
     )
-    mean_positions: str = field(
+    mean_positions: MeanPositions = field(
         default="last",
         metadata=option(
             "--mean-positions",
-            choices=MEAN_POSITIONS,
+            choices=get_args(MeanPositions),
             help="where the reference means of mean ablation are taken",
         ),
     )
@@ -84,11 +85,8 @@ class Options(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        refuse_repeated(self.schemes)
         names = [scheme.name for scheme in self.schemes]
-        if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise InputError(
-                f"schemes name {', '.join(repeated)} more than once", "name each scheme once"
-            )
         if F32.name in names:
             raise InputError(
                 "f32 is among the schemes, but it is what all others are compared with",

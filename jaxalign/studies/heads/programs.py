@@ -17,7 +17,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from jaxalign.devices.deal import sharded_sweep
-from jaxalign.edits import AttentionAdd, Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import AttentionAdd, Edit, HeadEdit, HeadMode, head_ablation_masks
 from jaxalign.engine import Engine
 from jaxalign.measures.metrics import (
     Answer,
@@ -56,9 +56,15 @@ class Question:
 
 
 def contributions(
-    params: Params, state: Float[Array, "L *rows H h"], head_mode: str
+    params: Params, state: Float[Array, "L *rows H h"], head_mode: HeadMode
 ) -> Float[Array, "L *rows H C"]:
-    """Every head's contribution in f32, from its state."""
+    """Every head's contribution in f32, from its state.
+
+    Args:
+        params: of the model.
+        state: of every head.
+        head_mode: what a head is.
+    """
     if head_mode == "edge-align":
         return state.astype(jnp.float32)
     c = jax.vmap(head_contributions)(state, params.blocks.attention.out)
@@ -70,7 +76,7 @@ def _clean(
     question: Question,
     config: ModelConfig,
     scheme: Scheme,
-    head_mode: str,
+    head_mode: HeadMode,
     edit: Edit | None = None,
 ) -> tuple[AnswerMetrics, State]:
     """The model's answers and every head's state."""
@@ -93,12 +99,18 @@ def _clean(
 
 @functools.partial(jit, static_argnames=("config", "head_mode"))
 def clean_run(
-    params: Params, question: Question, *, config: ModelConfig, head_mode: str
+    params: Params, question: Question, *, config: ModelConfig, head_mode: HeadMode
 ) -> tuple[AnswerMetrics, State, Float[Array, "L B S *heads C"]]:
     """The f32 model without edits: its answers, every head's state, and ``∂m / ∂c``.
 
     All true heads of a layer write to the same stream, so they share one gradient, that of the
     attention output; edge-align's blocks have each their own part of it.
+
+    Args:
+        params: f32.
+        question: the prompts and their answers.
+        config: the architecture (static).
+        head_mode: what a head is (static).
     """
     shape = (config.num_layers, *question.tokens.shape, config.hidden_size)
     everywhere = np.ones((config.num_layers, 1, 1), bool)
@@ -122,7 +134,7 @@ def importance_run(
     donors: Float[Array, "N L B S H h"],
     *,
     config: ModelConfig,
-    head_mode: str,
+    head_mode: HeadMode,
     rows: tuple[int, int],
     engine: Engine = "wave",
     mesh: Mesh | None = None,
@@ -130,6 +142,10 @@ def importance_run(
     """``m(clean) − m(head replaced)`` by zero, mean and resampling, in f32, in one call.
 
     Args:
+        params: f32.
+        question: the prompts and their answers.
+        config: the architecture (static).
+        head_mode: what a head is (static).
         means: each head's mean contribution over the reference texts.
         donors: states of other prompts, one for each draw.
         rows: which heads, counted layer by layer, ``[start, stop)``.
@@ -171,10 +187,19 @@ def low_run(
     *,
     config: ModelConfig,
     scheme: Scheme,
-    head_mode: str,
+    head_mode: HeadMode,
 ) -> tuple[AnswerMetrics, Drift, Float[Array, "L B H"]]:
-    """The low-precision model without edits: its answers, how far every head drifted from f32's
-    ``state``, and each head's first-order effect."""
+    """The low-precision model's answers, its heads' drift from f32, and their first-order effects.
+
+    Args:
+        params: f32.
+        low_params: the same model in ``scheme``.
+        question: the prompts and their answers.
+        state, gradient: of the f32 run, from ``clean_run``.
+        config: the architecture (static).
+        head_mode: what a head is (static).
+        scheme: the precision (static).
+    """
     metrics, low_state = _clean(low_params, question, config, scheme, head_mode)
 
     def layer(arrays: tuple[Any, ...]) -> tuple[Drift, Array]:
@@ -204,12 +229,25 @@ def repair_run(
     *,
     config: ModelConfig,
     scheme: Scheme,
-    head_mode: str,
+    head_mode: HeadMode,
     engine: Engine = "wave",
     mesh: Mesh | None = None,
 ) -> Float[Array, "1+M B"]:
-    """``m`` of the low-precision model, clean and with each mask's heads given their f32
-    contributions back. Every prompt has its own masks, and each run is born where they begin."""
+    """``m`` of the low-precision model, clean and with the f32 contributions of each mask's heads.
+
+    Every prompt has its own masks, and each run starts in the block where they begin.
+
+    Args:
+        params: f32.
+        low_params: the same model in ``scheme``.
+        question: the prompts and their answers.
+        state: of the f32 run, from ``clean_run``.
+        masks: which heads of each prompt are given back in each run.
+        config: the architecture (static).
+        head_mode: what a head is (static).
+        scheme: the precision (static).
+        engine, mesh: of the sweep (static).
+    """
     edits = [Edit(HeadEdit(masks, contributions(params, state, head_mode), head_mode))]
     [out] = sharded_sweep(
         mesh,
@@ -226,7 +264,13 @@ def repair_run(
 
 
 def layer_rows(config: ModelConfig, births: Int[np.ndarray, " N"], engine: Engine) -> int:
-    """Passes of one edited copy of one prompt through one block, for copies born at ``births``
-    (block ``l`` is 1 + l); one in the block it is born in costs nothing but its fork."""
+    """Passes of one edited copy of one prompt through one block, summed over copies.
+
+    Args:
+        config: the architecture.
+        births: the block in which each copy starts: block ``l`` is 1 + l; a copy costs nothing in
+            that block but its fork.
+        engine: of the sweep.
+    """
     L = config.num_layers
     return int((L - births).sum()) if engine == "wave" else L * len(births)

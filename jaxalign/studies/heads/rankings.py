@@ -65,6 +65,11 @@ def repair_orders(
 ) -> tuple[dict[str, Int[np.ndarray, "P N"]], Int[np.ndarray, "orders P N"]]:
     """The orders to try, each prompt its own.
 
+    Args:
+        importance, drift, predicted: of every head, by prompt; logits, a ratio, logits.
+        seed: the study's.
+        scheme: its name, which the random orders depend on.
+
     Returns:
         By ranking of ``RANKINGS``: zero-importance (the original), drift, importance × drift, and
         the size of the first-order prediction; and the seeded random orders, the control.
@@ -82,7 +87,13 @@ def repair_orders(
 def top_k_masks(
     orders: Int[np.ndarray, "O B N"], k: int, num_layers: int
 ) -> Bool[np.ndarray, "M L B 1 H"]:
-    """Masks of the first 1 … k heads of each order: ``M = O·k``, order by order."""
+    """Masks of the first 1 … k heads of each order: ``M = O·k``, order by order.
+
+    Args:
+        orders: heads from the first to be restored to the last.
+        k: how many at most.
+        num_layers: ``L``.
+    """
     place = np.argsort(orders, axis=-1, kind="stable")
     masks = place[:, None] < np.arange(1, k + 1)[:, None, None]  # [O, k, B, N]
     masks = masks.reshape(-1, orders.shape[1], num_layers, orders.shape[2] // num_layers)

@@ -140,7 +140,14 @@ def repair(
 def repair_part(
     runner: Runner, batch: Batch, orders: Orders, part: slice
 ) -> tuple[Bool[np.ndarray, "M L B 1 H"], Int[np.ndarray, "M B"]]:
-    """The masks of one call, and which row each would repeat (``rankings.distinct``)."""
+    """The masks of one call, and which row each would repeat (``rankings.distinct``).
+
+    Args:
+        runner: the study's.
+        batch: prompts of the call.
+        orders: of restoring.
+        part: which rows of all.
+    """
     key = batch.index, part.start
     if orders.last is None or orders.last[0] != key:
         masks = repair_masks(runner, batch, orders.tried, runner.repaired_heads)
@@ -152,7 +159,14 @@ def repair_part(
 def repair_masks(
     runner: Runner, batch: Batch, orders: Int[np.ndarray, "O P N"], k: int
 ) -> Bool[np.ndarray, "M L B 1 H"]:
-    """Every head alone, then the first 1 … k heads of each order."""
+    """Every head alone, then the first 1 … k heads of each order.
+
+    Args:
+        runner: the study's.
+        batch: prompts of the call.
+        orders: heads of each prompt from the first to be restored to the last.
+        k: how many are restored at most.
+    """
     config = runner.config
     alone = head_ablation_masks(config.num_layers, config.num_heads)
     alone = np.broadcast_to(alone, (*alone.shape[:2], batch.shape[0], *alone.shape[3:]))

@@ -8,9 +8,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
+from jaxalign.edits import HeadMode
 from jaxalign.measures.estimates import Estimate
 from jaxalign.shapes import Float
-from jaxalign.studies.heads.metadata import Metadata
+from jaxalign.study.provenance import Provenance
 
 Ranking = Literal["zero_importance", "drift", "importance_x_drift", "first_order"]
 Replacement = Literal["zero", "mean", "resample"]
@@ -18,6 +19,7 @@ Verdict = Literal["beats random", "no better than random", "worse than random"]
 Head = tuple[int, int]  # (layer, head)
 
 RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
+REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,17 +198,29 @@ class Statistics:
 
 @dataclass(frozen=True, kw_only=True)
 class HeadsResult:
-    """A whole study. ``repairs``: none of a precision, or one a prompt, in the prompts' order."""
+    """A whole study.
 
-    model: str
+    Attributes:
+        num_layers, num_heads: ``L`` and ``H``.
+        reference_count: texts behind the means of mean ablation.
+        resample_draws: donors drawn for each prompt.
+        head_mode: what a head is.
+        prompts: those that were kept.
+        repairs: none of a precision, or one a prompt, in the prompts' order.
+        statistics: of groups of prompts.
+        provenance: what ran, on what, with which options; notes on dropped prompts, on targets of
+            several tokens, on overflows.
+    """
+
     num_layers: int
     num_heads: int
     reference_count: int
-    head_mode: Literal["true", "edge-align"]
+    resample_draws: int
+    head_mode: HeadMode
     prompts: tuple[PromptResult, ...]
     repairs: tuple[RepairResult, ...]
     statistics: Statistics
-    metadata: Metadata
+    provenance: Provenance
 
     def __post_init__(self) -> None:
         """Check what no type can say: every part is of the same prompts, precisions and heads."""

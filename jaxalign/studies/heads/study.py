@@ -6,10 +6,9 @@ effect beside its control: the clean row of the same call, random orders, permut
 
 from __future__ import annotations
 
-import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,17 +18,21 @@ from jaxalign.measures.metrics import AnswerMetrics
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt
 from jaxalign.studies.heads.analysis import summarize
-from jaxalign.studies.heads.assemble import (
+from jaxalign.studies.heads.calls import Clean, Runner
+from jaxalign.studies.heads.from_arrays import (
     Base,
     Low,
-    metadata,
     precision_result,
     prompt_result,
     repair_result,
 )
-from jaxalign.studies.heads.calls import Clean, Runner
-from jaxalign.studies.heads.options import Options
-from jaxalign.studies.heads.rankings import RANDOM_ORDERS, choose_donors, repair_orders
+from jaxalign.studies.heads.options import HeadsOptions
+from jaxalign.studies.heads.rankings import (
+    DRAWS,
+    RANDOM_ORDERS,
+    choose_donors,
+    repair_orders,
+)
 from jaxalign.studies.heads.repair import Orders, repair, repair_calls
 from jaxalign.studies.heads.result import RANKINGS, HeadsResult, RepairResult
 from jaxalign.study.calls import Call
@@ -40,16 +43,12 @@ FEW = 3
 Calls = Sequence[Call[Any]]
 
 
-def run(session: Session, options: Options) -> HeadsResult:
+def run(session: Session, options: HeadsOptions) -> HeadsResult:
     """Run the heads study.
 
     Args:
         session: model, prompts, devices.
         options: precisions, head mode, repairs.
-
-    Returns:
-        The result; ``metadata["notes"]`` says what a reader has to know (prompts that were
-        dropped, targets of several tokens, overflows).
 
     Raises:
         InputError: the model's logits are not finite, or the memory budget is too small.
@@ -72,7 +71,14 @@ def run(session: Session, options: Options) -> HeadsResult:
     session.ahead([call for one in precisions for call in one.repair])
     with log.phase("importance"):
         importance = runner.importance(important, len(prompts))
-    base = Base(prompts, work, clean, donors, *importance)
+    base = Base(
+        prompts=prompts,
+        work=work,
+        clean=clean,
+        donors=donors,
+        importance=importance[0],
+        distractor_importance=importance[1],
+    )
     found = [_low_precision(session, runner, base, one) for one in precisions]
     session.end_of_calls()
     return _result(session, runner, base, found)
@@ -125,7 +131,7 @@ def _low_precision(
         one.orders.tried = np.concatenate([np.stack([orders[n] for n in RANKINGS]), random])
     with log.phase(f"repair {scheme.name}"):
         restored, curves = repair(runner, one.repair, count, scheme, one.orders)
-    low = Low(scheme, found.metrics, found, restored)
+    low = Low(scheme=scheme, metrics=found.metrics, comparison=found, restored=restored)
     session.notes += _overflow_notes(scheme, low)
     if not one.orders.count:
         return low, []
@@ -139,23 +145,21 @@ def _result(
     lows = {low.scheme.name: low for low, _ in found}
     repairs = [repair for _, rows in found for repair in rows]
     results = [
-        prompt_result(
-            runner, base, i, {s: precision_result(runner, base, lows[s], i) for s in lows}
-        )
+        prompt_result(runner, base, i, {s: precision_result(base, lows[s], i) for s in lows})
         for i in range(len(base.prompts))
     ]
     with session.log.phase("statistics"):
         statistics = summarize(results, repairs, list(lows), runner.options.seed)
     return HeadsResult(
-        model=session.model.source.model,
         num_layers=session.config.num_layers,
         num_heads=session.config.num_heads,
         reference_count=len(session.reference),
-        head_mode=typing.cast(Literal["true", "edge-align"], runner.options.head_mode),
+        resample_draws=DRAWS,
+        head_mode=runner.options.head_mode,
         prompts=tuple(results),
         repairs=tuple(repairs),
         statistics=statistics,
-        metadata=metadata(session, runner, len(base.prompts)),
+        provenance=session.provenance(len(base.prompts)),
     )
 
 

@@ -24,7 +24,7 @@ def table(result: HeadsResult) -> str:
             _correlations(result),
             _repairs(result),
             _first_order(result),
-            "\n".join(f"note: {printable(note)}" for note in result.metadata["notes"]),
+            "\n".join(f"note: {printable(note)}" for note in result.provenance.notes),
         )
         if part
     )
@@ -99,11 +99,9 @@ def _repairs(result: HeadsResult) -> str:
     ]
     if not rows:
         return ""
+    steps = max((repair.random.shape[-1] for repair in result.repairs), default=0)
     header = ["task", "precision", "ranking", "gap", "closed", "random", "verdict"]
-    title = (
-        f"does restoring the top heads (1 … {result.metadata['max_repair_k']}) close the gap to "
-        "f32? logits, mean over k"
-    )
+    title = f"does restoring the top heads (1 … {steps}) close the gap to f32? logits, mean over k"
     return f"{title}\n{text_table(header, rows)}"
 
 

@@ -1,12 +1,21 @@
 """Where a scheme does its damage, and what to keep in 16 bit within a budget."""
 
-from jaxalign.studies.plan.figures import FIGURES
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from jaxalign.studies.plan.options import PlanOptions
 from jaxalign.studies.plan.recipes import recipes_beside
 from jaxalign.studies.plan.result import PlanResult, read_1
 from jaxalign.studies.plan.study import run
 from jaxalign.studies.plan.table import table
 from jaxalign.study.study import Study
+
+
+def _figures() -> Mapping[str, Callable[[PlanResult], Any]]:
+    from jaxalign.studies.plan.figures import FIGURES
+
+    return FIGURES
+
 
 PLAN = Study(
     name="plan",
@@ -15,7 +24,7 @@ PLAN = Study(
     result=PlanResult,
     run=run,
     table=table,
-    figures=FIGURES,
+    figures=_figures,
     examples=("--model demo --scheme nf4 --budget 5.0bits", "--budget 12MB"),
     version=2,
     older={"jaxalign.plan/1": read_1},

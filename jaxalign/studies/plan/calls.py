@@ -20,8 +20,8 @@ from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt
 from jaxalign.studies.plan.components import Parts, Rows, no_changes
 from jaxalign.studies.plan.rows import run_compiled
+from jaxalign.study.batching import dealt_batches
 from jaxalign.study.calls import Call, Late, Run, compute_all
-from jaxalign.study.session import dealt_batches
 
 # Positions of a row that go through a layer together: enough work for each choice of matrices.
 POSITIONS = 2048

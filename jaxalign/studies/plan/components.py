@@ -17,11 +17,11 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MATRICES, Params
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.shapes import Leaf
+from jaxalign.studies.plan.result import Kind
 from jaxalign.study.tables import head_label
 
 # The sites of a block, in the order it reaches them; embedding and final norm stand outside.
 BLOCK_SITES = ("attn_out", "mlp_out", "resid")
-KINDS = ("matrix", "site", "head", "layer", "whole")
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class Component:
     """A part of the model that a scheme changes.
 
     Attributes:
-        kind: one of ``KINDS``.
+        kind: what it is.
         layer: None for the sites outside of blocks and for the whole.
         name: of the matrix or site, or the head's number; empty for a layer and the whole.
     """
 
-    kind: str
+    kind: Kind
     layer: int | None = None
     name: str = ""
 
@@ -89,7 +89,13 @@ class Parts:
 
 
 def parts_of(params: Params, config: ModelConfig, scheme: Scheme) -> Parts:
-    """The parts that ``scheme`` changes in a model with these parameters."""
+    """The parts that ``scheme`` changes in a model with these parameters.
+
+    Args:
+        params: f32.
+        config: the architecture.
+        scheme: the precision.
+    """
     paths, _ = jax.tree_util.tree_flatten_with_path(params.blocks)
     present = {path[-1].name for path, _ in paths}
     return Parts(

@@ -14,7 +14,15 @@ from jaxalign.measures.stats import bootstrap_weights, generator, interval
 from jaxalign.model.params import Params
 from jaxalign.studies.plan.calls import Bench, Effect
 from jaxalign.studies.plan.components import Component, rows_of
-from jaxalign.studies.plan.result import ComponentDamage, DamageMap, SumAgainstWhole
+from jaxalign.studies.plan.result import (
+    AgainstNoise,
+    ComponentDamage,
+    DamageMap,
+    Kind,
+    Metric,
+    SumAgainstWhole,
+    Summed,
+)
 from jaxalign.study.calls import Late
 
 
@@ -91,7 +99,12 @@ def estimate(x: Float[np.ndarray, " P"], seed: int, *names: str) -> Estimate:
 def ratio_of_means(
     x: Float[np.ndarray, " P"], y: Float[np.ndarray, " P"], seed: int, *names: str
 ) -> Estimate:
-    """Ratio of two averages over the same prompts and its interval; None where ``y``'s is 0."""
+    """Ratio of two averages over the same prompts and its interval; None where ``y``'s is 0.
+
+    Args:
+        x, y: a value a prompt, in the same unit.
+        seed, names: of the bootstrap.
+    """
     if not y.mean():
         return NOTHING
     if len(x) < 2:
@@ -121,7 +134,7 @@ def _describe(part: Component, own: Effect, noises: list[Effect], seed: int) -> 
     )
 
 
-def _verdict(kl: float, noise: tuple[float, ...], ratio: Estimate) -> str:
+def _verdict(kl: float, noise: tuple[float, ...], ratio: Estimate) -> AgainstNoise:
     if ratio.value is None or ratio.low is None or ratio.high is None:
         return ""
     if ratio.low > 1 and kl > max(noise):
@@ -144,9 +157,14 @@ def _sums(measured: Measured, seed: int) -> list[SumAgainstWhole]:
     components, effect, noises = measured.components, measured.effect, measured.noises
     found = []
     outside = [p.kind == "site" and p.layer is None for p in components]
-    for name, kinds in (("matrices and sites", ("matrix", "site")), ("layers", ("layer",))):
+    sums: dict[Summed, tuple[Kind, ...]] = {
+        "matrices and sites": ("matrix", "site"),
+        "layers": ("layer",),
+    }
+    metrics: tuple[Metric, ...] = ("kl", "change")
+    for name, kinds in sums.items():
         own = np.array([p.kind in kinds for p in components]) | np.array(outside)
-        for metric in ("kl", "change"):
+        for metric in metrics:
             values = getattr(effect, metric)
             total, whole = values[own].sum(axis=0), values[-1]
             ratios = []

@@ -62,7 +62,13 @@ def score(measure: Measure, units: Sequence[Unit]) -> Scores:
 
 
 def fill(order: Sequence[int], sizes: Sequence[int], allowance: int) -> Bool[np.ndarray, " N"]:
-    """Take things in this order, each if it still fits."""
+    """Take things in this order, each if it still fits.
+
+    Args:
+        order: their numbers.
+        sizes: bytes of each.
+        allowance: bytes that there is room for.
+    """
     kept = np.zeros(len(sizes), bool)
     for i in order:
         if sizes[i] <= allowance:
@@ -78,7 +84,13 @@ def by_density(gain: Float[np.ndarray, " N"], sizes: Sequence[int]) -> list[int]
 def greedy(
     units: Sequence[Unit], scores: Scores, allowance: int
 ) -> dict[str, Bool[np.ndarray, " U"]]:
-    """The choice that each ranking of units makes."""
+    """The choice that each ranking of units makes.
+
+    Args:
+        units: what can be kept.
+        scores: from ``score``.
+        allowance: bytes that may be added to the low model.
+    """
     sizes = [unit.extra for unit in units]
     gains = {"single damage": scores.single, "damage repaired": scores.restored}
     return {name: fill(by_density(gain, sizes), sizes, allowance) for name, gain in gains.items()}
@@ -87,7 +99,13 @@ def greedy(
 def whole_layers(
     units: Sequence[Unit], scores: Scores, allowance: int
 ) -> dict[str, Bool[np.ndarray, " U"]]:
-    """Choices of whole layers: by each ranking of layers, and every run of neighbours that fits."""
+    """Choices of whole layers: by each ranking of layers, and every run of neighbours that fits.
+
+    Args:
+        units: what can be kept.
+        scores: from ``score``.
+        allowance: bytes that may be added to the low model.
+    """
     members = layer_members(units)
     sizes = (members @ np.array([unit.extra for unit in units])).tolist()
     found = {}
@@ -102,7 +120,14 @@ def whole_layers(
 def random_choices(
     units: Sequence[Unit], allowance: int, count: int, rng: np.random.Generator
 ) -> Bool[np.ndarray, "R U"]:
-    """Choices filled in random orders."""
+    """Choices filled in random orders.
+
+    Args:
+        units: what can be kept.
+        allowance: bytes that may be added to the low model.
+        count: ``R``.
+        rng: draws the orders.
+    """
     sizes = [unit.extra for unit in units]
     return np.array(
         [fill(rng.permutation(len(units)).tolist(), sizes, allowance) for _ in range(count)]
@@ -132,6 +157,14 @@ def refine(
     What a removal frees is filled again by ``restored`` a byte, starting with each unit in turn.
     An exchange counts if its gain's 95 % interval over the choosing prompts leaves out 0: taking
     any lower mean fits those prompts and nothing else.
+
+    Args:
+        measure: from choices to what they change.
+        units: what can be kept.
+        scores: from ``score``.
+        kept: the choice to begin with.
+        kl: its measured KL, nats.
+        allowance: bytes that may be added to the low model.
     """
     for done in range(ROUNDS):
         neighbours = _exchanges(units, scores, kept, allowance)

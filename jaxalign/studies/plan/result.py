@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 from jaxalign.measures.estimates import Estimate
 from jaxalign.study import codec
 from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
 
+Kind = Literal["matrix", "site", "head", "layer", "whole"]
+Metric = Literal["kl", "change"]
+Summed = Literal["matrices and sites", "layers"]
+AgainstNoise = Literal["more than noise", "less than noise", "like noise", ""]
+ChoiceName = Literal["plan", "greedy", "layers", "all low", "all high"]
+Verdict = Literal["beats random", "no better than random", "worse than random"]
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, kw_only=True)
 class ComponentDamage:
     """What quantizing one component alone does, averaged over prompts.
 
@@ -27,7 +34,7 @@ class ComponentDamage:
             "more than noise", "less than noise", "like noise", or "" without noise.
     """
 
-    kind: str
+    kind: Kind
     layer: int | None
     name: str
     kl: Estimate
@@ -36,10 +43,10 @@ class ComponentDamage:
     noise_kl: tuple[float, ...]
     noise_moved: tuple[float, ...]
     ratio: Estimate
-    verdict: str
+    verdict: AgainstNoise
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SumAgainstWhole:
     """The sum of single effects against that of quantizing everything.
 
@@ -51,8 +58,8 @@ class SumAgainstWhole:
         noise_ratios: the same for every draw of noise.
     """
 
-    parts: str
-    metric: str
+    parts: Summed
+    metric: Metric
     sum: Estimate
     whole: Estimate
     difference: Estimate
@@ -60,7 +67,7 @@ class SumAgainstWhole:
     noise_ratios: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DamageMap:
     """Every component's damage."""
 
@@ -69,12 +76,12 @@ class DamageMap:
     clean: Estimate
     prompts: int
 
-    def of(self, kind: str) -> list[ComponentDamage]:
+    def of(self, kind: Kind) -> list[ComponentDamage]:
         """The components of one kind."""
         return [each for each in self.components if each.kind == kind]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KeptUnit:
     """Matrices that a plan keeps in 16 bit, and what tools call their modules."""
 
@@ -85,7 +92,7 @@ class KeptUnit:
     extra_bytes: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Choice:
     """A choice of what to keep, measured on the prompts that did not choose it.
 
@@ -95,7 +102,7 @@ class Choice:
         answered: share of prompts whose target is the top-1 token.
     """
 
-    name: str
+    name: ChoiceName
     bytes: int
     bits: float
     kl: Estimate
@@ -104,7 +111,7 @@ class Choice:
     answered: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RandomChoices:
     """Random choices within the same budget; ``kl`` and ``moved`` have a number a draw.
 
@@ -118,7 +125,7 @@ class RandomChoices:
     p_moved: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class CurvePoint:
     """Validated KL of one budget: of the greedy choice, of whole layers, of random choices.
 
@@ -132,7 +139,7 @@ class CurvePoint:
     p: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """What to keep within a budget.
 
@@ -156,9 +163,9 @@ class Plan:
     random: RandomChoices
     against_layers: Estimate
     against_random: Estimate
-    verdict: str
+    verdict: Verdict
 
-    def choice(self, name: str) -> Choice:
+    def choice(self, name: ChoiceName) -> Choice:
         """The choice of that name."""
         return next(each for each in self.choices if each.name == name)
 

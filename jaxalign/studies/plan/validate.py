@@ -14,7 +14,15 @@ from jaxalign.studies.plan.calls import Effect
 from jaxalign.studies.plan.cost import Unit, bits_per_weight
 from jaxalign.studies.plan.map import estimate
 from jaxalign.studies.plan.planner import Measure
-from jaxalign.studies.plan.result import Choice, CurvePoint, KeptUnit, Plan, RandomChoices
+from jaxalign.studies.plan.result import (
+    Choice,
+    ChoiceName,
+    CurvePoint,
+    KeptUnit,
+    Plan,
+    RandomChoices,
+    Verdict,
+)
 
 LEVEL = 0.05
 
@@ -50,9 +58,18 @@ def validate(
     budget_bytes: int,
     seed: int,
 ) -> tuple[Plan, tuple[CurvePoint, ...]]:
-    """Measure all candidates in one go and judge the plan."""
+    """Measure all candidates in one go and judge the plan.
+
+    Args:
+        measure: from choices to what they change, on the validating prompts.
+        units: what can be kept.
+        candidates: to be measured.
+        budget: as it was typed.
+        budget_bytes: the same in bytes.
+        seed: of the bootstrap.
+    """
     none, every = np.zeros(len(units), bool), np.ones(len(units), bool)
-    named = {
+    named: dict[ChoiceName, np.ndarray] = {
         "plan": candidates.plan,
         "greedy": candidates.greedy,
         "layers": candidates.layers,
@@ -103,7 +120,7 @@ def size_of(kept: Bool[np.ndarray, " U"], units: Sequence[Unit]) -> int:
 
 
 def _choice(
-    name: str, kept: np.ndarray, units: Sequence[Unit], effect: Effect, seed: int
+    name: ChoiceName, kept: np.ndarray, units: Sequence[Unit], effect: Effect, seed: int
 ) -> Choice:
     size = size_of(kept, units)
     return Choice(
@@ -130,7 +147,7 @@ def _judge(
     kl, moved = random.kl.mean(axis=1), random.moved.mean(axis=1)
     better, worse = _p_values(float(named.kl[0].mean()), kl)
     p_moved, _ = _p_values(float(named.moved[0].mean()), moved)
-    verdict = "no better than random"
+    verdict: Verdict = "no better than random"
     if better <= LEVEL:
         verdict = "beats random"
     elif worse <= LEVEL:
@@ -140,7 +157,16 @@ def _judge(
     return Plan(
         budget=budget,
         budget_bytes=budget_bytes,
-        kept=tuple(KeptUnit(u.layer, u.matrices, u.modules, u.weights, u.extra) for u in kept),
+        kept=tuple(
+            KeptUnit(
+                layer=u.layer,
+                matrices=u.matrices,
+                modules=u.modules,
+                weights=u.weights,
+                extra_bytes=u.extra,
+            )
+            for u in kept
+        ),
         found_by=candidates.found_by,
         predicted_kl=candidates.predicted_kl,
         chosen_kl=candidates.chosen_kl,

@@ -1,11 +1,20 @@
 """Precision schemes side by side: what each costs, what it changes, what noise would change."""
 
-from jaxalign.studies.schemes.figures import FIGURES
+from collections.abc import Callable, Mapping
+from typing import Any
+
 from jaxalign.studies.schemes.options import SchemesOptions
 from jaxalign.studies.schemes.result import SchemesResult, read_1
 from jaxalign.studies.schemes.study import run
 from jaxalign.studies.schemes.table import table
 from jaxalign.study.study import Study
+
+
+def _figures() -> Mapping[str, Callable[[SchemesResult], Any]]:
+    from jaxalign.studies.schemes.figures import FIGURES
+
+    return FIGURES
+
 
 SCHEMES = Study(
     name="schemes",
@@ -14,7 +23,7 @@ SCHEMES = Study(
     result=SchemesResult,
     run=run,
     table=table,
-    figures=FIGURES,
+    figures=_figures,
     examples=("--model demo", "--model demo --schemes f16,nf4,awq-g64 --device gpu"),
     version=2,
     older={"jaxalign.schemes/1": read_1},

@@ -20,8 +20,9 @@ from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Batch
 from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, Float, Int, Leaf, Lengths, Tokens
+from jaxalign.study.batching import too_small
 from jaxalign.study.calls import Call, deal_prompts
-from jaxalign.study.session import Session, too_small
+from jaxalign.study.session import Session
 from jaxalign.study.weight_noise import late_noise, moves_matrices
 
 NOISE_DRAWS = 3

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import F32, Scheme, scheme_named
-from jaxalign.study.option import option, schemes_listed
+from jaxalign.study.option import option, refuse_repeated, schemes_listed
 from jaxalign.study.options import Common
 
 # The schemes of the table, from many bits to few.
@@ -54,9 +53,4 @@ class SchemesOptions(Common):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        names = [F32.name, *(scheme.name for scheme in self.schemes)]
-        if repeated := [name for name in dict.fromkeys(names) if names.count(name) > 1]:
-            raise InputError(
-                f"schemes name {', '.join(repeated)} more than once (f32 is always there)",
-                "name each scheme once",
-            )
+        refuse_repeated(self.schemes, F32)

@@ -79,15 +79,15 @@ def left_out(result: HeadsResult, *, tasks: bool = False) -> str:
 
 def caption(result: HeadsResult) -> str:
     """Model, revision, device, prompts and head mode, and what stands in for what."""
-    counts = Counter(prompt.task for prompt in result.prompts)
+    origin, counts = result.provenance.model, Counter(prompt.task for prompt in result.prompts)
     by_task = listed([f"{count} {short_name(task, 60)}" for task, count in counts.items()])
     parts = (
-        *model_words(result.metadata["model"]),
-        f"device {result.metadata['device']}",
+        *model_words(vars(origin)),
+        f"device {result.provenance.environment.device}",
         f"{counted(len(result.prompts), 'prompt')} ({by_task})",
         HEAD_MODES[result.head_mode],
     )
-    note = " ".join(result.metadata["model"]["note"].split())
+    note = " ".join(origin.note.split())
     return "; ".join(parts) + "." + (f" Note: {note.rstrip('.')}." if note else "")
 
 
@@ -116,7 +116,13 @@ def importance(result: HeadsResult, task: str = ALL) -> np.ndarray:
 
 
 def drift_percent(result: HeadsResult, precision: str, task: str = ALL) -> np.ndarray:
-    """Mean drift of each head, ``[L, H]``, in ``measure.DRIFT``'s unit, per cent."""
+    """Mean drift of each head, ``[L, H]``, in ``measure.DRIFT``'s unit, per cent.
+
+    Args:
+        result: the study's.
+        precision: name of the scheme.
+        task: whose prompts; "all" for every task.
+    """
     found = mean_map(of_task(result, task), lambda prompt: prompt.precisions[precision].drift)
     assert found is not None
     return drawable(100 * found)
@@ -158,7 +164,13 @@ def complete(estimate: Estimate | None, prompts: int) -> bool:
 
 
 def correlation_text(symbol: str, estimate: Estimate | None, prompts: int) -> str:
-    """A correlation with its 95 % interval and p-value, or the words that there is none."""
+    """A correlation with its 95 % interval and p-value, or the words that there is none.
+
+    Args:
+        symbol: "r" or "ρ".
+        estimate: None where there is none.
+        prompts: how many it is of.
+    """
     if estimate is None or not complete(estimate, prompts):
         why = "needs more than one prompt" if prompts == 1 else "cannot be estimated"
         return f"{symbol}: {why}"

@@ -3,35 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
 
-import jax
 import numpy as np
 
-from jaxalign.measures import stats
 from jaxalign.measures.estimates import number
 from jaxalign.measures.metrics import AnswerMetrics
-from jaxalign.numerics.scheme import INT8_SIM, Scheme
+from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt
-from jaxalign.runtime.environment import describe
 from jaxalign.shapes import Float, Int
 from jaxalign.studies.heads.calls import Clean, Comparison, Runner
-from jaxalign.studies.heads.metadata import CallsOfOneShape, Environment, Mesh, Metadata
-from jaxalign.studies.heads.rankings import DRAWS, RANDOM_ORDERS, Donors
+from jaxalign.studies.heads.rankings import Donors
 from jaxalign.studies.heads.result import (
     RANKINGS,
+    REPLACEMENTS,
     FirstOrder,
     PrecisionResult,
     PromptResult,
     RepairResult,
     Replacement,
 )
-from jaxalign.study.session import Session
-
-KIND_NAMES: tuple[Replacement, ...] = get_args(Replacement)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Base:
     """What f32 says about the kept prompts, and what low precisions are compared with.
 
@@ -50,11 +43,12 @@ class Base:
     distractor_importance: np.ndarray
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Low:
     """One low precision over all kept prompts.
 
     Attributes:
+        scheme: the precision.
         metrics: of its clean runs, ``[P]``.
         comparison: drift and first-order effects against f32.
         restored: ``[P, L·H]``, the gain of restoring each head alone.
@@ -86,7 +80,7 @@ def prompt_result(
     partners = int(base.donors.partners[i])
 
     def by_kind(effects: np.ndarray) -> dict[Replacement, np.ndarray]:
-        kinds = dict(zip(KIND_NAMES, effects[i].reshape(3, *shape), strict=True))
+        kinds = dict(zip(REPLACEMENTS, effects[i].reshape(3, *shape), strict=True))
         if not partners:
             del kinds["resample"]
         return kinds
@@ -112,11 +106,10 @@ def prompt_result(
     )
 
 
-def precision_result(runner: Runner, base: Base, low: Low, i: int) -> PrecisionResult:
+def precision_result(base: Base, low: Low, i: int) -> PrecisionResult:
     """Return prompt ``i`` under one low precision.
 
     Args:
-        runner: the study's.
         base, low: what f32 and the low precision say about all prompts.
         i: which prompt of ``base``.
     """
@@ -185,79 +178,3 @@ def repair_result(
         },
         random=curves[len(RANKINGS) :],
     )
-
-
-def forward_passes(runner: Runner, given: int, kept: int, reference: int) -> int:
-    """Return how many model evaluations the result stands for, counted as the original did.
-
-    Args:
-        runner: the study's.
-        given, kept, reference: numbers of prompts given and kept, and of reference texts.
-    """
-    options, heads = runner.options, runner.num_heads
-    repaired = sum(scheme.name in options.repaired for scheme in options.schemes)
-    each = 1 + heads * (len(KIND_NAMES) - 1 + DRAWS)
-    each += (
-        len(options.schemes) * (1 + heads)
-        + repaired * (len(RANKINGS) + RANDOM_ORDERS) * runner.repaired_heads
-    )
-    return given + reference + kept * each
-
-
-def metadata(session: Session, runner: Runner, kept: int) -> Metadata:
-    """Return the study's metadata.
-
-    Args:
-        session: after the study's last call.
-        runner: the study's.
-        kept: number of prompts kept.
-    """
-    options, where = runner.options, session.provenance(kept)
-    model, prompts = where.model, where.prompts
-    device, *_ = jax.tree.leaves(runner.model.params)[0].devices()  # all are of one kind
-    passes = forward_passes(runner, prompts.given, kept, len(session.reference))
-    return {
-        "timestamp": where.timestamp,
-        "device": device.platform,
-        "int8_mode": "simulated" if INT8_SIM in options.schemes else "disabled",
-        "total_forward_passes": passes,
-        "total_runtime_seconds": round(where.total_seconds, 3),
-        "seconds": {name: round(value, 3) for name, value in where.seconds.items()},
-        "precisions": [scheme.name for scheme in options.schemes],
-        "mean_positions": cast(Literal["last", "all"], options.mean_positions),
-        "resample_draws": DRAWS,
-        "max_repair_k": runner.repaired_heads,
-        "random_orders": RANDOM_ORDERS,
-        "bootstrap_samples": stats.BOOTSTRAP_SAMPLES,
-        "permutations": stats.PERMUTATIONS,
-        "use_all_prompts": options.use_all_prompts,
-        "seed": options.seed,
-        "notes": list(where.notes),
-        "prompts": {
-            "file": prompts.file,
-            "sha256": prompts.sha256,
-            "given": prompts.given,
-            "kept": prompts.kept,
-        },
-        "model": {
-            "name": model.name,
-            "revision": model.revision,
-            "note": model.note,
-            "weights_sha256": model.weights_sha256,
-        },
-        "computed": {
-            "calls": sum(call.times for call in where.calls),
-            "layer_rows": where.layer_rows,
-            "layer_rows_without_wave": passes * runner.config.num_layers,
-            "description": "layer_rows: passes of one edited copy of one prompt through one block; "
-            "without the wave each of total_forward_passes would make num_layers of them",
-        },
-        "plan": {
-            "engine": options.engine,
-            "memory_gb": options.memory_gb,
-            "processes": where.processes,
-            "mesh": cast(Mesh | None, where.devices),
-            "calls": cast(list[CallsOfOneShape], session.log.table()),
-        },
-        "environment": cast(Environment, describe(device)),
-    }
