@@ -19,7 +19,7 @@ DEPLOYED_REST = 16  # bits of embeddings, norms and biases beside packed matrice
 def matrix_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     """Inputs ``A`` and outputs ``O`` of each matrix that a block of the model has, by name."""
     return {
-        name: (*shape_of([matrix.inputs], config), math.prod(shape_of(matrix.outputs, config)))
+        name: (shape_of([matrix.inputs], config)[0], math.prod(shape_of(matrix.outputs, config)))
         for name, matrix in MATRICES.items()
         if matrix.present is None or getattr(config, matrix.present)
     }
