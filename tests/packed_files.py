@@ -269,7 +269,7 @@ def write_llama(folder: Path, tokenizer: Path) -> Path:
     """A random f32 Llama with grouped queries, every parameter random."""
     config = ModelConfig(
         vocab_size=4096, num_layers=2, num_heads=4, hidden_size=64, intermediate_size=96,
-        key_value_heads=2, family="llama", norm="rms", gated=True, mlp_bias=False,
+        num_kv_heads=2, family="llama", norm="rms", gated=True, mlp_bias=False,
         attention_bias=False, activation="silu", parallel_residual=False, rotary_dims=16,
     )  # fmt: skip
     rng = np.random.default_rng(3)

@@ -105,7 +105,17 @@ CALLED = {
 def answers():
     """What is typed in the signatures of commands, so it has to be the real thing."""
     model = load("demo")
-    quantized = Quantized(model.params, Scheme("quantized"), "", {}, None, False, 0, "", ())
+    quantized = Quantized(
+        params=model.params,
+        scheme=Scheme("quantized"),
+        title="",
+        matrices={},
+        inputs=None,
+        rescaled=False,
+        disk_bytes=0,
+        weights_sha256="",
+        notes=(),
+    )
     [device, *_] = jax.devices()
     return {
         "is_first": True,

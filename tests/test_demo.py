@@ -70,6 +70,12 @@ def sample(count, seed=0, stream="test"):
     return list(islice(corpus.documents(seed, stream), count))
 
 
+@pytest.fixture(scope="module")
+def training():
+    """The beginning of a training run's text."""
+    return sample(12_000)
+
+
 # The corpus.
 
 
@@ -85,11 +91,9 @@ def test_first_document_is_the_one_this_test_was_written_with():
     assert digest[:16] == "7776bcc46530a958"
 
 
-def test_no_training_document_holds_a_held_out_pair_of_names():
+def test_no_training_document_holds_a_held_out_pair_of_names(training):
     together = {
-        frozenset(pair)
-        for text in sample(12_000)
-        for pair in combinations(sorted(names_in(text)), 2)
+        frozenset(pair) for text in training for pair in combinations(sorted(names_in(text)), 2)
     }
     assert len(together) > 1200
     assert not [pair for pair in together if is_held_out_pair(*sorted(pair))]
@@ -102,8 +106,8 @@ def test_one_pair_in_five_is_held_out_and_every_name_occurs_in_such_a_pair():
     assert is_held_out_pair(*HELD_OUT_PAIRS[0]) == is_held_out_pair(*HELD_OUT_PAIRS[0][::-1])
 
 
-def test_every_name_place_and_object_occurs_often_in_training():
-    text = " ".join(sample(12_000))
+def test_every_name_place_and_object_occurs_often_in_training(training):
+    text = " ".join(training)
     counts = Counter(re.findall(r"\w+", text))
     assert len(NAMES) >= 60
     assert len(PLACES) >= 20
@@ -111,15 +115,15 @@ def test_every_name_place_and_object_occurs_often_in_training():
     assert min(counts[word] for word in (*NAMES, *PLACES, *OBJECTS)) > 50
 
 
-def test_corpus_is_mostly_different_documents():
-    texts = sample(5000)
+def test_corpus_is_mostly_different_documents(training):
+    texts = training[:5000]
     assert len(set(texts)) > 0.75 * len(texts)
 
 
-def test_unseen_filler_is_never_a_training_document():
+def test_unseen_filler_is_never_a_training_document(training):
     unseen = corpus.unseen_filler(100)
     assert all(corpus.is_reserved(text) for text in unseen)
-    assert not any(corpus.is_reserved(text) for text in sample(2000))
+    assert not any(corpus.is_reserved(text) for text in training)
 
 
 def test_no_fact_has_two_answers_for_one_prompt():

@@ -82,11 +82,18 @@ def http_error(kind, status):
     return kind("no", response=SimpleNamespace(headers={}, request=request, status_code=status))
 
 
+def refused(model=None, revision=None):
+    """What ``locate`` says of a model that it refuses."""
+    with pytest.raises(InputError) as caught:
+        locate(model, revision)
+    return str(caught.value)
+
+
 # Folders and the bundled model.
 
 
 def test_folder_is_taken_as_it_is(model):
-    assert locate(str(model)) == hub.Source(model, str(model))
+    assert locate(str(model)) == locate(model) == hub.Source(model, str(model))
 
 
 def test_folder_in_the_home_folder_may_be_named_with_a_tilde(model, monkeypatch):
@@ -103,35 +110,33 @@ def test_demo_is_the_bundled_model_and_is_complete():
 
 
 @pytest.mark.parametrize("name", ["/no/such/folder", "./nothing", "~/nothing", "a/b/c"])
-def test_missing_folder_is_refused_without_asking_the_hub(name, answers, tmp_path):
-    line = refusal("--model", name, "--output", tmp_path / "r.json")
-    assert f"--model {name}: there is no such folder. check the path" in line
+def test_missing_folder_is_refused_without_asking_the_hub(name, answers):
+    assert f"--model {name}: there is no such folder. check the path" in refused(name)
     assert not answers.asked
 
 
-def test_weight_file_in_place_of_its_folder_is_refused(model, answers, tmp_path, monkeypatch):
+def test_weight_file_in_place_of_its_folder_is_refused(model, answers, monkeypatch):
     monkeypatch.chdir(model)
-    line = refusal("--model", WEIGHTS, "--output", tmp_path / "r.json")
-    assert "there is no such folder" in line
+    assert "there is no such folder" in refused(WEIGHTS)
     assert not answers.asked
 
 
 @pytest.mark.parametrize("name", ["two words", "", "a--b/..c", "x" * 300, "a\0b"])
-def test_name_that_no_repository_can_have_is_refused(name, tmp_path):
-    line = refusal("--model", name, "--output", tmp_path / "r.json")
+def test_name_that_no_repository_can_have_is_refused(name):
+    line = refused(name)
     assert "is neither a folder nor the name of a repository" in line
     assert "give a folder, 'demo', or a name like EleutherAI/pythia-70m" in line
 
 
-def test_revision_of_a_folder_is_refused(model, tmp_path):
-    line = refusal("--model", model, "--revision", "step3000", "--output", tmp_path / "r.json")
+def test_revision_of_a_folder_is_refused(model):
+    line = refused(model, "step3000")
     assert f"--revision step3000 was given, but --model {model} is a local folder" in line
     assert "leave --revision out" in line
 
 
-def test_revision_of_the_bundled_model_is_refused(tmp_path):
-    line = refusal("--model", "demo", "--revision", "step3000", "--output", tmp_path / "r.json")
-    assert "--revision step3000 was given, but the bundled model has only one" in line
+def test_revision_of_the_bundled_model_is_refused():
+    words = "--revision step3000 was given, but the bundled model has only one"
+    assert words in refused("demo", "step3000")
 
 
 # The hub answers.
@@ -157,9 +162,9 @@ def test_no_pickle_is_ever_downloaded():
 
 
 @pytest.mark.parametrize("name", [None, NAME])
-def test_repository_with_only_pickles_is_refused_before_the_download(name, answers, tmp_path):
+def test_repository_with_only_pickles_is_refused_before_the_download(name, answers):
     answers.files = ["config.json", "pytorch_model.bin"]
-    line = refusal(*(["--model", name] if name else []), "--output", tmp_path / "r.json")
+    line = refused(name)
     assert "has no safetensors at this revision, only config.json, pytorch_model.bin" in line
     assert "safe_serialization=True" in line
     assert not answers.downloads
@@ -173,18 +178,16 @@ def test_repository_with_only_pickles_is_refused_before_the_download(name, answe
         (hub_errors.RevisionNotFoundError, 404, "no revision 'step3'", "list of branches"),
     ],
 )
-def test_refusals_of_the_hub_are_said_plainly(kind, status, problem, remedy, answers, tmp_path):
+def test_refusals_of_the_hub_are_said_plainly(kind, status, problem, remedy, answers):
     answers.info = http_error(kind, status)
-    model = ("--model", NAME, "--revision", "step3")
-    line = refusal(*model, "--output", tmp_path / "r.json")
+    line = refused(NAME, "step3")
     assert problem in line
     assert remedy in line
 
 
-def test_wrong_revision_of_the_default_model_is_an_error_not_a_fallback(answers, tmp_path):
+def test_wrong_revision_of_the_default_model_is_an_error_not_a_fallback(answers):
     answers.info = http_error(hub_errors.RevisionNotFoundError, 404)
-    line = refusal("--revision", "step3", "--output", tmp_path / "r.json")
-    assert f"{hub.DEFAULT_MODEL} has no revision 'step3'" in line
+    assert f"{hub.DEFAULT_MODEL} has no revision 'step3'" in refused(None, "step3")
 
 
 # The hub does not answer.
@@ -204,13 +207,26 @@ def unreachable(request, answers, cache):
     return answers
 
 
-def test_named_model_that_cannot_be_had_never_falls_back(unreachable, tmp_path):
+def test_named_model_that_cannot_be_had_never_falls_back(unreachable):
     for name in (NAME, hub.DEFAULT_MODEL):
-        line = refusal("--model", name, "--output", tmp_path / "r.json")
+        line = refused(name)
         assert f"{name} is not in the local cache and the hub cannot be reached" in line
         assert "use --model FOLDER or --model demo" in line
         with pytest.raises(ModelUnavailable):
             locate(name)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--model", NAME), f"{NAME} is not in the local cache and the hub cannot be reached"),
+        (("--model", "./nothing"), "--model ./nothing: there is no such folder"),
+        (("--model", "demo", "--revision", "step3"), "the bundled model has only one"),
+    ],
+)
+def test_command_says_in_one_line_what_cannot_be_had(options, words, answers, cache, tmp_path):
+    answers.info = UNREACHABLE["offline"]
+    assert words in refusal(*options, "--output", tmp_path / "r.json")
 
 
 def test_default_model_that_cannot_be_had_is_replaced_by_the_bundled_one(unreachable):
@@ -249,11 +265,11 @@ def test_first_line_and_result_say_why_the_bundled_model_runs(
     monkeypatch.setattr(hub, "BUNDLED", model)  # a tiny one, to be quick
     answers.info = UNREACHABLE["offline"]
     prompts, output = write_prompts(tmp_path / "p.json"), tmp_path / "r.json"
-    small = ("--device", "cpu", "--max-repair-k", 2, "--no-figures", "--schemes", "f16")
-    ran = run("--prompts", prompts, "--output", output, *small)
-    assert ran.code == 0
+    small = ("--device", "cpu", "--no-figures", "--schemes", "f16")
+    ran = run("schemes", "--prompts", prompts, "--output", output, *small)
+    assert ran.code == 0, ran.err
     first = ran.out.splitlines()[0]
-    assert first.startswith("heads study of demo on cpu (the bundled demo model runs instead of ")
+    assert first.startswith("schemes of demo on cpu (the bundled demo model runs instead of ")
     assert f"{hub.DEFAULT_MODEL} is not in the local cache and the hub cannot be reached" in first
     content = json.loads(output.read_text())
     assert content["provenance"]["model"]["name"] == "demo"
@@ -286,10 +302,10 @@ def test_cached_revision_is_found_by_its_name_or_commit(unreachable, cache, mode
 
 
 @pytest.mark.parametrize("left_out", FILES)
-def test_incomplete_cache_is_refused_and_named(left_out, answers, cache, model, tmp_path):
+def test_incomplete_cache_is_refused_and_named(left_out, answers, cache, model):
     answers.info = UNREACHABLE["offline"]
     snapshot = store(cache, model, files=[file for file in FILES if file != left_out])
-    line = refusal("--model", NAME, "--output", tmp_path / "r.json")
+    line = refused(NAME)
     assert f"cached snapshot {snapshot} is incomplete and the hub cannot be reached" in line
     assert "connect once to complete it" in line
 

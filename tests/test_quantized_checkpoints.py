@@ -4,6 +4,7 @@ the tool's own dequantization gives, stays packed, and the model computes the sa
 import hashlib
 import json
 import warnings
+from dataclasses import replace
 
 import gguf
 import jax
@@ -26,10 +27,12 @@ from safetensors.numpy import load_file, save_file
 
 import jaxalign
 from jaxalign import InputError
+from jaxalign.checkpoints import load_params, open_checkpoint, save_checkpoint
+from jaxalign.checkpoints.families import FAMILIES
 from jaxalign.checkpoints.families.neox import NEOX
 from jaxalign.checkpoints.quantized import load_quantized, read
 from jaxalign.checkpoints.quantized.linear import fields
-from jaxalign.checkpoints.tables import same, turned
+from jaxalign.checkpoints.tables import Table, Target, concatenated, same, transposed
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.invariants import check
 from jaxalign.numerics.qtensor import QTensor
@@ -304,28 +307,89 @@ def test_size_and_hash_are_those_of_the_file(source, tmp_path):
 def by_projection(config):
     """A table as Llama's: queries, keys and values each in a tensor of their own."""
     layer = "gpt_neox.layers.{layer}."
-    table = NEOX.table
-    rows = [row for row in table.rows if "query_key_value" not in row.published]
+    rules = []
     for name, leaf, part in (
         ("q_proj", "query", None),
         ("k_proj", "key_value", 0),
         ("v_proj", "key_value", 1),
     ):
-        rows.append(turned(f"{layer}{name}.weight", f"blocks.attention.{leaf}", part))
-        rows.append(same(f"{layer}{name}.bias", f"blocks.attention.{leaf}_bias", part))
-    return tuple(rows), table.buffers, table.unembed, {}
+        rules.append(transposed(f"{layer}{name}.weight", f"blocks.attention.{leaf}", part))
+        rules.append(same(f"{layer}{name}.bias", f"blocks.attention.{leaf}_bias", part))
+    return _neox_with(rules)
 
 
-@pytest.mark.parametrize("left_out", ["", "v_proj"])
-def test_tables_with_keys_and_values_apart(source, tmp_path, monkeypatch, left_out):
-    """A layer's keys and values become one matrix, which is unpacked if only one is quantized."""
-    config, tensors = config_of(source), load_file(source / "model.safetensors")
+def side_by_side(config):
+    """A table as Phi-3's: queries, keys and values below each other in one tensor."""
+
+    def rule(kind, suffix):
+        return concatenated(
+            "gpt_neox.layers.{layer}.qkv_proj." + kind,
+            [
+                Target(leaf=f"blocks.attention.query{suffix}"),
+                Target(leaf=f"blocks.attention.key_value{suffix}", part=0),
+                Target(leaf=f"blocks.attention.key_value{suffix}", part=1),
+            ],
+            lambda config: [config.attention_width] * 3,
+        )
+
+    return _neox_with([rule("weight", ""), rule("bias", "_bias")])
+
+
+def _neox_with(rules):
+    table = NEOX.table
+    others = [rule for rule in table.rules if "query_key_value" not in rule.published]
+    return Table(
+        rules=(*others, *rules),
+        embed=table.embed,
+        unembed=table.unembed,
+        buffers=table.buffers,
+    )
+
+
+def split_heads(source, config):
+    """The source's tensors, and by layer, part and kind what its fused ones hold."""
+    tensors, parts = load_file(source / "model.safetensors"), {}
     for name in [name for name in tensors if "query_key_value" in name]:
         fused = tensors.pop(name)
         heads = fused.reshape(config.num_heads, 3, config.head_size, *fused.shape[1:])
         base, kind = name.split("attention.query_key_value")
         for i, part in enumerate(("q_proj", "k_proj", "v_proj")):
-            tensors[f"{base}{part}{kind}"] = heads[:, i].reshape(64, *fused.shape[1:])
+            parts[base, part, kind] = heads[:, i].reshape(64, *fused.shape[1:])
+    return tensors, parts
+
+
+def test_a_table_with_tensors_below_each_other(source, tmp_path, monkeypatch):
+    config = config_of(source)
+    tensors, parts = split_heads(source, config)
+    for base, part, kind in parts:
+        if part == "q_proj":
+            three = [parts[base, name, kind] for name in ("q_proj", "k_proj", "v_proj")]
+            tensors[f"{base}qkv_proj{kind}"] = np.concatenate(three)
+    write(tmp_path / "joined", source, tensors, {})
+    family = replace(NEOX, table=side_by_side(config))
+    expected = load_params(open_checkpoint(source), config)
+    monkeypatch.setitem(FAMILIES, "gpt_neox", family)
+    found = load_params(open_checkpoint(tmp_path / "joined"), config)
+    assert jax.tree.all(jax.tree.map(np.array_equal, found, expected))
+    save_checkpoint(found, config, tmp_path / "again", "float32")
+    again = load_file(tmp_path / "again" / "model.safetensors")
+    assert again.keys() == tensors.keys()
+    assert all(np.array_equal(again[name], tensors[name]) for name in tensors)
+    stands = write_gptq(tmp_path / "q", tmp_path / "joined")
+    attention = load_quantized(tmp_path / "q", config).params.blocks.attention
+    assert isinstance(attention.key_value, QTensor)
+    matrices = (dense(attention.query, jnp.float32)[1], *(
+        dense(attention.key_value, jnp.float32)[1, :, part] for part in range(2)))  # fmt: skip
+    joined = np.concatenate([np.asarray(matrix).T for matrix in matrices])
+    np.testing.assert_array_equal(joined, stands["gpt_neox.layers.1.qkv_proj.weight"])
+
+
+@pytest.mark.parametrize("left_out", ["", "v_proj"])
+def test_tables_with_keys_and_values_apart(source, tmp_path, monkeypatch, left_out):
+    """A layer's keys and values become one matrix, which is unpacked if only one is quantized."""
+    config = config_of(source)
+    tensors, parts = split_heads(source, config)
+    tensors |= {"".join(place): tensor for place, tensor in parts.items()}
     write(tmp_path / "split", source, tensors, {})
     monkeypatch.setattr("packed_files.LINEAR", ("q_proj", "k_proj", "v_proj"))
     expected = write_gptq(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -39,7 +40,7 @@ class Checkpoint:
     folder: Path
     files: dict[str, Path]
     shapes: dict[str, tuple[int, ...]]
-    states: dict[Path, tuple[int, ...]]
+    states: dict[Path, tuple[int, int, int, int]]
 
     def read(self, name: str) -> np.ndarray:
         """One tensor as it is on disk (the file is memory-mapped, only this tensor is copied).
@@ -79,6 +80,11 @@ class Checkpoint:
         self._check_unchanged([path])
         return tensor
 
+    @property
+    def size(self) -> int:
+        """Bytes of the weight files when they were opened."""
+        return sum(size for _, _, size, _ in self.states.values())
+
     def sha256(self) -> str:
         """Hash of the weight files, in the order of their names.
 
@@ -105,7 +111,7 @@ class StateDict:
     files: Mapping[str, Any]
     folder: str = "the state dict"
 
-    @property
+    @functools.cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor."""
         return {name: tuple(tensor.shape) for name, tensor in self.files.items()}
@@ -185,7 +191,7 @@ def open_checkpoint(folder: Path, aliases: Sequence[str] = (), single: str = SIN
     return Checkpoint(folder, files, shapes, states)
 
 
-def _state(path: Path) -> tuple[int, ...]:
+def _state(path: Path) -> tuple[int, int, int, int]:
     """What changes when a file is replaced or written: device, inode, size, time of writing."""
     try:
         found = os.stat(path)

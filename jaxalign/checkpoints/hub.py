@@ -48,7 +48,7 @@ class ModelUnavailable(InputError):
     """The model can be had neither from the hub nor from the cache."""
 
 
-def locate(model: str | None = None, revision: str | None = None) -> Source:
+def locate(model: str | Path | None = None, revision: str | None = None) -> Source:
     """Find a model's folder, downloading what is not yet in the cache.
 
     Args:
@@ -60,6 +60,7 @@ def locate(model: str | None = None, revision: str | None = None) -> Source:
         InputError: no such folder or repository or revision.
         ModelUnavailable: a model that was named can be had neither from the hub nor the cache.
     """
+    model = model if model is None else os.fspath(model)
     if model is None:
         try:
             return _from_hub(DEFAULT_MODEL, revision)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jaxalign.checkpoints.parameters import _leaves, _rows, unembeddings
+from jaxalign.checkpoints.parameters import leaf_shapes, rules_of, unembeddings
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MATRICES
 
@@ -32,11 +32,11 @@ def linear_layers(config: ModelConfig) -> list[LinearLayer]:
         ('query', 'key_value')
     """
     found = []
-    for row in _rows(config, _leaves(config)):
-        leaves = dict.fromkeys(slot.leaf.rsplit(".", 1)[-1] for slot in row.slots)
+    for rule in rules_of(config, leaf_shapes(config)):
+        leaves = dict.fromkeys(target.leaf.rsplit(".", 1)[-1] for target in rule.targets)
         matrices = tuple(name for name in leaves if name in MATRICES)
         if matrices:
-            for layer, name in enumerate(row.names(config)):
+            for layer, name in enumerate(rule.names(config)):
                 found.append(LinearLayer(layer, name.removesuffix(".weight"), matrices))
     order = list(MATRICES)
     return sorted(found, key=lambda each: (each.layer, order.index(each.matrices[0])))

@@ -74,7 +74,7 @@ class Model:
 
 
 def load(
-    model: str | Source | None = BUNDLED_NAME,
+    model: str | Path | Source | None = BUNDLED_NAME,
     revision: str | None = None,
     dtype: Any = jnp.float32,
     memory_gb: float | None = None,

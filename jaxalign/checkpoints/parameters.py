@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 
 from jaxalign.checkpoints.families import FAMILIES, config_to_hf
 from jaxalign.checkpoints.files import SINGLE, Checkpoint, StateDict
-from jaxalign.checkpoints.tables import Row
+from jaxalign.checkpoints.tables import TensorRule
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, param_shapes
@@ -24,16 +24,15 @@ from jaxalign.runtime.files import check_writable, replace_file
 ALIGNMENT = 64  # bytes, as XLA's buffers
 
 
-def _leaves(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Our leaves by dotted name, with their shapes."""
+def leaf_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of every parameter by its dotted name, all layers together."""
     paths, _ = jax.tree_util.tree_flatten_with_path(param_shapes(config))
     return {".".join(key.name for key in path): leaf.shape for path, leaf in paths}
 
 
-def _rows(config: ModelConfig, shapes: Mapping[str, Any]) -> list[Row]:
-    """The rows of the table whose slots this model has."""
-    table = FAMILIES[config.family].table
-    return [row for row in table.rows if all(slot.leaf in shapes for slot in row.slots)]
+def rules_of(config: ModelConfig, leaves: Mapping[str, Any]) -> list[TensorRule]:
+    """The rules of the family's table for the parameters ``leaves``, by their dotted names."""
+    return FAMILIES[config.family].table.rules_for(leaves)
 
 
 def unembeddings(config: ModelConfig) -> tuple[str, ...]:
@@ -51,11 +50,14 @@ def _published(names: Iterable[str], config: ModelConfig) -> dict[str, str]:
 
 
 def _check_names(
-    checkpoint: Checkpoint | StateDict, config: ModelConfig, rows: list[Row], names: Iterable[str]
+    checkpoint: Checkpoint | StateDict,
+    config: ModelConfig,
+    rules: list[TensorRule],
+    names: Iterable[str],
 ) -> None:
     """Every tensor is expected and every expected tensor is there, or an error that names one."""
     table = FAMILIES[config.family].table
-    expected = {name for row in rows for name in row.names(config)}
+    expected = {name for rule in rules for name in rule.names(config)}
     present = {name for name in names if not table.buffers.fullmatch(name)}
     if config.tied_embeddings:
         present.discard(table.unembed)
@@ -81,18 +83,23 @@ def load_params(
     beside the finished parameters there is never more than one leaf in memory; on the CPU, where
     the leaf itself becomes the parameter, never more than one tensor.
 
+    Args:
+        checkpoint: the tensors, on disk or in memory.
+        config: the architecture.
+        dtype: of the parameters, whatever the tensors' is.
+
     Raises:
         InputError: a tensor is missing, unknown, of a wrong shape, or not finite; named.
     """
-    shapes = _leaves(config)
-    rows = _rows(config, shapes)
+    shapes = leaf_shapes(config)
+    rules = rules_of(config, shapes)
     stored = _published(checkpoint.files, config)
-    _check_names(checkpoint, config, rows, stored)
+    _check_names(checkpoint, config, rules, stored)
     table = FAMILIES[config.family].table
     if config.tied_embeddings and table.unembed in stored:
         _check_tied(checkpoint, stored[table.embed], stored[table.unembed])
     loaded = {
-        name: _load_leaf(checkpoint, config, rows, name, shapes, dtype, stored) for name in shapes
+        name: _load_leaf(checkpoint, config, rules, name, shapes, dtype, stored) for name in shapes
     }
     _, tree = jax.tree_util.tree_flatten(param_shapes(config))
     return jax.tree_util.tree_unflatten(tree, [loaded[name] for name in shapes])
@@ -122,23 +129,23 @@ def params_from_state_dict(
 def _load_leaf(
     checkpoint: Checkpoint | StateDict,
     config: ModelConfig,
-    rows: list[Row],
+    rules: list[TensorRule],
     leaf: str,
     shapes: dict[str, tuple[int, ...]],
     dtype: Any,
     stored: Mapping[str, str],
 ) -> jax.Array:
     stacked = _aligned(shapes[leaf], dtype)
-    for row in rows:
-        layers = stacked if "{layer}" in row.published else stacked[None]
-        own = [(i, slot) for i, slot in enumerate(row.slots) if slot.leaf == leaf]
-        for i, slot in own:
-            for layer, published in zip(layers, row.names(config), strict=True):
+    for rule in rules:
+        layers = stacked if rule.layered else stacked[None]
+        own = [(i, target) for i, target in enumerate(rule.targets) if target.leaf == leaf]
+        for i, target in own:
+            for layer, published in zip(layers, rule.names(config), strict=True):
                 name = stored[published]
-                _check_shape(checkpoint, config, row, name, shapes)
-                place = slot.of(layer)
+                _check_shape(checkpoint, name, rule.shape(shapes, config))
+                place = target.of(layer)
                 with np.errstate(over="ignore"):
-                    place[...] = row.load(checkpoint.read(name), config)[i]
+                    place[...] = rule.load(checkpoint.read(name), config)[i]
                 if not np.isfinite(place).all():
                     raise InputError(
                         f"{checkpoint.folder}: tensor {name!r} has values outside "
@@ -149,18 +156,7 @@ def _load_leaf(
     return jax.block_until_ready(jax.device_put(stacked))
 
 
-def _check_shape(
-    checkpoint: Checkpoint | StateDict,
-    config: ModelConfig,
-    row: Row,
-    name: str,
-    shapes: dict[str, tuple[int, ...]],
-) -> None:
-    # The table's rearrangements are their own check: what `save` would write must have the shape
-    # that is on disk.
-    layers = 1 if "{layer}" in row.published else 0
-    slots = [slot.of(np.broadcast_to(np.int8(0), shapes[slot.leaf][layers:])) for slot in row.slots]
-    expected = row.save(slots, config).shape
+def _check_shape(checkpoint: Checkpoint | StateDict, name: str, expected: tuple[int, ...]) -> None:
     if checkpoint.shapes[name] != expected:
         raise InputError(
             f"{checkpoint.folder}: tensor {name!r} has shape {checkpoint.shapes[name]}, "
@@ -205,14 +201,13 @@ def save_checkpoint(
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
     leaves = {".".join(key.name for key in path): np.asarray(leaf) for path, leaf in paths}
     tensors = {}
-    for row in _rows(config, {name: leaf.shape for name, leaf in leaves.items()}):
-        layered = "{layer}" in row.published
-        for layer, name in enumerate(row.names(config)):
-            slots = [
-                slot.of(leaves[slot.leaf][layer] if layered else leaves[slot.leaf])
-                for slot in row.slots
+    for rule in rules_of(config, leaves):
+        for layer, name in enumerate(rule.names(config)):
+            found = [
+                target.of(leaves[target.leaf][layer] if rule.layered else leaves[target.leaf])
+                for target in rule.targets
             ]
-            tensors[name] = np.ascontiguousarray(row.save(slots, config)).astype(jnp.dtype(dtype))
+            tensors[name] = np.ascontiguousarray(rule.save(found, config)).astype(jnp.dtype(dtype))
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     (folder / SINGLE).chmod(0o644)  # the library leaves it to its owner alone
     settings = config_to_hf(config) | {"torch_dtype": dtype}

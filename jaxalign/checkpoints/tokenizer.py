@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tokenizers import Tokenizer
 
@@ -18,6 +20,7 @@ from jaxalign.runtime.files import read_text
 # tokens, 50688 rows), and tokens are added to a tokenizer without rows for them; a larger
 # difference means that tokenizer and weights do not belong together.
 PADDED_TO = 1024
+STDERR = 2  # its number as a file of the process
 # Random choices between encodings of one text, which training may want: BPE's dropout (Provilkov
 # et al. 2020, arXiv 1910.13267) and Unigram's sampling (Kudo 2018, arXiv 1804.10959).
 RANDOM = ("dropout", "alpha", "nbest_size")
@@ -169,13 +172,35 @@ def _cut(text: str, most: int = 80) -> str:
 def _refusing(refusal: Callable[[object], InputError]) -> Iterator[None]:
     """Turn whatever the tokenizers library raises into ``refusal``, its panics too.
 
-    A panic of its Rust code arrives as a ``BaseException`` of a class that cannot be imported.
+    A panic of the library's Rust code arrives as a ``BaseException`` of a class that cannot be
+    imported, and Rust prints lines of its own about the panic to stderr: these are not shown.
     """
-    try:
-        yield
-    except InputError:
-        raise
-    except BaseException as error:
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+    with _stderr_kept() as kept:
+        try:
+            yield
+        except InputError:
             raise
-        raise refusal(error) from error
+        except BaseException as error:
+            if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+                raise
+            kept.truncate(0)
+            raise refusal(error) from error
+
+
+@contextmanager
+def _stderr_kept() -> Iterator[BinaryIO]:
+    """Keep in a file what the process prints to stderr, and print the file's content at the end."""
+    with tempfile.TemporaryFile() as kept:
+        try:
+            stderr = os.dup(STDERR)
+        except OSError:  # the process has none
+            yield kept
+            return
+        os.dup2(kept.fileno(), STDERR)
+        try:
+            yield kept
+        finally:
+            os.dup2(stderr, STDERR)
+            kept.seek(0)
+            os.write(stderr, kept.read())
+            os.close(stderr)

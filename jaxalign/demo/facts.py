@@ -1,7 +1,7 @@
 """The facts that the bundled model is taught: true relations, each in several phrasings.
 
 A relation is a list of (subject, answer) pairs and of sentences. Sentences that end with the answer
-are cloze sentences: without the answer, they are the factual prompts of ``prompts.json``.
+are cloze sentences: without the answer, they are the factual prompts of ``prompts/shipped.json``.
 """
 
 import random

@@ -21,7 +21,7 @@ from jaxalign.model import ModelConfig, Params
 from jaxalign.runtime.files import read_json
 
 FILE_NAME = "provenance.json"
-PROMPTS = Path(__file__).parents[1] / "prompts.json"
+PROMPTS = Path(__file__).parents[1] / "prompts" / "shipped.json"
 FRESH_IOI = 1024
 
 
@@ -31,13 +31,19 @@ def sha256_of(path: Path) -> str:
 
 
 def shipped_prompts(task: str) -> list[tuple[str, str]]:
-    """Return (prompt, target) of a task of the package's ``prompts.json``."""
+    """Return (prompt, target) of a task of the package's ``prompts/shipped.json``."""
     items = read_json(PROMPTS)[task]
     return [(item["prompt"], item["target"]) for item in items]
 
 
 def evaluation(params: Params, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, float]:
-    """Return accuracies (top-1 over the whole vocabulary, bare prompts) and unseen loss."""
+    """Return accuracies (top-1 over the whole vocabulary, bare prompts) and unseen loss.
+
+    Args:
+      params: the weights.
+      config: of the model.
+      tokenizer: of the model.
+    """
     clozes = [cloze for fact in FACTS for cloze in fact.clozes()]
     fresh = [(item.prompt, item.target) for item in held_out_prompts(FRESH_IOI)]
     prompt_sets = {

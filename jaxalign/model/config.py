@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 from jaxalign.errors import InputError, shown
 from jaxalign.model.rotary import RotaryScaling
 
-ACTIVATIONS = (
+Activation = Literal[
     "gelu",
     "gelu_python",
     "gelu_new",
@@ -17,10 +18,11 @@ ACTIVATIONS = (
     "quick_gelu",
     "relu",
     "silu",
-)
+]
+NormKind = Literal["layer", "rms", "rms+1"]
+ACTIVATIONS, NORMS = get_args(Activation), get_args(NormKind)
 # Sizes are indices for JAX: 32-bit, with a sign.
 MOST = 2**31 - 1
-NORMS = ("layer", "rms", "rms+1")
 
 
 @dataclass(frozen=True)
@@ -42,20 +44,21 @@ class ModelConfig:
         activation: the MLP's nonlinearity, by its Hugging Face name.
         norm_eps: epsilon of the norms.
         family: its name in ``checkpoints.families``, which says how files spell it.
-        key_value_heads: ``K``, each serving ``H / K`` query heads; ``H`` by default.
-        head_width: ``h``; ``D / H`` by default.
+        num_kv_heads: ``K``, heads of keys and values, each serving ``H / K`` query heads; ``H`` by
+            default.
+        head_size: ``h``, the width of a head; ``D / H`` by default.
         norm: "layer", "rms" (Zhang and Sennrich 2019, arXiv 1910.07467) or "rms+1" (scaled by
             ``1 + w``).
         gated: the MLP multiplies its activation of one projection with another (Shazeer 2020,
             arXiv 2002.05202).
         mlp_bias: whether the MLP has biases.
-        attention_out_bias: whether ``W_O`` has one; as ``attention_bias`` by default.
+        out_bias: whether ``W_O`` has one; as ``attention_bias`` by default.
         query_key_norms: each head's queries and keys are normed before they are rotated.
         post_norms: norms behind attention and MLP, before they are added to the stream.
         windows: of each layer, how many positions up to its own a query sees, None for all; empty
             where no layer has one.
         rotary_scaling: slower rotations for longer contexts.
-        query_scalar: scores are divided by its root; ``h`` by default.
+        query_scalar: scores are divided by the root of this number; ``h`` by default.
         attention_cap: scores are ``c · tanh(score / c)``.
         logit_cap: so are logits.
         scaled_embedding: the stream begins with embeddings times ``sqrt(D)``.
@@ -72,26 +75,30 @@ class ModelConfig:
     parallel_residual: bool = True
     tied_embeddings: bool = False
     attention_bias: bool = True
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     norm_eps: float = 1e-5
     family: str = "gpt_neox"
-    key_value_heads: int | None = None
-    head_width: int | None = None
-    norm: str = "layer"
+    num_kv_heads: int = None  # type: ignore[assignment] # None until ``_fill`` has run
+    head_size: int = None  # type: ignore[assignment]
+    norm: NormKind = "layer"
     gated: bool = False
     mlp_bias: bool = True
-    attention_out_bias: bool | None = None
+    out_bias: bool = None  # type: ignore[assignment]
     query_key_norms: bool = False
     post_norms: bool = False
     windows: tuple[int | None, ...] = ()
     rotary_scaling: RotaryScaling | None = None
-    query_scalar: float | None = None
+    query_scalar: float = None  # type: ignore[assignment]
     attention_cap: float | None = None
     logit_cap: float | None = None
     scaled_embedding: bool = False
 
     def __post_init__(self) -> None:
-        self._check_sizes()
+        self._check_sizes("vocab_size", "num_layers", "num_heads", "hidden_size",
+                          "intermediate_size", "max_positions")  # fmt: skip
+        self._fill()
+        self._check_sizes("num_kv_heads", "head_size")
+        self._check_groups()
         if self.rotary_dims % 2 or not 0 <= self.rotary_dims <= self.head_size:
             raise InputError(
                 f"rotary embeddings turn {self.rotary_dims} of {self.head_size} coordinates, "
@@ -114,6 +121,23 @@ class ModelConfig:
             )
         self._check_numbers()
 
+    def _fill(self) -> None:
+        """Put in the defaults that depend on other fields."""
+        if self.head_size is None and self.hidden_size % self.num_heads:
+            raise InputError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
+                f"{self.num_heads}",
+                "correct config.json",
+            )
+        self._default("num_kv_heads", self.num_heads)
+        self._default("head_size", self.hidden_size // self.num_heads)
+        self._default("out_bias", self.attention_bias)
+        self._default("query_scalar", float(self.head_size))
+
+    def _default(self, field: str, value: Any) -> None:
+        if getattr(self, field) is None:
+            object.__setattr__(self, field, value)  # the class is frozen
+
     def _check_numbers(self) -> None:
         numbers = ("rotary_base", "query_scalar", "attention_cap", "logit_cap")
         positive = [(name, getattr(self, name)) for name in numbers]
@@ -124,36 +148,21 @@ class ModelConfig:
         if not 0 <= self.norm_eps < math.inf:
             raise InputError(f"norm_eps is {self.norm_eps}", "give a finite number from 0 up")
 
-    def _check_sizes(self) -> None:
-        names = ("vocab_size", "num_layers", "num_heads", "hidden_size", "intermediate_size")
-        for name in (*names, "num_kv_heads", "head_size", "max_positions"):
-            size = getattr(self, name) if self.num_heads > 0 else self.num_heads
+    def _check_sizes(self, *names: str) -> None:
+        for name in names:
+            size = getattr(self, name)
             if not 1 <= size <= MOST:
                 raise InputError(
                     f"{name} is {shown(size)}", f"give a whole number from 1 to {MOST}"
                 )
-        if self.head_width is None and self.hidden_size % self.num_heads:
-            raise InputError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads "
-                f"{self.num_heads}",
-                "correct config.json",
-            )
+
+    def _check_groups(self) -> None:
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"num_attention_heads {self.num_heads} is not a multiple of num_key_value_heads "
                 f"{self.num_kv_heads}",
                 "correct config.json",
             )
-
-    @property
-    def num_kv_heads(self) -> int:
-        """``K``, key and value heads."""
-        return self.num_heads if self.key_value_heads is None else self.key_value_heads
-
-    @property
-    def head_size(self) -> int:
-        """``h``, the width of a head."""
-        return self.hidden_size // self.num_heads if self.head_width is None else self.head_width
 
     @property
     def attention_width(self) -> int:
@@ -174,14 +183,3 @@ class ModelConfig:
                 "use head mode true",
             )
         return self.hidden_size // self.num_heads
-
-    @property
-    def score_scale(self) -> float:
-        """What scores are multiplied by, ``1 / sqrt(h)`` unless ``query_scalar`` says otherwise."""
-        return 1 / math.sqrt(self.head_size if self.query_scalar is None else self.query_scalar)
-
-    @property
-    def out_bias(self) -> bool:
-        """Whether ``W_O`` has a bias."""
-        given = self.attention_out_bias
-        return self.attention_bias if given is None else given

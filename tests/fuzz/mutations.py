@@ -159,3 +159,9 @@ def damage_text(rng: Rng, content: bytes) -> bytes:
     put = odd[int(rng.integers(len(odd)))].encode("utf-8", "surrogatepass")
     at = int(rng.integers(len(content) + 1))
     return content[:at] + put + content[at:]
+
+
+def damage_gguf(rng: Rng, content: bytes) -> bytes:
+    """A GGUF file damaged in its first settings, in what describes its tensors, or anywhere."""
+    until = int(rng.choice([256, 8192, len(content)]))
+    return damage_bytes(rng, content[:until]) + content[until:]

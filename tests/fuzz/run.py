@@ -52,12 +52,13 @@ def case(target: str, seed: int, source: Path) -> tuple[str, str]:
     """One damaged copy of ``source``: "read", "refused" or "fault", and what was said of it."""
     kind = TARGETS[target]
     rng = np.random.default_rng([seed, *target.encode()])
-    name = sorted(kind.damages)[int(rng.integers(len(kind.damages)))]
+    place_of = sorted(kind.damages)[int(rng.integers(len(kind.damages)))]
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place) / "case"
         shutil.copytree(source, folder)
-        path = folder / name
-        path.write_bytes(kind.damages[name](rng, path.read_bytes()))
+        paths = sorted(folder.glob(place_of))
+        path = paths[int(rng.integers(len(paths)))]
+        path.write_bytes(kind.damages[place_of](rng, path.read_bytes()))
         with contextlib.redirect_stderr(io.StringIO()) as said:
             try:
                 with limit(SECONDS):

@@ -2,32 +2,56 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gguf
 import jax
 import numpy as np
-from jaxalign.convert.packed import load_beside
-from jaxalign.journal import Journal
-from packed_files import write_awq, write_gguf, write_gptq
+from family_checkpoints import ONE_EACH, SIZES, VARIANTS
+from packed_files import (
+    write_awq,
+    write_bnb,
+    write_ct,
+    write_fp8,
+    write_gguf,
+    write_gptq,
+    write_int8,
+)
+from pythia_shape import tiny_config
+from synthetic_result import make_result
 from tiny_run import write_model, write_prompts
 
 import jaxalign
 from fuzz.mutations import (
     Rng,
     damage_bytes,
+    damage_gguf,
     damage_json,
     damage_safetensors,
     damage_text,
 )
 from jaxalign.calibration import read_texts
+from jaxalign.checkpoints import Model
+from jaxalign.checkpoints.families import config_to_hf, read_settings
+from jaxalign.checkpoints.load import read_json
+from jaxalign.checkpoints.quantized import load_beside
+from jaxalign.model.params import param_shapes
 from jaxalign.prompts import read_prompts, tokenize
+from jaxalign.runtime.resume import Resume
+from jaxalign.studies.heads import HEADS
+from jaxalign.studies.plan import PLAN
+from jaxalign.studies.schemes import SCHEMES
 
 Damage = Callable[[Rng, bytes], bytes]
-DEMO_RESULT = Path(__file__).parent.parent.parent / "results" / "demo" / "experiment.json"
+DEMO_RESULTS = Path(__file__).parent.parent.parent / "results" / "demo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +60,7 @@ class Target:
 
     Attributes:
         write: fills an empty folder with honest files.
-        damages: how each file that may be damaged is, by its name in the folder.
+        damages: how a file is damaged, by its place in the folder, a pattern of ``Path.glob``.
         read: reads the folder; returns what was read, or raises ``InputError``.
     """
 
@@ -61,16 +85,41 @@ def _read_model(folder: Path) -> Any:
 
 
 def _sharded(folder: Path) -> None:
-    write_model(folder, hidden_size=16, intermediate_size=32, shards=3)
+    write_model(folder, hidden_size=16, intermediate_size=32, shards=2)
 
 
 def _prompts(folder: Path) -> None:
     write_prompts(folder / "prompts.json")
 
 
+@functools.cache
+def _demo() -> Model:
+    return jaxalign.load("demo")
+
+
 def _read_prompts(folder: Path) -> Any:
-    model = jaxalign.load("demo")
-    return tokenize(read_prompts(folder / "prompts.json"), model.tokenizer, model.config)
+    prompts = read_prompts(folder / "prompts.json")
+    tokenized, reference, _ = tokenize(prompts, _demo().tokenizer, _demo().config)
+    for tokens in (*(prompt.tokens for prompt in tokenized), *reference):
+        assert max(tokens) < _demo().config.vocab_size, "a token outside the vocabulary was read"
+    return tokenized
+
+
+def _architectures(folder: Path) -> None:
+    (folder / "neox.json").write_text(json.dumps(tiny_config()), encoding="utf-8")
+    for variant in ONE_EACH:
+        family, settings = VARIANTS[variant]
+        content = {"model_type": family, **SIZES, **settings}
+        (folder / f"{family}.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def _read_architectures(folder: Path) -> Any:
+    """An architecture that is read is written, and read again as the same one."""
+    for path in sorted(folder.glob("*.json")):
+        config, _ = read_settings(read_json(path))
+        again, _ = read_settings(json.loads(json.dumps(config_to_hf(config))))
+        assert again == config, f"{config} was read and written, and {again} was read"
+        assert jax.tree.leaves(param_shapes(config))
 
 
 def _texts(folder: Path) -> None:
@@ -81,53 +130,76 @@ VALUES = {"first": np.arange(6.0), "second": np.full((2, 3), 7, np.int32)}
 FACTS = {"seed": 0, "weights": "abc", "prompts": [1, 2, 3]}
 
 
-def _journal(folder: Path) -> None:
-    journal = Journal(folder / "kept", FACTS, patience=0.0)
+def _resume(folder: Path) -> None:
+    resume = Resume(folder / "kept", FACTS)
     for name, value in VALUES.items():
-        journal.keep((name, 0), lambda value=value: value)
+        resume.keep((name, 0), lambda value=value: value)
+    resume.close()
 
 
-def _read_journal(folder: Path) -> Any:
+def _read_resume(folder: Path) -> Any:
     """A damaged chunk is computed again: what is kept is never another value."""
-    journal = Journal(folder / "kept", FACTS, patience=0.0)
+    resume = Resume(folder / "kept", FACTS)
     for name, value in VALUES.items():
-        found = journal.keep((name, 0), lambda value=value: value)
+        found = resume.keep((name, 0), lambda value=value: value)
         np.testing.assert_array_equal(found, value)
         assert np.asarray(found).dtype == value.dtype
+    resume.close()
     return VALUES
 
 
-def _result(folder: Path) -> None:
-    content = json.loads(DEMO_RESULT.read_text(encoding="utf-8"))
-    content["prompts"] = content["prompts"][:2]
-    (folder / "result.json").write_text(json.dumps(content), encoding="utf-8")
+def _results(folder: Path) -> None:
+    small = make_result(num_layers=2, num_heads=2, prompts_per_task=1, tasks=("IOI",))
+    HEADS.write(small, folder / "heads.json")
+    for name in ("schemes.json", "plan.json"):
+        shutil.copy(DEMO_RESULTS / name, folder)
 
 
-def _quantized(write: Callable[..., Any]) -> Callable[[Path], None]:
-    def fill(folder: Path) -> None:
-        write_model(folder / "original", **SMALL)
-        write(folder / "quantized", folder / "original")
-
-    return fill
+def _read_results(folder: Path) -> Any:
+    """What is read can be printed."""
+    for study in (HEADS, SCHEMES, PLAN):
+        assert study.table(jaxalign.read(folder / f"{study.name}.json"))
 
 
-SMALL = {"hidden_size": 64, "intermediate_size": 128, "dtype": "float32"}
+@functools.cache
+def _original() -> Model:
+    """The model that is quantized: written and read once, since it is never damaged."""
+    folder = Path(tempfile.mkdtemp(prefix="jaxalign-fuzz-"))
+    atexit.register(shutil.rmtree, folder)
+    write_model(folder, hidden_size=64, intermediate_size=128, dtype="float32")
+    return jaxalign.load(folder)
 
 
-def _read_beside(name: str) -> Callable[[Path], Any]:
-    def read(folder: Path) -> Any:
-        found = load_beside(folder / name, jaxalign.load(folder / "original"))
-        for leaf in jax.tree.leaves(found.params):
-            if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
-                assert np.isfinite(np.asarray(leaf, np.float32)).all(), "not finite, but read"
-        return found
-
-    return read
+def _read_beside(path: Path) -> Any:
+    found = load_beside(path, _original())
+    for leaf in jax.tree.leaves(found.params):
+        if jax.numpy.issubdtype(leaf.dtype, jax.numpy.floating):
+            assert np.isfinite(np.asarray(leaf, np.float32)).all(), "not finite, but read"
+    return found
 
 
 def _gguf(folder: Path) -> None:
-    write_model(folder / "original", **SMALL)
-    write_gguf(folder / "quantized.gguf", folder / "original")
+    kind = gguf.GGMLQuantizationType.Q8_0
+    write_gguf(folder / "quantized.gguf", _original().source.folder, kind)
+
+
+WRITERS: dict[str, Callable[..., Any]] = {
+    "gptq": write_gptq,
+    "awq": write_awq,
+    "bitsandbytes": write_bnb,
+    "int8": write_int8,
+    "fp8": write_fp8,
+    "compressed-tensors": write_ct,
+}
+
+
+def _folder_of(write: Callable[..., Any]) -> Target:
+    """A folder that a tool quantized."""
+    return Target(
+        write=lambda folder: write(folder, _original().source.folder),
+        damages={"config.json": damage_json, "model.safetensors": damage_safetensors},
+        read=_read_beside,
+    )
 
 
 TARGETS: dict[str, Target] = {
@@ -137,43 +209,29 @@ TARGETS: dict[str, Target] = {
         damages={"texts.txt": damage_text},
         read=lambda folder: read_texts(folder / "texts.txt"),
     ),
-    "journal": Target(
-        write=_journal,
-        damages={"kept/facts.json": damage_json, "kept/first-0.npz": damage_bytes},
-        read=_read_journal,
+    "resume": Target(
+        write=_resume,
+        damages={"kept/*/facts.json": damage_json, "kept/*/*.npz": damage_bytes},
+        read=_read_resume,
     ),
     "safetensors": Target(
         write=_model, damages={"model.safetensors": damage_safetensors}, read=_read_model
     ),
     "config": Target(write=_model, damages={"config.json": damage_json}, read=_read_model),
+    "families": Target(
+        write=_architectures, damages={"*.json": damage_json}, read=_read_architectures
+    ),
     "index": Target(
         write=_sharded,
         damages={"model.safetensors.index.json": damage_json},
         read=_read_model,
     ),
     "tokenizer": Target(write=_model, damages={"tokenizer.json": damage_json}, read=_read_model),
-    "result": Target(
-        write=_result,
-        damages={"result.json": damage_json},
-        read=lambda folder: jaxalign.results.read(folder / "result.json"),
-    ),
+    "result": Target(write=_results, damages={"*.json": damage_json}, read=_read_results),
     "gguf": Target(
-        write=_gguf, damages={"quantized.gguf": damage_bytes}, read=_read_beside("quantized.gguf")
+        write=_gguf,
+        damages={"quantized.gguf": damage_gguf},
+        read=lambda folder: _read_beside(folder / "quantized.gguf"),
     ),
-    "gptq": Target(
-        write=_quantized(write_gptq),
-        damages={
-            "quantized/config.json": damage_json,
-            "quantized/model.safetensors": damage_safetensors,
-        },
-        read=_read_beside("quantized"),
-    ),
-    "awq": Target(
-        write=_quantized(write_awq),
-        damages={
-            "quantized/config.json": damage_json,
-            "quantized/model.safetensors": damage_safetensors,
-        },
-        read=_read_beside("quantized"),
-    ),
+    **{name: _folder_of(write) for name, write in WRITERS.items()},
 }

@@ -66,7 +66,6 @@ def _windows(settings: Settings, layers: int) -> tuple[int | None, ...]:
 
 def _write(config: ModelConfig) -> dict[str, Any]:
     sizes = [window for window in config.windows if window is not None]
-    assert config.query_scalar is not None
     scalar = config.query_scalar
     return write_common(config, "Gemma2ForCausalLM") | {
         "hidden_activation": config.activation,
@@ -86,5 +85,5 @@ _GEMMA2_NORMS = (
     norm("post_feedforward_layernorm", "mlp_post_norm"),
 )
 
-_TABLE = Table((*COMMON, *_GEMMA2_NORMS), EMBED, UNEMBED, BUFFERS)
-GEMMA2 = Family("Gemma 2", _read, _write, _TABLE)
+_TABLE = Table(rules=(*COMMON, *_GEMMA2_NORMS), embed=EMBED, unembed=UNEMBED, buffers=BUFFERS)
+GEMMA2 = Family(title="Gemma 2", read=_read, write=_write, table=_TABLE)

@@ -10,7 +10,7 @@ import re
 from typing import Any
 
 from jaxalign.checkpoints.families.settings import Family, Settings, rotary_settings, sizes
-from jaxalign.checkpoints.tables import Row, Table, same, turned
+from jaxalign.checkpoints.tables import Table, TensorRule, same, transposed
 from jaxalign.model.config import ModelConfig
 
 
@@ -32,8 +32,8 @@ def common(
     settings.only("pretraining_tp", 1)
     return fields | {
         "max_positions": settings.positions(positions),
-        "key_value_heads": settings.whole("num_key_value_heads", kv_heads or fields["num_heads"]),
-        "head_width": width,
+        "num_kv_heads": settings.whole("num_key_value_heads", kv_heads or fields["num_heads"]),
+        "head_size": width,
         "rotary_dims": width,
         "rotary_base": base,
         "rotary_scaling": scaling,
@@ -93,15 +93,15 @@ EMBED, UNEMBED = "model.embed_tokens.weight", "lm_head.weight"
 BUFFERS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
-def _linear(published: str, leaf: str, part: int | None = None) -> tuple[Row, Row]:
+def _linear(published: str, leaf: str, part: int | None = None) -> tuple[TensorRule, TensorRule]:
     """A linear layer's weight and bias."""
     return (
-        turned(f"{_LAYER}{published}.weight", f"blocks.{leaf}", part),
+        transposed(f"{_LAYER}{published}.weight", f"blocks.{leaf}", part),
         same(f"{_LAYER}{published}.bias", f"blocks.{leaf}_bias", part),
     )
 
 
-def norm(published: str, leaf: str) -> Row:
+def norm(published: str, leaf: str) -> TensorRule:
     """A norm of a block."""
     return same(f"{_LAYER}{published}.weight", f"blocks.{leaf}.scale")
 
@@ -124,7 +124,7 @@ _LLAMA_NORMS = (
     norm("self_attn.q_norm", "attention.query_norm"),
     norm("self_attn.k_norm", "attention.key_norm"),
 )
-# A row whose leaves a model lacks (biases, norms of queries and keys, the unembedding where it is
-# tied) is not used, so Mistral and Qwen share this table.
-TABLE = Table((*COMMON, *_LLAMA_NORMS), EMBED, UNEMBED, BUFFERS)
-LLAMA = Family("Llama", _read_llama, _write_llama, TABLE)
+# Rules for what a model lacks (biases, norms of queries and keys, the unembedding where it is
+# tied) are left out, so Mistral and Qwen share this table.
+TABLE = Table(rules=(*COMMON, *_LLAMA_NORMS), embed=EMBED, unembed=UNEMBED, buffers=BUFFERS)
+LLAMA = Family(title="Llama", read=_read_llama, write=_write_llama, table=TABLE)

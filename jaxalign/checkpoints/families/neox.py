@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.checkpoints.families.settings import ROTARY, Family, Settings, sizes
-from jaxalign.checkpoints.tables import Row, Slot, Table, same, turned
+from jaxalign.checkpoints.tables import Table, Target, TensorRule, same, transposed
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 
@@ -76,16 +76,21 @@ def _split_heads(x: np.ndarray, config: ModelConfig) -> Sequence[np.ndarray]:
     return query, np.stack(key_value, axis=-2)
 
 
-def _join_heads(slots: Sequence[np.ndarray], config: ModelConfig) -> np.ndarray:
-    query, key_value = slots
+def _join_heads(found: Sequence[np.ndarray], config: ModelConfig) -> np.ndarray:
+    query, key_value = found
     parts = (query, key_value[..., 0, :], key_value[..., 1, :])
     heads = [x.reshape(*x.shape[:-1], config.num_heads, config.head_size) for x in parts]
     return np.stack(heads, axis=-2).reshape(*query.shape[:-1], -1).T
 
 
-def _fused(kind: str, suffix: str) -> Row:
-    slots = (Slot(f"blocks.attention.query{suffix}"), Slot(f"blocks.attention.key_value{suffix}"))
-    return Row(f"{_LAYER}attention.query_key_value.{kind}", slots, _split_heads, _join_heads)
+def _fused(kind: str, suffix: str) -> TensorRule:
+    leaves = (f"blocks.attention.query{suffix}", f"blocks.attention.key_value{suffix}")
+    return TensorRule(
+        published=f"{_LAYER}attention.query_key_value.{kind}",
+        targets=tuple(Target(leaf=leaf) for leaf in leaves),
+        load=_split_heads,
+        save=_join_heads,
+    )
 
 
 _LAYER = "gpt_neox.layers.{layer}."
@@ -95,13 +100,13 @@ _RULES = (
     same(f"{_LAYER}input_layernorm.bias", "blocks.attention_norm.bias"),
     _fused("weight", ""),
     _fused("bias", "_bias"),
-    turned(f"{_LAYER}attention.dense.weight", "blocks.attention.out"),
+    transposed(f"{_LAYER}attention.dense.weight", "blocks.attention.out"),
     same(f"{_LAYER}attention.dense.bias", "blocks.attention.out_bias"),
     same(f"{_LAYER}post_attention_layernorm.weight", "blocks.mlp_norm.scale"),
     same(f"{_LAYER}post_attention_layernorm.bias", "blocks.mlp_norm.bias"),
-    turned(f"{_LAYER}mlp.dense_h_to_4h.weight", "blocks.mlp.up"),
+    transposed(f"{_LAYER}mlp.dense_h_to_4h.weight", "blocks.mlp.up"),
     same(f"{_LAYER}mlp.dense_h_to_4h.bias", "blocks.mlp.up_bias"),
-    turned(f"{_LAYER}mlp.dense_4h_to_h.weight", "blocks.mlp.down"),
+    transposed(f"{_LAYER}mlp.dense_4h_to_h.weight", "blocks.mlp.down"),
     same(f"{_LAYER}mlp.dense_4h_to_h.bias", "blocks.mlp.down_bias"),
     same("gpt_neox.final_layer_norm.weight", "final_norm.scale"),
     same("gpt_neox.final_layer_norm.bias", "final_norm.bias"),
@@ -117,5 +122,11 @@ _BUFFERS = re.compile(
 # What transformers 5 calls a tensor in memory, and still publishes under its old name.
 _RENAMED = {"lm_head.weight": "embed_out.weight"}
 
-_TABLE = Table(_RULES, "gpt_neox.embed_in.weight", "embed_out.weight", _BUFFERS, _RENAMED)
-NEOX = Family("GPT-NeoX", _read, _write, _TABLE)
+_TABLE = Table(
+    rules=_RULES,
+    embed="gpt_neox.embed_in.weight",
+    unembed="embed_out.weight",
+    buffers=_BUFFERS,
+    renamed=_RENAMED,
+)
+NEOX = Family(title="GPT-NeoX", read=_read, write=_write, table=_TABLE)

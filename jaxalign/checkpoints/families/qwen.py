@@ -28,7 +28,7 @@ def _qwen_windows(settings: Settings, layers: int) -> dict[str, Any]:
 def _read_qwen2(settings: Settings) -> dict[str, Any]:
     settings.only("use_mrope", False)
     fields = line(settings, 32768, kv_heads=32)
-    biases = {"attention_bias": True, "attention_out_bias": False}
+    biases = {"attention_bias": True, "out_bias": False}
     return fields | biases | _qwen_windows(settings, fields["num_layers"])
 
 
@@ -58,5 +58,5 @@ def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
     return settings | {"attention_bias": config.attention_bias}
 
 
-QWEN2 = Family("Qwen 2", _read_qwen2, _write_qwen2, TABLE)
-QWEN3 = Family("Qwen 3", _read_qwen3, _write_qwen3, TABLE)
+QWEN2 = Family(title="Qwen 2", read=_read_qwen2, write=_write_qwen2, table=TABLE)
+QWEN3 = Family(title="Qwen 3", read=_read_qwen3, write=_write_qwen3, table=TABLE)

@@ -67,10 +67,10 @@ def load_gguf(path: Path, config: ModelConfig, dtype: Any) -> tuple[Params, str,
         names[published] = name
     params = load_params(_Tensors(_Decoded(file, names, config), str(path)), config, dtype)
     types: dict[str, Counter[str]] = {}
-    for row in FAMILIES[config.family].table.rows:
-        for tensor in (file.tensors[names[name]] for name in row.names(config) if name in names):
-            for slot in row.slots if len(tensor.shape) == 2 else ():
-                types.setdefault(slot.leaf, Counter())[tensor.kind.name] += 1
+    for rule in FAMILIES[config.family].table.rules:
+        for tensor in (file.tensors[names[name]] for name in rule.names(config) if name in names):
+            for target in rule.targets if len(tensor.shape) == 2 else ():
+                types.setdefault(target.leaf, Counter())[tensor.kind.name] += 1
     blocks = sum((count for leaf, count in types.items() if "." in leaf), Counter())
     title = f"GGUF, mostly {blocks.most_common(1)[0][0]}"
     return params, title, {leaf: " and ".join(sorted(count)) for leaf, count in types.items()}

@@ -12,11 +12,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxalign.checkpoints.families import FAMILIES
 from jaxalign.checkpoints.files import SINGLE, Checkpoint, open_checkpoint, sha256_of
 from jaxalign.checkpoints.load import read_json
+from jaxalign.checkpoints.parameters import leaf_shapes
 from jaxalign.checkpoints.quantized.autoawq import AutoAWQ
 from jaxalign.checkpoints.quantized.bitsandbytes import BitsAndBytes
 from jaxalign.checkpoints.quantized.compressed_tensors import CompressedTensors
@@ -24,7 +24,7 @@ from jaxalign.checkpoints.quantized.gptq import GPTQ
 from jaxalign.checkpoints.quantized.settings import Format, shown, text
 from jaxalign.checkpoints.quantized.stack import Leaf, Piece, leaf, params_of
 from jaxalign.checkpoints.quantized.tensors import Tensors
-from jaxalign.checkpoints.tables import Row
+from jaxalign.checkpoints.tables import Table, TensorRule
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, param_shapes
@@ -42,7 +42,7 @@ SCHEME_NAME = "quantized"
 BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Quantized:
     """A checkpoint that another tool quantized.
 
@@ -103,8 +103,17 @@ def load_quantized(
         from jaxalign.checkpoints.quantized.gguf import load_gguf
 
         params, title, matrices = load_gguf(path, config, jnp.dtype(compute_dtype))
-        scheme = Scheme(SCHEME_NAME, compute_dtype)
-        return Quantized(params, scheme, title, matrices, None, False, *_files([path]), ())
+        return Quantized(
+            params=params,
+            scheme=Scheme(SCHEME_NAME, compute_dtype),
+            title=title,
+            matrices=matrices,
+            inputs=None,
+            rescaled=False,
+            disk_bytes=path.stat().st_size,
+            weights_sha256=sha256_of([path]),
+            notes=(),
+        )
     form = format_of(path)
     tensors = Tensors(_weights(path))
     leaves = _leaves(tensors, form, config, jnp.dtype(compute_dtype))
@@ -118,17 +127,17 @@ def load_quantized(
             f"the checkpoint's tool rounds the inputs of linear layers, too ({form.inputs}); here "
             "they are not rounded, so that what is compared are the weights"
         )
-    matrices = {name: _stored(one.value) for name, one in leaves.items() if any(one.quantized)}
-    scheme = _scheme(leaves, compute_dtype, form.inputs if deployed_inputs else None)
-    files = _files(sorted(set(tensors.checkpoint.files.values())))
     return Quantized(
-        params, scheme, form.title, matrices, form.inputs, form.rescales, *files, tuple(notes)
+        params=params,
+        scheme=_scheme(leaves, compute_dtype, form.inputs if deployed_inputs else None),
+        title=form.title,
+        matrices={name: _stored(one.value) for name, one in leaves.items() if any(one.quantized)},
+        inputs=form.inputs,
+        rescaled=form.rescales,
+        disk_bytes=tensors.checkpoint.size,
+        weights_sha256=tensors.checkpoint.sha256(),
+        notes=tuple(notes),
     )
-
-
-def _files(paths: list[Path]) -> tuple[int, str]:
-    """Size and hash of weight files."""
-    return sum(path.stat().st_size for path in paths), sha256_of(paths)
 
 
 def existing(path: Path | str) -> Path:
@@ -204,18 +213,16 @@ def _weights(folder: Path) -> Checkpoint:
     return open_checkpoint(folder, single=there[0] if alone else SINGLE)
 
 
-def _table(config: ModelConfig) -> tuple[tuple[Row, ...], Any, str, Mapping[str, str]]:
-    """The rows of a family, its buffers, its unembedding, and names that it has in memory."""
-    table = FAMILIES[config.family].table
-    return table.rows, table.buffers, table.unembed, table.renamed
+def _table(config: ModelConfig) -> Table:
+    """The conversion table of the model's family."""
+    return FAMILIES[config.family].table
 
 
 def _leaves(tensors: Tensors, form: Format, config: ModelConfig, dtype: Any) -> dict[str, Leaf]:
-    paths, _ = jax.tree_util.tree_flatten_with_path(param_shapes(config))
-    shapes = {".".join(key.name for key in path): x.shape for path, x in paths}
-    rows = [r for r in _table(config)[0] if all(slot.leaf in shapes for slot in r.slots)]
+    shapes = leaf_shapes(config)
+    rules = _table(config).rules_for(shapes)
     read = functools.partial(_read, tensors, form, config, shapes)
-    return {name: leaf(name, shapes[name], rows, config, read, dtype) for name in shapes}
+    return {name: leaf(name, shapes[name], rules, config, read, dtype) for name in shapes}
 
 
 def _read(
@@ -223,15 +230,13 @@ def _read(
     form: Format,
     config: ModelConfig,
     shapes: Mapping[str, tuple[int, ...]],
-    row: Row,
+    rule: TensorRule,
     name: str,
 ) -> Piece:
-    """One published tensor, quantized or not, of the shape that the table's row expects."""
-    first = 1 if "{layer}" in row.published else 0
-    empty = [slot.of(np.broadcast_to(np.int8(0), shapes[slot.leaf][first:])) for slot in row.slots]
-    shape = row.save(empty, config).shape
+    """One published tensor, quantized or not, of the shape that the table expects."""
+    shape = rule.shape(shapes, config)
     # Tools that save a model from memory write the names that it has there.
-    for memory, usual in _table(config)[3].items():
+    for memory, usual in _table(config).renamed.items():
         name = memory if name == usual and name not in tensors and memory in tensors else name
     base = name.removesuffix(".weight")
     if len(shape) == 2 and base != name:
@@ -243,9 +248,9 @@ def _read(
 
 def _check_left_over(tensors: Tensors, config: ModelConfig) -> None:
     """Every tensor was used, but for buffers and biases of zeros that some tools add."""
-    _, buffers, unembed, _ = _table(config)
+    table = _table(config)
     for name in sorted(set(tensors.checkpoint.files) - tensors.used):
-        if buffers.fullmatch(name) or (config.tied_embeddings and name == unembed):
+        if table.buffers.fullmatch(name) or (config.tied_embeddings and name == table.unembed):
             continue
         if name.endswith(".bias") and not tensors.checkpoint.read(name).any():
             continue

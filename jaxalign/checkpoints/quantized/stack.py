@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.checkpoints.quantized.linear import MIDDLE, PackedLinear, in_order
-from jaxalign.checkpoints.tables import Row
+from jaxalign.checkpoints.tables import TensorRule
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.qtensor import QTensor, pack_nibbles, unpack
 
-# What fills one slot of one layer: an array, or a ``PackedLinear`` whose arrays are transposed, so
-# that codes are ``[A, *out]``.
+# What fills one target of one layer: an array, or a ``PackedLinear`` whose arrays are transposed,
+# so that codes are ``[A, *out]``.
 Piece = PackedLinear | np.ndarray
 
 
@@ -41,9 +41,9 @@ class Leaf:
 def leaf(
     name: str,
     shape: tuple[int, ...],
-    rows: Sequence[Row],
+    rules: Sequence[TensorRule],
     config: ModelConfig,
-    read: Callable[[Row, str], Piece],
+    read: Callable[[TensorRule, str], Piece],
     dtype: Any,
 ) -> Leaf:
     """One parameter from the published tensors that fill it.
@@ -51,13 +51,13 @@ def leaf(
     Args:
         name: the parameter's dotted name.
         shape: the parameter's shape.
-        rows: the conversion table.
+        rules: of the conversion table, for what this model has.
         config: the architecture.
         read: gives a published tensor, ``[out, in]`` or ``[out]``: an array or a ``PackedLinear``.
         dtype: of the parameter where it is not packed.
     """
-    own = [row for row in rows if any(slot.leaf == name for slot in row.slots)]
-    layered = "{layer}" in own[0].published
+    own = [rule for rule in rules if any(target.leaf == name for target in rule.targets)]
+    layered = own[0].layered
     layers = range(config.num_layers if layered else 1)
     parts = [_parts(name, layer, own, config, read) for layer in layers]
     pieces = [_side_by_side(sides) for sides in parts]
@@ -76,17 +76,17 @@ def leaf(
 def _parts(
     name: str,
     layer: int,
-    rows: Sequence[Row],
+    rules: Sequence[TensorRule],
     config: ModelConfig,
-    read: Callable[[Row, str], Piece],
+    read: Callable[[TensorRule, str], Piece],
 ) -> list[Piece]:
     """What one layer has of a leaf: all of it, or its parts in their order."""
     parts: dict[int | None, Piece] = {}
-    for row in rows:
-        found = turned(read(row, row.names(config)[layer]), row, config)
-        for slot, piece in zip(row.slots, found, strict=True):
-            if slot.leaf == name:
-                parts[slot.part] = piece
+    for rule in rules:
+        found = transposed(read(rule, rule.names(config)[layer]), rule, config)
+        for target, piece in zip(rule.targets, found, strict=True):
+            if target.leaf == name:
+                parts[target.part] = piece
     return [parts[None]] if None in parts else [parts[i] for i in range(len(parts))]
 
 
@@ -101,18 +101,18 @@ def _side_by_side(sides: Sequence[Piece]) -> Piece:
     return np.stack(arrays, axis=-2)
 
 
-def turned(tensor: Piece, row: Row, config: ModelConfig) -> list[Piece]:
-    """A published tensor as what fills each slot of its table row.
+def transposed(tensor: Piece, rule: TensorRule, config: ModelConfig) -> list[Piece]:
+    """A published tensor as what fills each target of its rule.
 
     Args:
         tensor: an array ``[out, in]`` or ``[out]``, or a ``PackedLinear``.
-        row: the row of the conversion table.
+        rule: the tensor's rule of the conversion table.
         config: the architecture.
     """
     if not isinstance(tensor, PackedLinear):
-        return list(row.load(tensor, config))
-    codes, scale = row.load(tensor.codes, config), row.load(tensor.scale, config)
-    zero = [None] * len(codes) if tensor.zero is None else row.load(tensor.zero, config)
+        return list(rule.load(tensor, config))
+    codes, scale = rule.load(tensor.codes, config), rule.load(tensor.scale, config)
+    zero = [None] * len(codes) if tensor.zero is None else rule.load(tensor.zero, config)
     return [replace(tensor, codes=codes[i], scale=scale[i], zero=zero[i])
             for i in range(len(codes))]  # fmt: skip
 
@@ -168,13 +168,13 @@ def _stacked(pieces: Sequence[Piece], outputs: int) -> QTensor | None:
     return _qtensor(replace(whole, group_of=order, input_divisor=divisor), outputs)
 
 
-def _groups(turned: PackedLinear) -> np.ndarray:
-    standing = in_order(turned.codes.shape[0], turned.scale.shape[0])
-    return standing if turned.group_of is None else turned.group_of
+def _groups(layer: PackedLinear) -> np.ndarray:
+    standing = in_order(layer.codes.shape[0], layer.scale.shape[0])
+    return standing if layer.group_of is None else layer.group_of
 
 
 def _qtensor(layer: PackedLinear, outputs: int) -> QTensor:
-    """Turned arrays as a ``QTensor``, 4-bit codes two to a byte."""
+    """Transposed arrays as a ``QTensor``, 4-bit codes two to a byte."""
     codes, zero, form = jnp.asarray(layer.codes), layer.zero, layer.format
     if form.bits == 4:
         codes = pack_nibbles(codes, -1 - outputs)

@@ -1,0 +1,32 @@
+"""Prompt sets: read and checked, tokenized, batched by length."""
+
+from jaxalign.checkpoints.tokenizer import encode
+from jaxalign.prompts.batches import BUCKET, FEW, Batch, batches, bucket_length
+from jaxalign.prompts.texts import (
+    ALL_TASKS,
+    REFERENCE,
+    SHIPPED,
+    PromptSet,
+    PromptText,
+    read_prompts,
+)
+from jaxalign.prompts.tokens import TASK_NAMES, Prompt, continuation, tokenize
+
+__all__ = [
+    "ALL_TASKS",
+    "BUCKET",
+    "FEW",
+    "REFERENCE",
+    "SHIPPED",
+    "TASK_NAMES",
+    "Batch",
+    "Prompt",
+    "PromptSet",
+    "PromptText",
+    "batches",
+    "bucket_length",
+    "continuation",
+    "encode",
+    "read_prompts",
+    "tokenize",
+]

@@ -1,0 +1,88 @@
+"""Prompts as written: a file of them, read and checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxalign.errors import InputError, shown
+from jaxalign.runtime.files import read_json
+
+SHIPPED = Path(__file__).parent / "shipped.json"
+REFERENCE = "reference"
+# What results call the prompts of all tasks together.
+ALL_TASKS = "all"
+
+
+@dataclass(frozen=True)
+class PromptText:
+    """One prompt as written: the model should continue ``prompt`` with ``target``."""
+
+    prompt: str
+    target: str
+    distractor: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptSet:
+    """A prompts file. ``tasks`` maps a task's name to its prompts; ``reference`` are texts."""
+
+    tasks: dict[str, tuple[PromptText, ...]]
+    reference: tuple[str, ...]
+
+
+def read_prompts(path: Path | str | None = None) -> PromptSet:
+    """Read and check a prompts file (the one that is shipped by default).
+
+    Raises:
+        InputError: the file is missing or malformed; says where and what was expected.
+    """
+    path = Path(path) if path is not None else SHIPPED
+    content = read_json(path, "check --prompts")
+    if not isinstance(content, dict):
+        raise _malformed(path, "the top level", 'an object like {"factual": [...]}', content)
+    for name in content:
+        if any("\ud800" <= c <= "\udfff" for c in name):
+            raise InputError(f"prompts file {path}: {name!r} is not Unicode text", "rename it")
+    reference = content.pop(REFERENCE, [])
+    if not isinstance(reference, list) or not all(isinstance(text, str) for text in reference):
+        raise _malformed(path, REFERENCE, "a list of texts", reference)
+    tasks = {name: _read_task(path, name, items) for name, items in content.items()}
+    if not any(tasks.values()):
+        raise InputError(f"prompts file {path} has no prompts", 'add a list such as "factual"')
+    if not reference:
+        raise InputError(
+            f"prompts file {path} has no {REFERENCE!r} texts, which mean ablation averages over",
+            f'add "{REFERENCE}": ["…", …]',
+        )
+    return PromptSet({name: items for name, items in tasks.items() if items}, tuple(reference))
+
+
+def _read_task(path: Path, name: str, items: Any) -> tuple[PromptText, ...]:
+    expected = 'an object with texts "prompt" and "target", and perhaps "distractor"'
+    if not isinstance(items, list):
+        raise _malformed(path, name, "a list of prompts", items)
+    if name == ALL_TASKS:
+        raise InputError(
+            f"prompts file {path}: {name!r} is what results call all tasks together",
+            "give that list another name",
+        )
+    prompts = []
+    for i, item in enumerate(items):
+        fields = {"prompt", "target", "distractor"}
+        if (
+            not isinstance(item, dict)
+            or not {"prompt", "target"} <= item.keys() <= fields
+            or not all(isinstance(item[name], str) for name in ("prompt", "target"))
+            or not isinstance(item.get("distractor"), str | None)
+        ):
+            raise _malformed(path, f"{name}[{i}]", expected, item)
+        prompts.append(PromptText(**item))
+    return tuple(prompts)
+
+
+def _malformed(path: Path, where: str, expected: str, found: Any) -> InputError:
+    return InputError(
+        f"prompts file {path}: {where} is {shown(found)}, expected {expected}", "correct it"
+    )

@@ -1,0 +1,110 @@
+"""Prompts as token numbers, and the tokens that answers add behind them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tokenizers import Tokenizer
+
+from jaxalign.checkpoints.tokenizer import check_known, encode, token_ids
+from jaxalign.model.config import ModelConfig
+from jaxalign.prompts.texts import PromptSet, PromptText
+
+# How published results name the two original tasks; others keep the name of their list.
+TASK_NAMES = {"factual": "FactualRecall", "ioi": "IOI"}
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One tokenized prompt.
+
+    Attributes:
+        text: as written.
+        task: its task's name in results.
+        tokens: token ids of the prompt.
+        target: id of the target's first token.
+        distractor: id of the distractor's first token, or None.
+    """
+
+    text: PromptText
+    task: str
+    tokens: tuple[int, ...]
+    target: int
+    distractor: int | None = None
+
+
+def continuation(prompt: str, answer: str, tokenizer: Tokenizer) -> tuple[int, ...]:
+    """The tokens that ``answer`` adds behind a prompt; none where it changes the prompt's own.
+
+    An answer by itself may be other tokens: Llama 2's tokenizer puts a space before every text.
+    """
+    whole, alone = token_ids(tokenizer, prompt + answer), token_ids(tokenizer, prompt)
+    return whole[len(alone) :] if whole[: len(alone)] == alone else ()
+
+
+def _answer(
+    prompt: str, answer: str, where: str, tokenizer: Tokenizer, config: ModelConfig
+) -> tuple[int, ...]:
+    alone = encode(answer, where, tokenizer, config)
+    return check_known(continuation(prompt, answer, tokenizer), answer, where, config) or alone
+
+
+def tokenize(
+    prompts: PromptSet, tokenizer: Tokenizer, config: ModelConfig
+) -> tuple[list[Prompt], list[tuple[int, ...]], list[str]]:
+    """Tokenize a prompt set.
+
+    Args:
+        prompts: as written.
+        tokenizer: of the model.
+        config: of the model: its context and its vocabulary.
+
+    Returns:
+        The prompts, the reference texts' tokens, and notes for the user: targets of several
+        tokens, of which the first is used; distractors that begin with their target's token, so
+        that nothing tells the two apart (the prompt is then one without distractor).
+
+    Raises:
+        InputError: an empty or too long prompt, or a target without tokens, saying which.
+    """
+    tokenized = []
+    several, alike = [], []
+    for name, items in prompts.tasks.items():
+        for i, item in enumerate(items):
+            where = f"{name}[{i}]"
+            place = f"prompt of {where}"
+            encode(item.prompt, place, tokenizer, config)  # special tokens alone are no prompt
+            tokens = encode(item.prompt, place, tokenizer, config, special=True)
+
+            target = _answer(item.prompt, item.target, f"target of {where}", tokenizer, config)
+            distractor = None
+            if item.distractor is not None:
+                other = f"distractor of {where}"
+                [distractor, *_] = _answer(item.prompt, item.distractor, other, tokenizer, config)
+                if distractor == target[0]:
+                    alike.append(f"{item.target!r} and {item.distractor!r} of {where}")
+                    distractor = None
+            if len(target) > 1:
+                several.append(f"{item.target!r}")
+            task = TASK_NAMES.get(name, name)
+            tokenized.append(Prompt(item, task, tokens, target[0], distractor))
+    reference = [
+        encode(text, f"reference[{i}]", tokenizer, config, special=True)
+        for i, text in enumerate(prompts.reference)
+    ]
+    notes = []
+    if several:
+        notes.append(
+            f"{len(several)} targets have several tokens; their first is used: {_few(several)}"
+        )
+    if alike:
+        notes.append(
+            f"{len(alike)} distractors begin with the same token as their target, so these prompts "
+            f"have no importance against a distractor: {_few(alike)}"
+        )
+    return tokenized, reference, notes
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
