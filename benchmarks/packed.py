@@ -24,9 +24,9 @@ from jaxalign import forward, init_params
 from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.model import ModelConfig
 from jaxalign.model.params import cast, param_shapes
+from jaxalign.model.size import deployed_bytes, memory_bytes
 from jaxalign.numerics import jit
 from jaxalign.numerics.scheme import Scheme, scheme_named
-from jaxalign.studies.schemes.size import deployed_bytes, memory_bytes
 from jaxalign.study.tables import text_table
 from tests.pythia_shape import pythia_config, tiny_config
 

@@ -30,12 +30,15 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Int8, UInt8
 
-# A leaf of a tree of arrays. Tree transformations put other things there, too (axis numbers,
-# shardings, shapes), so what a leaf is is checked before a program runs and not while it does.
+# A leaf of a tree that is built or read on the host, too, where it is a NumPy array: of edits and
+# of measures.
+Leaf = Any
+# A leaf of a tree of JAX arrays. Tree transformations put other things there (axis numbers,
+# shardings, shapes), so the type is checked by mypy and not while a program runs.
 if TYPE_CHECKING:
-    Leaf: TypeAlias = Array
+    ArrayLeaf: TypeAlias = Array
 else:
-    Leaf = Any
+    ArrayLeaf = Any
 
 Tokens = Int[Array, "B S"]
 Lengths = Int[Array, " B"]
@@ -52,6 +55,7 @@ def lead(a: Array, like: Array) -> Array:
 
 __all__ = [
     "Array",
+    "ArrayLeaf",
     "Bool",
     "Float",
     "Int",

@@ -58,6 +58,14 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
+def quick_compilation():
+    """For claims that are not about bits: programs that compile in half of the time."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.fixture
 def no_kept_programs(monkeypatch):
     """For tests of what the compiler does: nothing is loaded, here or in processes of their own."""
     before = {name: getattr(jax.config, name) for name in kept_programs.APART}

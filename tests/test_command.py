@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import re
 import signal
 import subprocess
@@ -408,21 +407,6 @@ def test_interrupted_run_leaves_the_previous_result_whole(whole, inputs, output,
             f"jaxalign: error: interrupted; earlier results are unchanged. Run it again{more}.\n"
         )
         assert output.read_bytes() == whole.output.read_bytes()
-
-
-def test_failure_while_writing_is_one_line_and_leaves_the_old_file(inputs, output, monkeypatch):
-    output.write_text("old")
-
-    def full(*args):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    ran = study(*inputs, output, "--no-figures")
-    assert ran.code == 2
-    assert ran.err.count("\n") == 1
-    assert f"{output} cannot be written (No space left on device)" in ran.err
-    assert output.read_text() == "old"
-    assert list(output.parent.iterdir()) == [output]
 
 
 def command_line(model, prompts, path):

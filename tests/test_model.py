@@ -23,6 +23,9 @@ from jaxalign.model import (
 )
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, jit
 
+# One jitted function, so that calls of equal shapes share a program.
+ran = jit(forward, static_argnames=("config", "scheme", "capture", "last_only"))
+
 VARIANTS = {
     "pythia": {},
     "sequential": {"use_parallel_residual": False},
@@ -76,7 +79,7 @@ def test_logits_equal_transformers(variant, tmp_path, tokens):
     with torch.no_grad():
         expected = theirs(torch.from_numpy(np.array(tokens)).long()).logits.numpy()
     params, config = read(folder)
-    ours = jit(lambda p, t: forward(p, t, config).logits)(params, tokens)
+    ours = ran(params, tokens, config).logits
     assert np.abs(ours - expected).max() <= 1e-5 * np.abs(expected).max()
 
 
@@ -138,27 +141,25 @@ def test_an_edit_that_edits_nothing_changes_no_bit(tiny, tokens, scheme):
         AttentionAdd(jnp.zeros((L, 1, S), bool), jnp.full((L, 1, 1, D), jnp.nan)),
         ResidualEdit(jnp.zeros((L + 1, 1, S), bool), jnp.full((L + 1, 1, 1, D), jnp.inf)),
     )
-    plain = jit(lambda p: forward(p, tokens, config, scheme=scheme).logits)(params)
-    edited = jit(lambda p, e: forward(p, tokens, config, scheme=scheme, edit=e).logits)(
-        params, nothing
-    )
+    plain = ran(params, tokens, config, scheme=scheme).logits
+    edited = ran(params, tokens, config, scheme=scheme, edit=nothing).logits
     assert np.array_equal(plain, edited)
 
 
 def test_replacing_every_head_by_its_own_contribution_changes_nothing(tiny, tokens):
     params, config = tiny
-    out = forward(params, tokens, config, capture=("z",))
+    out = ran(params, tokens, config, capture=("z",))
     own = jnp.moveaxis(
         jax.vmap(head_contributions)(out.activations["z"], params.blocks.attention.out), 1, -2
     )
     mask = jnp.ones((config.num_layers, 1, 1, config.num_heads), bool)
-    again = forward(params, tokens, config, edit=Edit(HeadEdit(mask, own)))
+    again = ran(params, tokens, config, edit=Edit(HeadEdit(mask, own)))
     assert np.abs(again.logits - out.logits).max() <= 1e-5 * np.abs(out.logits).max()
 
 
 def test_head_contributions_and_bias_sum_to_the_attention_output(tiny, tokens):
     params, config = tiny
-    out = forward(params, tokens, config, capture=("z", "attn_out"))
+    out = ran(params, tokens, config, capture=("z", "attn_out"))
     c = jnp.moveaxis(
         jax.vmap(head_contributions)(out.activations["z"], params.blocks.attention.out), 1, -2
     )
@@ -170,11 +171,11 @@ def test_patching_the_whole_stream_from_another_run_gives_that_run(tiny, tokens)
     params, config = tiny
     other = (tokens + 5) % 97
     L, S = config.num_layers, tokens.shape[1]
-    donor = forward(params, other, config, capture=("resid", "embed"))
+    donor = ran(params, other, config, capture=("resid", "embed"))
     streams = jnp.concatenate([donor.activations["embed"][None], donor.activations["resid"]])
     for step in range(L + 1):
         mask = jnp.zeros((L + 1, 1, S), bool).at[step].set(True)
-        patched = forward(params, tokens, config, edit=Edit(ResidualEdit(mask, streams)))
+        patched = ran(params, tokens, config, edit=Edit(ResidualEdit(mask, streams)))
         np.testing.assert_allclose(patched.logits, donor.logits, atol=1e-5)
 
 
@@ -182,8 +183,8 @@ def test_patching_one_position_moves_only_later_positions(tiny, tokens):
     params, config = tiny
     L, S, D = config.num_layers, tokens.shape[1], config.hidden_size
     mask = jnp.zeros((L + 1, 1, S), bool).at[1, 0, 4].set(True)
-    edit = Edit(ResidualEdit(mask, jnp.ones((L + 1, 1, 1, D))))
-    clean, patched = (forward(params, tokens, config, edit=e).logits for e in (None, edit))
+    off, edit = (Edit(ResidualEdit(m, jnp.ones((L + 1, 1, 1, D)))) for m in (mask & False, mask))
+    clean, patched = (ran(params, tokens, config, edit=e).logits for e in (off, edit))
     assert np.array_equal(clean[:, :4], patched[:, :4])
     assert not np.allclose(clean[:, 4:], patched[:, 4:], atol=1e-3)
 
@@ -192,7 +193,7 @@ def test_every_site_can_be_returned(tiny, tokens):
     params, config = tiny
     B, S = tokens.shape
     L, D, H, h = config.num_layers, config.hidden_size, config.num_heads, config.head_size
-    out = forward(params, tokens, config, capture=CAPTURES)
+    out = ran(params, tokens, config, capture=CAPTURES)
     assert {name: a.shape for name, a in out.activations.items()} == {
         "embed": (B, S, D),
         "z": (L, B, S, H, h),
@@ -214,7 +215,7 @@ def test_vmap_over_masks_ablates_every_head(tiny, tokens):
         return forward(params, tokens, config, edit=Edit(HeadEdit(mask, zeros))).logits
 
     all_rows = jit(jax.vmap(run))(masks)
-    one = run(masks[5])
+    one = jit(run)(masks[5])
     np.testing.assert_allclose(all_rows[5], one, atol=2e-5)
     assert not np.allclose(all_rows[5], all_rows[6], atol=1e-3)
 
@@ -232,9 +233,9 @@ def test_gradient_at_the_attention_output_is_the_slope_of_steering(tiny, tokens)
         )
 
     direction = jax.random.normal(jax.random.key(0), shape)
-    slope = float((jax.grad(loss)(jnp.zeros(shape)) * direction).sum())
-    step = 1e-2
-    measured = float(loss(step * direction) - loss(-step * direction)) / (2 * step)
+    slope = float((jit(jax.grad(loss))(jnp.zeros(shape)) * direction).sum())
+    step, by = 1e-2, jit(loss)
+    measured = float(by(step * direction) - by(-step * direction)) / (2 * step)
     assert slope == pytest.approx(measured, rel=2e-2)
 
 
@@ -245,8 +246,8 @@ def test_params_of_another_precision_are_refused(tiny, tokens):
 
 
 def test_fresh_parameters_are_finite_and_have_the_stated_shapes():
-    config = config_from_hf(pythia_config("14m") | {"vocab_size": 200})
-    params = init_params(jax.random.key(0), config)
+    config = config_from_hf(pythia_config("14m") | {"vocab_size": 200, "num_hidden_layers": 2})
+    params = jit(lambda key: init_params(key, config))(jax.random.key(0))
     shapes = param_shapes(config)
     assert jax.tree.all(jax.tree.map(lambda a, s: a.shape == s.shape, params, shapes))
     assert jax.tree.all(jax.tree.map(lambda a: bool(jnp.isfinite(a).all()), params))

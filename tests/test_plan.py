@@ -15,11 +15,12 @@ from jaxalign.commands.main import main
 from jaxalign.errors import InputError
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import INT8_SIM, scheme_named
+from jaxalign.numerics.storage import packed_bits
 from jaxalign.plots import draw
 from jaxalign.prompts import Prompt, PromptSet, PromptText
 from jaxalign.studies.plan import PLAN, PlanOptions, cost
 from jaxalign.studies.plan.calls import Effect
-from jaxalign.studies.plan.cost import bits_per_weight, budget_bytes, packed_bits, units_of
+from jaxalign.studies.plan.cost import bits_per_weight, budget_bytes, units_of
 from jaxalign.studies.plan.figures import FIGURES
 from jaxalign.studies.plan.planner import (
     best,

@@ -14,9 +14,10 @@ import jaxalign
 from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.devices.mesh import make_mesh, shard_params
 from jaxalign.model.params import MATRICES, cast
+from jaxalign.model.size import deployed_bytes, mean_bits
 from jaxalign.numerics.scheme import F16, F32, scheme_named
+from jaxalign.numerics.storage import packed_bits
 from jaxalign.studies.schemes.calls import compare
-from jaxalign.studies.schemes.size import deployed_bytes, mean_bits
 from jaxalign.study.weight_noise import low_matrices, noisy
 
 INT4 = scheme_named("int4-g8")
@@ -112,7 +113,8 @@ def test_sizes_count_codes_scales_and_zero_points():
     config = config_from_hf(tiny_config())
     assert mean_bits(config, F16) == 16
     assert deployed_bytes(config, F32) == 2 * deployed_bytes(config, F16)
-    bits = INT4.weights.bits_per_weight(config.hidden_size)
+    width = config.hidden_size
+    bits = packed_bits(width, width, INT4.weights) / width**2
     assert 4 < bits < 8
     assert mean_bits(config, INT4) == pytest.approx(bits)  # both widths hold whole groups
     assert deployed_bytes(config, INT4) < deployed_bytes(config, F16)

@@ -37,6 +37,9 @@ def mesh_of(edits, spread=1):
     return make_mesh(jax.devices()[: edits * spread], spread)
 
 
+QUICK = pytest.mark.usefixtures("quick_compilation")
+
+
 @pytest.fixture(scope="module")
 def tokens():
     return jnp.asarray(np.random.default_rng(0).integers(0, V, (B, S)))
@@ -110,6 +113,7 @@ def test_at_every_layer_the_busiest_device_has_no_more_rows_than_it_must(devices
         assert (births[hands] <= layer).sum(axis=1).max() == -(-alive // devices)
 
 
+@QUICK
 @pytest.mark.parametrize(
     ("devices", "engine"), [(8, "wave"), pytest.param(3, "vmap", marks=pytest.mark.slow)]
 )
@@ -135,8 +139,9 @@ def test_many_devices_differ_from_one_by_less_than_the_precision_does(
     assert distance(one, many) < distance(one, by_one_in(F32)) / 2
 
 
-@pytest.mark.parametrize("engine", ["wave", "vmap"])
-@pytest.mark.parametrize("scheme", [F32, F16, INT8_SIM], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    ("scheme", "engine"), [(F32, "wave"), (F16, "wave"), (INT8_SIM, "wave"), (F16, "vmap")]
+)
 def test_the_clean_run_has_the_same_bits_on_every_device(tokens, scheme, engine):
     params, config = tiny(scheme=scheme)
     nan = jnp.full((L, 1, 1, H, D), jnp.nan)
@@ -146,6 +151,7 @@ def test_the_clean_run_has_the_same_bits_on_every_device(tokens, scheme, engine)
     assert all(np.array_equal(row, rows[0]) for row in rows)
 
 
+@QUICK
 def test_masks_may_be_arguments_of_the_compiled_function(edits, tokens):
     params, config = tiny()
     edit = edits["several heads, by prompt"]
@@ -201,7 +207,8 @@ def test_without_a_mesh_it_is_the_sweep_to_the_bit(edits, tokens):
     assert np.array_equal(without[0], plain[0])
 
 
-@pytest.mark.parametrize("spread", [2, 4])
+@QUICK
+@pytest.mark.parametrize("spread", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_copy_sharded_over_devices_equals_a_whole_one_in_f32(edits, tokens, by_one, spread):
     params, config = tiny()
     found = run(mesh_of(2, spread), params, config, tokens, list(edits.values()))
@@ -210,7 +217,7 @@ def test_a_copy_sharded_over_devices_equals_a_whole_one_in_f32(edits, tokens, by
 
 
 @pytest.mark.parametrize("scheme", [F16, INT8_SIM], ids=lambda s: s.name)
-def test_a_spread_copy_differs_from_a_whole_one_by_less_than_the_precision_does(
+def test_a_sharded_copy_differs_from_a_whole_one_by_less_than_the_precision_does(
     edits, tokens, by_one_in, scheme
 ):
     low, config = tiny(scheme=scheme)
@@ -219,7 +226,8 @@ def test_a_spread_copy_differs_from_a_whole_one_by_less_than_the_precision_does(
     assert distance(one, spread) < distance(one, by_one_in(F32))
 
 
-def test_the_answer_is_read_from_a_spread_vocabulary(edits, tokens):
+@QUICK
+def test_the_answer_is_read_from_a_sharded_vocabulary(edits, tokens):
     params, config = tiny()
     answer = Answer(jnp.array([0, 47, 95]), jnp.array([48, 2, 94]))
     found, expected = (
@@ -248,7 +256,7 @@ def test_a_device_holds_its_part_of_the_parameters_and_no_more(spread):
 
 
 def exchanges(spread, edit, **other):
-    """What a layer of a spread copy exchanges, by kind: its compiled body is walked once a block.
+    """What a layer of a sharded copy exchanges, by kind: its compiled body is walked once a block.
 
     ``sums`` are whole activations ``[runs, S, D]``, ``flags`` a number or less a run; the rest by
     XLA's own names.
@@ -276,7 +284,7 @@ def exchanges(spread, edit, **other):
 
 @pytest.mark.usefixtures("no_kept_programs")
 @pytest.mark.parametrize("spread", [2, 4])
-def test_a_layer_of_a_spread_copy_makes_megatrons_two_sums_and_one_for_births(edits, spread):
+def test_a_layer_of_a_sharded_copy_makes_megatrons_two_sums_and_one_for_births(edits, spread):
     # After W_O and after the MLP; and each head that a birth replaces, which one device holds.
     assert exchanges(spread, edits["zero"]) == {"sums": 2 + 1}
 

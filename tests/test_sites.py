@@ -21,10 +21,11 @@ from jaxalign.model import forward
 from jaxalign.model.decoder import POINTS
 from jaxalign.model.generate import generate, prefill, step
 from jaxalign.model.layers import Pass, attend, keys_values, mlp, normalize, project_heads, queries
-from jaxalign.numerics import INT8_SIM
+from jaxalign.numerics import INT8_SIM, jit
 from jaxalign.shapes import lead
 from testing.edits import logits_of, swept, tiny
 
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 L, H, D, S, B, V = 2, 4, 32, 7, 3, 96
 LENGTHS = jnp.array([7, 4, 6])
 
@@ -100,22 +101,17 @@ def batches():
     }
 
 
-def by_hand(params, config, tokens, edit, row):
-    """The last logits of one row, written down without ``apply_at``: the definition."""
+def by_hand(params, config, tokens, row, value):
+    """The last logits of one row, written down without ``apply_at``: the definition.
+
+    ``row`` has the arrays by row of every site, zeros where the row does not have the site;
+    ``value`` has the arrays that all rows share.
+    """
     everywhere, run = jnp.arange(tokens.shape[1])[None], Pass(config)
-    one = take_rows(edit, jnp.array([row]))
-    own = [
-        {d.name: np.asarray(getattr(s, d.name))[0 if d.per_row else ...] for d in s.declared()}
-        for s in one.sites
-    ]
-    kinds = {type(site): arrays for site, arrays in zip(edit.sites, own, strict=True)}
 
     def stream(x, stage):
-        if patch := kinds.get(ResidualEdit):
-            x = jnp.where(patch["mask"][stage][..., None], patch["value"][stage], x)
-        if add := kinds.get(AddDirection):
-            x = x + add["coefficient"][stage][..., None] * add["direction"][None, None]
-        return x
+        x = jnp.where(row["ResidualEdit.mask"][stage][..., None], value["ResidualEdit"][stage], x)
+        return x + row["AddDirection.coefficient"][stage][..., None] * row["AddDirection.direction"]
 
     x = stream(params.embed[tokens], 0)
     for layer in range(L):
@@ -123,19 +119,39 @@ def by_hand(params, config, tokens, edit, row):
         normed = normalize(x, w.attention_norm, config)
         q = queries(normed, everywhere, w.attention, run)
         z = attend(q, *keys_values(normed, w.attention, run), everywhere, run)
-        if negated := kinds.get(NegateZ):
-            z = jnp.where(negated["mask"][layer][..., None], -z, z)
+        z = jnp.where(row["NegateZ.mask"][layer][..., None], -z, z)
+        steered = row["AttentionAdd.mask"][layer][..., None]
         attended = project_heads(z, w.attention)
-        if steered := kinds.get(AttentionAdd):
-            attended = attended + steered["mask"][layer][..., None] * steered["value"][layer]
+        attended = attended + jnp.where(steered, value["AttentionAdd"][layer], 0)
         middle = x if config.parallel_residual else x + attended
         out = mlp(normalize(middle, w.mlp_norm, config), w.mlp, config)
-        if scaled := kinds.get(ScaleMLP):
-            out = jnp.where(scaled["mask"][layer][..., None], out * scaled["factor"][layer], out)
+        factor = row["ScaleMLP.factor"][layer]
+        out = jnp.where(row["ScaleMLP.mask"][layer][..., None], out * factor, out)
         x = stream(x + attended + out, layer + 1)
     normed = normalize(x, params.final_norm, config)
     logits = normed @ (params.embed if params.unembed is None else params.unembed).T
     return logits[jnp.arange(len(tokens)), LENGTHS - 1]
+
+
+def all_by_hand(params, config, tokens, edits):
+    """The clean row and the rows of each batch of edits, by ``by_hand``."""
+    every = edits.values()
+    owned = [
+        {f"{type(s).__name__}.{d.name}": a for s, d, a in e.arrays() if d.per_row} for e in every
+    ]
+    value = {type(s).__name__: a for e in every for s, d, a in e.arrays() if not d.per_row}
+    clean = {key: np.zeros_like(a[:1]) for arrays in owned for key, a in arrays.items()}
+    counts = [rows(edit) for edit in every]
+    idle = [{key: a.repeat(count, 0) for key, a in clean.items()} for count in counts]
+    parts = [clean, *(none | arrays for none, arrays in zip(idle, owned, strict=True))]
+    together = {key: np.concatenate([part[key] for part in parts]) for key in clean}
+    with jax.numpy_rank_promotion("allow"):
+        call = jax.vmap(lambda row: by_hand(params, config, tokens, row, value))
+        logits = np.asarray(jax.jit(call)(together))
+    parts = np.split(logits[1:], np.cumsum(counts)[:-1])
+    return {
+        name: np.concatenate([logits[:1], part]) for name, part in zip(edits, parts, strict=True)
+    }
 
 
 @pytest.fixture(scope="module")
@@ -149,10 +165,20 @@ def sharded(params, config, tokens, edits):
     return call(shard_params(params, mesh, config))
 
 
-ENGINES = {
-    "vmap": functools.partial(swept, engine="vmap"),
-    "wave": functools.partial(swept, engine="wave"),
-}
+def runs(params, config, tokens, edits, parallel):
+    """Last logits of every batch of edits, by engine; all engines share how a block is computed."""
+    behind = [name for name in edits if name != "z"]  # these fork behind the clean attention
+    found = {}
+    for engine, names in (("wave", behind), ("wave", list(edits)), ("vmap", list(edits))):
+        if parallel or names is behind:
+            some = [edits[name] for name in names]
+            outs = swept(params, tokens, LENGTHS, config, some, logits_of, engine=engine)
+            found[engine, len(names)] = dict(zip(names, outs, strict=True))
+    if parallel:  # dealing rows knows nothing of the layout
+        names = ["replace, then add", "z"]
+        outs = sharded(params, config, tokens, [edits[name] for name in names])
+        found["sharded", len(names)] = dict(zip(names, outs, strict=True))
+    return found
 
 
 @pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
@@ -160,29 +186,8 @@ def test_sites_at_every_point_equal_a_model_written_by_hand_in_every_engine(toke
     params, config = tiny(parallel, layers=L)
     edits = batches()
     assert {site.point for edit in edits.values() for site in edit.sites} == set(POINTS)
-    behind = [name for name in edits if name != "z"]  # these fork behind the clean attention
-    with jax.numpy_rank_promotion("allow"):
-        hand = {
-            name: np.stack(
-                [by_hand(params, config, tokens, e, row) for row in (rows(e), *range(rows(e)))]
-            )
-            for name, e in edits.items()
-        }
-    found = {
-        engine: dict(zip(names, outs, strict=True))
-        for engine, names, outs in (
-            (engine, names, call(params, tokens, LENGTHS, config, some, logits_of))
-            for engine, names, call in (
-                ("vmap", list(edits), ENGINES["vmap"]),
-                ("wave", behind, ENGINES["wave"]),
-                ("wave of whole blocks", list(edits), ENGINES["wave"]),
-            )
-            for some in [[edits[name] for name in names]]
-        )
-    }
-    if parallel:  # dealing rows knows nothing of the layout
-        by_many = sharded(params, config, tokens, list(edits.values()))
-        found["sharded"] = dict(zip(edits, by_many, strict=True))
+    hand = all_by_hand(params, config, tokens, edits)
+    found = runs(params, config, tokens, edits, parallel)
     for engine, outs in found.items():
         for name, ours in outs.items():
             scale = np.abs(hand[name]).max()
@@ -192,15 +197,13 @@ def test_sites_at_every_point_equal_a_model_written_by_hand_in_every_engine(toke
     for name, expected in hand.items():
         moved = np.abs(expected[1:] - expected[:1]).max(axis=(1, 2))
         assert (moved[: 3 if "dir" in name else None] > 1e-3).all(), f"{name} edits nothing"
-    idle = found["wave"]["directions"]
-    assert np.array_equal(idle[4], idle[0]), "a row without a coefficient keeps the clean bits"
 
 
 def test_sites_survive_a_scheme_that_sees_whole_examples(tokens):
     params, config = tiny(scheme=INT8_SIM, layers=L)
     some = [batches()[name] for name in ("MLP", "z")]
     wave, plain = (
-        ENGINES[engine](params, tokens, LENGTHS, config, some, logits_of, scheme=INT8_SIM)
+        swept(params, tokens, LENGTHS, config, some, logits_of, engine=engine, scheme=INT8_SIM)
         for engine in ("wave", "vmap")
     )
     for ours, expected in zip(wave, plain, strict=True):
@@ -220,17 +223,18 @@ def test_generation_applies_sites_in_the_prompt_and_in_what_is_new(tokens):
         NegateZ(np.arange(L * H).reshape(L, 1, 1, H) % 3 == 0),
     )
     lengths = jnp.full(B, S)
+    one_more = jit(lambda new, cache: step(params, new, cache, config, edit=edit))
     logits, cache = prefill(params, tokens, lengths, config, positions=room, edit=edit)
     text = tokens
     for _ in range(2):
         new = logits.argmax(axis=-1)
         text = jnp.concatenate([text, new[:, None]], axis=1)
-        logits, cache = step(params, new, cache, config, edit=edit)
-    whole = forward(params, text, config, edit=edit).logits
+        logits, cache = one_more(new, cache)
+    run = jit(lambda edit: forward(params, text, config, edit=edit).logits)
+    whole, clean = run(edit), run(jax.tree.map(np.zeros_like, edit))
     np.testing.assert_allclose(logits, whole[:, -1], atol=1e-5 * np.abs(whole).max())
     made = generate(params, tokens, lengths, config, steps=2, edit=edit)
     assert np.array_equal(made.tokens, text[:, S:])
-    clean = forward(params, text, config).logits
     assert np.abs(clean - whole).max() > 1e-2
 
 

@@ -32,7 +32,16 @@ def observe(
     config: ModelConfig,
     second: bool,
 ) -> tuple[Moments, ...]:
-    """The moments of each group's input."""
+    """The moments of each group's input.
+
+    Args:
+        weights: of one layer, f32.
+        x: the residual stream before the layer.
+        real: True at positions that hold a token of the text.
+        window: of the layer's attention, positions; None for all.
+        config: the architecture (static).
+        second: whether second moments ``E[x xᵀ]`` are taken, too (static).
+    """
     return tuple(
         moments(inputs[group.linears[0]], real, second)
         for inputs in [linear_inputs(weights, x, real, config, window)]
@@ -51,8 +60,14 @@ def choose(
 ) -> Block:
     """A layer with its matrices packed, from the moments of what they read.
 
-    Schemes that differ in name or compute dtype alone choose the same, so give this one without
-    (``core_of``) and they share a program.
+    Args:
+        weights: of one layer, f32.
+        seen: the moments of each group's input, from ``observe``; None where the scheme looks at
+            the weights alone.
+        damping: GPTQ's, a share of the mean of the diagonal.
+        scheme: the precision (static); of schemes that differ in name or compute dtype alone give
+            ``core_of``, which is the same for all of them, so that they share a program.
+        config: the architecture (static).
     """
     groups = groups_of(weights)
     for group, found in zip(groups, seen or [None] * len(groups), strict=True):
@@ -103,6 +118,13 @@ def scale_group(
 ) -> tuple[Block, Float[Array, " A"] | None]:
     """Multiply a group's matrices by the scale of its input, and divide the norm by it.
 
+    Args:
+        weights: of one layer, f32.
+        group: which linear layers.
+        found: moments of what they read.
+        scheme: the precision; its method says how the scale is chosen.
+        config: the architecture, which says how its norms scale.
+
     Returns:
         The layer, and the scale; None where the method leaves this input alone.
     """
@@ -131,7 +153,15 @@ def pack_matrix(
     scheme: Scheme,
     damping: float | Float[Array, ""],
 ) -> QTensor:
-    """One scaled matrix in the scheme's format, its codes chosen by the scheme's method."""
+    """One scaled matrix in the scheme's format, its codes chosen by the scheme's method.
+
+    Args:
+        w: the matrix, f32.
+        name: of the matrix in its block, such as ``"attention.query"``.
+        found: moments of what the matrix reads; "awq" and "gptq" need them.
+        scheme: the precision.
+        damping: GPTQ's, a share of the mean of the diagonal.
+    """
     form = scheme.weights
     assert form is not None
     if scheme.method == "hqq":

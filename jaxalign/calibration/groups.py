@@ -99,6 +99,6 @@ def linear_inputs(
     for group in groups_of(weights):
         for name in group.linears:
             see = functools.partial(seen.__setitem__, name)
-            weights = put(weights, name, Observed(get(weights, name), None, see=see))
+            weights = put(weights, name, Observed(get(weights, name), see=see))
     block(x, weights, Pass(config, F32, real, window))
     return seen

@@ -43,6 +43,12 @@ def check_texts(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The texts on the host, padding as 0.
 
+    Args:
+        tokens: int ``[B, S]``, a text a row; None where no texts were given.
+        lengths: int ``[B]``, tokens of each text.
+        config: the architecture: its context and its vocabulary.
+        scheme: the scheme that is chosen by these texts; errors name it.
+
     Raises:
         InputError: there are none, or the model cannot read one of them.
     """

@@ -211,7 +211,8 @@ def _advanced(
 
 def _like(weights: Block, scheme: Scheme, config: ModelConfig) -> Block:
     """A tree as ``_layer`` returns it, for ``Resume``."""
-    groups, shape = groups_of(weights), jax.ShapeDtypeStruct
+    groups = groups_of(weights)
+    shape: Any = jax.ShapeDtypeStruct
     seen = []
     for group in groups if scheme.needs_texts else ():
         a = len(get(weights, group.linears[0]))

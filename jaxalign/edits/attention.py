@@ -32,6 +32,11 @@ class AttentionAdd(Site):
     def apply(
         self, x: Float[Array, "*rows B S D"], inputs: Array | None = None, weights: Any = None
     ) -> Float[Array, "*rows B S D"]:
-        """The attention output after the edit (``Site.apply``)."""
+        """The attention output after the edit (``Site.apply``).
+
+        Args:
+            x: the attention output.
+            inputs, weights: not read.
+        """
         moved = x.astype(jnp.float32) + lead(jnp.asarray(self.value, jnp.float32), x)
         return jnp.where(lead(jnp.asarray(self.mask)[..., None], x), moved.astype(x.dtype), x)

@@ -91,7 +91,14 @@ class HeadEdit(Site):
         inputs: Float[Array, "N S H h"] | None,
         weights: Float[Array, "A D"] | QTensor | None,
     ) -> Float[Array, "N S D"]:
-        """As ``Site.apply_runs``, values gathered one head at a time: see ``_each_head``."""
+        """As ``Site.apply_runs``, values gathered one head at a time: see ``_each_head``.
+
+        Args:
+            x: ``attn_out`` of each run.
+            pick: gathers each run's masks and values.
+            inputs: each head's ``z``.
+            weights: ``W_O``.
+        """
         mask = pick("mask")
 
         def edited(x: Array, z: Array) -> Array:
@@ -112,7 +119,12 @@ class HeadEdit(Site):
         weights: Float[Array, "A D"] | QTensor | None,
         contributions: Float[Array, "H B S D"] | None,
     ) -> Float[Array, "N S D"]:
-        """As ``Site.fork_runs``: what the clean heads add is known, so nothing is projected."""
+        """As ``Site.fork_runs``: what the clean heads add is known, so nothing is projected.
+
+        Args:
+            x, pick, inputs, weights: as in ``apply_runs``, ``x`` and ``inputs`` of the clean run.
+            contributions: what each head of the clean runs adds.
+        """
         if self.mode == "edge-align":
             return self.apply_runs(x, pick, inputs, weights)
         mask = pick("mask")
@@ -133,7 +145,7 @@ class HeadEdit(Site):
         """``fork_runs`` takes a true head's contribution away."""
         return self.mode == "true"
 
-    def _value(self, pick: Pick, i: Int[Array, "N _"]) -> Float[Array, "N s _"]:
+    def _value(self, pick: Pick, i: Int[Array, "N _"]) -> Float[Array, "N _ _"]:
         """What each run puts in place of its head ``i``, in f32."""
         i = i if self.value.shape[3] > 1 else jnp.zeros_like(i)
         return pick("value", i).astype(jnp.float32)

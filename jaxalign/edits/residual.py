@@ -31,6 +31,11 @@ class ResidualEdit(Site):
     def apply(
         self, x: Float[Array, "*rows B S D"], inputs: Array | None = None, weights: Any = None
     ) -> Float[Array, "*rows B S D"]:
-        """The stream after the edit (``Site.apply``)."""
+        """The stream after the edit (``Site.apply``).
+
+        Args:
+            x: the stream.
+            inputs, weights: not read.
+        """
         value = jnp.asarray(self.value).astype(x.dtype)
         return jnp.where(lead(jnp.asarray(self.mask)[..., None], x), lead(value, x), x)

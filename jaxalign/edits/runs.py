@@ -16,7 +16,7 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxalign.edits.declare import Declared
-from jaxalign.shapes import Array, Bool, Int, Leaf
+from jaxalign.shapes import Array, ArrayLeaf, Bool, Int
 
 
 @struct.dataclass
@@ -30,10 +30,10 @@ class Runs:
         prompt: which prompt.
     """
 
-    stack: Leaf
-    row: Leaf
-    value: Leaf
-    prompt: Leaf
+    stack: ArrayLeaf
+    row: ArrayLeaf
+    value: ArrayLeaf
+    prompt: ArrayLeaf
 
 
 @dataclass(frozen=True)

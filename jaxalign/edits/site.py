@@ -128,7 +128,14 @@ class Edits(Protocol):
     def apply_at(
         self, point: str, x: Array, inputs: Array | None = None, weights: Any = None
     ) -> Array:
-        """The value at a point after the edits there (``Site.apply``)."""
+        """The value at a point after the edits there (``Site.apply``).
+
+        Args:
+            point: a name of ``jaxalign.model.decoder.POINTS``.
+            x: the value.
+            inputs: what the matrix product that made ``x`` has read.
+            weights: the matrix of that product.
+        """
 
 
 @jax.tree_util.register_pytree_node_class
@@ -171,7 +178,11 @@ class Edit:
     def apply_at(
         self, point: str, x: Array, inputs: Array | None = None, weights: Any = None
     ) -> Array:
-        """The value at a point after this edit's sites there (``Site.apply``)."""
+        """The value at a point after this edit's sites there (``Site.apply``).
+
+        Args:
+            point, x, inputs, weights: as in ``Edits.apply_at``.
+        """
         for site in self.sites:
             if site.point == point:
                 x = site.apply(x, inputs, weights)

@@ -12,7 +12,7 @@ from jaxalign.model.decoder import real_positions
 from jaxalign.model.layers import Pass
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.shapes import Leaf
+from jaxalign.shapes import ArrayLeaf
 
 
 @struct.dataclass
@@ -29,8 +29,8 @@ class Inputs:
     """
 
     params: Params
-    tokens: Leaf
-    lengths: Leaf
+    tokens: ArrayLeaf
+    lengths: ArrayLeaf
     edits: Sequence[Edit]
     config: ModelConfig = struct.field(pytree_node=False)
     scheme: Scheme = struct.field(pytree_node=False)

@@ -22,7 +22,7 @@ def generator(seed: int, *names: str) -> np.random.Generator:
     return np.random.default_rng(np.random.SeedSequence(words))
 
 
-def interval(samples: Float[np.ndarray, " N"]) -> tuple[float, float]:
+def interval(samples: Float[np.ndarray, " samples"]) -> tuple[float, float]:
     """The 95 % percentile interval; NaN samples (degenerate resamples) do not count."""
     kept = samples[np.isfinite(samples)]
     if not kept.size:
@@ -32,7 +32,7 @@ def interval(samples: Float[np.ndarray, " N"]) -> tuple[float, float]:
 
 
 def pearson(
-    x: Float[np.ndarray, "*rows N"], y: Float[np.ndarray, "*rows N"]
+    x: Float[np.ndarray, "*rows items"], y: Float[np.ndarray, "*rows items"]
 ) -> Float[np.ndarray, "*rows"]:
     """Pearson's correlation along the last axis; NaN where one side does not vary."""
     dx = x - x.mean(axis=-1, keepdims=True)
@@ -43,7 +43,7 @@ def pearson(
     return np.where(tiny, np.nan, product / np.where(tiny, 1, scale))
 
 
-def ranks(x: Float[np.ndarray, "*rows N"]) -> Float[np.ndarray, "*rows N"]:
+def ranks(x: Float[np.ndarray, "*rows items"]) -> Float[np.ndarray, "*rows items"]:
     """Ranks from 1 along the last axis; equal values share the average of theirs."""
     order = np.argsort(x, axis=-1)
     ordered = np.take_along_axis(x, order, axis=-1)
@@ -60,21 +60,24 @@ def ranks(x: Float[np.ndarray, "*rows N"]) -> Float[np.ndarray, "*rows N"]:
 
 
 def correlation_of_means(
-    x: Float[np.ndarray, "P N"],
-    y: Float[np.ndarray, "P N"],
+    x: Float[np.ndarray, "P items"],
+    y: Float[np.ndarray, "P items"],
     rng: np.random.Generator,
     rank: bool = False,
     samples: int = BOOTSTRAP_SAMPLES,
     permutations: int = PERMUTATIONS,
 ) -> tuple[float, float, float, float]:
-    """Correlation over N heads of two prompt averages, its interval and its p-value.
+    """Correlation over items (heads) of two prompt averages, its interval and its p-value.
 
     The bootstrap resamples prompts, both sides together, because prompts are the sample; the
-    permutation exchanges heads of one side, because its null is that heads do not correspond.
+    permutation exchanges items of one side, because its null is that items do not correspond.
 
     Args:
-        x, y: one value a prompt and head.
+        x, y: one value a prompt and item.
+        rng: draws the resamples and the permutations.
         rank: Spearman's instead of Pearson's.
+        samples: how often prompts are resampled.
+        permutations: how often items are exchanged.
 
     Returns:
         ``(value, low, high, p)``; NaN where the correlation is not defined.
@@ -91,7 +94,7 @@ def correlation_of_means(
     weights = bootstrap_weights(len(x), rng, samples)
     low, high = interval(pearson(prepare(weights @ x), prepare(weights @ y)))
     shuffled = rng.permuted(np.broadcast_to(mean_y, (permutations, len(mean_y))), axis=1)
-    # Exchanging heads moves neither the mean nor the spread of a side, only the product.
+    # Exchanging items moves neither the mean nor the spread of a side, only the product.
     dx, dy = mean_x - mean_x.mean(), mean_y - mean_y.mean()
     null = shuffled @ dx / np.sqrt((dx**2).sum() * (dy**2).sum())
     hits = int((np.abs(null) >= abs(value) - TIE).sum())
@@ -101,14 +104,26 @@ def correlation_of_means(
 def bootstrap_weights(
     n: int, rng: np.random.Generator, samples: int = BOOTSTRAP_SAMPLES
 ) -> Float[np.ndarray, "samples n"]:
-    """How often each of n observations is drawn in each resample, as a share."""
+    """How often each of ``n`` observations is drawn in each resample, as a share.
+
+    Args:
+        n: how many observations there are.
+        rng: draws them.
+        samples: how many resamples.
+    """
     return rng.multinomial(n, np.full(n, 1 / n), size=samples) / n
 
 
 def mean_interval(
     x: Float[np.ndarray, " P"], rng: np.random.Generator, samples: int = BOOTSTRAP_SAMPLES
 ) -> tuple[float, float, float]:
-    """Mean of observations with its bootstrap interval, NaN for one: ``(value, low, high)``."""
+    """Mean of observations with its bootstrap interval, NaN for one: ``(value, low, high)``.
+
+    Args:
+        x: one value a prompt.
+        rng: draws the resamples.
+        samples: how many of them.
+    """
     if len(x) < 2:
         return float(x.mean()), float("nan"), float("nan")
     low, high = interval(bootstrap_weights(len(x), rng, samples) @ x)
@@ -118,7 +133,13 @@ def mean_interval(
 def sign_flip_p(
     x: Float[np.ndarray, " P"], rng: np.random.Generator, permutations: int = PERMUTATIONS
 ) -> float:
-    """p-value of "the mean of these paired differences is 0", by flipping signs."""
+    """p-value of "the mean of these paired differences is 0", by flipping signs.
+
+    Args:
+        x: one difference a prompt.
+        rng: draws the signs.
+        permutations: how often all signs are drawn.
+    """
     signs = rng.integers(0, 2, size=(permutations, len(x))) * 2.0 - 1
     null = (signs @ x) / len(x)
     hits = int((np.abs(null) >= abs(float(x.mean())) - TIE).sum())

@@ -22,7 +22,7 @@ from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense, dot
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.shapes import Array, Bool, Float, Int, Leaf, Lengths, Tokens
+from jaxalign.shapes import Array, ArrayLeaf, Bool, Float, Int, Lengths, Tokens
 
 # Activations that a run can return. Those of blocks come stacked, [L, …].
 CAPTURES = ("embed", "z", "attn_out", "mlp_out", "resid", "final_norm")
@@ -43,8 +43,8 @@ class Output:
             post norms), and ``resid`` (after block and edits) ``[L, B, S, D]``.
     """
 
-    logits: Leaf
-    activations: dict[str, Leaf]
+    logits: ArrayLeaf
+    activations: dict[str, ArrayLeaf]
 
 
 def real_positions(lengths: Lengths, size: int) -> Bool[Array, "B S"]:

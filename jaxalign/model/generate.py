@@ -42,7 +42,7 @@ from jaxalign.model.layers import (
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.runtime.compile import jit
-from jaxalign.shapes import Array, Float, Int, Leaf, Lengths, Tokens
+from jaxalign.shapes import Array, ArrayLeaf, Float, Int, Lengths, Tokens
 
 
 @struct.dataclass
@@ -54,9 +54,9 @@ class Cache:
         lengths: int ``[B]``, tokens seen so far: the position of the next one.
     """
 
-    keys: Leaf
-    values: Leaf
-    lengths: Leaf
+    keys: ArrayLeaf
+    values: ArrayLeaf
+    lengths: ArrayLeaf
 
 
 # New tokens so far; whether a prompt has ended; its new tokens' number; they; the logits of the
@@ -68,8 +68,8 @@ State = tuple[Array, Array, Array, Array, Array, Cache]
 class Generated:
     """New tokens: int ``[B, N]``, and how many each prompt has, its end token among them."""
 
-    tokens: Leaf
-    lengths: Leaf
+    tokens: ArrayLeaf
+    lengths: ArrayLeaf
 
 
 def _extend(

@@ -16,7 +16,7 @@ from jaxalign.model.rotary import frequencies
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.shapes import Array, Bool, Float, Int, Leaf, lead
+from jaxalign.shapes import Array, ArrayLeaf, Bool, Float, Int, lead
 
 
 @struct.dataclass
@@ -34,8 +34,8 @@ class Pass:
 
     config: ModelConfig = struct.field(pytree_node=False)
     scheme: Scheme = struct.field(pytree_node=False, default=F32)
-    real: Leaf | None = None
-    window: Leaf | None = None
+    real: ArrayLeaf | None = None
+    window: ArrayLeaf | None = None
 
 
 def layer_norm(x: Float[Array, "*rows D"], norm: Norm, eps: float) -> Float[Array, "*rows D"]:

@@ -22,18 +22,18 @@ from jaxalign.model.matrices import (
     matrix_name,
     shape_of,
 )
-from jaxalign.numerics.qtensor import QTensor
+from jaxalign.numerics.qtensor import MatrixLeaf, QTensor
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.shapes import Array, Float, Leaf
+from jaxalign.shapes import Array, ArrayLeaf, Float
 
 
 @struct.dataclass
 class Norm:
     """A norm. ``scale``, ``bias``: ``[L, D]`` (the final norm ``[D]``); RMS norms have no bias."""
 
-    scale: Leaf
-    bias: Leaf | None = None
+    scale: ArrayLeaf
+    bias: ArrayLeaf | None = None
 
 
 @struct.dataclass
@@ -46,12 +46,12 @@ class Attention:
     None; ``query_norm`` and ``key_norm``, whose scale is ``[L, h]``, or None.
     """
 
-    query: Leaf
-    query_bias: Leaf | None
-    key_value: Leaf
-    key_value_bias: Leaf | None
-    out: Leaf
-    out_bias: Leaf | None
+    query: MatrixLeaf
+    query_bias: ArrayLeaf | None
+    key_value: MatrixLeaf
+    key_value_bias: ArrayLeaf | None
+    out: MatrixLeaf
+    out_bias: ArrayLeaf | None
     query_norm: Norm | None = None
     key_norm: Norm | None = None
 
@@ -63,12 +63,12 @@ class MLP:
     A gated MLP has ``gate`` and its bias, too, of ``up``'s shapes; what is not there is None.
     """
 
-    up: Leaf
-    up_bias: Leaf | None
-    down: Leaf
-    down_bias: Leaf | None
-    gate: Leaf | None = None
-    gate_bias: Leaf | None = None
+    up: MatrixLeaf
+    up_bias: ArrayLeaf | None
+    down: MatrixLeaf
+    down_bias: ArrayLeaf | None
+    gate: MatrixLeaf | None = None
+    gate_bias: ArrayLeaf | None = None
 
 
 @struct.dataclass
@@ -90,10 +90,10 @@ class Params:
     ``unembed`` is None where the embedding serves as the unembedding.
     """
 
-    embed: Leaf
+    embed: ArrayLeaf
     blocks: Block
     final_norm: Norm
-    unembed: Leaf | None
+    unembed: ArrayLeaf | None
 
     @property
     def dtype(self) -> Any:
@@ -104,7 +104,7 @@ class Params:
 def param_shapes(config: ModelConfig) -> Params:
     """The shape of every leaf, as a tree of ``jax.ShapeDtypeStruct`` in f32."""
 
-    def leaf(axes: tuple[str, ...] | None) -> jax.ShapeDtypeStruct | None:
+    def leaf(axes: tuple[str, ...] | None) -> Any:
         return None if axes is None else jax.ShapeDtypeStruct(shape_of(axes, config), jnp.float32)
 
     def norm(name: str, present: bool = True) -> Any:

@@ -39,5 +39,12 @@ def fake_quantize_int8(
 def round_activation(
     x: Float[Array, "*rows B S D"], site: str, scheme: Scheme, real: Bool[Array, "B S"]
 ) -> Float[Array, "*rows B S D"]:
-    """``x`` as the scheme leaves it at ``site`` (one of ``scheme.SITES``)."""
+    """``x`` as the scheme leaves it at ``site``.
+
+    Args:
+        x: activations.
+        site: one of ``scheme.SITES``.
+        scheme: the precision.
+        real: True at positions that hold a token of the prompt.
+    """
     return fake_quantize_int8(x, real) if site in scheme.int8_sites else x

@@ -30,7 +30,13 @@ def int8_tokens(
 def int8_static(
     x: Float[Array, "*rows A"], scale: Float[Array, ""], levels: int | float = 127
 ) -> Int8[Array, "*rows A"]:
-    """Signed int8 codes by a scale from calibration; what lies beyond it is clipped."""
+    """Signed int8 codes by a scale from calibration; what lies beyond it is clipped.
+
+    Args:
+        x: the inputs.
+        scale: of one step between codes.
+        levels: steps on either side of 0.
+    """
     return _int8(x.astype(jnp.float32), lead(scale.astype(jnp.float32), x), levels)
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from jaxalign.shapes import Array, Bool, Float, Leaf
+from jaxalign.shapes import Array, ArrayLeaf, Bool, Float
 
 
 @struct.dataclass
@@ -24,10 +24,10 @@ class Moments:
         second: ``[A, A]``, ``Σ x xᵀ``; None where it was not asked for.
     """
 
-    count: Leaf
-    absolute: Leaf
-    largest: Leaf
-    second: Leaf | None = None
+    count: ArrayLeaf
+    absolute: ArrayLeaf
+    largest: ArrayLeaf
+    second: ArrayLeaf | None = None
 
     @property
     def mean_absolute(self) -> Array:
@@ -42,7 +42,8 @@ class Moments:
 
     def __add__(self, other: Moments) -> Moments:
         """The moments of both sets of tokens together."""
-        second = None if self.second is None else self.second + other.second
+        mine, others = self.second, other.second
+        second = None if mine is None or others is None else mine + others
         return Moments(
             self.count + other.count,
             self.absolute + other.absolute,

@@ -23,10 +23,11 @@ class Observed(QTensor):
 
     Example:
         >>> seen = {}
-        >>> w = Observed(jnp.eye(2), None, see=lambda x: seen.update(x=x))
+        >>> w = Observed(jnp.eye(2), see=lambda x: seen.update(x=x))
         >>> y = dot(jnp.ones((3, 2)), w)
         >>> seen["x"].shape
         (3, 2)
     """
 
+    scale: Any = None
     see: Callable[[Any], None] = struct.field(pytree_node=False, default=_unseen)

@@ -26,6 +26,7 @@ treat a ``QTensor`` as they treat an array. ``invariants.check`` checks all of t
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,7 @@ from flax import struct
 
 from jaxalign.numerics.codebooks import CODEBOOKS
 from jaxalign.numerics.scheme import WeightFormat
-from jaxalign.shapes import Array, Float, Leaf, UInt8
+from jaxalign.shapes import Array, ArrayLeaf, Float, UInt8
 
 
 @struct.dataclass
@@ -46,12 +47,12 @@ class QTensor:
         outputs: how many axes the outputs have, ``*out`` (static).
     """
 
-    codes: Leaf
-    scale: Leaf
-    zero: Leaf | None = None
-    group_of: Leaf | None = None
-    input_divisor: Leaf | None = None
-    input_scale: Leaf | None = None
+    codes: ArrayLeaf
+    scale: ArrayLeaf
+    zero: ArrayLeaf | None = None
+    group_of: ArrayLeaf | None = None
+    input_divisor: ArrayLeaf | None = None
+    input_scale: ArrayLeaf | None = None
     format: WeightFormat = struct.field(pytree_node=False, default=WeightFormat("int8"))
     inputs: str | None = struct.field(pytree_node=False, default=None)
     outputs: int = struct.field(pytree_node=False, default=1)
@@ -77,6 +78,13 @@ class QTensor:
     def nbytes(self) -> int:
         """Bytes in memory."""
         return sum(part.size * jnp.dtype(part.dtype).itemsize for part in jax.tree.leaves(self))
+
+
+# A matrix of a tree of parameters, packed or not; see ``shapes.ArrayLeaf``.
+if TYPE_CHECKING:
+    MatrixLeaf: TypeAlias = Array | QTensor
+else:
+    MatrixLeaf = Any
 
 
 def pack_nibbles(codes: UInt8[Array, "..."], axis: int) -> UInt8[Array, "..."]:

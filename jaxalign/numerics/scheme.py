@@ -77,25 +77,6 @@ class WeightFormat:
             )
         return inputs // group
 
-    def bits_per_weight(self, inputs: int) -> float:
-        """Bits of a weight as deployed: its code, and its share of scale and zero point.
-
-        Memory while computing is ``QTensor.nbytes``: there, scales and zero points are f32.
-
-        Args:
-            inputs: ``A``, how many inputs the matrix has.
-
-        Raises:
-            InputError: the group size does not divide them.
-
-        Example:
-            >>> scheme_named("nf4-dq").weights.bits_per_weight(4096)
-            4.126953125
-        """
-        scale = 8 + self.scale_bits / SCALES_PER_BLOCK if self.double else self.scale_bits
-        shared = scale + (self.zero_bits if self.zero else 0)
-        return self.bits + shared * self.groups(inputs) / inputs
-
 
 @dataclass(frozen=True)
 class Scheme:

@@ -89,7 +89,10 @@ class CallLog:
         """
         if not self.progress or not calls:
             return
-        programs = {(call.program, call.batch.shape, call.rows, call.key[:2]) for call in calls}
+        programs = {
+            (call.program, call.batch.shape, call.rows, frozenset(call.static.items()))
+            for call in calls
+        }
         compiling = COMPILE_SECONDS * len(programs)
         computing = sum(operations(call, config) for call in calls) / machine_rate()
         if compiling + computing >= LONG or sys.stderr.isatty():

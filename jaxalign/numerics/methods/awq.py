@@ -22,7 +22,7 @@ CLIPS = 10  # of which the first half is tried
 LEAST_SCALE = 1e-4
 
 
-def scale_candidates(mean_absolute: Float[Array, " A"]) -> Float[Array, "R A"]:
+def scale_candidates(mean_absolute: Float[Array, " A"]) -> Float[Array, "candidates A"]:
     """``s_r = E|x|^r``, ``r = i / 20``, each divided by ``sqrt(max s · min s)``."""
     exponent = jnp.arange(GRID, dtype=jnp.float32)[:, None] / GRID
     scale = jnp.maximum(mean_absolute[None] ** exponent, LEAST_SCALE)

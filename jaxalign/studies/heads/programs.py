@@ -17,7 +17,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from jaxalign.devices.deal import sharded_sweep
-from jaxalign.edits import AttentionAdd, Edit, HeadEdit, head_ablation_masks
+from jaxalign.edits import AttentionAdd, Edit, HeadEdit, HeadMode, head_ablation_masks
 from jaxalign.engine import Engine
 from jaxalign.measures.metrics import (
     Answer,
@@ -56,7 +56,7 @@ class Question:
 
 
 def contributions(
-    params: Params, state: Float[Array, "L *rows H h"], head_mode: str
+    params: Params, state: Float[Array, "L *rows H h"], head_mode: HeadMode
 ) -> Float[Array, "L *rows H C"]:
     """Every head's contribution in f32, from its state.
 
@@ -76,7 +76,7 @@ def _clean(
     question: Question,
     config: ModelConfig,
     scheme: Scheme,
-    head_mode: str,
+    head_mode: HeadMode,
     edit: Edit | None = None,
 ) -> tuple[AnswerMetrics, State]:
     """The model's answers and every head's state."""
@@ -99,7 +99,7 @@ def _clean(
 
 @functools.partial(jit, static_argnames=("config", "head_mode"))
 def clean_run(
-    params: Params, question: Question, *, config: ModelConfig, head_mode: str
+    params: Params, question: Question, *, config: ModelConfig, head_mode: HeadMode
 ) -> tuple[AnswerMetrics, State, Float[Array, "L B S *heads C"]]:
     """The f32 model without edits: its answers, every head's state, and ``∂m / ∂c``.
 
@@ -134,7 +134,7 @@ def importance_run(
     donors: Float[Array, "N L B S H h"],
     *,
     config: ModelConfig,
-    head_mode: str,
+    head_mode: HeadMode,
     rows: tuple[int, int],
     engine: Engine = "wave",
     mesh: Mesh | None = None,
@@ -187,7 +187,7 @@ def low_run(
     *,
     config: ModelConfig,
     scheme: Scheme,
-    head_mode: str,
+    head_mode: HeadMode,
 ) -> tuple[AnswerMetrics, Drift, Float[Array, "L B H"]]:
     """The low-precision model's answers, its heads' drift from f32, and their first-order effects.
 
@@ -229,7 +229,7 @@ def repair_run(
     *,
     config: ModelConfig,
     scheme: Scheme,
-    head_mode: str,
+    head_mode: HeadMode,
     engine: Engine = "wave",
     mesh: Mesh | None = None,
 ) -> Float[Array, "1+M B"]:

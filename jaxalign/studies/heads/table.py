@@ -99,11 +99,9 @@ def _repairs(result: HeadsResult) -> str:
     ]
     if not rows:
         return ""
+    steps = max((repair.random.shape[-1] for repair in result.repairs), default=0)
     header = ["task", "precision", "ranking", "gap", "closed", "random", "verdict"]
-    title = (
-        f"does restoring the top heads (1 … {result.repairs[0].random.shape[-1]}) close the gap "
-        "to f32? logits, mean over k"
-    )
+    title = f"does restoring the top heads (1 … {steps}) close the gap to f32? logits, mean over k"
     return f"{title}\n{text_table(header, rows)}"
 
 

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from jaxalign.checkpoints.linear_layers import linear_layers
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import param_shapes
-from jaxalign.numerics.scheme import SCALES_PER_BLOCK, WeightFormat
+from jaxalign.model.size import matrix_sizes
+from jaxalign.numerics.scheme import WeightFormat
+from jaxalign.numerics.storage import packed_bits
 
 HIGH_BITS = 16
 UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -47,27 +47,6 @@ class Unit:
         return f"L{self.layer} {'+'.join(self.matrices)}"
 
 
-def packed_bits(inputs: int, outputs: int, form: WeightFormat) -> int:
-    """Bits of a matrix as deployed: codes, scales and zero points.
-
-    Scales that are quantized, too, have 8 bits and another scale for 256 of them (QLoRA, arXiv
-    2305.14314, section 3); ``WeightFormat.bits_per_weight`` leaves out that the last of those may
-    serve fewer.
-
-    Args:
-        inputs, outputs: the shape of the matrix.
-        form: how its weights are packed.
-
-    Raises:
-        InputError: the format's groups do not divide the inputs.
-    """
-    scales = form.groups(inputs) * outputs
-    each = 8 if form.double else form.scale_bits
-    blocks = math.ceil(scales / SCALES_PER_BLOCK) if form.double else 0
-    bits = scales * (each + form.zero_bits * form.zero) + blocks * form.scale_bits
-    return inputs * outputs * form.bits + bits
-
-
 def units_of(config: ModelConfig, form: WeightFormat) -> list[Unit]:
     """What a plan chooses among, layer by layer.
 
@@ -82,19 +61,18 @@ def units_of(config: ModelConfig, form: WeightFormat) -> list[Unit]:
             matrices = list(dict.fromkeys(group[1] + matrices))
             modules = group[2] + modules
         groups.append((layer, matrices, modules))
-    blocks = param_shapes(config).blocks
-    shapes = {**vars(blocks.attention), **vars(blocks.mlp)}
-    return [_unit(*group, shapes, form) for group in groups]
+    sizes = matrix_sizes(config)
+    return [_unit(*group, sizes, form) for group in groups]
 
 
 def _unit(
     layer: int,
     matrices: Sequence[str],
     modules: Sequence[str],
-    shapes: dict[str, Any],
+    all_sizes: Mapping[str, tuple[int, int]],
     form: WeightFormat,
 ) -> Unit:
-    sizes = [(shapes[name].shape[1], math.prod(shapes[name].shape[2:])) for name in matrices]
+    sizes = [all_sizes[name] for name in matrices]
     weights = sum(inputs * outputs for inputs, outputs in sizes)
     bits = sum(packed_bits(inputs, outputs, form) for inputs, outputs in sizes)
     high = weights * HIGH_BITS // 8

@@ -13,11 +13,11 @@ import numpy as np
 
 from jaxalign.measures import stats
 from jaxalign.measures.estimates import Estimate, estimate
+from jaxalign.model.size import deployed_bytes, mean_bits, memory_bytes
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.studies.schemes.calls import NOISE_DRAWS, Comparison, batches, calls
 from jaxalign.studies.schemes.options import SchemesOptions
 from jaxalign.studies.schemes.result import NoiseFloor, SchemeRow, SchemesResult
-from jaxalign.studies.schemes.size import deployed_bytes, mean_bits, memory_bytes
 from jaxalign.study.calls import places
 from jaxalign.study.session import Session
 

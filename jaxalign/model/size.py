@@ -1,0 +1,73 @@
+"""What a model costs in a scheme: as deployed, and in memory here."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.matrices import MATRICES, shape_of
+from jaxalign.model.params import Params, param_shapes
+from jaxalign.numerics.scheme import Scheme
+from jaxalign.numerics.storage import packed_bits
+
+DEPLOYED_REST = 16  # bits of embeddings, norms and biases beside packed matrices
+
+
+def matrix_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
+    """Inputs ``A`` and outputs ``O`` of each matrix that a block of the model has, by name."""
+    return {
+        name: (shape_of([matrix.inputs], config)[0], math.prod(shape_of(matrix.outputs, config)))
+        for name, matrix in MATRICES.items()
+        if matrix.present is None or getattr(config, matrix.present)
+    }
+
+
+def matrix_bits(config: ModelConfig, scheme: Scheme) -> int:
+    """Bits of the matrices of all blocks as deployed.
+
+    Raises:
+        InputError: the scheme's groups do not divide a matrix's inputs.
+    """
+    sizes = matrix_sizes(config).values()
+    if scheme.weights is None:
+        return _dtype_bits(scheme) * _count(config)
+    return config.num_layers * sum(packed_bits(*size, scheme.weights) for size in sizes)
+
+
+def mean_bits(config: ModelConfig, scheme: Scheme) -> float:
+    """Bits of a weight of the blocks' matrices as deployed, on average.
+
+    Raises:
+        InputError: the scheme's groups do not divide a matrix's inputs.
+    """
+    return matrix_bits(config, scheme) / _count(config)
+
+
+def deployed_bytes(config: ModelConfig, scheme: Scheme) -> float:
+    """Bytes of the whole model as deployed: packed matrices with their scales and the rest in 16
+    bits, or all of it in the scheme's dtype.
+
+    Raises:
+        InputError: the scheme's groups do not divide a matrix's inputs.
+    """
+    numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(config)))
+    rest = _dtype_bits(scheme) if scheme.weights is None else DEPLOYED_REST
+    return (matrix_bits(config, scheme) + (numbers - _count(config)) * rest) / 8
+
+
+def memory_bytes(params: Params) -> int:
+    """Bytes that the parameters take in memory."""
+    return sum(leaf.size * jnp.dtype(leaf.dtype).itemsize for leaf in jax.tree.leaves(params))
+
+
+def _count(config: ModelConfig) -> int:
+    """How many numbers the matrices of all blocks hold."""
+    sizes = matrix_sizes(config).values()
+    return config.num_layers * sum(inputs * outputs for inputs, outputs in sizes)
+
+
+def _dtype_bits(scheme: Scheme) -> int:
+    return 8 * jnp.dtype(scheme.compute_dtype).itemsize
