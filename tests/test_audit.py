@@ -19,8 +19,8 @@ def inputs(tmp_path_factory):
 def test_an_audit_runs_the_study_on_the_files_weights_beside_other_schemes(inputs, tmp_path):
     model, quantized, prompts = inputs
     output = tmp_path / "experiment.json"
-    more = ("--quantized", quantized, "--schemes", "f16", "--use-all-prompts", "--no-figures")
-    ran = study(model, prompts, output, *more)
+    more = ("--quantized", quantized, "--schemes", "f16", "--repair", "quantized")
+    ran = study(model, prompts, output, *more, "--use-all-prompts", "--no-figures")
     assert ran.code == 0, ran.err
     result = HEADS.read(output)
     assert result.precisions == ("quantized", "f16")
@@ -32,7 +32,7 @@ def test_an_audit_runs_the_study_on_the_files_weights_beside_other_schemes(input
     notes = result.provenance.notes
     assert any("GPTQ" in note and str(quantized) in note for note in notes)
     assert any("largest relative error of a matrix" in note for note in notes)
-    assert "quantized" in {repair.precision for repair in result.repairs}
+    assert {repair.precision for repair in result.repairs} == {"quantized"}
 
 
 def test_an_audit_without_its_original_is_refused(inputs, tmp_path):

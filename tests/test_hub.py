@@ -269,7 +269,7 @@ def test_first_line_and_result_say_why_the_bundled_model_runs(
     ran = run("schemes", "--prompts", prompts, "--output", output, *small)
     assert ran.code == 0, ran.err
     first = ran.out.splitlines()[0]
-    assert first.startswith("schemes of demo on cpu (the bundled demo model runs instead of ")
+    assert first.startswith("schemes study of demo on cpu (the bundled demo model runs instead of ")
     assert f"{hub.DEFAULT_MODEL} is not in the local cache and the hub cannot be reached" in first
     content = json.loads(output.read_text())
     assert content["provenance"]["model"]["name"] == "demo"

@@ -74,6 +74,24 @@ def test_what_every_format_leaves_of_its_original_is_accepted(root, models, tmp_
     assert 0.001 < largest_error(load_beside(tmp_path / "q", models["neox"])) < 0.2
 
 
+def test_double_quantization_leaves_errors_as_large_as_small_outputs(root, tmp_path):
+    """The scales of all outputs share their steps, which one large output makes large."""
+
+    def unequal(tensors):
+        for name in [name for name in tensors if name.endswith("dense_h_to_4h.weight")]:
+            rows = np.random.default_rng(0).random((len(tensors[name]), 1)).astype(np.float32)
+            rows[:16], rows[20] = 0, 30
+            tensors[name] = rows * tensors[name]
+
+    shutil.copytree(root / "neox", tmp_path / "unequal")
+    edit_tensors(tmp_path / "unequal", unequal)
+    write_bnb(tmp_path / "q", tmp_path / "unequal", double=True)
+    assert largest_error(load_beside(tmp_path / "q", jaxalign.load(tmp_path / "unequal"))) < 0.2
+    edit_tensors(tmp_path / "q", reverse("4h_to_h.weight.absmax"))
+    with pytest.raises(InputError, match=r"rounding does not leave|of its norm"):
+        load_beside(tmp_path / "q", jaxalign.load(tmp_path / "unequal"))
+
+
 @pytest.mark.parametrize("kind", ["awq", "ct", "fp8"])
 def test_scales_that_were_moved_cancel(root, models, tmp_path, kind):
     WRITERS[kind](tmp_path / "q", root / "llama-moved")
@@ -101,7 +119,8 @@ def times(by, *names):
 def reverse(*names, by=1):
     def edit(tensors):
         for name in [name for name in tensors if name.endswith(names)]:
-            tensors[name] = tensors[name][::-1] * np.float32(by)
+            turned = tensors[name][::-1]
+            tensors[name] = turned if by == 1 else turned * np.float32(by)
 
     return edit
 

@@ -145,6 +145,8 @@ LIES = {
     "state other blocksize": ("nf4", change(STATE, say(blocksize=32)), r"shape \[128\]"),
     "state is no JSON": ("nf4", change(STATE, lambda x: x[:-4]), "is not JSON"),
     "nested offset": ("nf4-dq", change(STATE, say(nested_offset="x")), "nested_offset 'x'"),
+    "nested offset of 400 digits": (
+        "nf4-dq", change(STATE, say(nested_offset=10**400)), "nested_offset 10{50}"),
     "codebook": ("nf4", change(".weight.quant_map", lambda x: x[::-1]), "is not the codebook"),
     # what is missing, and what is too much
     **{f"{kind} without {part}": (kind, lambda t, name=BASE + part: t.pop(name),

@@ -144,6 +144,16 @@ def _positive(number: Any) -> int:
     return number if whole and number > 0 else 0
 
 
+def _float(number: Any) -> float:
+    """A number of a JSON file, NaN if it is none or too large for a float."""
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return float("nan")
+    try:
+        return float(number)
+    except OverflowError:
+        return float("nan")
+
+
 def _codes(tensors: Tensors, name: str, count: int) -> np.ndarray:
     """The codes in C order, from bytes stored in whatever dtype."""
     shape = tensors.shape(name)
@@ -170,16 +180,15 @@ def _largest(tensors: Tensors, name: str, state: Mapping[str, Any], blocks: int)
     """
     if not _is_double(tensors, name, state):
         return tensors.take(f"{name}.absmax", ["F32"], (blocks,))
-    size, offset = _positive(state.get("nested_blocksize")), state.get("nested_offset")
-    known = isinstance(offset, float | int) and not isinstance(offset, bool)
-    if not size or not known or not abs(offset) < np.finfo(np.float32).max:
+    size, offset = _positive(state.get("nested_blocksize")), _float(state.get("nested_offset"))
+    if not size or not abs(offset) < np.finfo(np.float32).max:
         raise InputError(
             f"{tensors.checkpoint.folder}: the quant_state of {name!r} says nested_blocksize "
-            f"{shown(state.get('nested_blocksize'))} and nested_offset {shown(offset)}, expected "
-            "numbers",
+            f"{shown(state.get('nested_blocksize'))} and nested_offset "
+            f"{shown(state.get('nested_offset'))}, expected numbers",
             "quantize the model again",
         )
     codes = tensors.take(f"{name}.absmax", ["U8"], (blocks,))
     values = tensors.take(f"{name}.nested_quant_map", ["F32"], (256,))
     block = tensors.take(f"{name}.nested_absmax", ["F32"], (-(-blocks // size),))
-    return nested_scales(codes, block, values, float(offset), size)
+    return nested_scales(codes, block, values, offset, size)

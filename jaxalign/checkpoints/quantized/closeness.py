@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.numerics.codebooks import CODEBOOKS
+from jaxalign.numerics.double_quantization import dynamic_map
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.shapes import Float
 
@@ -86,11 +87,16 @@ def relative_error(
 
 
 def rounding_of(w: QTensor) -> Rounding:
-    """How one packed matrix ``[A, *out]`` was rounded."""
+    """How one packed matrix ``[A, *out]`` was rounded.
+
+    Double quantization rounds the scales, too, to steps that are as large for the smallest output
+    as for the largest: codes are 1 at most, so such a step counts as one of the weights.
+    """
     inputs, groups = w.shape[0], w.scale.shape[0]
     together = np.arange(inputs) // (inputs // groups)
     of_input = together if w.group_of is None else np.asarray(w.group_of)
-    scale = np.abs(np.asarray(w.scale).astype(np.float32))[of_input]
+    scales = np.asarray(w.scale).astype(np.float32)
+    scale = np.abs(scales)[of_input]
     if w.format.codes in CODEBOOKS:
         step = scale * np.diff(np.sort(CODEBOOKS[w.format.codes])).max()
     elif w.format.codes.startswith("int"):
@@ -99,6 +105,8 @@ def rounding_of(w: QTensor) -> Rounding:
         kind = jnp.finfo(w.codes.dtype)
         codes = np.abs(np.asarray(w.codes).astype(np.float32))
         step = scale * np.maximum(codes * float(kind.eps), float(kind.smallest_subnormal))
+    if w.format.double:
+        step = step + np.diff(dynamic_map()).max() * np.abs(scales - scales.mean()).max()
     if w.input_divisor is not None:
         step = step / np.asarray(w.input_divisor).reshape(-1, *[1] * w.outputs)
     return Rounding(step=step.reshape(inputs, -1), groups=of_input, bits=w.format.bits)
