@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import os
 import re
 import signal
 import subprocess
@@ -435,3 +436,40 @@ def test_control_c_stops_a_run_in_one_line_and_leaves_the_previous_result(whole,
     assert err == "jaxalign: error: interrupted; earlier results are unchanged. Run it again.\n"
     assert output.read_bytes() == whole.output.read_bytes()
     assert list(output.parent.iterdir()) == [output]
+
+
+def test_an_output_that_is_an_input_is_refused(inputs, tmp_path):
+    model, prompts = inputs
+    for flag, taken in (("--prompts", prompts), ("--model", model / "config.json")):
+        before = taken.read_bytes()
+        said = refusal("heads", "--model", model, "--prompts", prompts, "--output", taken)
+        assert f"is a file that {flag} reads" in said
+        assert taken.read_bytes() == before
+    link = tmp_path / "link.json"
+    link.symlink_to(prompts)
+    assert "reads" in refusal("heads", "--model", model, "--prompts", prompts, "--output", link)
+
+
+def test_an_output_that_is_no_regular_file_is_refused(inputs, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    said = refusal("--model", inputs[0], "--prompts", inputs[1], "--output", tmp_path / "pipe")
+    assert "is no regular file" in said
+    assert (tmp_path / "pipe").is_fifo()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--schemes", "f16", "--calibration", "{texts}"), "no scheme of f16 is chosen by texts"),
+        (("--repair", "none", "--max-repair-k", "2"), "no scheme has repair curves"),
+        (("--revisions", "a/b,a-b"), "would share a result file"),
+        (("--revisions", "a/b,./a//b"), "are one folder"),
+    ],
+)
+def test_an_option_that_would_change_nothing_or_lose_something_is_refused(
+    inputs, tmp_path, more, said
+):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("The day was long\n")
+    words = [word.format(texts=texts) for word in more]
+    assert said in refusal("heads", "--model", inputs[0], "--prompts", inputs[1], *words)

@@ -92,6 +92,8 @@ def run_study(
     output, first, shard = arguments.output, is_first(), parse_shard(arguments.shard)
     if first:
         check_output(output, not arguments.no_figures)
+        _check_inputs_stay(arguments)
+    _check_texts_are_used(arguments.calibration, options)
     given = _open(study, options, arguments, device)
     unfinished = output.with_name(f"{output.name}.calibration")
     prepare = preparer(given.model, given.texts, progress=first, folder=unfinished)
@@ -138,7 +140,40 @@ def run_study(
 
 def resume_folder(output: Path) -> Path:
     """Where the finished calls of a study are, until its result is written."""
+    output = Path(os.path.realpath(output))  # one folder, whatever link the output is given by
     return output.with_name(f"{output.name}.journal")
+
+
+def _check_inputs_stay(arguments: argparse.Namespace) -> None:
+    """Refuse an output that is one of the files that the study reads."""
+    given = {
+        "--prompts": arguments.prompts,
+        "--calibration": arguments.calibration,
+        "--model": arguments.model,
+        "--quantized": getattr(arguments, "quantized", None),
+    }
+    if not os.path.exists(arguments.output):
+        return
+    for flag, path in given.items():
+        # The files of a checkpoint's folder are listed, not searched for: a folder may hold much.
+        files = [] if path is None else [Path(path), *Path(path).glob("*")]
+        if any(os.path.exists(file) and file.samefile(arguments.output) for file in files):
+            raise InputError(
+                f"--output {arguments.output} is a file that {flag} reads",
+                "give --output another name",
+            )
+
+
+def _check_texts_are_used(path: Path | None, options: Any) -> None:
+    """Refuse texts to calibrate on where no scheme is chosen by any."""
+    one = (options.scheme,) if hasattr(options, "scheme") else ()
+    schemes = getattr(options, "schemes", one)
+    if path is not None and schemes and not any(scheme.needs_texts for scheme in schemes):
+        names = ", ".join(scheme.name for scheme in schemes)
+        raise InputError(
+            f"--calibration {path} is given, but no scheme of {names} is chosen by texts",
+            "leave it out, or name a scheme that is: awq, gptq, smoothquant",
+        )
 
 
 def check_output(output: Path, figures: bool) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -44,6 +45,14 @@ def over_training(
             "--revisions needs --model and excludes --revision",
             "give --model EleutherAI/pythia-70m, or a folder with one folder a revision",
         )
+    kept = [result_file(arguments.output, revision).name for revision in revisions]
+    places = [os.path.normpath(revision) for revision in revisions]
+    for names in (kept, places):
+        if twice := [r for r, name in zip(revisions, names, strict=True) if names.count(name) > 1]:
+            raise InputError(
+                f"--revisions {', '.join(twice)} would share a result file or are one folder",
+                "study them by separate commands with an --output each",
+            )
     for revision in revisions:
         if Path(arguments.model).is_dir() and not (Path(arguments.model) / revision).is_dir():
             raise InputError(

@@ -104,6 +104,11 @@ def heads_options(arguments: argparse.Namespace) -> HeadsOptions:
     words = {None: [name for name in names if name != INT8_SIM.name], "all": names, "none": []}
     asked = arguments.repair
     repaired = words[asked] if asked in words else _repair_list(asked)
+    if arguments.max_repair_k is not None and not repaired and arguments.quantized is None:
+        raise InputError(
+            f"--max-repair-k {arguments.max_repair_k} is given, but no scheme has repair curves",
+            "leave it out, or name schemes to repair with --repair",
+        )
     return options_from(
         arguments, HeadsOptions, schemes=schemes, repaired=tuple(dict.fromkeys(repaired))
     )

@@ -70,6 +70,8 @@ class Program:
         if ready is None:
             return self._jitted(*args, **kwds)
         static = self._kwargs.get("static_argnames", ())
+        if ready.cancelled():  # with the study that asked for it
+            return self._jitted(*args, **kwds)
         return ready.result()(*args, **{k: v for k, v in kwds.items() if k not in static})
 
     def ahead(self, pool: Executor, *args: Any, **kwds: Any) -> None:
@@ -80,7 +82,8 @@ class Program:
             args, kwds: arrays or ``jax.ShapeDtypeStruct``s; static arguments by keyword.
         """
         signature = self._signature(args, kwds)
-        if signature not in self._ahead:
+        before = self._ahead.get(signature)
+        if before is None or before.cancelled():
             self._ahead[signature] = pool.submit(
                 lambda: self._jitted.lower(*args, **kwds).compile()
             )

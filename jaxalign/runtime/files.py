@@ -78,20 +78,33 @@ def read_json(path: Path, remedy: str = AGAIN, most: int = MOST_BYTES) -> Any:
         InputError: as ``read_text``, or it is not JSON, or nested too deeply.
     """
     try:
-        return json.loads(read_text(path, remedy, most))
+        return json.loads(read_text(path, remedy, most), object_pairs_hook=_once)
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is not JSON ({error})", remedy) from error
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of a JSON file; of a key given twice, a parser would keep the last in silence."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"an object has {twice[:80]!r} twice")
+    return found
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a temporary file beside it, then renamed.
+
+    A link stays, and the file that it leads to is replaced.
 
     Raises:
         InputError: the file cannot be written.
     """
     check_writable(path)
+    path = Path(os.path.realpath(path))
     try:
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
@@ -109,14 +122,20 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of ``path``; raise ``InputError`` where a file cannot be written there."""
+    """Make the folder of ``path``; raise ``InputError`` where a file cannot be written there.
+
+    What exists there must be a regular file: a device or a pipe would be replaced by one.
+    """
     try:
+        path = Path(os.path.realpath(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         # Named as ``replace_file`` will name its own, which is longer than the file's name.
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
             pass
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")
+        if os.path.lexists(path) and not path.is_file():
+            raise OSError(f"{path} is no regular file")
     except (OSError, ValueError) as error:  # ValueError: a path with a NUL character
         raise _unwritable(path, error) from error
 
