@@ -1,6 +1,7 @@
 """Numbers: every rounding that the program states is made, and no other."""
 
 import functools
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -226,3 +227,17 @@ def test_a_failure_to_compile_ahead_is_told_by_the_call_that_needs_it():
         program.ahead(pool, jax.ShapeDtypeStruct((3,), np.float32))
     with pytest.raises(ValueError, match="cannot be traced"):
         program(np.zeros(3, np.float32))
+
+
+def test_a_program_whose_compilation_ahead_was_cancelled_compiles_when_it_is_called():
+    """A study that is interrupted cancels what it had not begun; a later one needs it all the same."""
+    program, begun = jit(lambda x: 2 * x), threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(begun.wait)
+        program.ahead(pool, jax.ShapeDtypeStruct((3,), np.float32))
+        pool.shutdown(wait=False, cancel_futures=True)
+        begun.set()
+    np.testing.assert_array_equal(program(jnp.ones(3)), 2 * np.ones(3))
+    with ThreadPoolExecutor(1) as pool:
+        program.ahead(pool, jax.ShapeDtypeStruct((3,), np.float32))
+    np.testing.assert_array_equal(program(jnp.ones(3)), 2 * np.ones(3))
