@@ -1,8 +1,11 @@
 """Claims about files: read within bounds, written whole, and nothing else replaced."""
 
+import json
+
 import pytest
 
 from jaxalign import InputError
+from jaxalign.prompts import read_prompts
 from jaxalign.runtime.files import read_json, replace_file
 
 
@@ -20,3 +23,11 @@ def test_a_link_stays_and_leads_to_the_new_content(tmp_path):
     replace_file(link, b"new")
     assert link.is_symlink()
     assert kept.read_text() == "new"
+
+
+def test_two_lists_that_results_would_call_alike_are_refused(tmp_path):
+    one = [{"prompt": "The capital of France is", "target": " Paris"}]
+    path = tmp_path / "prompts.json"
+    path.write_text(json.dumps({"ioi": one, "IOI": one, "reference": ["A day"]}))
+    with pytest.raises(InputError, match="would become one task"):
+        read_prompts(path)

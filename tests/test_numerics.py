@@ -230,7 +230,7 @@ def test_a_failure_to_compile_ahead_is_told_by_the_call_that_needs_it():
 
 
 def test_a_program_whose_compilation_ahead_was_cancelled_compiles_when_it_is_called():
-    """A study that is interrupted cancels what it had not begun; a later one needs it all the same."""
+    """A study that is interrupted cancels what it had not begun; a later one needs it."""
     program, begun = jit(lambda x: 2 * x), threading.Event()
     with ThreadPoolExecutor(1) as pool:
         pool.submit(begun.wait)

@@ -6,11 +6,12 @@ from jaxalign.prompts.texts import (
     ALL_TASKS,
     REFERENCE,
     SHIPPED,
+    TASK_NAMES,
     PromptSet,
     PromptText,
     read_prompts,
 )
-from jaxalign.prompts.tokens import TASK_NAMES, Prompt, continuation, tokenize
+from jaxalign.prompts.tokens import Prompt, continuation, tokenize
 
 __all__ = [
     "ALL_TASKS",

@@ -11,6 +11,8 @@ from jaxalign.runtime.files import read_json
 
 SHIPPED = Path(__file__).parent / "shipped.json"
 REFERENCE = "reference"
+# What results call these tasks, as the original program did; any other keeps its name.
+TASK_NAMES = {"factual": "FactualRecall", "ioi": "IOI"}
 # What results call the prompts of all tasks together.
 ALL_TASKS = "all"
 
@@ -49,6 +51,13 @@ def read_prompts(path: Path | str | None = None) -> PromptSet:
     if not isinstance(reference, list) or not all(isinstance(text, str) for text in reference):
         raise _malformed(path, REFERENCE, "a list of texts", reference)
     tasks = {name: _read_task(path, name, items) for name, items in content.items()}
+    for short, name in TASK_NAMES.items():
+        if short in tasks and name in tasks:
+            raise InputError(
+                f"prompts file {path}: results call {short!r} {name!r}, too, so the two lists would "
+                "become one task",
+                "join them, or give one another name",
+            )
     if not any(tasks.values()):
         raise InputError(f"prompts file {path} has no prompts", 'add a list such as "factual"')
     if not reference:

@@ -9,10 +9,7 @@ from tokenizers import Tokenizer
 
 from jaxalign.checkpoints.tokenizer import check_known, encode, token_ids
 from jaxalign.model.config import ModelConfig
-from jaxalign.prompts.texts import PromptSet, PromptText
-
-# How published results name the two original tasks; others keep the name of their list.
-TASK_NAMES = {"factual": "FactualRecall", "ioi": "IOI"}
+from jaxalign.prompts.texts import TASK_NAMES, PromptSet, PromptText
 
 
 @dataclass(frozen=True)
