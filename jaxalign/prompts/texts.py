@@ -54,8 +54,8 @@ def read_prompts(path: Path | str | None = None) -> PromptSet:
     for short, name in TASK_NAMES.items():
         if short in tasks and name in tasks:
             raise InputError(
-                f"prompts file {path}: results call {short!r} {name!r}, too, so the two lists would "
-                "become one task",
+                f"prompts file {path}: results call {short!r} {name!r}, too, so the two lists "
+                "would become one task",
                 "join them, or give one another name",
             )
     if not any(tasks.values()):
