@@ -9,6 +9,7 @@ import jax
 import pytest
 from tiny_run import run
 
+from jaxalign import plots
 from jaxalign.checkpoints import Model, Quantized, load, locate
 from jaxalign.commands import (
     one_study,
@@ -89,11 +90,12 @@ class Anything:
 
 CALLED = {
     run_study: "load_beside processes",
-    one_study: "Session check_writable choose_mesh draw is_first locate preparer read_bytes "
+    one_study: "Session check_writable choose_mesh is_first locate preparer read_bytes "
     "read_prompts select_device shutil",
     opening: "enable_compilation_cache load locate read_texts select_device usable_devices",
-    over_training: "draw is_first results",
-    plot: "check_writable draw read_any",
+    over_training: "is_first",
+    plot: "check_writable read_any",
+    plots: "draw",
     verify: "load locate select_device verify",
     speed: "forward_speed",
 }
@@ -103,7 +105,17 @@ CALLED = {
 def answers():
     """What is typed in the signatures of commands, so it has to be the real thing."""
     model = load("demo")
-    quantized = Quantized(model.params, Scheme("quantized"), "", {}, None, False, 0, "", ())
+    quantized = Quantized(
+        params=model.params,
+        scheme=Scheme("quantized"),
+        title="",
+        matrices={},
+        inputs=None,
+        rescaled=False,
+        disk_bytes=0,
+        weights_sha256="",
+        notes=(),
+    )
     [device, *_] = jax.devices()
     return {
         "is_first": True,
@@ -117,7 +129,7 @@ def answers():
         "usable_devices": [device],
         "load_beside": quantized,
         "draw": ("png", "svg"),
-        "read_any": (argparse.Namespace(figures={}), None),
+        "read_any": (argparse.Namespace(draw=lambda *given: plots.draw({}, *given)), None),
         "forward_speed": [speed.Timing("f32", 1, 2, 1.0, 1.0, 1.0)],
     }
 
@@ -145,11 +157,12 @@ def called(monkeypatch, answers):
 
     monkeypatch.setattr(run_study, "processes", context)
     framed = {
-        name: dataclasses.replace(study, run=stand_in("run"), table=str, figures={}, beside=None)
+        name: dataclasses.replace(study, run=stand_in("run"), table=str, figures=dict, beside=None)
         for name, study in find_studies().items()
     }
     monkeypatch.setattr(run_study, "find_studies", lambda: framed)
     monkeypatch.setattr(Study, "write", lambda _, result, path: result)
+    monkeypatch.setattr(Study, "read", lambda _, path: stand_in("read")(path))
 
     def of(*words):
         log.clear()
@@ -196,7 +209,7 @@ def test_every_option_of_a_command_changes_what_the_command_does(command, flag, 
     without, given = called(command, *needs), called(command, *needs, flag, *value)
     assert given != without
     for word in value:
-        shown = "Shard(index=0, count=2)" if flag == "--shard" else word.split(",")[0]
+        shown = "Shard(index=1, count=2)" if flag == "--shard" else word.split(",")[0]
         assert shown in " ".join(given)
 
 

@@ -83,6 +83,11 @@ def load_params(
     beside the finished parameters there is never more than one leaf in memory; on the CPU, where
     the leaf itself becomes the parameter, never more than one tensor.
 
+    Args:
+        checkpoint: the tensors, on disk or in memory.
+        config: the architecture.
+        dtype: of the parameters, whatever the tensors' is.
+
     Raises:
         InputError: a tensor is missing, unknown, of a wrong shape, or not finite; named.
     """

@@ -32,7 +32,7 @@ from jaxalign.runtime.environment import select_device
 from jaxalign.runtime.files import read_json, read_text
 from jaxalign.shapes import Array, Float, Lengths, Tokens
 
-PUBLISHED = Path(__file__).parent.parent / "published.json"
+PUBLISHED = Path(__file__).parent / "published.json"
 MISMATCH = 1
 NOT_CHECKED = 3
 

@@ -45,6 +45,12 @@ def correct_answers(
     Prompts are given bare, without ``<|endoftext|>`` in front, in one batch; the whole vocabulary
     competes.
 
+    Args:
+      params: the weights.
+      config: of the model.
+      tokenizer: of the model.
+      prompts: pairs of a prompt and its target, ``B`` in all.
+
     Returns:
       bool ``[B]``.
     """
@@ -57,6 +63,12 @@ def unseen_loss(
     params: Params, config: ModelConfig, tokenizer: Tokenizer, count: int = 512
 ) -> tuple[float, float]:
     """Measure the loss on filler documents that no training run reads.
+
+    Args:
+      params: the weights.
+      config: of the model.
+      tokenizer: of the model.
+      count: how many documents.
 
     Returns:
       Mean cross-entropy in nats per token and in bits per byte of text.

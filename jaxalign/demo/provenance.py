@@ -37,7 +37,13 @@ def shipped_prompts(task: str) -> list[tuple[str, str]]:
 
 
 def evaluation(params: Params, config: ModelConfig, tokenizer: Tokenizer) -> dict[str, float]:
-    """Return accuracies (top-1 over the whole vocabulary, bare prompts) and unseen loss."""
+    """Return accuracies (top-1 over the whole vocabulary, bare prompts) and unseen loss.
+
+    Args:
+      params: the weights.
+      config: of the model.
+      tokenizer: of the model.
+    """
     clozes = [cloze for fact in FACTS for cloze in fact.clozes()]
     fresh = [(item.prompt, item.target) for item in held_out_prompts(FRESH_IOI)]
     prompt_sets = {

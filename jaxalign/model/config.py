@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from jaxalign.errors import InputError, shown
 from jaxalign.model.rotary import RotaryScaling
 
-ACTIVATIONS = (
+Activation = Literal[
     "gelu",
     "gelu_python",
     "gelu_new",
@@ -18,10 +18,11 @@ ACTIVATIONS = (
     "quick_gelu",
     "relu",
     "silu",
-)
+]
+NormKind = Literal["layer", "rms", "rms+1"]
+ACTIVATIONS, NORMS = get_args(Activation), get_args(NormKind)
 # Sizes are indices for JAX: 32-bit, with a sign.
 MOST = 2**31 - 1
-NORMS = ("layer", "rms", "rms+1")
 
 
 @dataclass(frozen=True)
@@ -74,12 +75,12 @@ class ModelConfig:
     parallel_residual: bool = True
     tied_embeddings: bool = False
     attention_bias: bool = True
-    activation: str = "gelu"
+    activation: Activation = "gelu"
     norm_eps: float = 1e-5
     family: str = "gpt_neox"
     num_kv_heads: int = None  # type: ignore[assignment] # None until ``_fill`` has run
     head_size: int = None  # type: ignore[assignment]
-    norm: str = "layer"
+    norm: NormKind = "layer"
     gated: bool = False
     mlp_bias: bool = True
     out_bias: bool = None  # type: ignore[assignment]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 
 from jaxalign.errors import InputError
 from jaxalign.shapes import Array, Float
 
-SCALINGS = ("linear", "llama3")
+ScalingKind = Literal["linear", "llama3"]
+SCALINGS = get_args(ScalingKind)
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class RotaryScaling:
         original_positions: context of pretraining.
     """
 
-    kind: str
+    kind: ScalingKind
     factor: float
     low: float = 1.0
     high: float = 4.0

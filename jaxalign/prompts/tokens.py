@@ -55,6 +55,11 @@ def tokenize(
 ) -> tuple[list[Prompt], list[tuple[int, ...]], list[str]]:
     """Tokenize a prompt set.
 
+    Args:
+        prompts: as written.
+        tokenizer: of the model.
+        config: of the model: its context and its vocabulary.
+
     Returns:
         The prompts, the reference texts' tokens, and notes for the user: targets of several
         tokens, of which the first is used; distractors that begin with their target's token, so

@@ -86,4 +86,4 @@ _GEMMA2_NORMS = (
 )
 
 _TABLE = Table(rules=(*COMMON, *_GEMMA2_NORMS), embed=EMBED, unembed=UNEMBED, buffers=BUFFERS)
-GEMMA2 = Family("Gemma 2", _read, _write, _TABLE)
+GEMMA2 = Family(title="Gemma 2", read=_read, write=_write, table=_TABLE)

@@ -127,4 +127,4 @@ _LLAMA_NORMS = (
 # Rules for what a model lacks (biases, norms of queries and keys, the unembedding where it is
 # tied) are left out, so Mistral and Qwen share this table.
 TABLE = Table(rules=(*COMMON, *_LLAMA_NORMS), embed=EMBED, unembed=UNEMBED, buffers=BUFFERS)
-LLAMA = Family("Llama", _read_llama, _write_llama, TABLE)
+LLAMA = Family(title="Llama", read=_read_llama, write=_write_llama, table=TABLE)

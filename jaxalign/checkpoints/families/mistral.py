@@ -24,4 +24,4 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-MISTRAL = Family("Mistral", _read, _write, TABLE)
+MISTRAL = Family(title="Mistral", read=_read, write=_write, table=TABLE)

@@ -129,4 +129,4 @@ _TABLE = Table(
     buffers=_BUFFERS,
     renamed=_RENAMED,
 )
-NEOX = Family("GPT-NeoX", _read, _write, _TABLE)
+NEOX = Family(title="GPT-NeoX", read=_read, write=_write, table=_TABLE)

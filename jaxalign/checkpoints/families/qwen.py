@@ -58,5 +58,5 @@ def _write_qwen3(config: ModelConfig) -> dict[str, Any]:
     return settings | {"attention_bias": config.attention_bias}
 
 
-QWEN2 = Family("Qwen 2", _read_qwen2, _write_qwen2, TABLE)
-QWEN3 = Family("Qwen 3", _read_qwen3, _write_qwen3, TABLE)
+QWEN2 = Family(title="Qwen 2", read=_read_qwen2, write=_write_qwen2, table=TABLE)
+QWEN3 = Family(title="Qwen 3", read=_read_qwen3, write=_write_qwen3, table=TABLE)

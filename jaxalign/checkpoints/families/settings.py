@@ -1,4 +1,4 @@
-"""A ``config.json`` while it is read: what is left of it is what nobody understood."""
+"""Reads a ``config.json`` field by field; fields that nothing has read at the end are refused."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ AS_PUBLISHED = "use the config.json that was published with these weights"
 ROTARY = ("rope_parameters", "rope_scaling")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Family:
     """A family of models.
 
@@ -241,7 +241,13 @@ class Settings:
         return tuple(size if kind == known[1] else None for kind in kinds)
 
     def wrong(self, name: str, value: Any, expected: str) -> InputError:
-        """The error of a setting that has another type or range than expected."""
+        """The error of a setting that has another type or range than expected.
+
+        Args:
+            name: the setting.
+            value: what it is.
+            expected: what it should be, in words.
+        """
         return InputError(f"{self.where}: {name} is {shown(value)}, expected {expected}",
                           AS_PUBLISHED)  # fmt: skip
 

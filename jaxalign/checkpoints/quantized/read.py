@@ -42,7 +42,7 @@ SCHEME_NAME = "quantized"
 BESIDE = {"quantize_config.json": "gptq", "quant_config.json": "awq"}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Quantized:
     """A checkpoint that another tool quantized.
 
@@ -103,9 +103,17 @@ def load_quantized(
         from jaxalign.checkpoints.quantized.gguf import load_gguf
 
         params, title, matrices = load_gguf(path, config, jnp.dtype(compute_dtype))
-        scheme = Scheme(SCHEME_NAME, compute_dtype)
-        size, digest = path.stat().st_size, sha256_of([path])
-        return Quantized(params, scheme, title, matrices, None, False, size, digest, ())
+        return Quantized(
+            params=params,
+            scheme=Scheme(SCHEME_NAME, compute_dtype),
+            title=title,
+            matrices=matrices,
+            inputs=None,
+            rescaled=False,
+            disk_bytes=path.stat().st_size,
+            weights_sha256=sha256_of([path]),
+            notes=(),
+        )
     form = format_of(path)
     tensors = Tensors(_weights(path))
     leaves = _leaves(tensors, form, config, jnp.dtype(compute_dtype))
@@ -119,11 +127,16 @@ def load_quantized(
             f"the checkpoint's tool rounds the inputs of linear layers, too ({form.inputs}); here "
             "they are not rounded, so that what is compared are the weights"
         )
-    matrices = {name: _stored(one.value) for name, one in leaves.items() if any(one.quantized)}
-    scheme = _scheme(leaves, compute_dtype, form.inputs if deployed_inputs else None)
-    size, digest = tensors.checkpoint.size, tensors.checkpoint.sha256()
     return Quantized(
-        params, scheme, form.title, matrices, form.inputs, form.rescales, size, digest, tuple(notes)
+        params=params,
+        scheme=_scheme(leaves, compute_dtype, form.inputs if deployed_inputs else None),
+        title=form.title,
+        matrices={name: _stored(one.value) for name, one in leaves.items() if any(one.quantized)},
+        inputs=form.inputs,
+        rescaled=form.rescales,
+        disk_bytes=tensors.checkpoint.size,
+        weights_sha256=tensors.checkpoint.sha256(),
+        notes=tuple(notes),
     )
 
 
