@@ -46,7 +46,7 @@ def known(monkeypatch):
     """The row that the table lacks."""
 
     def add():
-        row = Matrix(part="mlp", inputs="F", outputs=("D",), reads="mlp_norm", residual=True)
+        row = Matrix(part="mlp", inputs="F", outputs=("D",), residual=True)
         monkeypatch.setitem(MATRICES, "side", row)
 
     return add
@@ -92,7 +92,7 @@ def test_a_matrix_that_the_table_has_is_handled_everywhere(wider, known):
     codes = shard_packed(packed, mesh).blocks.mlp.side.codes
     assert tuple(codes.sharding.spec) == (None, MODEL, None)
     assert part_bytes(CONFIG, 1) == 4 * sum(a.size for a in jax.tree.leaves(wider)) + 4 * 2 * 32
-    assert groups_of(first_layer(wider))[2].linears == ("mlp.up", "mlp.side")
+    assert groups_of(first_layer(wider))[-1].linears == ("mlp.side",)
     assert "side" in low_matrices(first_layer(wider), first_layer(packed), CONFIG)
     noise = noisy(wider, packed, jax.random.key(2), CONFIG).blocks.mlp.side - wider.blocks.mlp.side
     assert np.abs(noise).min(axis=(1, 2)).max() > 0
