@@ -186,6 +186,8 @@ def test_two_runs_on_one_call_lose_nothing(folder, opened):
     assert finished(folder) == 1
     Study().run(third := opened(folder))
     third.remove()
+    for each in (first, second):  # which hold the lock of the folder until they end
+        each.close()
     assert not folder.exists()
 
 
@@ -217,6 +219,17 @@ def test_another_study_is_refused_while_the_first_runs(other, named, folder, ope
     resumed = Study()
     resumed.run(opened(folder))
     assert resumed.computed == list(range(1, CALLS))
+
+
+def test_a_run_that_ends_leaves_the_lock_to_one_of_the_same_study_that_goes_on(folder, opened):
+    first, second = opened(folder), opened(folder)
+    first.keep(("clean", 0), lambda: np.zeros(3))
+    first.remove()
+    with pytest.raises(InputError, match="in use by another study"):
+        opened(folder, FACTS | {"seed": 7})
+    second.remove()
+    assert not folder.exists()
+    opened(folder, FACTS | {"seed": 7})
 
 
 def test_a_study_that_was_killed_holds_nobody_up_and_loses_nothing(folder, opened, capsys):

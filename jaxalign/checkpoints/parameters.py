@@ -174,7 +174,7 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
 
 
 def _check_tied(checkpoint: Checkpoint | StateDict, embed: str, unembed: str) -> None:
-    if not np.array_equal(*map(checkpoint.read, (embed, unembed))):
+    if not np.array_equal(checkpoint.read(embed), checkpoint.read(unembed)):
         raise InputError(
             f"{checkpoint.folder}: config.json ties the embeddings, but tensor {unembed!r} differs "
             f"from {embed!r}",

@@ -38,6 +38,7 @@ from jaxalign.runtime.files import read_bytes, read_json, replace_file
 from jaxalign.runtime.messages import note
 
 FACTS, LOCK, CALL = "facts.json", "lock", ".npz"
+CALLS = (f"*{CALL}", f".*{CALL}.*")  # whole and half
 NAME = 16  # hexadecimal digits of a study's hash
 MOST_BYTES = 1 << 36  # of one call
 
@@ -140,7 +141,10 @@ class Resume:
         """Remove the study's folder: the result is safe, or of no interest."""
         if self.folder and is_first():
             for folder in _studies(self.folder.parent):
-                if folder == self.folder or not (finished(folder) or _is_running(folder)):
+                if folder == self.folder:
+                    # The lock stays while another run of this study holds it, too: ``close``.
+                    _unlink(folder, CALLS)
+                elif not (finished(folder) or _is_running(folder)):
                     _empty(folder)
         self.close()
 
@@ -259,12 +263,16 @@ def _release(folder: Path, lock: io.BufferedRandom | None) -> None:
             _empty(folder)
 
 
-def _empty(folder: Path) -> None:
-    """Remove a study's files, whole and half, and its folder if nothing else is in it."""
-    for pattern in (f"*{CALL}", f".*{CALL}.*", FACTS, f".{FACTS}.*", LOCK):
+def _unlink(folder: Path, patterns: Sequence[str]) -> None:
+    for pattern in patterns:
         for path in folder.glob(pattern):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def _empty(folder: Path) -> None:
+    """Remove a study's files, whole and half, and its folder if nothing else is in it."""
+    _unlink(folder, (*CALLS, FACTS, f".{FACTS}.*", LOCK))
     with contextlib.suppress(OSError):
         folder.rmdir()
         folder.parent.rmdir()

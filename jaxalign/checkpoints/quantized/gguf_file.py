@@ -127,7 +127,7 @@ class _Head:
         if size > self.data.size - self.at:
             raise self.damaged(f"{size} bytes at {self.at}, but it has {self.data.size}")
         self.at += size
-        return memoryview(self.data)[self.at - size : self.at]
+        return self.data[self.at - size : self.at].data
 
     def numbers(self, kind: str, count: int) -> list[Any]:
         size = np.dtype(kind).itemsize
