@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from typing import ClassVar
 
 import jax
@@ -15,9 +16,10 @@ from jaxalign.devices.deal import sharded_sweep
 from jaxalign.devices.mesh import make_mesh, shard_params
 from jaxalign.edits import AttentionAdd, Edit, HeadEdit, ResidualEdit, Site, acts, per_row
 from jaxalign.edits.batch import by_row, check, rows, take_rows
+from jaxalign.edits.ready import zero_ablation
 from jaxalign.edits.site import KINDS
 from jaxalign.engine import sweep
-from jaxalign.model import forward
+from jaxalign.model import ModelConfig, forward, init_params
 from jaxalign.model.decoder import POINTS
 from jaxalign.model.generate import generate, prefill, step
 from jaxalign.model.layers import Pass, attend, keys_values, mlp, normalize, project_heads, queries
@@ -299,3 +301,24 @@ def test_rows_are_taken_and_axes_named_by_the_declarations_alone():
     sizes = {"L": L, "B": B, "S": S, "H": H, "D": D + 1}
     with pytest.raises(ValueError, match=r"ResidualEdit\.value has shape \(3, 3, 7, 32\), ex"):
         check(edit, sizes, POINTS, batch=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"tokens": jnp.array([[1, 999_999]])}, "tokens are 1 … 999999, expected 0 … "),
+        ({"tokens": jnp.array([[-1, 2]])}, "tokens are -1 … 2"),
+        ({"lengths": jnp.array([3])}, "lengths are 3 … 3, expected 1 … 2"),
+        ({"lengths": jnp.array([0])}, "lengths are 0 … 0"),
+    ],
+)
+def test_prompts_that_jax_would_clamp_are_refused(given, said):
+    """Indexing beyond an array's end gives its last row in JAX, and no error."""
+    config = ModelConfig(11, 1, 1, 8, 16, rotary_dims=4)
+    params = init_params(jax.random.key(0), config)
+    whole = {"tokens": jnp.array([[1, 2]]), "lengths": jnp.array([2])} | given
+    tokens, lengths = whole["tokens"], whole["lengths"]
+    with pytest.raises(ValueError, match=re.escape(said)):
+        forward(params, tokens, config, lengths=lengths)
+    with pytest.raises(ValueError, match=re.escape(said)):
+        sweep(params, tokens, lengths, config, [zero_ablation(1, 1)], lambda logits: logits)

@@ -18,7 +18,7 @@ from jaxalign.engine.readout import Readout, read_out
 from jaxalign.engine.wave import wave
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import check_dtype, check_edit, forward
+from jaxalign.model.decoder import check_dtype, check_edit, check_prompts, forward
 from jaxalign.model.layers import at_position
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
@@ -66,8 +66,9 @@ def sweep(
 
     Raises:
         InputError: unknown engine.
-        ValueError: parameters of another dtype than the scheme's; or an edit that does not fit, at
-            a point that the model does not have, or that does not say where its rows act.
+        ValueError: parameters of another dtype than the scheme's; tokens or lengths of another
+            shape or out of range; something else than a list of edits; or an edit that does not
+            fit, at a point that the model does not have, or that does not say where its rows act.
 
     Example:
         >>> zero = zero_ablation(config.num_layers, config.num_heads)
@@ -78,6 +79,9 @@ def sweep(
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown", f"use {' or '.join(ENGINES)}")
     check_dtype(params, scheme)
+    tokens, lengths = check_prompts(tokens, lengths, config)
+    if isinstance(edits, Edit) or not all(isinstance(edit, Edit) for edit in edits):
+        raise ValueError(f"edits are {type(edits).__name__}, expected a list of Edit")
     for edit in edits:
         check_edit(edit, config, tokens.shape, batch=True)
     read_off = batches.touches_one_step(edits, len(tokens))

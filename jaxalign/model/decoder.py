@@ -61,6 +61,39 @@ def check_dtype(params: Params, scheme: Scheme) -> None:
         )
 
 
+def check_prompts(
+    tokens: Tokens, lengths: Lengths | None, config: ModelConfig
+) -> tuple[Tokens, Lengths]:
+    """Prompts as arrays of JAX, checked as far as they are known: under ``jit`` by shape alone.
+
+    Args:
+        tokens: int ``[B, S]``.
+        lengths: int ``[B]``; ``S`` by default.
+        config: the architecture, whose vocabulary the tokens are numbers of.
+
+    Raises:
+        ValueError: another shape or dtype, no prompt, or a number that is no token: JAX would take
+            the last row of the embedding for it.
+    """
+    tokens = jnp.asarray(tokens)
+    if tokens.ndim != 2 or not tokens.size or not jnp.issubdtype(tokens.dtype, jnp.integer):
+        raise ValueError(f"tokens are {tokens.dtype}{list(tokens.shape)}, expected int [B, S]")
+    count, size = tokens.shape
+    lengths = jnp.full(count, size) if lengths is None else jnp.asarray(lengths)
+    if lengths.shape != (count,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
+        raise ValueError(
+            f"lengths are {lengths.dtype}{list(lengths.shape)}, expected int [{count}]"
+        )
+    for name, array, least, most in (
+        ("tokens", tokens, 0, config.vocab_size - 1),
+        ("lengths", lengths, 1, size),
+    ):
+        known = not isinstance(array, jax.core.Tracer) and array.is_fully_addressable
+        if known and not (least <= int(array.min()) and int(array.max()) <= most):
+            raise ValueError(f"{name} are {array.min()} … {array.max()}, expected {least} … {most}")
+    return tokens, lengths
+
+
 def embed(params: Params, tokens: Tokens, run: Pass) -> Float[Array, "B S D"]:
     """The residual stream before the first block.
 
@@ -222,8 +255,9 @@ def forward(
         last_only: logits of each prompt's last real position only.
 
     Raises:
-        ValueError: unknown capture name, parameters of another dtype than the scheme's, an edit of
-            another shape than the run's, or at a point that the model does not have.
+        ValueError: unknown capture name, parameters of another dtype than the scheme's, tokens or
+            lengths of another shape or out of range, an edit of another shape than the run's, or at
+            a point that the model does not have.
 
     Example:
         >>> model = jaxalign.load("demo")
@@ -234,11 +268,10 @@ def forward(
     if unknown:
         raise ValueError(f"capture asks for {unknown}, expected names of {CAPTURES}")
     check_dtype(params, scheme)
+    tokens, lengths = check_prompts(tokens, lengths, config)
     edit = jax.tree.map(jnp.asarray, edit or NOTHING)
     check_edit(edit, config, tokens.shape)
-    size = tokens.shape[1]
-    lengths = jnp.full(tokens.shape[0], size) if lengths is None else lengths
-    run = Pass(config, scheme, real_positions(lengths, size))
+    run = Pass(config, scheme, real_positions(lengths, tokens.shape[1]))
     x = embed(params, tokens, run)
     start = x = edit.at_embedding().apply_at("resid", x)
 
