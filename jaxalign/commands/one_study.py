@@ -140,7 +140,8 @@ def run_study(
 
 def resume_folder(output: Path) -> Path:
     """Where the finished calls of a study are, until its result is written."""
-    output = Path(os.path.realpath(output))  # one folder, whatever link the output is given by
+    if output.is_symlink():  # one folder, whatever link the output is given by
+        output = Path(os.path.realpath(output))
     return output.with_name(f"{output.name}.journal")
 
 
