@@ -189,7 +189,17 @@ WORDS = {
 }
 # What an option needs beside it, and the value that it is compared with where it cannot be absent.
 MODEL = ("--model", "other/model")
-NEEDS = {"--revisions": MODEL, "--quantized": MODEL}
+NEEDS = {
+    "--revisions": MODEL,
+    "--quantized": MODEL,
+    ("heads", "--calibration"): ("--schemes", "gptq-g64"),
+    ("plan", "--calibration"): ("--scheme", "gptq-g64"),
+}
+
+
+def needed(command, flag):
+    """The options that an option has no effect without, and is refused without."""
+    return NEEDS.get((command, flag), NEEDS.get(flag, ()))
 
 
 def value_of(action):
@@ -205,7 +215,7 @@ def value_of(action):
 @pytest.mark.parametrize(("command", "flag"), PAIRS)
 def test_every_option_of_a_command_changes_what_the_command_does(command, flag, called):
     [action] = [a for a in actions(command) if flag in a.option_strings]
-    value, needs = value_of(action), NEEDS.get(flag, ())
+    value, needs = value_of(action), needed(command, flag)
     without, given = called(command, *needs), called(command, *needs, flag, *value)
     assert given != without
     for word in value:
@@ -286,7 +296,7 @@ ODD = (
 def test_odd_values_are_refused_in_one_line_or_taken_as_they_are(command, flag, called):
     [action] = [a for a in actions(command) if flag in a.option_strings]
     for odd in ODD if action.nargs != 0 else ():
-        ran = run(command, *NEEDS.get(flag, ()), f"{flag}={odd}")
+        ran = run(command, *needed(command, flag), f"{flag}={odd}")
         assert ran.code in (0, 2, verify.NOT_CHECKED)
         if ran.code == 2:
             assert re.fullmatch(r"jaxalign: error: .+\.\n", ran.err)
