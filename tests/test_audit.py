@@ -35,6 +35,14 @@ def test_an_audit_runs_the_study_on_the_files_weights_beside_other_schemes(input
     assert {repair.precision for repair in result.repairs} == {"quantized"}
 
 
+def test_an_audit_honours_a_repair_that_leaves_it_out(inputs, tmp_path):
+    model, quantized, prompts = inputs
+    output = tmp_path / "experiment.json"
+    more = ("--quantized", quantized, "--repair", "none")
+    assert study(model, prompts, output, *more, "--use-all-prompts", "--no-figures").code == 0
+    assert not HEADS.read(output).repairs
+
+
 def test_an_audit_without_its_original_is_refused(inputs, tmp_path):
     _, quantized, prompts = inputs
     line = refusal(

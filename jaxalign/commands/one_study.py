@@ -132,15 +132,14 @@ def run_study(
     print(f"\n{study.table(result)}\n\nresult: {output}", flush=True)
     for path in beside:
         print(path)
-    if not arguments.no_figures:
-        study.draw(result, output.parent / "figures")
+    if not arguments.no_figures and study.draw(result, output.parent / "figures"):
         print(f"figures: {output.parent / 'figures'}")
     return result
 
 
 def resume_folder(output: Path) -> Path:
     """Where the finished calls of a study are, until its result is written."""
-    if output.is_symlink():  # one folder, whatever link the output is given by
+    if os.path.islink(output):  # one folder, whatever link the output is given by
         output = Path(os.path.realpath(output))
     return output.with_name(f"{output.name}.journal")
 

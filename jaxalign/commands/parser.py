@@ -155,6 +155,7 @@ def _with_default(known: Option, default: Any) -> str:
         return known.help
     if isinstance(default, tuple):
         default = ",".join(getattr(each, "name", str(each)) for each in default)
+    default = getattr(default, "name", default)  # a scheme
     return f"{known.help} (default: {default})".replace("%", "%%")
 
 

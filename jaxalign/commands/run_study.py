@@ -7,6 +7,7 @@ import functools
 from dataclasses import replace
 
 from jaxalign.checkpoints import Model, load_beside
+from jaxalign.checkpoints.quantized.read import SCHEME_NAME
 from jaxalign.commands.one_study import Audit, run_study
 from jaxalign.commands.over_training import over_training
 from jaxalign.commands.parser import options_from
@@ -75,15 +76,22 @@ def _audit(
         )
     found = load_beside(arguments.quantized, original)
     scheme = replace(found.scheme, from_file=True)
+    own = (scheme.name,) if _repairs_quantized(arguments) else ()
     return Audit(
         options=replace(
-            options,
-            schemes=(scheme, *options.schemes),
-            repaired=(scheme.name, *options.repaired),
+            options, schemes=(scheme, *options.schemes), repaired=(*own, *options.repaired)
         ),
         prepare=lambda params, other: found.params if other == scheme else prepare(params, other),
         weights_sha256=found.weights_sha256,
         notes=(f"quantized: {found.title}, from {arguments.quantized}", *found.notes),
+    )
+
+
+def _repairs_quantized(arguments: argparse.Namespace) -> bool:
+    """Whether the quantized checkpoint gets repair curves: unless ``--repair`` leaves it out."""
+    asked = arguments.repair
+    return arguments.quantized is not None and (
+        asked in (None, "all") or SCHEME_NAME in listed(asked)
     )
 
 
@@ -104,7 +112,10 @@ def heads_options(arguments: argparse.Namespace) -> HeadsOptions:
     words = {None: [name for name in names if name != INT8_SIM.name], "all": names, "none": []}
     asked = arguments.repair
     repaired = words[asked] if asked in words else _repair_list(asked)
-    if arguments.max_repair_k is not None and not repaired and arguments.quantized is None:
+    audited = _repairs_quantized(arguments)
+    if audited:  # it is a scheme of the study once its file is read
+        repaired = [name for name in repaired if name != SCHEME_NAME]
+    if arguments.max_repair_k is not None and not repaired and not audited:
         raise InputError(
             f"--max-repair-k {arguments.max_repair_k} is given, but no scheme has repair curves",
             "leave it out, or name schemes to repair with --repair",

@@ -206,14 +206,16 @@ class Edit:
         def first(declared: Declared, a: Any) -> Any:
             return a[0] if declared.layered else a
 
-        early = [s for s in self.sites if any(d.axes[0] == "L+1" for d in s.declared())]
+        early = [s for s in self.sites if any(d.axes[:1] == ("L+1",) for d in s.declared())]
         return Edit(*early).map_arrays(first)
 
     def layered(self) -> list[dict[str, Any]]:
         """For each site its arrays with an axis of layers, blocks only: to scan or index."""
         return [
             {
-                d.name: getattr(site, d.name)[1:] if d.axes[0] == "L+1" else getattr(site, d.name)
+                d.name: getattr(site, d.name)[1:]
+                if d.axes[:1] == ("L+1",)
+                else getattr(site, d.name)
                 for d in site.declared()
                 if d.layered
             }

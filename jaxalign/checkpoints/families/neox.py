@@ -36,6 +36,8 @@ def _rotary(settings: Settings) -> tuple[float, float]:
     base = new.number("rope_theta", settings.number("rotary_emb_base", late_base))
     late = settings.number("partial_rotary_factor", 0.25, zero=True)
     early = settings.number("rotary_pct", late, zero=True)
+    if "partial_rotary_factor" in settings.given and early != late:
+        raise settings.wrong("partial_rotary_factor", late, f"rotary_pct's value, {early}")
     fraction = new.number("partial_rotary_factor", early, zero=True)
     for name, rope in zip(ROTARY, (new, old), strict=True):
         kind = rope.kind()
