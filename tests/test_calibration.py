@@ -29,6 +29,7 @@ GEMMA = replace(
     CONFIG,
     parallel_residual=False,
     attention_bias=False,
+    out_bias=False,
     mlp_bias=False,
     num_kv_heads=2,
     head_size=8,

@@ -370,7 +370,7 @@ def test_windows_and_caps_change_what_is_computed(checkpoints):
         {"windows": (None, 4, None)},
         {"attention_cap": None},
         {"logit_cap": None},
-        {"query_scalar": config.head_size},
+        {"query_scalar": float(config.head_size)},
         {"scaled_embedding": False},
         {"norm": "rms"},
     ):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from jaxalign.errors import InputError, shown
 from jaxalign.model.rotary import RotaryScaling
@@ -21,6 +21,9 @@ Activation = Literal[
 ]
 NormKind = Literal["layer", "rms", "rms+1"]
 ACTIVATIONS, NORMS = get_args(Activation), get_args(NormKind)
+if not TYPE_CHECKING:
+    # Another word is refused below, by an error that a user reads.
+    Activation = NormKind = str
 # Sizes are indices for JAX: 32-bit, with a sign.
 MOST = 2**31 - 1
 

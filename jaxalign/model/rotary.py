@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import jax.numpy as jnp
 
@@ -13,6 +13,8 @@ from jaxalign.shapes import Array, Float
 
 ScalingKind = Literal["linear", "llama3"]
 SCALINGS = get_args(ScalingKind)
+if not TYPE_CHECKING:
+    ScalingKind = str  # another word is refused below, by an error that a user reads
 
 
 @dataclass(frozen=True)
