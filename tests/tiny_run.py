@@ -94,7 +94,8 @@ def run(*arguments: Any) -> Ran:
 
 def study(model: Path, prompts: Path, output: Path, *more: Any) -> Ran:
     """A small study on the CPU."""
-    small = ("--device", "cpu", *(() if "none" in more else ("--max-repair-k", 2)))
+    few = () if {"none", "--max-repair-k"} & {*map(str, more)} else ("--max-repair-k", 2)
+    small = ("--device", "cpu", *few)
     return run("--model", model, "--prompts", prompts, "--output", output, *small, *more)
 
 
