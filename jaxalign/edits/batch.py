@@ -88,7 +88,7 @@ def touched(edit: Edit, batch: int) -> Bool[Array, "M B steps"]:
         for declared in places:
             where = jnp.asarray(getattr(site, declared.name))
             some = where.any(axis=tuple(range(3, where.ndim)))  # [M, L, B|1]
-            before = 1 if declared.axes[0] == "L" else 0
+            before = 1 if declared.axes[:1] == ("L",) else 0
             some = jnp.pad(some, ((0, 0), (before, 0), (0, 0)))
             parts.append(jnp.broadcast_to(some, (*some.shape[:2], batch)).swapaxes(1, 2))
     if not parts:

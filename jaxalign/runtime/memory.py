@@ -26,7 +26,8 @@ def available_bytes() -> float | None:
         limit = stats.get("bytes_limit")
         return None if limit is None else float(limit - stats["bytes_in_use"])
     try:
-        if found := re.search(r"MemAvailable:\s+(\d+) kB", MEMINFO.read_text(encoding="utf-8")):
+        said = MEMINFO.read_text(encoding="utf-8") if MEMINFO.exists() else ""
+        if found := re.search(r"MemAvailable:\s+(\d+) kB", said):
             return 1024.0 * int(found[1])
         return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     except (OSError, ValueError):
