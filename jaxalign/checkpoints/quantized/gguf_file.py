@@ -70,6 +70,7 @@ class GGUFFile:
         tensor = self.tensors[name]
         stored = self.data[tensor.start : tensor.start + tensor.size]
         try:
+            with np.errstate(all="ignore"):  # what is not finite is refused by its name later
             values = gguf.dequantize(stored.reshape(*tensor.shape[:-1], -1), tensor.kind)
         except NotImplementedError as error:
             raise InputError(
