@@ -71,7 +71,7 @@ class GGUFFile:
         stored = self.data[tensor.start : tensor.start + tensor.size]
         try:
             with np.errstate(all="ignore"):  # what is not finite is refused by its name later
-            values = gguf.dequantize(stored.reshape(*tensor.shape[:-1], -1), tensor.kind)
+                values = gguf.dequantize(stored.reshape(*tensor.shape[:-1], -1), tensor.kind)
         except NotImplementedError as error:
             raise InputError(
                 f"{self.path}: tensor {name!r} is of type {tensor.kind.name}, which the gguf "
