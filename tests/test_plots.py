@@ -359,7 +359,7 @@ def many_tasks(result: HeadsResult, count: int, length: int) -> HeadsResult:
     prompts = [replace(result.prompts[0], task=name) for name in (*names, names[-1])]
     repairs = [
         replace(repair, task=name)
-        for name in names
+        for name in (*names, names[-1])
         for repair in result.repairs[:: len(result.prompts)]
     ]
     return replace(result, prompts=tuple(prompts), repairs=tuple(repairs))
@@ -379,7 +379,7 @@ def test_200_tasks_with_names_of_100000_characters_are_drawn_in_bounded_time(
         assert "the 6 tasks with the most prompts" in text
         for task, is_drawn in (("t199", True), ("t4x", True), ("t5x", False)):
             assert is_drawn == any(task in line and "f16" in line for line in lines), task
-    assert time.process_time() - begun < 30
+    assert time.process_time() - begun < 90  # it took more than 120 s without bounds
 
 
 @pytest.mark.parametrize("value", [np.nan, 0.0, 1e-310, 3e38])
