@@ -62,11 +62,14 @@ def start(inputs, small):
     tiny, prompts = inputs
 
     def start(folder, *others, model=tiny):
-        """``others`` are further options of the second process."""
+        """``others`` are options of the second process, instead of those that both have."""
         own = ["cli.py", "--model", model, "--prompts", prompts, "--device", "cpu", *small]
         outputs = (folder / f"output {index}" / "experiment.json" for index in range(2))
         first, second = ([*own, "--output", output] for output in outputs)
-        commands = [first, [*second, *others]]
+        for flag, value in zip(others[::2], others[1::2], strict=True):
+            at = second.index(flag) if flag in second else len(second)
+            second = [*second[:at], flag, value, *second[at + 2 :]]
+        commands = [first, second]
         return run_of(commands, folder)
 
     return start
@@ -275,21 +278,19 @@ def test_processes_of_a_launcher_find_each_other_without_options(launcher, tmp_p
 # Processes that cannot run together.
 
 
-@pytest.mark.slow  # fails since the studies moved to one frame; the cause is to be found
 def test_processes_that_were_given_different_inputs_are_refused_with_what_differs(start, tmp_path):
     loud = write_prompts(tmp_path / "other.json")
     model = write_model(tmp_path / "model", num_hidden_layers=3)
     other = "--seed", 1, "--prompts", loud, "--model", model
     with start(tmp_path, *other) as started:
         rans = [one.end() for one in started]
-    line = "weights, config, prompts, calibration, seed of process 1 differ from process 0's"
+    line = "weights, config, token ids, seed, calibration of process 1 differ from process 0's"
     for ran in rans:
         assert (ran.code, ran.err.count("\n")) == (2, 1)
         assert line in ran.err
     assert not (tmp_path / "output 0" / "experiment.json.journal").exists()
 
 
-@pytest.mark.slow  # fails since the studies moved to one frame; the cause is to be found
 def test_an_error_of_one_process_ends_the_others_with_its_reason(start, tmp_path):
     with start(tmp_path, "--model", tmp_path / "nowhere") as started:
         first, second = (one.end() for one in started)
