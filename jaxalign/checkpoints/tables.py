@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -125,9 +125,8 @@ def transposed(published: str, leaf: str, part: int | None = None) -> TensorRule
         leaf: dotted name of the parameter.
         part: which part of the parameter it is; None for all of it.
     """
-    return TensorRule(
-        published=published,
-        targets=(Target(leaf=leaf, part=part),),
+    return replace(
+        same(published, leaf, part),
         load=lambda x, config: [x.T],
         save=lambda found, config: found[0].T,
     )

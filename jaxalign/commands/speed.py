@@ -18,7 +18,7 @@ from jaxalign.model import cast, forward
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
 from jaxalign.prompts import encode
 from jaxalign.runtime.compile import jit
-from jaxalign.study.option import check_options, option, schemes_listed
+from jaxalign.study.option import check_options, option, schemes_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,12 +37,7 @@ class SpeedOptions:
 
     schemes: tuple[Scheme, ...] = field(
         default=(F16, INT8_SIM),
-        metadata=option(
-            "--schemes",
-            metavar="LIST",
-            parse=schemes_listed,
-            help="precisions beside f32, with commas; docs/schemes.md has them all",
-        ),
+        metadata=schemes_option("precisions beside f32"),
     )
     text: str = field(
         default="The capital of France is",

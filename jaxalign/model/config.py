@@ -32,6 +32,10 @@ MOST = 2**31 - 1
 class ModelConfig:
     """A decoder of any family; the defaults are GPT-NeoX's.
 
+    What follows from other fields by default (``num_kv_heads``, ``head_size``, ``out_bias``,
+    ``query_scalar``) is filled in when a configuration is made: ``dataclasses.replace`` keeps those
+    values, so name them, too, where the fields that they follow from change.
+
     Attributes:
         vocab_size: ``V``.
         num_layers: ``L``.

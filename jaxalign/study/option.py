@@ -72,6 +72,16 @@ def memory_option() -> Mapping[str, Option]:
     return option("--memory-gb", metavar="GB", help=MEMORY_HELP, most=MOST_GB, group="what runs")
 
 
+def schemes_option(help: str) -> Mapping[str, Option]:
+    """The ``metadata`` of a list of precisions.
+
+    Args:
+        help: what they are for; where the names of all schemes stand is added.
+    """
+    help = f"{help}, with commas; docs/schemes.md has them all"
+    return option("--schemes", metavar="LIST", help=help, parse=schemes_listed)
+
+
 def options_of(kind: Any) -> dict[str, Option]:
     """The options of a dataclass, by the names of their fields.
 

@@ -9,7 +9,7 @@ from jaxalign.edits import HEAD_MODES, HeadMode
 from jaxalign.engine import ENGINES, Engine
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
-from jaxalign.study.option import option, refuse_repeated, schemes_listed
+from jaxalign.study.option import option, refuse_repeated, schemes_option
 from jaxalign.study.options import Common
 
 MeanPositions = Literal["last", "all"]
@@ -34,13 +34,9 @@ class HeadsOptions(Common):
 
     schemes: tuple[Scheme, ...] = field(
         default=(F16, INT8_SIM),
-        metadata=option(
-            "--schemes",
-            metavar="LIST",
-            parse=schemes_listed,
-            help="low precisions, with commas: f16, bf16, int8-sim, int8, llm-int8, nf4, fp4, "
-            "int4-g128, awq-g128, gptq-g128, hqq-g64, smoothquant, fp8-e4m3, ...; "
-            "docs/schemes.md has them all",
+        metadata=schemes_option(
+            "low precisions such as f16, bf16, int8-sim, int8, llm-int8, nf4, fp4, int4-g128, "
+            "awq-g128, gptq-g128, hqq-g64, smoothquant, fp8-e4m3"
         ),
     )
     repaired: tuple[str, ...] = ("f16",)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from jaxalign.numerics.scheme import F32, Scheme, scheme_named
-from jaxalign.study.option import option, refuse_repeated, schemes_listed
+from jaxalign.study.option import refuse_repeated, schemes_option
 from jaxalign.study.options import Common
 
 # The schemes of the table, from many bits to few.
@@ -43,12 +43,7 @@ class SchemesOptions(Common):
 
     schemes: tuple[Scheme, ...] = field(
         default=tuple(map(scheme_named, TABLE)),
-        metadata=option(
-            "--schemes",
-            metavar="LIST",
-            parse=schemes_listed,
-            help="low precisions, with commas; docs/schemes.md has them all",
-        ),
+        metadata=schemes_option("low precisions"),
     )
 
     def __post_init__(self) -> None:
