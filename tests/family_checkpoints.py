@@ -39,6 +39,9 @@ GEMMA2 = {"head_dim": 16, "query_pre_attn_scalar": 9, "sliding_window": 4} | {
     "final_logit_softcapping": 3.0,
 }
 
+# Its default padding token is beyond a vocabulary of 97.
+PHI3 = {"pad_token_id": 0, "rms_norm_eps": 1e-3}
+
 # By name: the family and the settings that differ from SIZES.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -81,6 +84,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
         },
     ),
+    "phi3": ("phi3", PHI3 | {"tie_word_embeddings": True}),
+    "phi3, window": ("phi3", PHI3 | {"sliding_window": 4, "num_key_value_heads": 1}),
 }
 # One of each family, with windows where the family has them.
 ONE_EACH = (
@@ -89,6 +94,7 @@ ONE_EACH = (
     "qwen3, biases, windows",
     "mistral, window",
     "gemma2",
+    "phi3, window",
 )
 
 
@@ -102,6 +108,7 @@ def torch_and_transformers() -> tuple[Any, Any]:
         _ = transformers.LlamaForCausalLM, transformers.Gemma2ForCausalLM
         _ = transformers.Qwen2ForCausalLM, transformers.Qwen3ForCausalLM
         _ = transformers.MistralForCausalLM, transformers.GPTNeoXForCausalLM
+        _ = transformers.Phi3ForCausalLM
     return torch, transformers
 
 

@@ -318,11 +318,25 @@ LLAMA_31 = {
             ),
             2_614_341_888,
         ),
+        (
+            published(
+                "phi3",
+                sizes=(32, 32, 3072, 8192, 32, 32064, 4096),
+                attention_bias=False,
+                embd_pdrop=0.0,
+                original_max_position_embeddings=4096,
+                resid_pdrop=0.0,
+                rms_norm_eps=1e-5,
+                rope_scaling=None,
+                sliding_window=2047,
+            ),
+            3_821_079_552,
+        ),
     ],
-    ids=["Llama 2 7B", "Llama 3.1 8B", "Qwen2.5 0.5B", "Qwen3 0.6B", "Mistral 7B", "Gemma 2 2B"],
+    ids=["Llama 2 7B", "Llama 3.1 8B", "Qwen2.5 0.5B", "Qwen3 0.6B", "Mistral 7B", "Gemma 2 2B"]
+    + ["Phi-3 mini"],
 )
 def test_published_models_have_their_published_number_of_parameters(settings, parameters):
-
     assert count(param_shapes(config_from_hf(settings))) == parameters
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxalign.checkpoints.families import gemma2, llama, mistral, neox, qwen
+from jaxalign.checkpoints.families import gemma2, llama, mistral, neox, phi3, qwen
 from jaxalign.checkpoints.families.settings import Family, Settings
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
@@ -21,6 +21,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3": qwen.QWEN3,
     "mistral": mistral.MISTRAL,
     "gemma2": gemma2.GEMMA2,
+    "phi3": phi3.PHI3,
 }
 
 

@@ -88,7 +88,7 @@ def _write_llama(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-_LAYER = "model.layers.{layer}."
+LAYER = "model.layers.{layer}."
 EMBED, UNEMBED = "model.embed_tokens.weight", "lm_head.weight"
 BUFFERS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
@@ -96,14 +96,14 @@ BUFFERS = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 def _linear(published: str, leaf: str, part: int | None = None) -> tuple[TensorRule, TensorRule]:
     """A linear layer's weight and bias."""
     return (
-        transposed(f"{_LAYER}{published}.weight", f"blocks.{leaf}", part),
-        same(f"{_LAYER}{published}.bias", f"blocks.{leaf}_bias", part),
+        transposed(f"{LAYER}{published}.weight", f"blocks.{leaf}", part),
+        same(f"{LAYER}{published}.bias", f"blocks.{leaf}_bias", part),
     )
 
 
 def norm(published: str, leaf: str) -> TensorRule:
     """A norm of a block."""
-    return same(f"{_LAYER}{published}.weight", f"blocks.{leaf}.scale")
+    return same(f"{LAYER}{published}.weight", f"blocks.{leaf}.scale")
 
 
 COMMON = (
