@@ -58,18 +58,10 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture
-def quick_compilation():
-    """For claims that are not about bits: programs that compile in half of the time."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.fixture
-def no_kept_programs(monkeypatch):
-    """For tests of what the compiler does: nothing is loaded, here or in processes of their own."""
-    before = {name: getattr(jax.config, name) for name in kept_programs.APART}
-    for name, value in kept_programs.APART.items():
+def users_programs(monkeypatch):
+    """For tests of bits and of the compiler: programs as users have them, in every process."""
+    before = {name: jax.config.values[name] for name in kept_programs.USERS}
+    for name, value in kept_programs.USERS.items():
         monkeypatch.delenv(name.upper(), raising=False)
         jax.config.update(name, value)
     compilation_cache.reset_cache()

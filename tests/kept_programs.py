@@ -1,7 +1,8 @@
 """Programs that one test compiles and others load, in whichever process, during one run of pytest.
 
-What is compiled is the same without them; tests of the compiler, and of jaxalign's own folder of
-programs, do without.
+They are compiled without most of LLVM's optimizations, which tests would wait for longer than for
+the programs themselves. Tests of bits, of the compiler and of jaxalign's own folder of programs do
+without: their programs are those that users have.
 """
 
 from __future__ import annotations
@@ -17,14 +18,16 @@ SHARED = {
     "JAX_COMPILATION_CACHE_MAX_SIZE": "10000000000",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0.1",
     "JAX_PERSISTENT_CACHE_ENABLE_XLA_CACHES": "none",
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }
 FOLDER = "JAX_COMPILATION_CACHE_DIR"
 # JAX's own defaults, by the names of its settings.
-APART = {
+USERS = {
     "jax_compilation_cache_dir": None,
     "jax_compilation_cache_max_size": -1,
     "jax_persistent_cache_min_compile_time_secs": 1.0,
     "jax_persistent_cache_enable_xla_caches": "xla_gpu_per_fusion_autotune_cache_dir",
+    "jax_disable_most_optimizations": False,
 }
 
 
@@ -37,6 +40,6 @@ def share() -> None:
     os.environ |= {FOLDER: folder, **SHARED}
 
 
-def apart() -> dict[str, str]:
-    """The environment of a process that shares no programs."""
-    return {name: value for name, value in os.environ.items() if name.lower() not in APART}
+def users() -> dict[str, str]:
+    """The environment of a process whose programs are those that users have."""
+    return {name: value for name, value in os.environ.items() if name.lower() not in USERS}

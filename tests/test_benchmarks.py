@@ -37,7 +37,7 @@ from jaxalign.numerics.dot import dot  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RUNNABLE = sorted(set(suite.questions()) - set(suite.NEEDS_FILES))
-LONG = ("scaling", "command", "packed_product", "calibration")
+LONG = ("scaling", "command", "packed_product", "calibration", "agreement", "drift_and_size")
 
 
 def run(capsys, name, *arguments):
@@ -174,7 +174,7 @@ def test_the_wave_makes_little_more_than_the_fewest_operations():
     assert least < matrix_flops(wave, param_shapes(config), *shapes) < 1.02 * least
 
 
-@pytest.mark.usefixtures("no_kept_programs")
+@pytest.mark.usefixtures("users_programs")
 def test_the_compiler_counts_the_products_that_we_count():
     x, w = (jax.ShapeDtypeStruct(shape, np.float32) for shape in ((5, 8, 32), (32, 96)))
     compiled = jax.jit(dot).lower(x, w).compile()

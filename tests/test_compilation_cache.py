@@ -29,7 +29,7 @@ X = np.linspace(-1, 1, 7, dtype=np.float32)
 
 
 @pytest.fixture(autouse=True)
-def settings_as_before(no_kept_programs, monkeypatch):
+def settings_as_before(users_programs, monkeypatch):
     """Each test leaves JAX's settings as it found them; the canary has tests of its own."""
     monkeypatch.setattr(compilation_cache, "require_exact_compilation", lambda: None)
 

@@ -15,7 +15,6 @@ import pytest
 import jaxalign
 from jaxalign import model as model_room
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 FOLDER = Path(__file__).parent.parent / "docs"
 PAGE = (FOLDER / "api.md").read_text()
 NUMBER = re.compile(r"[+-]?\d+(?:\.\d+)?")

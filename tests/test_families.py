@@ -333,8 +333,15 @@ LLAMA_31 = {
             3_821_079_552,
         ),
     ],
-    ids=["Llama 2 7B", "Llama 3.1 8B", "Qwen2.5 0.5B", "Qwen3 0.6B", "Mistral 7B", "Gemma 2 2B"]
-    + ["Phi-3 mini"],
+    ids=[
+        "Llama 2 7B",
+        "Llama 3.1 8B",
+        "Qwen2.5 0.5B",
+        "Qwen3 0.6B",
+        "Mistral 7B",
+        "Gemma 2 2B",
+        "Phi-3 mini",
+    ],
 )
 def test_published_models_have_their_published_number_of_parameters(settings, parameters):
     assert count(param_shapes(config_from_hf(settings))) == parameters

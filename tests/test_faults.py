@@ -135,7 +135,7 @@ def run(inputs, output, programs, *more, first=""):
         capture_output=True,
         text=True,
         timeout=LIMIT,
-        env=kept_programs.apart(),
+        env=kept_programs.users(),
     )
     assert done.returncode == 0, done.stderr
     assert list(output.parent.iterdir()) == [output]

@@ -11,7 +11,6 @@ from jaxalign.model import cast, forward
 from jaxalign.model.generate import generate, prefill, step
 from jaxalign.numerics import INT8_SIM, jit, scheme_named
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxalign
 from jaxalign.numerics import jit, scheme_named
@@ -15,6 +16,9 @@ from jaxalign.numerics.input_rounding import int8_tokens, llm_int8
 from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.numerics.quantize import divide, quantize
 from jaxalign.numerics.scheme import WeightFormat
+
+# The claims are about bits, so about the programs that users have.
+pytestmark = pytest.mark.usefixtures("users_programs")
 
 
 def test_quotients_are_divided_and_not_multiplied_by_a_reciprocal():

@@ -31,6 +31,9 @@ from jaxalign.numerics import (
 )
 from jaxalign.runtime.compile import ROUNDING_OPTIONS, compiler_options
 
+# The claims are about bits, so about the programs that users have.
+pytestmark = pytest.mark.usefixtures("users_programs")
+
 
 def test_canary_passes_under_our_jit():
     check_canary()

@@ -18,7 +18,6 @@ from jaxalign.model import ModelConfig, cast, forward, head_contributions, param
 from jaxalign.numerics import F32, INT8_SIM, jit
 from testing.edits import chosen, edits_for, logits_of, loud, swept
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 LENGTHS = jnp.array([11, 4, 7])
 
 

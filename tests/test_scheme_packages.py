@@ -13,6 +13,9 @@ from jaxalign.numerics.methods.hqq import hqq
 from jaxalign.numerics.qtensor import unpack, unpack_nibbles
 from jaxalign.numerics.quantize import quantize, to_float8
 
+# The claims are about bits, so about the programs that users have.
+pytestmark = pytest.mark.usefixtures("users_programs")
+
 torch = real_package("torch")
 RNG = np.random.default_rng(0)
 W = (RNG.standard_normal((48, 256)) * 0.05).astype(np.float32)

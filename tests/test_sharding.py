@@ -37,9 +37,6 @@ def mesh_of(edits, spread=1):
     return make_mesh(jax.devices()[: edits * spread], spread)
 
 
-QUICK = pytest.mark.usefixtures("quick_compilation")
-
-
 @pytest.fixture(scope="module")
 def tokens():
     return jnp.asarray(np.random.default_rng(0).integers(0, V, (B, S)))
@@ -113,7 +110,6 @@ def test_at_every_layer_the_busiest_device_has_no_more_rows_than_it_must(devices
         assert (births[hands] <= layer).sum(axis=1).max() == -(-alive // devices)
 
 
-@QUICK
 @pytest.mark.parametrize(
     ("devices", "engine"), [(8, "wave"), pytest.param(3, "vmap", marks=pytest.mark.slow)]
 )
@@ -139,6 +135,7 @@ def test_many_devices_differ_from_one_by_less_than_the_precision_does(
     assert distance(one, many) < distance(one, by_one_in(F32)) / 2
 
 
+@pytest.mark.usefixtures("users_programs")
 @pytest.mark.parametrize(
     ("scheme", "engine"), [(F32, "wave"), (F16, "wave"), (INT8_SIM, "wave"), (F16, "vmap")]
 )
@@ -151,7 +148,6 @@ def test_the_clean_run_has_the_same_bits_on_every_device(tokens, scheme, engine)
     assert all(np.array_equal(row, rows[0]) for row in rows)
 
 
-@QUICK
 def test_masks_may_be_arguments_of_the_compiled_function(edits, tokens):
     params, config = tiny()
     edit = edits["several heads, by prompt"]
@@ -197,6 +193,7 @@ def test_a_sharded_sweep_works_inside_grad_and_vmap(edits, tokens):
     np.testing.assert_allclose(pair[0], one(value), rtol=1e-4)
 
 
+@pytest.mark.usefixtures("users_programs")
 def test_without_a_mesh_it_is_the_sweep_to_the_bit(edits, tokens):
     params, config = tiny()
     chosen = [edits["zero"]]
@@ -207,7 +204,6 @@ def test_without_a_mesh_it_is_the_sweep_to_the_bit(edits, tokens):
     assert np.array_equal(without[0], plain[0])
 
 
-@QUICK
 @pytest.mark.parametrize("spread", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_a_copy_sharded_over_devices_equals_a_whole_one_in_f32(edits, tokens, by_one, spread):
     params, config = tiny()
@@ -226,7 +222,6 @@ def test_a_sharded_copy_differs_from_a_whole_one_by_less_than_the_precision_does
     assert distance(one, spread) < distance(one, by_one_in(F32))
 
 
-@QUICK
 def test_the_answer_is_read_from_a_sharded_vocabulary(edits, tokens):
     params, config = tiny()
     answer = Answer(jnp.array([0, 47, 95]), jnp.array([48, 2, 94]))
@@ -282,25 +277,25 @@ def exchanges(spread, edit, **other):
     return dict(found)
 
 
-@pytest.mark.usefixtures("no_kept_programs")
+@pytest.mark.usefixtures("users_programs")
 @pytest.mark.parametrize("spread", [2, 4])
 def test_a_layer_of_a_sharded_copy_makes_megatrons_two_sums_and_one_for_births(edits, spread):
     # After W_O and after the MLP; and each head that a birth replaces, which one device holds.
     assert exchanges(spread, edits["zero"]) == {"sums": 2 + 1}
 
 
-@pytest.mark.usefixtures("no_kept_programs")
+@pytest.mark.usefixtures("users_programs")
 def test_edits_of_later_layers_are_one_more_sum_in_each(edits):
     # What they take out of the runs alive; what they put in is replicated.
     assert exchanges(2, edits["several heads, by prompt"]) == {"sums": 2 + 1 + 1}
 
 
-@pytest.mark.usefixtures("no_kept_programs")
+@pytest.mark.usefixtures("users_programs")
 def test_a_birth_in_a_sequential_block_needs_the_sum_of_its_mlp(edits):
     assert exchanges(2, edits["zero"], parallel_residual=False) == {"sums": 2 + 2}
 
 
-@pytest.mark.usefixtures("no_kept_programs")
+@pytest.mark.usefixtures("users_programs")
 def test_devices_with_whole_copies_exchange_nothing_within_a_layer(edits):
     assert exchanges(1, edits["zero"]) == {}
 

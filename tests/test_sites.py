@@ -27,7 +27,6 @@ from jaxalign.numerics import INT8_SIM, jit
 from jaxalign.shapes import lead
 from testing.edits import logits_of, swept, tiny
 
-pytestmark = pytest.mark.usefixtures("quick_compilation")
 L, H, D, S, B, V = 2, 4, 32, 7, 3, 96
 LENGTHS = jnp.array([7, 4, 6])
 

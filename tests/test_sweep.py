@@ -22,7 +22,7 @@ L, H, D, S, B, V = 3, 4, 32, 9, 5, 96
 LENGTHS = jnp.array([9, 5, 7, 3, 9])
 
 
-QUICK, SLOW = pytest.mark.usefixtures("quick_compilation"), pytest.mark.slow
+SLOW = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,6 @@ def assert_rows_equal(rows):
     assert all(np.array_equal(row, rows[0]) for row in rows), "no bit may move"
 
 
-@QUICK
 @pytest.mark.parametrize(
     ("scheme", "parallel"),
     [(F32, True), (F32, False), (INT8_SIM, True), pytest.param(INT8_SIM, False, marks=SLOW)],
@@ -72,6 +71,7 @@ def test_wave_equals_vmap_over_masks(edits, tokens, scheme, parallel):
         assert not np.allclose(expected[0], expected[1], atol=1e-3), f"{name} edits nothing"
 
 
+@pytest.mark.usefixtures("users_programs")
 @pytest.mark.parametrize("engine", ["wave", "vmap"])
 @pytest.mark.parametrize(
     "scheme", [F32, F16, pytest.param(BF16, marks=SLOW), INT8_SIM], ids=lambda s: s.name
@@ -94,7 +94,6 @@ def test_wave_in_16_bits_differs_from_vmap_by_less_than_the_precision_does(edits
     assert jnp.linalg.norm(wave - plain) < jnp.linalg.norm(wave - f32)
 
 
-@QUICK
 def test_clean_row_equals_the_model_without_edits(edits, tokens):
     params, config = tiny()
     plain = jit(lambda p: forward(p, tokens, config, lengths=LENGTHS, last_only=True).logits)(
@@ -104,6 +103,7 @@ def test_clean_row_equals_the_model_without_edits(edits, tokens):
         np.testing.assert_allclose(out[0], plain, atol=1e-5 * np.abs(plain).max())
 
 
+@pytest.mark.usefixtures("users_programs")
 @pytest.mark.parametrize("scheme", [F32, INT8_SIM], ids=lambda s: s.name)
 def test_padding_and_what_stands_in_it_change_no_bit(edits, tokens, scheme):
     params, config = tiny(scheme=scheme)
@@ -145,7 +145,6 @@ def test_runs_stand_in_line_by_birth_whatever_order_their_rows_have():
     assert np.array_equal(runs.prompt[place], np.broadcast_to(np.arange(B), place.shape))
 
 
-@QUICK
 def test_batches_of_one_shape_are_stacked_wherever_they_stand_in_the_list(edits, tokens):
     [head] = edits["several heads, by prompt"].sites
     others = Edit(HeadEdit(head.mask[::-1], -head.value))
@@ -167,7 +166,6 @@ def test_batches_of_one_shape_are_stacked_wherever_they_stand_in_the_list(edits,
         assert np.abs(alone[1:] - alone[0]).max() > 1e-2 * np.abs(alone).max()
 
 
-@QUICK
 def test_a_run_replaces_no_head_but_its_own_and_row_order_does_not_matter(edits, tokens):
     params, config = tiny()
     [several] = edits["several heads, by prompt"].sites
@@ -183,7 +181,6 @@ def test_a_run_replaces_no_head_but_its_own_and_row_order_does_not_matter(edits,
     np.testing.assert_allclose(mixed[1:], ordered[1:][order], atol=1e-5)
 
 
-@QUICK
 @pytest.mark.parametrize(
     ("positions", "size"), [(12, 1), pytest.param(40, 3, marks=SLOW), (10_000, 1110)]
 )
@@ -199,7 +196,6 @@ def test_the_size_of_a_block_changes_nothing(edits, tokens, positions, size, mon
         np.testing.assert_allclose(ours, expected[name], atol=1e-5 * np.abs(expected[name]).max())
 
 
-@QUICK
 def test_the_answer_is_read_the_same_from_all_logits_and_by_parts(edits, tokens, monkeypatch):
     params, config = tiny()
     monkeypatch.setattr(readouts, "TOKENS_READ", 40)  # not a divisor of V
@@ -265,7 +261,7 @@ def test_chunks_stay_within_the_budget(engine):
     assert plan_chunks(config, 289, 16, 1e12, engine=engine)[0] > 1
 
 
-@pytest.mark.usefixtures("no_kept_programs")
+@pytest.mark.usefixtures("users_programs")
 @pytest.mark.parametrize("length", [16, 128])
 def test_a_compiled_wave_needs_no_more_memory_than_was_planned(length):
     config = ModelConfig(512, 3, 4, 64, 256, rotary_dims=4)
