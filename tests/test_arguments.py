@@ -375,3 +375,11 @@ def test_fields_of_an_options_dataclass_become_options_with_its_defaults():
     made = argparse.Namespace(**vars(given) | {"random_choices": 3})
     with pytest.raises(InputError, match=r"--random-choices is 3\. give at least 20"):
         parser.options_from(made, COMMANDS["plan"].options)
+
+
+@pytest.mark.parametrize("columns", ["60", "80", "100"])
+def test_help_breaks_no_name_across_lines(columns, monkeypatch):
+    monkeypatch.setenv("COLUMNS", columns)
+    for command in COMMANDS:
+        for line in parser_of(command).format_help().splitlines():
+            assert not line.endswith("-"), line

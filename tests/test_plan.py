@@ -33,6 +33,7 @@ from jaxalign.studies.plan.planner import (
 )
 from jaxalign.studies.plan.recipes import write_recipes
 from jaxalign.studies.plan.study import damage_of, split
+from jaxalign.studies.plan.table import table
 from jaxalign.studies.plan.validate import Candidates, size_of, validate
 from jaxalign.study.session import Session
 
@@ -101,6 +102,18 @@ def test_a_plan_finds_fragile_matrices_and_beats_random(fragile):
     worst = sorted(by_matrix, key=by_matrix.get)[-2:]
     assert {layer for layer, _ in worst} == set(FRAGILE)
     assert {name for _, name in worst} == {"up"}
+
+
+def test_a_plan_that_is_worse_than_keeping_nothing_says_so(fragile):
+    assert "make nothing better" not in table(fragile)
+    choices = tuple(
+        dataclasses.replace(each, kl=fragile.plan.choice("plan").kl)
+        if each.name == "all low"
+        else each
+        for each in fragile.plan.choices
+    )
+    no_gain = dataclasses.replace(fragile, plan=dataclasses.replace(fragile.plan, choices=choices))
+    assert "make nothing better" in table(no_gain)
 
 
 def test_a_plan_spends_its_budget_and_not_a_byte_more(fragile):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import textwrap
 import types
 import typing
 from collections.abc import Callable
@@ -36,9 +37,7 @@ class Parser(argparse.ArgumentParser):
         return super()._get_value(action, arg_string)
 
     def __init__(self, **how: Any) -> None:
-        super().__init__(
-            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **how
-        )
+        super().__init__(allow_abbrev=False, formatter_class=_Help, **how)
         self.register("action", None, _StoreOnce)
         self.register("action", "store", _StoreOnce)
         self.add_argument("--version", action="version", version=f"{PROGRAM} {VERSION}")
@@ -53,6 +52,13 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Say what cannot be used, in one line."""
         raise InputError(f"{self.prog}: {message}", f"see {self.prog} --help")
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps a name such as ``llm-int8`` on one line, so that it can be searched and copied."""
+
+    def _split_lines(self, text: str, width: int) -> list[str]:
+        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
 
 
 class _StoreOnce(argparse.Action):

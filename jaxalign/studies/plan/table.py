@@ -85,11 +85,23 @@ def plan_table(result: PlanResult) -> str:
             f"of single effects {plan.predicted_kl:.2e}",
             text_table(header, rows),
             f"{plan.verdict}: p = {random.p_kl:.3f} by KL, {random.p_moved:.3f} by |Δm|",
+            *_no_gain(result),
             f"KL less that of whole layers {_interval(plan.against_layers, '+.2e')}, of random "
             f"choices {_interval(plan.against_random, '+.2e')}",
             *_curve_lines(result),
         ]
     )
+
+
+def _no_gain(result: PlanResult) -> list[str]:
+    """A warning where keeping nothing in 16 bit validates at least as well as the plan."""
+    plan, low = (result.plan.choice(name).kl.value for name in ("plan", "all low"))
+    if not result.plan.kept or plan is None or low is None or plan < low:
+        return []
+    return [
+        f"keeping nothing in 16 bit has a KL of {low:.2e} here, the plan {plan:.2e}: its recipes "
+        "make nothing better; more prompts (--prompts) or another --budget may"
+    ]
 
 
 def _curve_lines(result: PlanResult) -> list[str]:
