@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import textwrap
 import types
 import typing
@@ -54,11 +55,17 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{self.prog}: {message}", f"see {self.prog} --help")
 
 
+class _Wrapper(textwrap.TextWrapper):
+    """Breaks lines at spaces and behind commas, so that a name such as ``llm-int8`` stays whole."""
+
+    wordsep_simple_re = re.compile(r"(\s+|(?<=,)(?=\S))")
+
+
 class _Help(argparse.RawDescriptionHelpFormatter):
-    """Keeps a name such as ``llm-int8`` on one line, so that it can be searched and copied."""
+    """Help whose names can be searched and copied."""
 
     def _split_lines(self, text: str, width: int) -> list[str]:
-        return textwrap.wrap(" ".join(text.split()), width, break_on_hyphens=False)
+        return _Wrapper(width, break_on_hyphens=False).wrap(" ".join(text.split()))
 
 
 class _StoreOnce(argparse.Action):
