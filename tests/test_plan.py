@@ -198,6 +198,16 @@ def test_where_all_components_are_equal_a_plan_is_no_better_than_random():
     assert planned(units, damage, range(6)).verdict == "beats random"
 
 
+def test_answers_kept_are_counted_with_the_choice_and_not_without():
+    """A prompt is answered while the margin, 1 without quantization, is above 0 with it."""
+    damage = np.full(24, 1 / 24)
+    plan = planned(equal_units(), damage, range(6))
+    lost = additive(damage, seed=1000)(np.zeros(24, bool)).kl >= 1
+    assert 0.1 < lost.mean() < 0.9
+    assert plan.choice("all low").answered == pytest.approx(1 - lost.mean())
+    assert plan.choice("all high").answered == 1
+
+
 def test_ties_are_broken_by_order():
     units = equal_units()
     kept = [unit.modules[0] for unit in planned(units, np.zeros(24), range(6)).kept]

@@ -54,6 +54,11 @@ def test_permutation_p_value_agrees_with_scipy(rng):
     assert p == pytest.approx(expected, abs=0.02)
 
 
+def test_an_interval_leaves_out_a_fortieth_at_each_end_and_what_is_not_finite():
+    samples = np.concatenate([np.arange(1001.0), [np.nan, np.inf]])
+    assert stats.interval(samples) == (25.0, 975.0)
+
+
 def test_bootstrap_interval_of_a_mean_agrees_with_scipy(rng):
     x = rng.standard_normal(40) + 3
     value, low, high = stats.mean_interval(x, rng, samples=5000)

@@ -107,7 +107,7 @@ def damage_value(rng: Rng, value: Any) -> Any:
         for step in other:
             part = part[step]
         parent[key] = json.loads(json.dumps(part))
-    elif how == 3 and isinstance(parent[key], int | float):
+    elif how == 3 and isinstance(parent[key], int | float) and abs(parent[key]) < 2**1000:
         parent[key] = parent[key] * float(rng.choice([-1, 0.5, 2, 1e6])) + int(rng.integers(-1, 2))
     else:
         parent[key] = STRANGE[int(rng.integers(len(STRANGE)))]
