@@ -142,6 +142,16 @@ def run(inputs, output, programs, *more, first=""):
     return SimpleNamespace(err=done.stderr, content=json.loads(without_times(output)))
 
 
+def warned(text):
+    """What JAX's own warnings, and nothing else, say that it failed at: "reading", "writing"."""
+    said = re.sub(r"^\S+: UserWarning: |^  warnings\.warn\(\n", "", text, flags=re.MULTILINE)
+    found = re.findall(
+        r"^Error (\w+) persistent compilation cache entry for .+$", said, re.MULTILINE
+    )
+    assert len(found) == len(said.splitlines()), text
+    return set(found)
+
+
 def entries(programs):
     return sorted(programs.glob("*-cache"))
 
@@ -178,7 +188,7 @@ def test_three_devices_share_four_heads_and_say_what_one_says(inputs, output, ke
 
 
 @pytest.mark.slow
-def test_full_disk_for_compiled_programs_costs_one_line_and_no_result(
+def test_full_disk_for_compiled_programs_costs_a_warning_and_no_result(
     inputs, output, kept, tmp_path
 ):
     result = len(json.dumps(kept.ran.content)) * 2
@@ -188,9 +198,7 @@ def test_full_disk_for_compiled_programs_costs_one_line_and_no_result(
     max(entries(programs), key=lambda path: path.stat().st_size).unlink()
     before = entries(programs)
     ran = run(inputs, output, programs, first=FULL_DISK.format(result))
-    assert re.fullmatch(
-        r"jaxalign: note: compiled programs are not kept in \S+ for the next run \(.+\)\n", ran.err
-    )
+    assert warned(ran.err) == {"writing"}
     assert ran.content == kept.ran.content
     assert entries(programs) == before, "no half of the one that was compiled"
 
@@ -206,7 +214,7 @@ def test_programs_of_another_version_are_left_alone_and_compiled_anew(inputs, ou
 
 
 @pytest.mark.slow
-def test_damaged_programs_cost_one_line_and_no_result(inputs, output, kept, tmp_path):
+def test_damaged_programs_cost_warnings_and_no_result(inputs, output, kept, tmp_path):
     damage = (
         lambda whole: whole[: len(whole) // 2],
         lambda whole: b"",
@@ -218,10 +226,7 @@ def test_damaged_programs_cost_one_line_and_no_result(inputs, output, kept, tmp_
         path.write_bytes(damage[i % 3](path.read_bytes()))
     damaged = {path: path.stat().st_size for path in smallest}
     ran = run(inputs, output, programs)
-    assert re.fullmatch(
-        r"jaxalign: note: a program kept in \S+ cannot be read and is compiled again \(.+\)\n",
-        ran.err,
-    )
+    assert warned(ran.err) == {"reading"}
     assert ran.content == kept.ran.content
     again = [path for path in smallest if path.stat().st_size > damaged[path]]
     assert again == smallest, "what is compiled again takes the place of what was damaged"

@@ -109,6 +109,19 @@ def test_weight_noise_is_as_large_as_the_schemes_error_in_every_matrix_and_head(
     assert all(same)
 
 
+def test_weight_noise_of_every_matrix_and_layer_is_drawn_by_itself(tiny):
+    """One draw for all would add up along the residual stream, as no rounding error does."""
+    params, config, *_ = tiny
+    moved = noisy(params, cast(params, INT4), jax.random.key(3), config)
+    noise = jax.tree.map(lambda a, b: np.asarray(a - b), moved.blocks, params.blocks)
+    draws = [leaf[layer].ravel() for leaf in (noise.mlp.up, noise.mlp.down) for layer in (0, 1)]
+    draws += [leaf[layer].ravel() for leaf in (noise.attention.query,) for layer in (0, 1)]
+    for i, one in enumerate(draws):
+        for other in draws[:i]:
+            size = min(len(one), len(other))
+            assert abs(np.corrcoef(one[:size], other[:size])[0, 1]) < 5 / size**0.5
+
+
 def test_sizes_count_codes_scales_and_zero_points():
     config = config_from_hf(tiny_config())
     assert mean_bits(config, F16) == 16

@@ -166,11 +166,11 @@ def test_a_prompt_of_the_same_tokens_is_no_donor():
 
 
 def test_logit_difference_is_against_the_best_other_token():
-    logits = np.array([[1.0, 5.0, 4.0], [2.0, 0.0, 9.0]], np.float32)
+    logits = np.array([[1.0, 5.0, 4.0], [2.0, 0.0, 9.0], [8.0, 0.5, 1.0]], np.float32)
     import jax.numpy as jnp
 
-    found = logit_difference(jnp.asarray(logits), jnp.array([1, 0]))
-    assert found.tolist() == [1.0, -7.0]
+    found = logit_difference(jnp.asarray(logits), jnp.array([1, 0, 0]))
+    assert found.tolist() == [1.0, -7.0, 7.0]
 
 
 def test_drift_ignores_padding_and_is_zero_where_a_norm_is():

@@ -262,8 +262,9 @@ def test_chunks_stay_within_the_budget(engine):
 
 
 @pytest.mark.usefixtures("users_programs")
+@pytest.mark.parametrize("engine", ["wave", "vmap"])
 @pytest.mark.parametrize("length", [16, 128])
-def test_a_compiled_wave_needs_no_more_memory_than_was_planned(length):
+def test_a_compiled_sweep_needs_no_more_memory_than_was_planned(length, engine):
     config = ModelConfig(512, 3, 4, 64, 256, rotary_dims=4)
     params = init_params(jax.random.key(0), config)
     masks = head_ablation_masks(3, 4)
@@ -273,10 +274,10 @@ def test_a_compiled_wave_needs_no_more_memory_than_was_planned(length):
     answer = Answer(lengths, lengths)
 
     def run(p, e):
-        return sweep(p, tokens, lengths, config, e, answer)
+        return sweep(p, tokens, lengths, config, e, answer, engine=engine)
 
     compiled = jax.jit(run).lower(params, edits).compile()
-    planned = bytes_per_call(config, length) + 25 * 20 * bytes_per_row(config, length)
+    planned = bytes_per_call(config, length) + 25 * 20 * bytes_per_row(config, length, engine)
     assert 0.1 * planned < compiled.memory_analysis().temp_size_in_bytes <= planned
 
 
