@@ -26,13 +26,14 @@ from tiny_run import (
     write_prompts,
 )
 
-from jaxalign import __version__
+from jaxalign import __version__, read
 from jaxalign.commands import one_study, run_study
 from jaxalign.studies.heads import HEADS, figures
 from jaxalign.studies.heads.figures import FIGURES
 from jaxalign.study import codec, result_file
 from jaxalign.study.provenance import ModelOrigin
 from jaxalign.study.session import Session
+from jaxalign.study.study import Study
 
 ROOT = Path(__file__).parent.parent
 
@@ -215,6 +216,7 @@ def test_more_heads_to_repair_than_there_are_restores_them_all(inputs, output):
     assert study(*inputs, output, *more).code == 0
     content = json.loads(output.read_text())
     assert len(content["repairs"][0]["curves"]["drift"]) == 4
+    assert "--max-repair-k 50: the model has 4 heads" in content["provenance"]["notes"]
 
 
 @pytest.mark.parametrize("more", [(), ("--schemes", "f16")])
@@ -225,6 +227,18 @@ def test_speed_prints_the_time_of_each_precision(inputs, more):
     assert "one forward pass of 3 tokens, 3 passes" in ran.out
     timed = re.findall(r"^ *(\S+) +\d+\.\d{3} ms  \(quartiles", ran.out, re.MULTILINE)
     assert timed == ["f32", "f16", "int8-sim"][: 3 if not more else 2]
+
+
+@pytest.mark.parametrize(
+    ("schemes", "words"),
+    [
+        ("f16,f16", "schemes name f16 more than once"),
+        ("f32", "schemes name f32 more than once (f32 is always there)"),
+        ("f16,awq-g16", "awq-g16: chosen by texts"),
+    ],
+)
+def test_schemes_that_cannot_be_timed_are_refused_before_the_model_is_read(schemes, words):
+    assert words in refusal("speed", "--model", "nowhere", "--schemes", schemes)
 
 
 def test_checkout_runs_without_installation():
@@ -295,6 +309,22 @@ def test_figures_folder_that_is_a_file_is_refused(whole, tmp_path):
     (tmp_path / "file").write_text("")
     line = refusal("plot", "--input", whole.output, "--figures", tmp_path / "file")
     assert "cannot be written" in line
+
+
+def test_texts_that_do_not_fit_are_refused_by_their_file_before_anything_runs(inputs, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("word " * 3000)
+    model, prompts = inputs
+    asked = ("schemes", "--model", model, "--prompts", prompts, "--schemes", "gptq-g16")
+    line = refusal(*asked, "--calibration", texts, "--output", tmp_path / "result" / "x.json")
+    assert f"{texts}: texts[0] has " in line
+    assert not (tmp_path / "result" / "x.json.journal").exists()
+
+
+def test_output_that_is_named_like_the_folder_of_figures_is_refused(inputs, tmp_path):
+    line = refusal("--model", inputs[0], "--output", tmp_path / "figures")
+    assert "figures go into a folder of that name" in line
+    assert not any(tmp_path.iterdir())
 
 
 def test_wrong_input_is_found_before_the_model_is_looked_for(tmp_path, monkeypatch):
@@ -408,6 +438,22 @@ def test_interrupted_run_leaves_the_previous_result_whole(whole, inputs, output,
             f"jaxalign: error: interrupted; earlier results are unchanged. Run it again{more}.\n"
         )
         assert output.read_bytes() == whole.output.read_bytes()
+
+
+def test_an_interruption_while_figures_are_drawn_says_where_the_result_is(
+    inputs, output, monkeypatch
+):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Study, "draw", interrupt)
+    ran = study(*inputs, output)
+    assert ran.code == 2
+    assert ran.err == (
+        f"jaxalign: error: interrupted, but the result is in {output}; for its figures: jaxalign "
+        f"plot --input {output}\n"
+    )
+    assert len(read(output).prompts) == 5
 
 
 def command_line(model, prompts, path):

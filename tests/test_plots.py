@@ -414,3 +414,17 @@ def test_no_number_ends_a_drawing(value: float) -> None:
 def test_a_page_wider_than_its_dots_has_fewer_an_inch() -> None:
     with styled():
         assert new_page("", "", "", width=600.0, body=1.0).figure.dpi == 20
+
+
+def test_the_table_says_of_how_many_prompts_a_column_is():
+    whole = make_result()
+    assert "resample " in table(whole)
+    assert "resample (of" not in table(whole)
+    first, *others = whole.prompts
+    alone = replace(first, resample_importance=None, resample_partners=0)
+    one = replace(whole, prompts=(alone, *others))
+    assert f"resample (of {len(others)})" in table(one)
+    none = tuple(replace(p, resample_importance=None, resample_partners=0) for p in whole.prompts)
+    shown = table(replace(whole, prompts=none))
+    assert "resample (of 0)" in shown
+    assert "nan" not in shown

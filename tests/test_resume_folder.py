@@ -13,7 +13,7 @@ import pytest
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import AnswerMetrics
 from jaxalign.runtime import resume as module
-from jaxalign.runtime.resume import Resume, finished
+from jaxalign.runtime.resume import Resume, finished, remove_calls
 
 FACTS = {"weights": "abc", "seed": 0, "shapes": [[8, 16], [8, 32]]}
 CALLS = 5
@@ -123,6 +123,23 @@ def test_removing_leaves_what_is_not_ours(folder, opened):
     resume.remove()
     assert files(resume.folder) == ["notes.txt"]
     assert files(folder / "results") == ["lock"]
+
+
+def test_removing_the_calls_of_all_studies_leaves_what_is_not_ours(tmp_path, opened):
+    folder = tmp_path / "experiment.json.calibration"
+    left = cut_off(folder / "gptq-g32", at=2)
+    running = opened(folder / "awq-g32", FACTS | {"seed": 5})
+    Study().run(running)
+    (folder / "awq-g32" / "mine").write_text("precious")
+    (folder / "mine").write_text("precious")
+    remove_calls(folder)
+    assert not left.parent.exists() or not files(left.parent)
+    assert finished(running.folder), "a run that goes on needs them"
+    running.close()
+    remove_calls(folder)
+    assert finished(folder) == 0
+    assert (folder / "awq-g32" / "mine").read_text() == (folder / "mine").read_text() == "precious"
+    remove_calls(tmp_path / "not there")
 
 
 @pytest.mark.parametrize(

@@ -306,7 +306,7 @@ def test_prompts_the_model_answers_wrongly_are_dropped_task_by_task(model, studi
     assert [p.prompt for p in kept.prompts if p.task == "FactualRecall"] == [right.prompt]
     assert sum(p.task == "IOI" for p in kept.prompts) == 2
     notes = " ".join(kept.provenance.notes)
-    assert "FactualRecall: the model answers only 1 of 3" in notes
+    assert "FactualRecall: few prompts, 1 of 3 answered by the model" in notes
     assert "IOI: the model answers none of 2 prompts, so all are kept" in notes
 
 

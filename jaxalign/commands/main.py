@@ -53,6 +53,11 @@ def _expected(error: BaseException) -> str | None:
 
 
 def _interrupted(arguments: argparse.Namespace) -> str:
+    if written := getattr(arguments, "written", None):
+        return (
+            f"interrupted, but the result is in {written}; for its figures: jaxalign plot --input "
+            f"{written}"
+        )
     return f"interrupted; earlier results are unchanged. Run it again{_what_is_kept(arguments)}."
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,10 +25,12 @@ from jaxalign.commands.opening import (
 )
 from jaxalign.devices.mesh import choose_mesh
 from jaxalign.errors import InputError
+from jaxalign.numerics.scheme import Scheme
 from jaxalign.processes.distributed import is_first
 from jaxalign.prompts import SHIPPED, PromptSet, read_prompts
 from jaxalign.runtime.environment import select_device
 from jaxalign.runtime.files import check_writable, read_bytes
+from jaxalign.runtime.resume import remove_calls
 from jaxalign.study.session import Prepare, Session
 from jaxalign.study.shards import Shard, ShardFinished
 from jaxalign.study.study import Study
@@ -127,7 +128,8 @@ def run_study(
             return result
         result = study.write(result, output)
         session.resume.remove()
-        shutil.rmtree(unfinished, ignore_errors=True)
+        arguments.written = output
+        remove_calls(unfinished)
         beside = study.beside(session, result, output) if study.beside else ()
     print(f"\n{study.table(result)}\n\nresult: {output}", flush=True)
     for path in beside:
@@ -166,14 +168,28 @@ def _check_inputs_stay(arguments: argparse.Namespace) -> None:
 
 def _check_texts_are_used(path: Path | None, options: Any) -> None:
     """Refuse texts to calibrate on where no scheme is chosen by any."""
-    one = (options.scheme,) if hasattr(options, "scheme") else ()
-    schemes = getattr(options, "schemes", one)
+    schemes = _schemes(options)
     if path is not None and schemes and not any(scheme.needs_texts for scheme in schemes):
         names = ", ".join(scheme.name for scheme in schemes)
         raise InputError(
             f"--calibration {path} is given, but no scheme of {names} is chosen by texts",
             "leave it out, or name a scheme that is: awq, gptq, smoothquant",
         )
+
+
+def _schemes(options: Any) -> tuple[Scheme, ...]:
+    """The schemes that a study's options name; none where it has no such option."""
+    one = (options.scheme,) if hasattr(options, "scheme") else ()
+    return getattr(options, "schemes", one)
+
+
+def _check_texts_fit(model: Model, texts: tuple[str, ...], path: Path | None) -> None:
+    """Refuse texts to calibrate on that the model cannot read, before anything is computed."""
+    try:
+        model.encode(list(texts), special=True)
+    except InputError as error:
+        where = "the reference texts" if path is None else path
+        raise InputError(f"{where}: {error.problem}", error.remedy) from error
 
 
 def check_output(output: Path, figures: bool) -> None:
@@ -188,6 +204,11 @@ def check_output(output: Path, figures: bool) -> None:
     """
     check_writable(output)
     folder = output.parent / "figures"
+    if figures and output.name == folder.name:
+        raise InputError(
+            f"--output {output}: figures go into a folder of that name",
+            "give another name, or --no-figures",
+        )
     if figures and os.path.exists(folder) and not os.path.isdir(folder):
         raise InputError(
             f"{folder} is no folder, and figures go there", "move it, or give --no-figures"
@@ -220,6 +241,8 @@ def _open(
     model = load_for(devices, source, options.memory_gb, **ignoring(arguments))
     reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
     texts = calibration_texts(arguments.calibration, prompts)
+    if texts and any(scheme.needs_texts for scheme in _schemes(options)):
+        _check_texts_fit(model, texts, arguments.calibration)
     return Opened(
         model=model,
         prompts=prompts,

@@ -40,13 +40,15 @@ def over_training(
             f"--revisions {arguments.revisions!r}: expected two or more, each once",
             "name them with commas, for example step1000,step10000,step143000",
         )
-    if arguments.model is None or arguments.revision is not None:
+    if arguments.model is None:
         raise InputError(
-            "--revisions needs --model and excludes --revision",
+            "--revisions needs --model",
             "give --model EleutherAI/pythia-70m, or a folder with one folder a revision",
         )
+    if arguments.revision is not None:
+        raise InputError("--revisions and --revision exclude each other", "give one of the two")
     kept = [result_file(arguments.output, revision).name for revision in revisions]
-    places = [os.path.normpath(revision) for revision in revisions]
+    places = [os.path.realpath(Path(arguments.model) / revision) for revision in revisions]
     for names in (kept, places):
         if twice := [r for r, name in zip(revisions, names, strict=True) if names.count(name) > 1]:
             raise InputError(

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 from jaxalign.checkpoints import Model
 from jaxalign.commands.opening import opened
 from jaxalign.commands.parser import options_from
+from jaxalign.errors import InputError
 from jaxalign.model import cast, forward
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
 from jaxalign.prompts import encode
 from jaxalign.runtime.compile import jit
-from jaxalign.study.option import check_options, option, schemes_option
+from jaxalign.study.option import check_options, option, refuse_repeated, schemes_option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +59,13 @@ class SpeedOptions:
 
     def __post_init__(self) -> None:
         check_options(self)
+        refuse_repeated(self.schemes, F32)
+        if calibrated := [s.name for s in self.schemes if s.method or s.inputs == "int8-static"]:
+            raise InputError(
+                f"{', '.join(calibrated)}: chosen by texts or by search, which takes longer than a "
+                "pass and makes it no slower",
+                "name schemes that round to the nearest, such as int4-g64 for awq-g64",
+            )
 
 
 @dataclass(frozen=True)
@@ -102,7 +110,7 @@ def forward_speed(
             start = time.perf_counter()
             jax.block_until_ready(program(params))
             seconds.append(time.perf_counter() - start)
-        low, median, high = statistics.quantiles(seconds[warmup:], n=4)
+        low, median, high = statistics.quantiles(seconds[warmup:], n=4, method="inclusive")
         timings.append(Timing(scheme.name, tokens.shape[1], iterations, median, low, high))
     return timings
 

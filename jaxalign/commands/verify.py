@@ -249,6 +249,9 @@ def _wikitext(model: Model, known: dict[str, Any], path: Path | None) -> list[Ch
 def run(arguments: argparse.Namespace) -> int:
     """Check and print; returns the exit code."""
     select_device(arguments.device)
+    for flag, path in (("--lambada", arguments.lambada), ("--wikitext", arguments.wikitext)):
+        if path is not None and not path.is_file():
+            raise InputError(f"{flag}: {path} is missing or no file", "give the path of the text")
     keep_programs(arguments)
     try:
         source = locate(arguments.model or published()["model"], arguments.revision)

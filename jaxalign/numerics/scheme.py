@@ -73,7 +73,8 @@ class WeightFormat:
         if inputs % group:
             raise InputError(
                 f"a linear layer has {inputs} inputs, which groups of {group} do not divide",
-                f"use a group size that divides {inputs}, or one scale a channel",
+                f"leave out the scheme with groups of {group}, or name one whose groups divide "
+                f"{inputs}",
             )
         return inputs // group
 

@@ -222,6 +222,20 @@ def finished(folder: Path) -> int:
     return sum(1 for _ in folder.rglob(f"*{CALL}"))
 
 
+def remove_calls(folder: Path) -> None:
+    """Remove finished calls, of whatever studies, that no run needs; other files stay.
+
+    Args:
+        folder: whose folders have one folder a study.
+    """
+    for place in folder.glob("*") if folder.is_dir() else ():
+        for own in _studies(place) if place.is_dir() else ():
+            if (own / FACTS).exists() and not _is_running(own):
+                _empty(own)
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
 def _open(folder: Path, facts: bytes) -> io.BufferedRandom | None:
     """Make a study's folder; return the file that holds its lock, if there can be one."""
     try:

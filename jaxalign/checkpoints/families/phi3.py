@@ -24,13 +24,15 @@ from jaxalign.model.config import ModelConfig
 
 def _read(settings: Settings) -> dict[str, Any]:
     for name in ("resid_pdrop", "embd_pdrop"):  # off outside training
-        settings.take(name, None)
+        settings.number(name, 0.0, zero=True)
     # The length that longrope starts from; without longrope nothing reads it.
-    settings.take("original_max_position_embeddings", None)
+    settings.whole("original_max_position_embeddings", 4096)
     settings.only("attention_bias", False)
     epsilon = settings.number("rms_norm_eps", 1e-5, zero=True)
     window = settings.optional_whole("sliding_window", None)
     fields = line(settings, 4096) | {"norm_eps": epsilon}
+    if fields["rotary_scaling"] is not None:
+        raise settings.wrong("rope_scaling", fields["rotary_scaling"].kind, "none, as Phi-3 has it")
     return fields | {"windows": () if window is None else (window,) * fields["num_layers"]}
 
 

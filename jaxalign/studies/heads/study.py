@@ -53,6 +53,9 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
     Raises:
         InputError: the model's logits are not finite, or the memory budget is too small.
     """
+    heads = session.model.config.num_layers * session.model.config.num_heads
+    if options.repaired and options.max_repair_k > heads:
+        session.notes.append(f"--max-repair-k {options.max_repair_k}: the model has {heads} heads")
     runner = Runner(session.model, options, session.mesh, session.run)
     given, log = session.prompts, session.log
     with log.phase("clean f32"):
@@ -193,7 +196,7 @@ def _validate(
                     f"{task}: the model answers none of {own.sum()} prompts, so all are kept"
                 )
             elif count < FEW:
-                notes.append(f"{task}: the model answers only {count} of {own.sum()} prompts")
+                notes.append(f"{task}: few prompts, {count} of {own.sum()} answered by the model")
     return np.flatnonzero(chosen).tolist()
 
 

@@ -40,6 +40,8 @@ def _top_heads(result: HeadsResult) -> str:
     [mean] = mean_maps([p.mean_importance for p in result.prompts])
     resampled = [p.resample_importance for p in result.prompts if p.resample_importance is not None]
     resample = mean_maps(resampled)[0] if resampled else np.full_like(zero, np.nan)
+    # A prompt that no other of its task has the length of has nobody to resample from.
+    count = "" if len(resampled) == len(result.prompts) else f" (of {len(resampled)})"
     drifts = {
         name: mean_maps([p.precisions[name].drift for p in result.prompts])[0]
         for name in result.precisions
@@ -48,14 +50,18 @@ def _top_heads(result: HeadsResult) -> str:
     rows = []
     for layer, head in zip(*np.unravel_index(order, zero.shape), strict=True):
         at = (layer, head)
-        cells = [head_label(layer, head), *(f"{m[at]:+.3f}" for m in (zero, mean, resample))]
+        cells = [head_label(layer, head), *(_lost(m[at]) for m in (zero, mean, resample))]
         rows.append([*cells, *(f"{drift[at]:.2e}" for drift in drifts.values())])
     title = (
         f"heads that matter most (mean over {len(result.prompts)} prompts, logits lost when "
         "replaced), and how far precision moves them"
     )
     names = [f"{DRIFT.name} {name}" for name in drifts]
-    return f"{title}\n{text_table(['head', 'zero', 'mean', 'resample', *names], rows)}"
+    return f"{title}\n{text_table(['head', 'zero', 'mean', f'resample{count}', *names], rows)}"
+
+
+def _lost(logits: float) -> str:
+    return f"{logits:+.3f}" if np.isfinite(logits) else "–"
 
 
 def _task_means(result: HeadsResult) -> str:
