@@ -91,7 +91,7 @@ class Anything:
 CALLED = {
     run_study: "load_beside processes",
     one_study: "Session check_writable choose_mesh is_first locate preparer read_bytes "
-    "read_prompts select_device shutil",
+    "read_prompts remove_calls select_device",
     opening: "enable_compilation_cache load locate read_texts select_device usable_devices",
     over_training: "is_first",
     plot: "check_writable read_any",

@@ -104,6 +104,19 @@ def test_run_writes_every_figure_as_png_and_svg_and_nothing_else(whole):
     assert {path.name for path in whole.output.parent.iterdir()} == {whole.output.name, "figures"}
 
 
+def test_a_second_result_in_a_folder_says_whose_figures_it_draws_over(
+    plain, inputs, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Study, "draw", lambda *_: True)
+    first = tmp_path / "first.json"
+    first.write_bytes(plain.output.read_bytes())
+    (tmp_path / "unrelated.json").write_text("{}")
+    assert study(*inputs, tmp_path / "second.json").err == ""
+    (tmp_path / "figures").mkdir()
+    again = study(*inputs, tmp_path / "second.json")
+    assert again.err == "jaxalign: note: figures of first.json in the same folder are drawn over\n"
+
+
 def test_plot_draws_the_same_bytes_from_the_file_alone(whole, tmp_path, monkeypatch):
     few = {name: FIGURES[name] for name in ("fig1_importance_vs_drift", "fig4_circuit_repair")}
     monkeypatch.setattr(figures, "FIGURES", few)

@@ -49,7 +49,7 @@ def test_every_revision_has_a_result_and_a_figure_shows_them_all(inputs, tmp_pat
         (("--revisions", "step10"), "two or more"),
         (("--revisions", "step10,step10"), "each once"),
         (("--revisions", "step10,step20"), "no folder 'step20'"),
-        (("--revisions", "step10,step100", "--revision", "main"), "excludes --revision"),
+        (("--revisions", "step10,step100", "--revision", "main"), "exclude each other"),
         (("--schemes", "f16,f16"), "more than once"),
         (("--schemes", "f32"), "compared with"),
         (("--schemes", "nf4", "--repair", "f16"), "not among the schemes"),

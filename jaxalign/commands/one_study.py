@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
+import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,6 +32,7 @@ from jaxalign.processes.distributed import is_first
 from jaxalign.prompts import SHIPPED, PromptSet, read_prompts
 from jaxalign.runtime.environment import select_device
 from jaxalign.runtime.files import check_writable, read_bytes
+from jaxalign.runtime.messages import note
 from jaxalign.runtime.resume import remove_calls
 from jaxalign.study.session import Prepare, Session
 from jaxalign.study.shards import Shard, ShardFinished
@@ -134,9 +137,23 @@ def run_study(
     print(f"\n{study.table(result)}\n\nresult: {output}", flush=True)
     for path in beside:
         print(path)
+    if not arguments.no_figures and (others := _results_beside(study, output)):
+        note(f"figures of {', '.join(others)} in the same folder are drawn over")
     if not arguments.no_figures and study.draw(result, output.parent / "figures"):
         print(f"figures: {output.parent / 'figures'}")
     return result
+
+
+def _results_beside(study: Study[Any, Any], output: Path) -> list[str]:
+    """Other results of the study in an output's folder, whose figures have the same names."""
+    drawn = os.path.isdir(output.parent / "figures")
+    mark = json.dumps(study.format)[:-1].rpartition("/")[0].encode()
+    found = []
+    for path in sorted(filter(Path.is_file, output.parent.glob("*.json"))) if drawn else ():
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            if path.name != output.name and mark in file.read(1000):
+                found.append(path.name)
+    return found
 
 
 def resume_folder(output: Path) -> Path:

@@ -10,6 +10,7 @@ import argparse
 import functools
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,9 @@ def verify(
         InputError: a file cannot be read.
     """
     numbers = published()
+    for flag, path in (("--lambada", lambada), ("--wikitext", wikitext)):
+        if path is not None and not os.path.isfile(path):
+            raise InputError(f"{flag}: {path} is missing or no file", "give the path of the text")
     if model is None:
         return [_unchecked(*known, missing) for known in _expected(numbers)]
     checks = [_f16_logits(model, numbers["f16_logits"]), _loss(model, numbers["loss"])]
@@ -249,9 +253,6 @@ def _wikitext(model: Model, known: dict[str, Any], path: Path | None) -> list[Ch
 def run(arguments: argparse.Namespace) -> int:
     """Check and print; returns the exit code."""
     select_device(arguments.device)
-    for flag, path in (("--lambada", arguments.lambada), ("--wikitext", arguments.wikitext)):
-        if path is not None and not path.is_file():
-            raise InputError(f"{flag}: {path} is missing or no file", "give the path of the text")
     keep_programs(arguments)
     try:
         source = locate(arguments.model or published()["model"], arguments.revision)
