@@ -247,7 +247,7 @@ def test_speed_prints_the_time_of_each_precision(inputs, more):
     [
         ("f16,f16", "schemes name f16 more than once"),
         ("f32", "schemes name f32 more than once (f32 is always there)"),
-        ("f16,awq-g16", "awq-g16: chosen by texts"),
+        ("f16,awq-g16", "awq-g16: speed times schemes that round to the nearest"),
     ],
 )
 def test_schemes_that_cannot_be_timed_are_refused_before_the_model_is_read(schemes, words):

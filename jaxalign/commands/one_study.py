@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -130,8 +129,8 @@ def run_study(
         if not first:
             return result
         result = study.write(result, output)
-        session.resume.remove()
         arguments.written = output
+        session.resume.remove()
         remove_calls(unfinished)
         beside = study.beside(session, result, output) if study.beside else ()
     print(f"\n{study.table(result)}\n\nresult: {output}", flush=True)
@@ -147,7 +146,7 @@ def run_study(
 def _results_beside(study: Study[Any, Any], output: Path) -> list[str]:
     """Other results of the study in an output's folder, whose figures have the same names."""
     drawn = os.path.isdir(output.parent / "figures")
-    mark = json.dumps(study.format)[:-1].rpartition("/")[0].encode()
+    mark = f'"{study.format.rpartition("/")[0]}/'.encode()  # of any version
     found = []
     for path in sorted(filter(Path.is_file, output.parent.glob("*.json"))) if drawn else ():
         with contextlib.suppress(OSError), open(path, "rb") as file:

@@ -60,11 +60,10 @@ class SpeedOptions:
     def __post_init__(self) -> None:
         check_options(self)
         refuse_repeated(self.schemes, F32)
-        if calibrated := [s.name for s in self.schemes if s.method or s.inputs == "int8-static"]:
+        if chosen := [scheme.name for scheme in self.schemes if not scheme.to_nearest]:
             raise InputError(
-                f"{', '.join(calibrated)}: chosen by texts or by search, which takes longer than a "
-                "pass and makes it no slower",
-                "name schemes that round to the nearest, such as int4-g64 for awq-g64",
+                f"{', '.join(chosen)}: speed times schemes that round to the nearest",
+                "name the one of the same format, such as int4-g64 for awq-g64",
             )
 
 

@@ -177,7 +177,7 @@ def cast(params: Params, scheme: Scheme) -> Params:
         InputError: the scheme's groups do not divide a matrix's inputs, or it does not round to
             the nearest.
     """
-    if scheme.method or scheme.from_file or scheme.inputs == "int8-static":
+    if not scheme.to_nearest:
         raise InputError(
             f"scheme {scheme.name!r} chooses its codes or scales, which rounding to the nearest "
             "does not",

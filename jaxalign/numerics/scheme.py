@@ -143,6 +143,11 @@ class Scheme:
         """Whether its weights or scales are chosen by activations on calibration texts."""
         return self.method in ("awq", "gptq", "smoothquant") or self.inputs == "int8-static"
 
+    @property
+    def to_nearest(self) -> bool:
+        """Whether rounding each weight to the nearest code is all that it does to them."""
+        return not (self.method or self.from_file or self.inputs == "int8-static")
+
 
 F32 = Scheme("f32")
 F16 = Scheme("f16", compute_dtype="float16")

@@ -177,7 +177,7 @@ class Session:
             return params
         # What calibration adds to packed matrices, and where a mesh puts them, is not known before.
         spec = None
-        if scheme.weights is None or not (_prepared(scheme) or self.mesh):
+        if scheme.weights is None or (scheme.to_nearest and not self.mesh):
             shapes = jax.eval_shape(lambda p: cast(p, scheme), params)
             places = {leaf.sharding for leaf in jax.tree.leaves(spec_of(params))}
             if scheme.weights is None:
@@ -310,11 +310,6 @@ class Session:
             calls=self.log.counts(),
             layer_rows=self.log.layer_rows,
         )
-
-
-def _prepared(scheme: Scheme) -> bool:
-    """Whether a scheme's parameters are more than rounded ones."""
-    return bool(scheme.method) or scheme.from_file or scheme.inputs == "int8-static"
 
 
 def _placed(spec: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
