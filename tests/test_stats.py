@@ -209,3 +209,17 @@ def test_a_prompt_that_overflowed_drops_out_and_a_head_that_did_is_not_averaged(
     assert all(
         np.isnan(mean).all() for mean in mean_maps(np.full((3, 2, 2), np.nan), maps[:3, :, :2])
     )
+
+
+def test_corrected_p_values_hold_the_rate_of_false_discoveries(rng):
+    """Of 20 tests with nothing in them, some passes uncorrected in 64 %, corrected in 5 %."""
+    p = rng.uniform(size=(2000, 20))
+    raw = (p < 0.05).any(axis=1).mean()
+    corrected = np.mean([(stats.corrected(row) < 0.05).any() for row in p])
+    assert raw > 0.5
+    assert 0.03 < corrected < 0.07
+
+
+def test_a_test_that_could_not_be_made_is_not_counted():
+    p = np.array([0.01, np.nan, 0.04])
+    np.testing.assert_allclose(stats.corrected(p), [0.02, np.nan, 0.04])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 from jaxtyping import Float
+from scipy import stats as scipy_stats
 
 BOOTSTRAP_SAMPLES = 1000
 PERMUTATIONS = 10_000
@@ -144,3 +145,21 @@ def sign_flip_p(
     null = (signs @ x) / len(x)
     hits = int((np.abs(null) >= abs(float(x.mean())) - TIE).sum())
     return (1 + hits) / (1 + permutations)
+
+
+def corrected(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
+    """p-values of one family of tests, corrected for how many there are.
+
+    Each becomes the false discovery rate at which its test would count. NaN (a test that could not
+    be made) stays NaN and is not counted.
+
+    Args:
+        p: raw p-values.
+
+    Source:
+        Benjamini and Hochberg 1995, section 3.1.
+    """
+    made = np.isfinite(p)
+    out = np.full(len(p), np.nan)
+    out[made] = scipy_stats.false_discovery_control(p[made]) if made.any() else []
+    return out

@@ -28,7 +28,8 @@ class Study(Generic[O, R]):
             come from its fields.
         result: a frozen dataclass with a field ``provenance``; the codec reads its type hints.
         run: answers the question.
-        table: the answer as text for a terminal.
+        table: the answer as one screen of text, at most 100 columns and 35 lines.
+        details: what ``--verbose`` prints after it; "" for nothing.
         figures: returns by file name what makes a page of a result; it is called to draw, so that
             matplotlib is not imported before.
         version: of the file.
@@ -43,6 +44,7 @@ class Study(Generic[O, R]):
     result: type[R]
     run: Callable[[Session, O], R]
     table: Callable[[R], str]
+    details: Callable[[R], str] = lambda result: ""
     figures: Callable[[], Mapping[str, Callable[[R], Any]]] = dict
     version: int = 1
     older: Mapping[str, Callable[[Any, Path], R]] = field(default_factory=dict)

@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxalign.errors import printable, shortened
 from jaxalign.measures.estimates import Estimate
+from jaxalign.study.provenance import Provenance
 
 LONGEST_CELL = 80  # characters; a name from a file may be longer
 
@@ -54,6 +55,23 @@ def estimate_text(
     if estimate.low is not None and estimate.high is not None:
         text += f" [{ends(estimate.low)}, {ends(estimate.high)}]"
     return text if p is None or estimate.p is None else f"{text}, {p(estimate.p)}"
+
+
+def header(study: str, provenance: Provenance) -> str:
+    """The first line of a screen: study, model, device, prompts, seconds.
+
+    Args:
+        study: its name.
+        provenance: of the result.
+    """
+    origin, machine, prompts = provenance.model, provenance.environment, provenance.prompts
+    revision = f" at {origin.revision[:12]}" if origin.revision else ""
+    device = machine.device_kind or machine.device
+    kept = f"{prompts.kept} of {prompts.given}" if prompts.kept < prompts.given else prompts.given
+    return (
+        f"{study}: {one_line(origin.name, 40)}{revision} · {device} · {kept} prompts · "
+        f"{provenance.total_seconds:.0f} s"
+    )
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
