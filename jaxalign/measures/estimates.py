@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,15 +16,44 @@ from jaxalign.shapes import Float
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value with its 95 % interval and p-value; None where it cannot be estimated."""
+    """A value with its 95 % interval and p-value; None where it cannot be estimated.
+
+    Attributes:
+        value, low, high: the value and the ends of its interval.
+        p: raw p-value.
+        p_adjusted: corrected for the family of tests that it belongs to (``adjusted``).
+    """
 
     value: float | None = None
     low: float | None = None
     high: float | None = None
     p: float | None = None
+    p_adjusted: float | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether interval and test both tell the value from 0, the test after its correction."""
+        p = self.p if self.p_adjusted is None else self.p_adjusted
+        if self.low is None or self.high is None or p is None:
+            return False
+        return p < LEVEL and not self.low <= 0 <= self.high
 
 
 NOTHING = Estimate()
+LEVEL = 0.05  # of every verdict
+Tested = TypeVar("Tested", bound=Any)
+
+
+def adjusted(family: Sequence[Tested]) -> list[Tested]:
+    """The same estimates with their p-values corrected for how many there are.
+
+    Args:
+        family: dataclasses with ``p`` and ``p_adjusted``, all tests of one kind of question.
+    """
+    raw = np.array([np.nan if one.p is None else one.p for one in family])
+    corrected = stats.corrected(raw)
+    pairs = zip(family, corrected, strict=True)
+    return [dataclasses.replace(one, p_adjusted=number(p)) for one, p in pairs]
 
 
 def number(x: float | np.floating) -> float | None:

@@ -60,48 +60,6 @@ def ranks(x: Float[np.ndarray, "*rows items"]) -> Float[np.ndarray, "*rows items
     return out
 
 
-def correlation_of_means(
-    x: Float[np.ndarray, "P items"],
-    y: Float[np.ndarray, "P items"],
-    rng: np.random.Generator,
-    rank: bool = False,
-    samples: int = BOOTSTRAP_SAMPLES,
-    permutations: int = PERMUTATIONS,
-) -> tuple[float, float, float, float]:
-    """Correlation over items (heads) of two prompt averages, its interval and its p-value.
-
-    The bootstrap resamples prompts, both sides together, because prompts are the sample; the
-    permutation exchanges items of one side, because its null is that items do not correspond.
-
-    Args:
-        x, y: one value a prompt and item.
-        rng: draws the resamples and the permutations.
-        rank: Spearman's instead of Pearson's.
-        samples: how often prompts are resampled.
-        permutations: how often items are exchanged.
-
-    Returns:
-        ``(value, low, high, p)``; NaN where the correlation is not defined.
-    """
-
-    def prepare(means: np.ndarray) -> np.ndarray:
-        return ranks(means) if rank else means
-
-    mean_x, mean_y = prepare(x.mean(axis=0)), prepare(y.mean(axis=0))
-    value = float(pearson(mean_x, mean_y)) if x.shape[1] > 2 else float("nan")
-    # One prompt has no spread to resample, so there is no interval and nothing to report.
-    if not np.isfinite(value) or len(x) < 2:
-        return (float("nan"),) * 4
-    weights = bootstrap_weights(len(x), rng, samples)
-    low, high = interval(pearson(prepare(weights @ x), prepare(weights @ y)))
-    shuffled = rng.permuted(np.broadcast_to(mean_y, (permutations, len(mean_y))), axis=1)
-    # Exchanging items moves neither the mean nor the spread of a side, only the product.
-    dx, dy = mean_x - mean_x.mean(), mean_y - mean_y.mean()
-    null = shuffled @ dx / np.sqrt((dx**2).sum() * (dy**2).sum())
-    hits = int((np.abs(null) >= abs(value) - TIE).sum())
-    return value, low, high, (1 + hits) / (1 + permutations)
-
-
 def bootstrap_weights(
     n: int, rng: np.random.Generator, samples: int = BOOTSTRAP_SAMPLES
 ) -> Float[np.ndarray, "samples n"]:
@@ -112,7 +70,8 @@ def bootstrap_weights(
         rng: draws them.
         samples: how many resamples.
     """
-    return rng.multinomial(n, np.full(n, 1 / n), size=samples) / n
+    drawn = rng.integers(0, n, (samples, n)) + n * np.arange(samples)[:, None]
+    return np.bincount(drawn.ravel(), minlength=samples * n).reshape(samples, n) / n
 
 
 def mean_interval(
@@ -163,3 +122,22 @@ def corrected(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     out = np.full(len(p), np.nan)
     out[made] = scipy_stats.false_discovery_control(p[made]) if made.any() else []
     return out
+
+
+def beyond_draws(value: float, draws: Float[np.ndarray, " draws"]) -> float:
+    """p-value, two-sided, of "this value is one more draw of these": a t-test of one new value.
+
+    ``t = (value − mean) / (s √(1 + 1/n))`` with ``n − 1`` degrees of freedom; NaN for fewer than
+    two draws or draws without spread.
+
+    Args:
+        value: what was found.
+        draws: what chance gave, near to normal (transform correlations by ``arctanh``, sizes by
+            ``log``).
+    """
+    n = len(draws)
+    spread = draws.std(ddof=1) if n > 1 else 0.0
+    if not spread > 0 or not np.isfinite(value):
+        return float("nan")
+    t = (value - draws.mean()) / (spread * np.sqrt(1 + 1 / n))
+    return float(2 * scipy_stats.t.sf(abs(t), n - 1))

@@ -5,11 +5,12 @@ from typing import Any
 
 from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet
-from jaxalign.studies.heads.edge_align import FORMAT_1, read_1
+from jaxalign.studies.heads.details import details
+from jaxalign.studies.heads.edge_align import FORMAT_1, FORMAT_2, read_1, read_2
 from jaxalign.studies.heads.options import HeadsOptions
 from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.studies.heads.study import run
-from jaxalign.studies.heads.table import table
+from jaxalign.studies.heads.table import screen
 from jaxalign.study.study import Study
 
 
@@ -25,7 +26,8 @@ HEADS = Study(
     options=HeadsOptions,
     result=HeadsResult,
     run=run,
-    table=table,
+    table=screen,
+    details=details,
     figures=_figures,
     examples=(
         "--model EleutherAI/pythia-160m --revision step3000",
@@ -35,8 +37,8 @@ HEADS = Study(
         "--model ./original --quantized ./original-awq",
         "--device gpu --memory-gb 40    on all GPUs of this machine",
     ),
-    version=2,
-    older={FORMAT_1: read_1},
+    version=3,
+    older={FORMAT_1: read_1, FORMAT_2: read_2},
 )
 
 

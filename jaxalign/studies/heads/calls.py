@@ -1,8 +1,8 @@
-"""The phases of the heads study: batches through compiled calls, one entry a prompt back."""
+"""The heads study's runs without edits, and how much of it one call holds."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,22 +15,16 @@ from jaxalign.checkpoints import Model
 from jaxalign.devices.deal import rounds
 from jaxalign.devices.mesh import EDITS, MODEL, part_bytes
 from jaxalign.engine.budget import plan_chunks
-from jaxalign.measures.metrics import AnswerMetrics, Drift
+from jaxalign.measures.metrics import AnswerMetrics
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
 from jaxalign.shapes import Float
 from jaxalign.studies.heads import programs
+from jaxalign.studies.heads.findings import RANKINGS, Replacement
 from jaxalign.studies.heads.options import HeadsOptions
-from jaxalign.studies.heads.rankings import (
-    DRAWS,
-    RANDOM_ORDERS,
-    Donors,
-)
-from jaxalign.studies.heads.result import RANKINGS
+from jaxalign.studies.heads.rankings import DRAWS, ORDERS_BESIDE, VECTORS, control_steps
 from jaxalign.study.calls import Call, Late, Run, compute_all
-
-KINDS = 2 + DRAWS
 
 
 @dataclass(frozen=True)
@@ -39,11 +33,13 @@ class Clean:
 
     Attributes:
         metrics: ``AnswerMetrics`` of numpy arrays ``[P]``.
+        sizes: ``‖c‖`` of each head at the last position, ``[P, L, H]``.
         states: each prompt's head states, ``[L, S_p, H, h]``.
         gradients: ``∂m / ∂c``, ``[L, S_p, …]`` a prompt.
     """
 
     metrics: AnswerMetrics
+    sizes: np.ndarray
     states: list[np.ndarray]
     gradients: list[np.ndarray]
 
@@ -52,18 +48,35 @@ class Clean:
         chosen = list(index)
         return Clean(
             jax.tree.map(lambda values: values[chosen], self.metrics),
+            self.sizes[chosen],
             [self.states[i] for i in chosen],
             [self.gradients[i] for i in chosen],
         )
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """Clean low-precision answers ``[P]``, drift and first-order effects ``[P, L, H]``."""
+@dataclass
+class Variant:
+    """A model of the study: its weights, the precision that they run in, and its clean runs.
 
-    metrics: AnswerMetrics
-    drift: Drift
-    predicted: np.ndarray
+    Attributes:
+        name: of its calls: "nf4", "nf4, noise 0".
+        params: its parameters, or ``Late`` ones.
+        scheme: the precision that runs them.
+        clean: its runs without edits, once they are there: ``LowRun`` with ``[P, …]`` first in each
+            array and a list of ``[L, S_p, H, h]`` states.
+    """
+
+    name: str
+    params: Any
+    scheme: Scheme
+    clean: programs.LowRun | None = None
+
+    @property
+    def states(self) -> list[np.ndarray]:
+        """Each prompt's head states, ``[L, S_p, H, h]``."""
+        assert self.clean is not None, f"{self.name} has not run yet"
+        found: list[np.ndarray] = self.clean.state
+        return found
 
 
 @dataclass(frozen=True)
@@ -138,9 +151,11 @@ class Runner:
 
     def study_batches(self, prompts: Sequence[Prompt]) -> list[Batch]:
         """The batches of the study, small enough for its widest call."""
-        orders = len(RANKINGS) + RANDOM_ORDERS
-        widest = 1 + max(KINDS * self.num_heads, self.num_heads + orders * self.repaired_heads)
-        return self.batches([prompt.tokens for prompt in prompts], widest, KINDS)
+        kinds, steps = runs_of(self.options.ablations), len(control_steps(self.repaired_heads))
+        curves = len(RANKINGS) * self.repaired_heads + ORDERS_BESIDE * steps
+        vectors = VECTORS * len(RANKINGS) * steps
+        widest = 1 + max(kinds * self.num_heads, self.num_heads + curves, vectors)
+        return self.batches([prompt.tokens for prompt in prompts], widest, max(kinds, 1 + VECTORS))
 
     def row_ranges(self, length: int, tables: int, groups: int) -> list[tuple[int, int]]:
         """The heads of each call, counted layer by layer, when every head is edited in turn.
@@ -170,147 +185,110 @@ class Runner:
             for number, batch in enumerate(work)
         ]
         places: list[Any] = [None] * len(prompts)
-        for call, (metrics, state, gradient) in self.run("clean runs, f32", calls):
+        for call, (metrics, size, state, gradient) in self.run("clean runs, f32", calls):
             for row, i in enumerate(call.batch.index):
                 own = (a[:, row, : call.batch.lengths[row]].copy() for a in (state, gradient))
-                places[i] = (jax.tree.map(lambda m, row=row: m[row], metrics), *own)
+                places[i] = (jax.tree.map(lambda m, row=row: m[row], metrics), size[row], *own)
         metrics = jax.tree.map(lambda *m: np.array(m), *(place[0] for place in places))
-        return Clean(metrics, [place[1] for place in places], [place[2] for place in places])
+        sizes, states, gradients = ([place[n] for place in places] for n in (1, 2, 3))
+        return Clean(metrics, np.stack(sizes), states, gradients)
 
     def copies(self, batch: Batch) -> int:
         """Passes through one block that a run of all a batch's prompts makes."""
         return self.config.num_layers * batch.shape[0]
 
-    def reference_means(self, states: Sequence[np.ndarray]) -> np.ndarray:
-        """Each head's mean contribution over the reference texts, ``[L, H, C]``.
+    def reference_means(
+        self, params: Any, states: Sequence[np.ndarray], scheme: Scheme
+    ) -> Float[np.ndarray, "L H C"]:
+        """Each head's mean contribution over the reference texts.
 
         The mean is over last positions, or over all real positions with ``mean_positions`` "all".
+
+        Args:
+            params: of the model that has the states.
+            states: of the reference texts in that model.
+            scheme: its precision.
         """
         if self.options.mean_positions == "last":
             rows = np.stack([state[:, -1] for state in states], axis=1)
         else:
             rows = np.concatenate(states, axis=1)
-        c = programs.contributions(self.model.params, jnp.asarray(rows), self.options.head_mode)
-        return np.asarray(c).mean(axis=1)
+        return np.asarray(
+            programs.mean_contributions(
+                params,
+                jnp.asarray(rows, scheme.compute_dtype),
+                head_mode=self.options.head_mode,
+            )
+        )
 
-    def importance_calls(
-        self,
-        prompts: Sequence[Prompt],
-        work: list[Batch],
-        states: list[np.ndarray],
-        means: np.ndarray,
-        donors: Donors,
-    ) -> list[Call[Any]]:
-        """Every head replaced by zero, mean and resampling, in f32.
-
-        Args:
-            prompts, work: the kept prompts and their batches.
-            states: of their clean f32 runs, ``[L, S_p, H, h]`` each.
-            means: of the reference texts, ``[L, H, C]``.
-            donors: each prompt's resampling partners.
-        """
-        calls: list[Call[Any]] = []
-        for number, batch in enumerate(work):
-            given = [
-                padded([states[draw[i]] for i in batch.index], batch) for draw in donors.draws.T
-            ]
-            for rows in self.row_ranges(batch.shape[1], KINDS, KINDS):
-                births = 1 + np.arange(*rows) // self.config.num_heads
-                passes = KINDS * programs.layer_rows(self.config, births, self.options.engine)
-                calls.append(
-                    Call(
-                        key=("importance", "f32", number, rows[0]),
-                        program=programs.importance_run,
-                        arguments=(
-                            self.model.params,
-                            question(prompts, batch),
-                            means,
-                            stacked(given),
-                        ),
-                        static=self.swept(rows=rows),
-                        batch=batch,
-                        rows=1 + KINDS * (rows[1] - rows[0]),
-                        layer_rows=self.copies(batch) + batch.shape[0] * passes,
-                        engine=self.options.engine,
-                    )
-                )
-        return calls
-
-    def importance(
-        self, calls: Sequence[Call[Any]], count: int
-    ) -> tuple[Float[np.ndarray, "P 3 N"], Float[np.ndarray, "P 3 N"]]:
-        """Importance of every head by zero, mean and resampling, for both metrics.
-
-        Args:
-            calls: from ``importance_calls``.
-            count: prompts.
-        """
-        out = np.zeros((2, 3, self.num_heads, count))
-        for call, effects in self.run("importance of every head, f32", calls):
-            rows: Any = call.static["rows"]
-            for metric, effect in enumerate(effects):  # [3, M, B]
-                call.scatter(out[metric, :, slice(*rows)], effect)
-        first, second = np.moveaxis(out, -1, 1)
-        return first, second
+    def as_low(self, clean: Clean) -> programs.LowRun:
+        """f32's clean runs in the place of a variant's: only its states are asked for."""
+        nothing: Any = None
+        return programs.LowRun(clean.metrics, nothing, nothing, nothing, clean.states)
 
     def low_calls(
-        self,
-        prompts: Sequence[Prompt],
-        work: list[Batch],
-        clean: Clean,
-        low: Any,
-        scheme: Scheme,
+        self, variant: Variant, prompts: Sequence[Prompt], work: list[Batch], clean: Clean
     ) -> list[Call[Any]]:
-        """A low precision's clean runs beside f32's states and gradients.
+        """A variant's clean runs beside f32's states and gradients.
 
         Args:
-            prompts, work: the kept prompts and their batches.
+            variant: another model than f32's.
+            prompts, work: the kept prompts, the reference texts after them, and their batches.
             clean: their f32 runs.
-            low: the scheme's parameters.
-            scheme: the precision.
         """
         return [
             Call(
-                key=("clean", scheme.name, number),
+                key=("clean", variant.name, number),
                 program=programs.low_run,
                 arguments=(
                     self.model.params,
-                    low,
+                    variant.params,
                     question(prompts, batch),
                     padded([clean.states[i] for i in batch.index], batch),
                     padded([clean.gradients[i] for i in batch.index], batch),
                 ),
                 static={
                     "config": self.config,
-                    "scheme": scheme.run,
+                    "scheme": variant.scheme.run,
                     "head_mode": self.options.head_mode,
                 },
                 batch=batch,
-                layer_rows=self.copies(batch),
+                layer_rows=2 * self.copies(batch),
             )
             for number, batch in enumerate(work)
         ]
 
-    def low(self, calls: Sequence[Call[Any]], count: int, scheme: Scheme) -> Comparison:
-        """A low precision's clean runs, and how far each of its heads is from f32's.
+    def low(self, variant: Variant, calls: Sequence[Call[Any]], count: int) -> None:
+        """Run a variant without edits; the variant keeps what is found.
 
         Args:
+            variant: gets ``clean``.
             calls: from ``low_calls``.
-            count: prompts.
-            scheme: the precision.
+            count: prompts and reference texts.
         """
         places: list[Any] = [None] * count
-        for call, (metrics, *heads) in self.run(f"clean runs, {scheme.name}", calls):
+        for call, found in self.run(f"clean runs, {variant.name}", calls):
             for row, i in enumerate(call.batch.index):
-                own = jax.tree.map(lambda m, row=row: m[row], metrics)
-                places[i] = (own, *jax.tree.map(lambda a, row=row: a[:, row], heads))
-        return Comparison(*jax.tree.map(lambda *a: np.stack(a), *places))
+                state = found.state[:, row, : call.batch.lengths[row]].copy()
+                by_prompt = jax.tree.map(lambda m, row=row: m[row], (found.metrics, found.kl))
+                heads = jax.tree.map(lambda a, row=row: a[:, row], (found.drift, found.predicted))
+                places[i] = (*by_prompt, *heads, state)
+        parts = [[place[n] for place in places] for n in range(5)]
+        metrics, kl, drift, predicted = (
+            jax.tree.map(lambda *a: np.stack(a), *part) for part in parts[:4]
+        )
+        variant.clean = programs.LowRun(metrics, kl, drift, predicted, parts[4])
 
     def swept(self, **more: Any) -> dict[str, Any]:
         """The static arguments of a program that sweeps."""
         options = self.options
         common = {"config": self.config, "head_mode": options.head_mode}
         return {**common, "engine": options.engine, "mesh": self.mesh, **more}
+
+
+def runs_of(kinds: Sequence[Replacement]) -> int:
+    """How many runs each head has under some kinds of replacement."""
+    return sum(DRAWS if kind == "resample" else 1 for kind in kinds)
 
 
 def question(prompts: Sequence[Prompt], batch: Batch) -> programs.Question:
@@ -335,9 +313,21 @@ def pad(arrays: Sequence[np.ndarray], batch: Batch) -> np.ndarray:
 
 def padded(arrays: Sequence[np.ndarray], batch: Batch) -> Late:
     """``pad`` as the argument of a call: padded arrays are large, so they are made when it runs."""
-    first = arrays[0]
-    shape = (first.shape[0], *batch.shape, *first.shape[2:])
-    return Late(make=lambda: pad(arrays, batch), spec=jax.ShapeDtypeStruct(shape, first.dtype))
+    return padded_later(lambda: arrays, arrays[0], batch)
+
+
+def padded_later(
+    arrays: Callable[[], Sequence[np.ndarray]], like: np.ndarray, batch: Batch
+) -> Late:
+    """As ``padded``, of arrays that are not there yet.
+
+    Args:
+        arrays: returns them when the call runs.
+        like: an array of their shape, but for the positions.
+        batch: whose prompts they are of.
+    """
+    shape = (like.shape[0], *batch.shape, *like.shape[2:])
+    return Late(make=lambda: pad(arrays(), batch), spec=jax.ShapeDtypeStruct(shape, like.dtype))
 
 
 def stacked(parts: Sequence[Late]) -> Late:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from jaxalign.errors import InputError
-from jaxalign.studies.heads.result import RANKINGS, REPLACEMENTS, HeadsResult
+from jaxalign.studies.heads.analysis import summarize
+from jaxalign.studies.heads.findings import RANKINGS, REPLACEMENTS, Statistics
+from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study import codec
 from jaxalign.study.call_log import CallCount
 from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
 
-FORMAT_1 = "jaxalign.heads/1"
+FORMAT_1, FORMAT_2 = "jaxalign.heads/1", "jaxalign.heads/2"
 # The precisions that it knew, and what its fields call them.
 KNOWN = {"f16": "f16", "int8-sim": "int8"}
 
@@ -101,11 +103,26 @@ def forward_passes(result: HeadsResult) -> int:
     Args:
         result: of the study.
     """
-    heads, kept = result.num_heads * result.num_layers, len(result.prompts)
-    importance = heads * (len(REPLACEMENTS) - 1 + result.resample_draws)
-    curves = sum(r.random.size + sum(c.size for c in r.curves.values()) for r in result.repairs)
-    each = 1 + importance + len(result.precisions) * (1 + heads)
-    return result.provenance.prompts.given + result.reference_count + kept * each + curves
+    heads, draws = result.num_heads * result.num_layers, result.resample_draws
+    passes = result.provenance.prompts.given + result.reference_count
+    for prompt in result.prompts:
+        found = {kind for kind in REPLACEMENTS if prompt.importance(kind) is not None}
+        passes += 1 + heads * _runs(found, draws)
+        for low in prompt.precisions.values():
+            # The clean run, each head restored alone, each head ablated.
+            passes += 1 + heads * (1 + _runs(low.importance, draws))
+            passes += 0 if low.reordered is None else heads
+            if low.noise is not None:
+                noisy = sum(values.size for values in low.noise.importance.values())
+                passes += low.noise.logit_diff.size + noisy
+    for repair in result.repairs:
+        curves = (repair.curves, repair.same_layers, repair.vectors)
+        passes += repair.random.size + sum(c.size for each in curves for c in each.values())
+    return passes
+
+
+def _runs(kinds: Collection[str], draws: int) -> int:
+    return sum(draws if kind == "resample" else 1 for kind in kinds)
 
 
 def _edge_align_repair(repair: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +238,42 @@ def read_1(content: dict[str, Any], where: Path | str) -> HeadsResult:
         raise InputError(
             f"{where} is not a result of the heads study ({what})", codec.REMEDY
         ) from error
-    return codec.decode(HeadsResult, today, where)
+    return read_2(today, where)
+
+
+def read_2(content: dict[str, Any], where: Path | str) -> HeadsResult:
+    """Read a result of the format "jaxalign.heads/2", whose statistics were other ones.
+
+    They are computed again from its prompts and repairs, by today's definitions.
+
+    Args:
+        content: of the file, without its format.
+        where: the file, for the error.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    nothing = dict.fromkeys(Statistics.__dataclass_fields__, ())
+    repairs = content.get("repairs")
+    if isinstance(repairs, list):
+        repairs = [_with_steps(entry) for entry in repairs]
+    old = codec.decode(HeadsResult, content | {"statistics": nothing, "repairs": repairs}, where)
+    seed = old.provenance.options.get("seed", 0)
+    seed = seed if isinstance(seed, int) else 0
+    note = "the statistics of this older file were computed again, as jaxalign does today"
+    return replace(
+        old,
+        statistics=summarize(old.prompts, old.repairs, old.precisions, seed),
+        provenance=replace(old.provenance, notes=(*old.provenance.notes, note)),
+    )
+
+
+def _with_steps(entry: Any) -> Any:
+    """A repair whose random orders were run at every k."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("random"), list):
+        return entry
+    longest = max((len(row) for row in entry["random"] if isinstance(row, list)), default=0)
+    return entry | {"steps": list(range(1, longest + 1))}
 
 
 def _renamed(entry: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import Literal, get_args
 from jaxalign.edits import HEAD_MODES, HeadMode
 from jaxalign.engine import ENGINES, Engine
 from jaxalign.errors import InputError
-from jaxalign.numerics.scheme import F16, F32, INT8_SIM, Scheme
-from jaxalign.study.option import option, refuse_repeated, schemes_option
+from jaxalign.numerics.scheme import F16, F32, INT8_SIM, SCHEMES, Scheme
+from jaxalign.studies.heads.findings import REPLACEMENTS, Replacement
+from jaxalign.study.option import listed, option, refuse_repeated, schemes_option
 from jaxalign.study.options import Common
 
 MeanPositions = Literal["last", "all"]
@@ -24,6 +25,10 @@ class HeadsOptions(Common):
         repaired: names of the schemes whose repair curves are computed.
         head_mode: "true" or "edge-align".
         mean_positions: "last" or "all": where reference means are taken.
+        ablations: what stands in for a head, in f32 and in every precision; "zero" is among them,
+            since heads are ranked by it.
+        noise_draws: how often f32 with noise of a scheme's size is ablated, too, by zero and mean:
+            the floor that a precision's importance stands beside; 0 for none.
         max_repair_k: how many heads are restored at most.
         use_all_prompts: keep prompts that the model answers wrongly.
         engine: "wave", or "vmap" for the plain path that defines it.
@@ -33,13 +38,13 @@ class HeadsOptions(Common):
     """
 
     schemes: tuple[Scheme, ...] = field(
-        default=(F16, INT8_SIM),
+        default=(F16, INT8_SIM, SCHEMES["nf4"]),
         metadata=schemes_option(
             "low precisions such as f16, bf16, int8-sim, int8, llm-int8, nf4, fp4, int4-g128, "
             "awq-g128, gptq-g128, hqq-g64, smoothquant, fp8-e4m3"
         ),
     )
-    repaired: tuple[str, ...] = ("f16",)
+    repaired: tuple[str, ...] = ("f16", "nf4")
     head_mode: HeadMode = field(
         default="true",
         metadata=option(
@@ -55,6 +60,27 @@ class HeadsOptions(Common):
             "--mean-positions",
             choices=get_args(MeanPositions),
             help="where the reference means of mean ablation are taken",
+        ),
+    )
+    ablations: tuple[Replacement, ...] = field(
+        default=REPLACEMENTS,
+        metadata=option(
+            "--ablations",
+            metavar="LIST",
+            parse=listed,
+            help=f"what stands in for a head, of {', '.join(REPLACEMENTS)}; zero is always among "
+            "them, resample takes four runs a head",
+        ),
+    )
+    noise_draws: int = field(
+        default=5,
+        metadata=option(
+            "--noise-draws",
+            metavar="N",
+            least=0,
+            most=1000,
+            help="models with random noise of the scheme's size in their weights that are ablated, "
+            "too: what a precision's importance stands beside",
         ),
     )
     max_repair_k: int = field(
@@ -88,6 +114,20 @@ class HeadsOptions(Common):
                 "f32 is among the schemes, but it is what all others are compared with",
                 "leave it out",
             )
+        words: tuple[str, ...] = self.ablations
+        if unknown := [word for word in words if word not in REPLACEMENTS]:
+            raise InputError(
+                f"{', '.join(map(str, unknown))} is no ablation",
+                f"use some of {', '.join(REPLACEMENTS)}",
+            )
+        if "zero" not in self.ablations or len({*self.ablations}) < len(self.ablations):
+            raise InputError(
+                f"the ablations are {', '.join(self.ablations) or 'none'}, but zero has to be "
+                "among them, and each once",
+                f"use zero and any of {', '.join(REPLACEMENTS[1:])}",
+            )
+        if self.noise_draws == 1:
+            raise InputError("one draw of noise has no spread", "give 0 for none, or at least 2")
         if unknown := [name for name in self.repaired if name not in names]:
             raise InputError(
                 f"repair is asked for in {', '.join(unknown)}, which is not among the schemes",

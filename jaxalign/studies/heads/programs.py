@@ -1,4 +1,4 @@
-"""The compiled calls of the heads study: arrays in, arrays out, one program a batch shape.
+"""The heads study's compiled runs without edits: arrays in, arrays out, one program a batch shape.
 
 A head's *state* is what its contribution is computed from: ``z`` for true heads; for edge-align's
 blocks the attention output itself, cut into ``H`` blocks. Both are ``[L, B, S, H, h]``, ``H`` times
@@ -14,10 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
-from jax.sharding import Mesh
 
-from jaxalign.devices.deal import sharded_sweep
-from jaxalign.edits import AttentionAdd, Edit, HeadEdit, HeadMode, head_ablation_masks
+from jaxalign.edits import AttentionAdd, Edit, HeadMode
 from jaxalign.engine import Engine
 from jaxalign.measures.metrics import (
     Answer,
@@ -25,13 +23,14 @@ from jaxalign.measures.metrics import (
     Drift,
     first_order,
     head_drift,
+    kl_divergence,
 )
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import forward, head_contributions
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.runtime.compile import jit
-from jaxalign.shapes import Array, Bool, Float, Int, Leaf
+from jaxalign.shapes import Array, Float, Int, Leaf
 
 State = Float[Array, "L B S H h"]
 
@@ -71,6 +70,20 @@ def contributions(
     return jnp.moveaxis(c, 1, -2)
 
 
+@functools.partial(jit, static_argnames=("head_mode",))
+def mean_contributions(
+    params: Params, state: Float[Array, "L N H h"], *, head_mode: HeadMode
+) -> Float[Array, "L H C"]:
+    """Each head's mean contribution over some states, f32.
+
+    Args:
+        params: of the model that has them.
+        state: ``N`` of them.
+        head_mode: what a head is (static).
+    """
+    return contributions(params, state, head_mode).mean(axis=1)
+
+
 def _clean(
     params: Params,
     question: Question,
@@ -78,8 +91,8 @@ def _clean(
     scheme: Scheme,
     head_mode: HeadMode,
     edit: Edit | None = None,
-) -> tuple[AnswerMetrics, State]:
-    """The model's answers and every head's state."""
+) -> tuple[Float[Array, "B V"], State]:
+    """The model's logits and every head's state."""
     site = "attn_out" if head_mode == "edge-align" else "z"
     out = forward(
         params,
@@ -94,14 +107,15 @@ def _clean(
     state = out.activations[site]
     width = config.edge_size if head_mode == "edge-align" else config.head_size
     heads = (*state.shape[:3], config.num_heads, width)
-    return question.answer(out.logits), state.reshape(heads)
+    return out.logits, state.reshape(heads)
 
 
 @functools.partial(jit, static_argnames=("config", "head_mode"))
 def clean_run(
     params: Params, question: Question, *, config: ModelConfig, head_mode: HeadMode
-) -> tuple[AnswerMetrics, State, Float[Array, "L B S *heads C"]]:
-    """The f32 model without edits: its answers, every head's state, and ``∂m / ∂c``.
+) -> tuple[AnswerMetrics, Float[Array, "B L H"], State, Float[Array, "L B S *heads C"]]:
+    """The f32 model without edits: its answers, the size ``‖c‖`` of each head's contribution at the
+    last position, every head's state, and ``∂m / ∂c``.
 
     All true heads of a layer write to the same stream, so they share one gradient, that of the
     attention output; edge-align's blocks have each their own part of it.
@@ -117,64 +131,36 @@ def clean_run(
 
     def total(added: Array) -> tuple[Array, tuple[AnswerMetrics, State]]:
         steered = Edit(AttentionAdd(everywhere, added))
-        out = _clean(params, question, config, F32, head_mode, steered)
-        return out[0].logit_diff.sum(), out
+        logits, state = _clean(params, question, config, F32, head_mode, steered)
+        metrics = question.answer(logits)
+        return metrics.logit_diff.sum(), (metrics, state)
 
     gradient, (metrics, state) = jax.grad(total, has_aux=True)(jnp.zeros(shape))
     if head_mode == "edge-align":
         gradient = gradient.reshape(*shape[:3], config.num_heads, config.edge_size)
-    return metrics, state, gradient
+    last = (question.lengths - 1)[None, :, None, None, None]
+    ends = jnp.take_along_axis(state, last, axis=2)[:, :, 0]
+    size = jnp.linalg.norm(contributions(params, ends, head_mode), axis=-1)
+    return metrics, size.swapaxes(0, 1), state, gradient
 
 
-@functools.partial(jit, static_argnames=("config", "head_mode", "rows", "engine", "mesh"))
-def importance_run(
-    params: Params,
-    question: Question,
-    means: Float[Array, "L H C"],
-    donors: Float[Array, "N L B S H h"],
-    *,
-    config: ModelConfig,
-    head_mode: HeadMode,
-    rows: tuple[int, int],
-    engine: Engine = "wave",
-    mesh: Mesh | None = None,
-) -> tuple[Float[Array, "3 M B"], Float[Array, "3 M B"]]:
-    """``m(clean) − m(head replaced)`` by zero, mean and resampling, in f32, in one call.
+@struct.dataclass
+class LowRun:
+    """A low-precision model without edits, beside f32.
 
-    Args:
-        params: f32.
-        question: the prompts and their answers.
-        config: the architecture (static).
-        head_mode: what a head is (static).
-        means: each head's mean contribution over the reference texts.
-        donors: states of other prompts, one for each draw.
-        rows: which heads, counted layer by layer, ``[start, stop)``.
-        engine, mesh: of the sweep.
-
-    Returns:
-        The importance for ``logit_diff`` and for ``distractor_diff``; resampling is the mean over
-        draws.
+    Attributes:
+        metrics: its answers, ``[B]``.
+        kl: ``[B]``, ``KL(f32 ‖ low)`` of the next token, nats.
+        drift: of its heads from f32, ``[L, B, H]``.
+        predicted: ``[L, B, H]`` first-order effect of giving each head its f32 contribution back.
+        state: ``[L, B, S, H, h]``, every head's, as f32 numbers.
     """
-    masks = head_ablation_masks(config.num_layers, config.num_heads)[slice(*rows)]
-    zero = jnp.zeros((config.num_layers, 1, 1, 1, 1))
-    resampled = [contributions(params, donor, head_mode) for donor in donors]
-    values = [zero, means[:, None, None], *resampled]
-    edits = [Edit(HeadEdit(masks, value, head_mode)) for value in values]
-    outs = sharded_sweep(
-        mesh,
-        params,
-        question.tokens,
-        question.lengths,
-        config,
-        edits,
-        question.answer,
-        engine=engine,
-    )
-    effects = [
-        jax.tree.map(lambda m: m[:1] - m[1:], (o.logit_diff, o.distractor_diff)) for o in outs
-    ]
-    draws = jax.tree.map(lambda *draw: jnp.stack(draw).mean(axis=0), *effects[2:])
-    return jax.tree.map(lambda *kinds: jnp.stack(kinds), effects[0], effects[1], draws)
+
+    metrics: AnswerMetrics
+    kl: Leaf
+    drift: Drift
+    predicted: Leaf
+    state: Leaf
 
 
 @functools.partial(jit, static_argnames=("config", "scheme", "head_mode"))
@@ -188,8 +174,8 @@ def low_run(
     config: ModelConfig,
     scheme: Scheme,
     head_mode: HeadMode,
-) -> tuple[AnswerMetrics, Drift, Float[Array, "L B H"]]:
-    """The low-precision model's answers, its heads' drift from f32, and their first-order effects.
+) -> LowRun:
+    """The low-precision model without edits, beside f32.
 
     Args:
         params: f32.
@@ -200,7 +186,10 @@ def low_run(
         head_mode: what a head is (static).
         scheme: the precision (static).
     """
-    metrics, low_state = _clean(low_params, question, config, scheme, head_mode)
+    reference = forward(
+        params, question.tokens, config, lengths=question.lengths, last_only=True
+    ).logits
+    logits, low_state = _clean(low_params, question, config, scheme, head_mode)
 
     def layer(arrays: tuple[Any, ...]) -> tuple[Drift, Array]:
         high, low, gradient, w_high, w_low = arrays
@@ -216,51 +205,13 @@ def low_run(
 
     weights = params.blocks.attention.out, low_params.blocks.attention.out
     drift, predicted = jax.lax.map(layer, (state, low_state, gradient, *weights))
-    return metrics, drift, predicted
-
-
-@functools.partial(jit, static_argnames=("config", "scheme", "head_mode", "engine", "mesh"))
-def repair_run(
-    params: Params,
-    low_params: Params,
-    question: Question,
-    state: State,
-    masks: Bool[Array, "M L B 1 H"] | Bool[np.ndarray, "M L B 1 H"],
-    *,
-    config: ModelConfig,
-    scheme: Scheme,
-    head_mode: HeadMode,
-    engine: Engine = "wave",
-    mesh: Mesh | None = None,
-) -> Float[Array, "1+M B"]:
-    """``m`` of the low-precision model, clean and with the f32 contributions of each mask's heads.
-
-    Every prompt has its own masks, and each run starts in the block where they begin.
-
-    Args:
-        params: f32.
-        low_params: the same model in ``scheme``.
-        question: the prompts and their answers.
-        state: of the f32 run, from ``clean_run``.
-        masks: which heads of each prompt are given back in each run.
-        config: the architecture (static).
-        head_mode: what a head is (static).
-        scheme: the precision (static).
-        engine, mesh: of the sweep (static).
-    """
-    edits = [Edit(HeadEdit(masks, contributions(params, state, head_mode), head_mode))]
-    [out] = sharded_sweep(
-        mesh,
-        low_params,
-        question.tokens,
-        question.lengths,
-        config,
-        edits,
-        question.answer,
-        engine=engine,
-        scheme=scheme,
+    return LowRun(
+        metrics=question.answer(logits),
+        kl=kl_divergence(reference, logits),
+        drift=drift,
+        predicted=predicted,
+        state=low_state.astype(jnp.float32),
     )
-    return out.logit_diff
 
 
 def layer_rows(config: ModelConfig, births: Int[np.ndarray, " N"], engine: Engine) -> int:

@@ -10,10 +10,14 @@ import numpy as np
 from jaxalign.measures.stats import generator
 from jaxalign.prompts import Prompt
 from jaxalign.shapes import Bool, Float, Int
-from jaxalign.studies.heads.result import RANKINGS
+from jaxalign.studies.heads.findings import RANKINGS, Ranking
 
+DRAWS = 4  # donors of a prompt
 RANDOM_ORDERS = 8
-DRAWS = 4
+SAME_LAYERS = 4  # orders of heads of the same layers, for each ranking
+ORDERS_BESIDE = RANDOM_ORDERS + SAME_LAYERS * len(RANKINGS)
+VECTORS = 8
+STEPS = 3  # values of k at which controls are run
 
 
 @dataclass(frozen=True)
@@ -56,46 +60,83 @@ def descending(scores: Float[np.ndarray, "P N"]) -> Int[np.ndarray, "P N"]:
     return np.argsort(-np.nan_to_num(scores, nan=-np.inf), axis=-1, kind="stable")
 
 
+def control_steps(longest: int) -> tuple[int, ...]:
+    """The values of k at which controls are run: about evenly spread on a logarithmic scale.
+
+    Args:
+        longest: how many heads are restored at most.
+
+    Example:
+        >>> control_steps(10)
+        (1, 3, 10)
+    """
+    return tuple(int(k) for k in np.unique(np.round(np.geomspace(1, longest, STEPS))))
+
+
 def repair_orders(
     importance: Float[np.ndarray, "P N"],
     drift: Float[np.ndarray, "P N"],
     predicted: Float[np.ndarray, "P N"],
-    seed: int,
-    scheme: str,
-) -> tuple[dict[str, Int[np.ndarray, "P N"]], Int[np.ndarray, "orders P N"]]:
-    """The orders to try, each prompt its own.
+) -> dict[Ranking, Int[np.ndarray, "P N"]]:
+    """The orders to try by ranking, each prompt its own.
 
     Args:
         importance, drift, predicted: of every head, by prompt; logits, a ratio, logits.
-        seed: the study's.
-        scheme: its name, which the random orders depend on.
 
     Returns:
-        By ranking of ``RANKINGS``: zero-importance (the original), drift, importance × drift, and
-        the size of the first-order prediction; and the seeded random orders, the control.
+        zero-importance (the original), drift, importance × drift, and the size of the first-order
+        prediction.
     """
     scores = (importance, drift, importance * drift, np.abs(predicted))
-    orders: dict[str, np.ndarray] = {
-        name: descending(score) for name, score in zip(RANKINGS, scores, strict=True)
-    }
-    rng = generator(seed, "random orders", scheme)
-    heads = np.arange(importance.shape[1])
-    random = np.broadcast_to(heads, (RANDOM_ORDERS, *importance.shape))
-    return orders, rng.permuted(random, axis=-1)
+    return {name: descending(score) for name, score in zip(RANKINGS, scores, strict=True)}
+
+
+def random_orders(
+    prompts: int, heads: int, rng: np.random.Generator
+) -> Int[np.ndarray, "orders P N"]:
+    """Orders of all heads, drawn anew for each prompt.
+
+    Args:
+        prompts: ``P``.
+        heads: ``N``.
+        rng: draws them.
+    """
+    return rng.permuted(np.broadcast_to(np.arange(heads), (RANDOM_ORDERS, prompts, heads)), axis=-1)
+
+
+def same_layer_orders(
+    order: Int[np.ndarray, "P N"], num_heads: int, rng: np.random.Generator
+) -> Int[np.ndarray, "orders P N"]:
+    """An order's layers with other heads: each layer's heads exchanged at random.
+
+    The first k heads of each are as many of every layer as the first k of ``order``, so what
+    the ranking wins beyond them it does not win by its choice of layers.
+
+    Args:
+        order: a ranking's, head ``l·H + h``.
+        num_heads: ``H``.
+        rng: draws the exchanges, anew for each prompt.
+    """
+    prompts, heads = order.shape
+    layers = heads // num_heads
+    shape = (SAME_LAYERS, prompts, layers, num_heads)
+    mixed = rng.permuted(np.broadcast_to(np.arange(num_heads), shape), axis=-1)
+    layer, head = np.divmod(order, num_heads)
+    return layer * num_heads + mixed[:, np.arange(prompts)[:, None], layer, head]
 
 
 def top_k_masks(
-    orders: Int[np.ndarray, "O B N"], k: int, num_layers: int
+    orders: Int[np.ndarray, "O B N"], steps: Sequence[int], num_layers: int
 ) -> Bool[np.ndarray, "M L B 1 H"]:
-    """Masks of the first 1 … k heads of each order: ``M = O·k``, order by order.
+    """Masks of the first k heads of each order, for each k: ``M = O·steps``, order by order.
 
     Args:
         orders: heads from the first to be restored to the last.
-        k: how many at most.
+        steps: the values of k.
         num_layers: ``L``.
     """
     place = np.argsort(orders, axis=-1, kind="stable")
-    masks = place[:, None] < np.arange(1, k + 1)[:, None, None]  # [O, k, B, N]
+    masks = place[:, None] < np.asarray(steps)[:, None, None]  # [O, k, B, N]
     masks = masks.reshape(-1, orders.shape[1], num_layers, orders.shape[2] // num_layers)
     return masks.transpose(0, 2, 1, 3)[:, :, :, None]
 

@@ -1,4 +1,4 @@
-"""What restoring heads buys: each alone, and the first 1 … k of several orders."""
+"""What restoring heads buys: each alone, the first 1 … k of several orders, and the controls."""
 
 from __future__ import annotations
 
@@ -10,57 +10,117 @@ import jax
 import numpy as np
 
 from jaxalign.edits import head_ablation_masks
-from jaxalign.numerics.scheme import Scheme
+from jaxalign.measures.stats import generator
 from jaxalign.prompts import Batch, Prompt
 from jaxalign.shapes import Bool, Float, Int
-from jaxalign.studies.heads import programs
-from jaxalign.studies.heads.calls import Runner, padded, question
-from jaxalign.studies.heads.rankings import distinct, top_k_masks
+from jaxalign.studies.heads import edited, programs
+from jaxalign.studies.heads.calls import Clean, Runner, Variant, padded, padded_later, question
+from jaxalign.studies.heads.findings import RANKINGS, Ranking
+from jaxalign.studies.heads.rankings import (
+    ORDERS_BESIDE,
+    RANDOM_ORDERS,
+    SAME_LAYERS,
+    VECTORS,
+    control_steps,
+    distinct,
+    random_orders,
+    same_layer_orders,
+    top_k_masks,
+)
 from jaxalign.study.calls import Call, Late
 
 
 @dataclass
 class Orders:
-    """The orders of one precision; ``tried`` ``[O, P, L·H]`` once importance and drift are known.
+    """The orders of one precision, known once importance and drift are.
 
     Attributes:
-        count: how many there will be; 0 where nothing is repaired.
+        wanted: False where nothing is repaired but each head alone.
+        rankings: ``[4, P, L·H]``.
+        beside: ``[orders, P, L·H]``: random ones, then those of the same layers, by ranking.
         last: the masks of the last call that asked for its own, and which call that was.
     """
 
-    count: int
-    tried: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), int))
+    wanted: bool
+    rankings: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), int))
+    beside: np.ndarray = field(default_factory=lambda: np.zeros((0, 0, 0), int))
     last: tuple[Any, Any] | None = None
+
+    def decide(
+        self,
+        rankings: dict[Ranking, Int[np.ndarray, "P N"]],
+        num_heads: int,
+        seed: int,
+        scheme: str,
+    ) -> None:
+        """Keep the rankings' orders, and draw the controls.
+
+        Args:
+            rankings: by name, in the order of ``RANKINGS``.
+            num_heads: ``H``.
+            seed: the study's.
+            scheme: its name, which the draws depend on.
+        """
+        self.rankings = np.stack([rankings[name] for name in RANKINGS])
+        _, prompts, heads = self.rankings.shape
+        drawn = [random_orders(prompts, heads, generator(seed, "random orders", scheme))]
+        for name, order in zip(RANKINGS, self.rankings, strict=True):
+            rng = generator(seed, "same layers", scheme, name)
+            drawn.append(same_layer_orders(order, num_heads, rng))
+        self.beside = np.concatenate(drawn)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Repaired:
+    """What restoring heads gave, ``m`` in logits; curves are empty where there are no orders.
+
+    Attributes:
+        restored: ``[P, L·H]``, the gain in ``m`` of restoring each head alone.
+        clean: ``[P]``.
+        curves: ``[P, 4, K]`` of the rankings.
+        random: ``[P, orders, steps]``.
+        same_layers: ``[P, 4, orders, steps]``.
+        vectors: ``[P, 4, draws, steps]``.
+    """
+
+    restored: np.ndarray
+    clean: np.ndarray
+    curves: np.ndarray
+    random: np.ndarray
+    same_layers: np.ndarray
+    vectors: np.ndarray
+
+
+def rows_of(runner: Runner, wanted: bool) -> tuple[int, int]:
+    """How many rows the rankings' curves have, and those of the orders beside them."""
+    k = runner.repaired_heads
+    return (len(RANKINGS) * k, ORDERS_BESIDE * len(control_steps(k))) if wanted else (0, 0)
 
 
 def repair_calls(
     runner: Runner,
     prompts: Sequence[Prompt],
     work: list[Batch],
-    states: list[np.ndarray],
-    low: Any,
-    scheme: Scheme,
+    clean: Clean,
+    variant: Variant,
     orders: Orders,
 ) -> list[Call[Any]]:
-    """Each head restored alone, and the first 1 … k of each order.
+    """Each head restored alone, and the first heads of each order.
 
     Args:
         runner: the study's.
         prompts, work: the kept prompts and their batches.
-        states: of their clean f32 runs.
-        low: the scheme's parameters.
-        scheme: the precision.
+        clean: their clean f32 runs.
+        variant: the low-precision model.
         orders: which the calls before these decide.
     """
     calls = []
-    total = runner.num_heads + orders.count * runner.repaired_heads
+    total = runner.num_heads + sum(rows_of(runner, orders.wanted))
     for number, batch in enumerate(work):
         _, most = runner.chunks(batch.shape[1], 1 + total, 1)
         for start in range(0, total, most - 1):
             part = slice(start, min(start + most - 1, total))
-            calls.append(
-                _repair_call(runner, prompts, batch, states, low, scheme, orders, part, number)
-            )
+            calls.append(_repair_call(runner, prompts, batch, clean, variant, orders, part, number))
     return calls
 
 
@@ -68,73 +128,180 @@ def _repair_call(
     runner: Runner,
     prompts: Sequence[Prompt],
     batch: Batch,
-    states: list[np.ndarray],
-    low: Any,
-    scheme: Scheme,
+    clean: Clean,
+    variant: Variant,
     orders: Orders,
     part: slice,
     number: int,
 ) -> Call[Any]:
-    config = runner.config
+    config, count = runner.config, part.stop - part.start
 
     def masks() -> np.ndarray:
         return repair_part(runner, batch, orders, part)[0]
 
-    def passes() -> int:
-        touched = np.any(masks(), axis=(3, 4))  # [M, L, B]
-        births = np.where(touched.any(axis=1), 1 + touched.argmax(axis=1), config.num_layers)
-        rows = programs.layer_rows(config, births.ravel(), runner.options.engine)
-        return runner.copies(batch) + rows
-
-    count = part.stop - part.start
     shape = (count, config.num_layers, batch.shape[0], 1, config.num_heads)
     return Call(
-        key=("repair", scheme.name, number, part.start),
-        program=programs.repair_run,
+        key=("repair", variant.name, number, part.start),
+        program=edited.repair_run,
         arguments=(
             runner.model.params,
-            low,
+            variant.params,
             question(prompts, batch),
-            padded([states[i] for i in batch.index], batch),
+            padded([clean.states[i] for i in batch.index], batch),
             Late(make=masks, spec=jax.ShapeDtypeStruct(shape, np.bool_)),
         ),
-        static=runner.swept(scheme=scheme.run),
+        static=runner.swept(scheme=variant.scheme.run),
         batch=batch,
         rows=1 + count,
-        layer_rows=passes,
+        layer_rows=lambda: _passes(runner, batch, masks()),
+        engine=runner.options.engine,
+    )
+
+
+def _passes(runner: Runner, batch: Batch, masks: np.ndarray, times: int = 1) -> int:
+    """Passes of runs through blocks, each run from the block where its mask begins."""
+    layers = runner.config.num_layers
+    touched = np.any(masks, axis=(3, 4))  # [M, L, B]
+    births = np.where(touched.any(axis=1), 1 + touched.argmax(axis=1), layers)
+    rows = programs.layer_rows(runner.config, births.ravel(), runner.options.engine)
+    return runner.copies(batch) + times * rows
+
+
+def vector_calls(
+    runner: Runner,
+    prompts: Sequence[Prompt],
+    work: list[Batch],
+    clean: Clean,
+    variant: Variant,
+    orders: Orders,
+) -> list[Call[Any]]:
+    """The heads of each ranking moved by random vectors as long as their distance from f32.
+
+    Args:
+        runner, prompts, work, clean, variant, orders: as in ``repair_calls``.
+    """
+    if not orders.wanted:
+        return []
+    calls = []
+    total = len(RANKINGS) * len(control_steps(runner.repaired_heads))
+    for number, batch in enumerate(work):
+        _, most = runner.chunks(batch.shape[1], 1 + VECTORS * total, 1 + VECTORS, VECTORS)
+        each = (most - 1) // VECTORS
+        for start in range(0, total, each):
+            part = slice(start, min(start + each, total))
+            calls.append(_vector_call(runner, prompts, batch, clean, variant, orders, part, number))
+    return calls
+
+
+def _vector_call(
+    runner: Runner,
+    prompts: Sequence[Prompt],
+    batch: Batch,
+    clean: Clean,
+    variant: Variant,
+    orders: Orders,
+    part: slice,
+    number: int,
+) -> Call[Any]:
+    config, count = runner.config, part.stop - part.start
+
+    def masks() -> np.ndarray:
+        return vector_masks(runner, batch, orders)[part]
+
+    shape = (count, config.num_layers, batch.shape[0], 1, config.num_heads)
+    chosen = list(batch.index)
+    return Call(
+        key=("vectors", variant.name, number, part.start),
+        program=edited.vector_run,
+        arguments=(
+            runner.model.params,
+            variant.params,
+            question(prompts, batch),
+            padded([clean.states[i] for i in chosen], batch),
+            padded_later(lambda: [variant.states[i] for i in chosen], clean.states[0], batch),
+            Late(make=masks, spec=jax.ShapeDtypeStruct(shape, np.bool_)),
+            np.uint32(runner.options.seed),
+        ),
+        static=runner.swept(scheme=variant.scheme.run, draws=VECTORS),
+        batch=batch,
+        rows=1 + VECTORS * count,
+        layer_rows=lambda: _passes(runner, batch, masks(), VECTORS),
         engine=runner.options.engine,
     )
 
 
 def repair(
-    runner: Runner, calls: Sequence[Call[Any]], count: int, scheme: Scheme, orders: Orders
-) -> tuple[Float[np.ndarray, "P N"], Float[np.ndarray, "P R"]]:
-    """The gain in ``m`` of restoring each head alone; and ``m`` clean and with the first
-    1 … k heads of each order restored, ``R = 1 + O·k``.
+    runner: Runner, variant: Variant, calls: Sequence[Call[Any]], vectors: Sequence[Call[Any]],
+    count: int, orders: Orders,
+) -> Repaired:  # fmt: skip
+    """Everything that restoring heads in a low-precision model gives.
 
     Args:
         runner: the study's.
+        variant: the low-precision model.
         calls: from ``repair_calls``.
+        vectors: from ``vector_calls``.
         count: prompts.
-        scheme: the precision.
         orders: of restoring.
     """
-    total = runner.num_heads + orders.count * runner.repaired_heads
+    own, beside = rows_of(runner, orders.wanted)
+    total, steps = runner.num_heads + own + beside, len(control_steps(runner.repaired_heads))
     out = np.zeros((count, 1 + total))
-    for call, values in runner.run(f"heads restored, {scheme.name}", calls, needed=False):
+    for call, values in runner.run(f"heads restored, {variant.name}", calls, needed=False):
         start = int(call.key[-1])
         part = slice(start, start + call.rows - 1)
         _, first = repair_part(runner, call.batch, orders, part)
-        values = np.take_along_axis(values, np.pad(1 + first, ((1, 0), (0, 0))), axis=0)
-        index = list(call.batch.index)
-        values = values[:, : len(index)].astype(np.float64)
-        if start == 0:
-            out[index, 0] = values[0]
-        # Only rows of one call may be compared: later calls start at their clean row.
-        moved = values[1:] if start == 0 else values[1:] - values[0] + out[index, 0]
-        out[index, 1 + part.start : 1 + part.stop] = moved.T
-    clean, restored, curves = np.split(out, (1, 1 + runner.num_heads), axis=1)
-    return restored - clean, np.concatenate([clean, curves], axis=1)
+        _place(out, values, call, first, part)
+    parts = np.split(out, np.cumsum([1, runner.num_heads, own]), axis=1)
+    clean, restored, curves, controls = parts
+    moved = np.zeros((VECTORS, count, 1 + len(RANKINGS) * steps if orders.wanted else 1))
+    for call, found in runner.run(f"random vectors, {variant.name}", vectors, needed=False):
+        start = int(call.key[-1])
+        part = slice(start, start + (call.rows - 1) // VECTORS)
+        own_row = np.arange(part.stop - start)
+        first = np.repeat(own_row[:, None], found.shape[-1], axis=1)
+        for out_of, values in zip(moved, found, strict=True):
+            _place(out_of, values, call, first, part)
+    # The clean run of another call: only differences inside a call are compared.
+    by_vectors = moved[:, :, 1:] - moved[:, :, :1] + clean
+    number = len(RANKINGS) if orders.wanted else 0
+    controls = controls.reshape(count, -1, steps)
+    cut = RANDOM_ORDERS if orders.wanted else 0
+    return Repaired(
+        restored=restored - clean,
+        clean=clean[:, 0],
+        curves=curves.reshape(count, number, -1) if number else np.zeros((count, 0, 0)),
+        random=controls[:, :cut],
+        same_layers=controls[:, cut:].reshape(count, number, SAME_LAYERS, steps),
+        vectors=by_vectors.reshape(VECTORS, count, number, steps).transpose(1, 2, 0, 3),
+    )
+
+
+def _place(
+    out: Float[np.ndarray, "P R"],
+    values: Float[np.ndarray, "1+M B"],
+    call: Call[Any],
+    first: Int[np.ndarray, "M B"],
+    part: slice,
+) -> None:
+    """Write a call's rows to ``out``, whose column 0 is the clean run of the first call.
+
+    Only rows of one call may be compared, so rows of later calls start at their clean row.
+
+    Args:
+        out: of all prompts; changed in place.
+        values: of the call, the clean row first.
+        call: which.
+        first: which row each row repeats.
+        part: which rows of all these are.
+    """
+    values = np.take_along_axis(values, np.pad(1 + first, ((1, 0), (0, 0))), axis=0)
+    index = list(call.batch.index)
+    values = values[:, : len(index)].astype(np.float64)
+    if part.start == 0:
+        out[index, 0] = values[0]
+    moved = values[1:] if part.start == 0 else values[1:] - values[0] + out[index, 0]
+    out[index, 1 + part.start : 1 + part.stop] = moved.T
 
 
 def repair_part(
@@ -150,27 +317,36 @@ def repair_part(
     """
     key = batch.index, part.start
     if orders.last is None or orders.last[0] != key:
-        masks = repair_masks(runner, batch, orders.tried, runner.repaired_heads)
+        masks = repair_masks(runner, batch, orders)
         orders.last = key, distinct(masks[part])
     masks, first = orders.last[1]
     return masks, first
 
 
-def repair_masks(
-    runner: Runner, batch: Batch, orders: Int[np.ndarray, "O P N"], k: int
-) -> Bool[np.ndarray, "M L B 1 H"]:
-    """Every head alone, then the first 1 … k heads of each order.
+def repair_masks(runner: Runner, batch: Batch, orders: Orders) -> Bool[np.ndarray, "M L B 1 H"]:
+    """Every head alone, the first 1 … K of each ranking, the first k of each order beside them.
 
     Args:
         runner: the study's.
         batch: prompts of the call.
-        orders: heads of each prompt from the first to be restored to the last.
-        k: how many are restored at most.
+        orders: of restoring.
     """
-    config = runner.config
+    config, k = runner.config, runner.repaired_heads
     alone = head_ablation_masks(config.num_layers, config.num_heads)
     alone = np.broadcast_to(alone, (*alone.shape[:2], batch.shape[0], *alone.shape[3:]))
-    if not len(orders):
+    if not len(orders.rankings):
         return alone
+    curves = _first(runner, batch, orders.rankings, range(1, k + 1))
+    return np.concatenate([alone, curves, _first(runner, batch, orders.beside, control_steps(k))])
+
+
+def vector_masks(runner: Runner, batch: Batch, orders: Orders) -> Bool[np.ndarray, "M L B 1 H"]:
+    """The first heads of each ranking, at the controls' values of k."""
+    return _first(runner, batch, orders.rankings, control_steps(runner.repaired_heads))
+
+
+def _first(
+    runner: Runner, batch: Batch, orders: Int[np.ndarray, "O P N"], steps: Sequence[int]
+) -> Bool[np.ndarray, "M L B 1 H"]:
     chosen = batch.fill(list(orders.swapaxes(0, 1))).swapaxes(0, 1)
-    return np.concatenate([alone, top_k_masks(chosen, k, config.num_layers)])
+    return top_k_masks(chosen, steps, runner.config.num_layers)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
-from typing import Literal, get_args
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from jaxalign.edits import HeadMode
-from jaxalign.measures.estimates import Estimate
 from jaxalign.shapes import Float
+from jaxalign.studies.heads.findings import (
+    RANKINGS,
+    Control,
+    Head,
+    Ranking,
+    Replacement,
+    Statistics,
+)
 from jaxalign.study.provenance import Provenance
-
-Ranking = Literal["zero_importance", "drift", "importance_x_drift", "first_order"]
-Replacement = Literal["zero", "mean", "resample"]
-Verdict = Literal["beats random", "no better than random", "worse than random"]
-Head = tuple[int, int]  # (layer, head)
-
-RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
-REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +41,33 @@ class FirstOrder:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoiseDraws:
+    """One prompt in f32 with random noise in the weights, as large as a scheme's error, each draw.
+
+    Attributes:
+        importance: ``[draws, L, H]`` by replacement, of the same ablations inside each noisy model.
+        logit_diff: ``[draws]`` clean ``m``.
+    """
+
+    importance: dict[Replacement, Float[np.ndarray, "draws L H"]]
+    logit_diff: Float[np.ndarray, " draws"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reordered:
+    """One prompt in a 16-bit precision, computed by the other engine: the same roundings in another
+    order, so what differs is no property of the precision.
+
+    Attributes:
+        importance: ``[L, H]`` of zero ablation.
+        logit_diff: clean ``m``.
+    """
+
+    importance: Float[np.ndarray, "L H"]
+    logit_diff: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrecisionResult:
     """One prompt under one low precision. Arrays ``[L, H]``, NaN where not finite.
 
@@ -53,6 +78,11 @@ class PrecisionResult:
         distractor_diff: ``logit(target) − logit(distractor)``, None without a distractor.
         nonfinite_heads: heads whose contribution overflowed, ``(layer, head)``.
         first_order: the first-order account.
+        kl: ``KL(f32 ‖ precision)`` of the next token, nats; None where not finite or not known.
+        importance: of the same ablations inside the low-precision model, by replacement: with its
+            own clean run, means and donors. Empty in files before jaxalign.heads/3.
+        noise: None where the scheme moves no weight.
+        reordered: None where activations are f32.
     """
 
     drift: Float[np.ndarray, "L H"]
@@ -64,6 +94,10 @@ class PrecisionResult:
     distractor_diff: float | None
     nonfinite_heads: tuple[Head, ...]
     first_order: FirstOrder
+    kl: float | None = None
+    importance: dict[Replacement, Float[np.ndarray, "L H"]] = field(default_factory=dict)
+    noise: NoiseDraws | None = None
+    reordered: Reordered | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,13 +105,16 @@ class PromptResult:
     """One prompt. Importances ``[L, H]`` in logits, ``m(clean) − m(head replaced)``, f32.
 
     Attributes:
-        resample_importance: None where no other prompt of the task has the same length.
-        resample_partners: how many such prompts there are.
+        zero_importance, mean_importance, resample_importance: by what stands in for the head; None
+            where that ablation was not run (zero always is).
+        resample_partners: how many prompts of the task have the same length; without any, there is
+            no ``resample_importance``.
         validated: whether the target is the f32 model's top-1 next token.
         logit_diff: clean ``m`` in f32; ``logit_diff_rounded`` of f16-rounded logits.
-        precisions: by name of the scheme ("f16", "int8-sim").
+        precisions: by name of the scheme ("f16", "nf4").
         distractor_importance: the same importances of ``logit(target) − logit(distractor)``, by
             "zero", "mean" and, where there are partners, "resample"; None without a distractor.
+        size: ``‖c‖`` of each head's contribution at the last position, f32.
     """
 
     prompt: str
@@ -90,11 +127,17 @@ class PromptResult:
     logit_diff_rounded: float | None
     distractor_diff: float | None
     zero_importance: Float[np.ndarray, "L H"]
-    mean_importance: Float[np.ndarray, "L H"]
+    mean_importance: Float[np.ndarray, "L H"] | None
     resample_importance: Float[np.ndarray, "L H"] | None
     resample_partners: int
     precisions: dict[str, PrecisionResult]
     distractor_importance: dict[Replacement, Float[np.ndarray, "L H"]] | None = None
+    size: Float[np.ndarray, "L H"] | None = None
+
+    def importance(self, replacement: Replacement) -> Float[np.ndarray, "L H"] | None:
+        """The f32 importance by what stands in for the head."""
+        found: np.ndarray | None = getattr(self, f"{replacement}_importance")
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +148,11 @@ class RepairResult:
         precision: name of the scheme.
         curves: by ranking (``RANKINGS``), ``[K]``.
         heads: by ranking, the heads in the order they are restored, ``(layer, head)``.
-        random: ``[orders, K]`` of seeded random orders, the control.
+        steps: the values of k at which controls were run.
+        random: ``[orders, steps]`` of seeded random orders.
+        same_layers: by ranking, ``[exchanged, steps]``: random heads of the ranking's layers.
+        vectors: by ranking, ``[draws, steps]``: the ranking's heads get their own contribution plus
+            a random vector as long as its distance from f32's.
     """
 
     prompt: str
@@ -115,85 +162,29 @@ class RepairResult:
     logit_diff_quantized: float | None
     curves: dict[Ranking, Float[np.ndarray, " K"]]
     heads: dict[Ranking, tuple[Head, ...]]
-    random: Float[np.ndarray, "orders K"]
+    steps: tuple[int, ...]
+    random: Float[np.ndarray, "orders steps"]
+    same_layers: dict[Ranking, Float[np.ndarray, "exchanged steps"]] = field(default_factory=dict)
+    vectors: dict[Ranking, Float[np.ndarray, "vectors steps"]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("curves", "heads"):
             if {*getattr(self, name)} != {*RANKINGS}:
                 raise ValueError(f"{name} are not of each of {', '.join(RANKINGS)}")
-        if any(len(heads) != self.random.shape[-1] for heads in self.heads.values()):
+        longest = len(self.curves[RANKINGS[0]])
+        if any(len(heads) != longest for heads in self.heads.values()):
             raise ValueError("there are not as many heads as steps of a curve")
+        if len(self.steps) != self.random.shape[-1] or not {*self.steps} <= {
+            *range(1, longest + 1)
+        }:
+            raise ValueError("the steps of the controls are not steps of the curves")
 
-
-@dataclass(frozen=True, kw_only=True)
-class Correlation:
-    """Importance against drift over heads, both averaged over a task's prompts.
-
-    ``task`` "all" takes every prompt. The interval is a bootstrap over prompts, the p-value a
-    permutation of heads.
-    """
-
-    task: str
-    precision: str
-    importance: Replacement
-    prompts: int
-    heads: int
-    pearson: Estimate
-    spearman: Estimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class RepairTest:
-    """Whether a ranking closes more of the gap to f32 than random orders do (logits, mean over k).
-
-    Attributes:
-        gap: mean ``|m_f32 − m_q|``.
-        closed, random_closed: mean of ``|m_f32 − m_q| − |m_f32 − m(k)|``.
-        difference: ``closed − random_closed`` over prompts, with sign-flip p-value.
-        verdict: "beats random", "no better than random" or "worse than random".
-    """
-
-    task: str
-    precision: str
-    ranking: Ranking
-    prompts: int
-    gap: float | None
-    closed: float | None
-    random_closed: float | None
-    difference: Estimate
-    verdict: Verdict
-
-
-@dataclass(frozen=True, kw_only=True)
-class FirstOrderTest:
-    """Rank correlation of predicted with true gain over heads, and how often the bound held."""
-
-    task: str
-    precision: str
-    prompts: int
-    bound_held: int
-    spearman: Estimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskMean:
-    """Mean metric of a task under one precision ("f32" too); ``change`` is against f32, paired."""
-
-    task: str
-    precision: str
-    prompts: int
-    logit_diff: Estimate
-    change: Estimate | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Statistics:
-    """Everything the study says about groups of prompts."""
-
-    correlations: tuple[Correlation, ...]
-    repair: tuple[RepairTest, ...]
-    first_order: tuple[FirstOrderTest, ...]
-    task_means: tuple[TaskMean, ...]
+    def control(self, control: Control, ranking: Ranking) -> Float[np.ndarray, "N steps"] | None:
+        """``m`` of a ranking's control at ``steps``; None where it was not run."""
+        if control == "random heads":
+            return self.random
+        kept = self.vectors if control == "random vectors" else self.same_layers
+        return kept.get(ranking)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,6 +199,8 @@ class HeadsResult:
         prompts: those that were kept.
         repairs: none of a precision, or one a prompt, in the prompts' order.
         statistics: of groups of prompts.
+        bits: of a weight of the blocks' matrices as deployed, by precision.
+        megabytes: of the whole model as deployed, 1e6 bytes, by precision.
         provenance: what ran, on what, with which options; notes on dropped prompts, on targets of
             several tokens, on overflows.
     """
@@ -221,6 +214,8 @@ class HeadsResult:
     repairs: tuple[RepairResult, ...]
     statistics: Statistics
     provenance: Provenance
+    bits: dict[str, float] = field(default_factory=dict)
+    megabytes: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Check what no type can say: every part is of the same prompts, precisions and heads."""

@@ -1,7 +1,8 @@
-"""The heads study: which heads matter, which ones precision moves, what restoring them buys.
+"""The heads study: which heads matter, in every precision; which ones precision moves; repair.
 
-Redoes, as a few compiled batches, what "Edge Align" did one forward pass at a time, and sets each
-effect beside its control: the clean row of the same call, random orders, permutations.
+Redoes, as a few compiled batches, what "Edge Align" did one forward pass at a time, asks the same
+of the low-precision models themselves, and sets each effect beside its control: the clean row of
+the same call, noise of the same size, random heads, random vectors, permutations.
 """
 
 from __future__ import annotations
@@ -11,14 +12,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.engine import Engine
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import AnswerMetrics
-from jaxalign.numerics.scheme import Scheme
-from jaxalign.prompts import Batch, Prompt
+from jaxalign.model.size import deployed_bytes, mean_bits
+from jaxalign.numerics.qtensor import QTensor, unpack
+from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.prompts import Prompt
 from jaxalign.studies.heads.analysis import summarize
-from jaxalign.studies.heads.calls import Clean, Runner
+from jaxalign.studies.heads.calls import Runner, Variant
+from jaxalign.studies.heads.findings import Replacement
 from jaxalign.studies.heads.from_arrays import (
     Base,
     Low,
@@ -26,20 +32,19 @@ from jaxalign.studies.heads.from_arrays import (
     prompt_result,
     repair_result,
 )
+from jaxalign.studies.heads.importance import Ablations, Importance, importance, importance_calls
 from jaxalign.studies.heads.options import HeadsOptions
-from jaxalign.studies.heads.rankings import (
-    DRAWS,
-    RANDOM_ORDERS,
-    choose_donors,
-    repair_orders,
-)
-from jaxalign.studies.heads.repair import Orders, repair, repair_calls
-from jaxalign.studies.heads.result import RANKINGS, HeadsResult, RepairResult
-from jaxalign.study.calls import Call
+from jaxalign.studies.heads.rankings import DRAWS, choose_donors, repair_orders
+from jaxalign.studies.heads.repair import Orders, repair, repair_calls, vector_calls
+from jaxalign.studies.heads.result import HeadsResult, RepairResult
+from jaxalign.study.calls import Call, Late, spec_of
 from jaxalign.study.session import Session
 from jaxalign.study.tables import head_label
+from jaxalign.study.weight_noise import late_noise, moves_matrices
 
 FEW = 3
+# Of these the noise floors are made: resampling would take four runs a head in every draw.
+NOISE_KINDS: tuple[Replacement, ...] = ("zero", "mean")
 Calls = Sequence[Call[Any]]
 
 
@@ -48,7 +53,7 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
 
     Args:
         session: model, prompts, devices.
-        options: precisions, head mode, repairs.
+        options: precisions, ablations, head mode, repairs.
 
     Raises:
         InputError: the model's logits are not finite, or the memory budget is too small.
@@ -58,61 +63,145 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
         session.notes.append(f"--max-repair-k {options.max_repair_k}: the model has {heads} heads")
     runner = Runner(session.model, options, session.mesh, session.run)
     given, log = session.prompts, session.log
+    texts = [Prompt(given[0].text, "reference", ids, 0) for ids in session.reference]
     with log.phase("clean f32"):
-        texts = [Prompt(given[0].text, "reference", ids, 0) for ids in session.reference]
         every = runner.clean([*given, *texts], runner.study_batches([*given, *texts]))
     kept = _validate(given, every.metrics, options.use_all_prompts, session.notes)
-    means = runner.reference_means(every.states[len(given) :])
-    prompts, clean = [given[i] for i in kept], every.take(kept)
-    work = runner.study_batches(prompts)
-    donors = choose_donors(prompts, options.seed)
-    important = runner.importance_calls(prompts, work, clean.states, means, donors)
-    precisions = [
-        _precision(session, runner, scheme, prompts, work, clean) for scheme in options.schemes
-    ]
-    session.ahead([*important, *(call for one in precisions for call in one.clean)])
-    session.ahead([call for one in precisions for call in one.repair])
-    with log.phase("importance"):
-        importance = runner.importance(important, len(prompts))
-    base = Base(
+    prompts = [given[i] for i in kept]
+    asked = Ablations(
         prompts=prompts,
-        work=work,
-        clean=clean,
-        donors=donors,
-        importance=importance[0],
-        distractor_importance=importance[1],
+        work=runner.study_batches(prompts),
+        clean=every.take([*kept, *range(len(given), len(given) + len(texts))]),
+        donors=choose_donors(prompts, options.seed),
     )
-    found = [_low_precision(session, runner, base, one) for one in precisions]
+    f32 = Variant("f32", session.model.params, F32)
+    f32.clean = runner.as_low(asked.clean)
+    important = importance_calls(runner, asked, f32, options.ablations, options.engine)
+    everything = [*prompts, *texts]
+    work = runner.study_batches(everything)
+    precisions = [
+        _precision(session, runner, scheme, asked, everything, work) for scheme in options.schemes
+    ]
+    session.ahead([*important, *(call for one in precisions for call in one.first_calls)])
+    session.ahead([call for one in precisions for call in one.later_calls])
+    with log.phase("importance f32"):
+        found = importance(
+            runner, "importance of every head, f32", important, len(prompts), needed=True
+        )
+    base = Base(asked=asked, importance=found)
+    lows = [_low_precision(session, runner, base, one) for one in precisions]
     session.end_of_calls()
-    return _result(session, runner, base, found)
+    return _result(session, runner, base, lows)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Noise:
+    """One draw of f32 with noise of a scheme's size, and its calls."""
+
+    variant: Variant
+    clean: Calls
+    importance: Calls
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Precision:
-    """The calls of one low precision, made before any of them runs."""
+    """A low precision and its calls, made before any of them runs.
+
+    ``reordered`` is empty where activations are f32.
+    """
 
     scheme: Scheme
+    variant: Variant
     clean: Calls
+    importance: Calls
+    reordered: Calls
     repair: Calls
+    vectors: Calls
     orders: Orders
+    noise: tuple[_Noise, ...]
+
+    @property
+    def first_calls(self) -> list[Call[Any]]:
+        """Those whose programs are needed first."""
+        return [*self.clean, *self.importance]
+
+    @property
+    def later_calls(self) -> list[Call[Any]]:
+        """The others, in the order in which they run."""
+        noise = [call for one in self.noise for call in (*one.clean, *one.importance)]
+        return [*self.reordered, *self.repair, *self.vectors, *noise]
 
 
 def _precision(
     session: Session,
     runner: Runner,
     scheme: Scheme,
-    prompts: list[Prompt],
-    work: list[Batch],
-    clean: Clean,
+    asked: Ablations,
+    everything: list[Prompt],
+    work: list[Any],
 ) -> _Precision:
-    low = session.late_low(scheme)
-    repaired = scheme.name in runner.options.repaired
-    orders = Orders(len(RANKINGS) + RANDOM_ORDERS if repaired else 0)
+    options = runner.options
+    variant = Variant(scheme.name, _late_unpacked(session, scheme), scheme)
+    orders = Orders(scheme.name in options.repaired)
+    other: Engine = "vmap" if options.engine == "wave" else "wave"
+    common = runner, asked.prompts, asked.work, asked.clean, variant, orders
+    in_f32 = scheme.compute_dtype == F32.compute_dtype
+    draws = options.noise_draws if moves_matrices(session.model.params, scheme) else 0
     return _Precision(
         scheme=scheme,
-        clean=runner.low_calls(prompts, work, clean, low, scheme),
-        repair=repair_calls(runner, prompts, work, clean.states, low, scheme, orders),
+        variant=variant,
+        clean=runner.low_calls(variant, everything, work, asked.clean),
+        importance=importance_calls(runner, asked, variant, options.ablations, options.engine),
+        reordered=() if in_f32 else importance_calls(runner, asked, variant, ("zero",), other),
+        repair=repair_calls(*common),
+        vectors=vector_calls(*common),
         orders=orders,
+        noise=tuple(
+            _noise(session, runner, scheme, draw, asked, everything, work) for draw in range(draws)
+        ),
+    )
+
+
+def _noise(
+    session: Session,
+    runner: Runner,
+    scheme: Scheme,
+    draw: int,
+    asked: Ablations,
+    everything: list[Prompt],
+    work: list[Any],
+) -> _Noise:
+    variant = Variant(f"{scheme.name}, noise {draw}", late_noise(session, scheme, draw), F32)
+    kinds = tuple(kind for kind in NOISE_KINDS if kind in runner.options.ablations)
+    return _Noise(
+        variant=variant,
+        clean=runner.low_calls(variant, everything, work, asked.clean),
+        importance=importance_calls(runner, asked, variant, kinds, runner.options.engine),
+    )
+
+
+def _late_unpacked(session: Session, scheme: Scheme) -> Any:
+    """A scheme's parameters, each packed matrix as the array that products would unpack it to.
+
+    A scheme that rounds nothing but weights then runs by f32's programs, which are compiled once.
+    """
+    packed = session.late_low(scheme)
+    if scheme.weights is None or session.mesh or scheme.compute_dtype != F32.compute_dtype:
+        return packed
+
+    def unpacked(w: Any) -> Any:
+        plain = isinstance(w, QTensor) and w.inputs is None and w.input_divisor is None
+        return unpack(w).astype(jnp.float32) if plain else w
+
+    def make() -> Any:
+        tree = session.low(scheme)
+        return jax.tree.map(unpacked, tree, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+
+    # A method may leave a divisor of the input behind, which stays packed: only a look will tell.
+    same = scheme.inputs is None and scheme.to_nearest
+    return Late(
+        make=lambda: session.last("unpacked", scheme, make),
+        spec=spec_of(session.model.params) if same else None,
     )
 
 
@@ -120,26 +209,49 @@ def _low_precision(
     session: Session, runner: Runner, base: Base, one: _Precision
 ) -> tuple[Low, list[RepairResult]]:
     """Everything the study asks of one low precision."""
-    scheme, count, log = one.scheme, len(base.prompts), session.log
+    scheme, count, log = one.scheme, len(base.asked.prompts), session.log
     with log.phase(f"clean {scheme.name}"):
-        found = runner.low(one.clean, count, scheme)
-    orders, random = repair_orders(
-        base.importance[:, 0],
-        found.drift.last.reshape(count, -1),
-        found.predicted.reshape(count, -1),
-        runner.options.seed,
-        scheme.name,
+        runner.low(one.variant, one.clean, count + len(session.reference))
+    clean = one.variant.clean
+    assert clean is not None
+    orders = repair_orders(
+        base.importance.answer["zero"],
+        clean.drift.last[:count].reshape(count, -1),
+        clean.predicted[:count].reshape(count, -1),
     )
-    if one.orders.count:
-        one.orders.tried = np.concatenate([np.stack([orders[n] for n in RANKINGS]), random])
+    if one.orders.wanted:
+        one.orders.decide(orders, runner.config.num_heads, runner.options.seed, scheme.name)
+
+    def ablated(name: str, calls: Calls) -> Importance | None:
+        title = f"importance of every head, {name}"
+        return importance(runner, title, calls, count, needed=False) if calls else None
+
+    with log.phase(f"importance {scheme.name}"):
+        own = ablated(scheme.name, one.importance)
+        reordered = ablated(f"{scheme.name}, roundings reordered", one.reordered)
     with log.phase(f"repair {scheme.name}"):
-        restored, curves = repair(runner, one.repair, count, scheme, one.orders)
-    low = Low(scheme=scheme, metrics=found.metrics, comparison=found, restored=restored)
-    session.notes += _overflow_notes(scheme, low)
-    if not one.orders.count:
+        repaired = repair(runner, one.variant, one.repair, one.vectors, count, one.orders)
+    with log.phase(f"noise {scheme.name}"):
+        noise = []
+        for draw in one.noise:
+            runner.low(draw.variant, draw.clean, count + len(session.reference))
+            noise.append(ablated(draw.variant.name, draw.importance))
+            draw.variant.clean = None  # its states are many
+    assert own is not None
+    low = Low(
+        scheme=scheme,
+        clean=clean,
+        importance=own,
+        reordered=reordered,
+        noise=[draw for draw in noise if draw is not None],
+        repaired=repaired,
+    )
+    one.variant.clean = None
+    session.notes += _overflow_notes(scheme, low, count)
+    if not one.orders.wanted:
         return low, []
     k = runner.repaired_heads
-    return low, [repair_result(runner, base, low, orders, curves[i], k, i) for i in range(count)]
+    return low, [repair_result(runner, base, low, orders, k, i) for i in range(count)]
 
 
 def _result(
@@ -147,9 +259,12 @@ def _result(
 ) -> HeadsResult:
     lows = {low.scheme.name: low for low, _ in found}
     repairs = [repair for _, rows in found for repair in rows]
+    count = len(base.asked.prompts)
     results = [
-        prompt_result(runner, base, i, {s: precision_result(base, lows[s], i) for s in lows})
-        for i in range(len(base.prompts))
+        prompt_result(
+            runner, base, i, {s: precision_result(runner, base, lows[s], i) for s in lows}
+        )
+        for i in range(count)
     ]
     with session.log.phase("statistics"):
         statistics = summarize(results, repairs, list(lows), runner.options.seed)
@@ -162,7 +277,12 @@ def _result(
         prompts=tuple(results),
         repairs=tuple(repairs),
         statistics=statistics,
-        provenance=session.provenance(len(base.prompts)),
+        provenance=session.provenance(count),
+        bits={one.name: mean_bits(session.config, one) for one in (F32, *runner.options.schemes)},
+        megabytes={
+            one.name: deployed_bytes(session.config, one) / 1e6
+            for one in (F32, *runner.options.schemes)
+        },
     )
 
 
@@ -200,10 +320,10 @@ def _validate(
     return np.flatnonzero(chosen).tolist()
 
 
-def _overflow_notes(scheme: Scheme, low: Low) -> list[str]:
+def _overflow_notes(scheme: Scheme, low: Low, count: int) -> list[str]:
     """One line where activations left the precision's range, naming the heads."""
-    broken = ~low.comparison.drift.finite
-    answers = ~np.isfinite(low.metrics.logit_diff)
+    broken = ~low.clean.drift.finite[:count]
+    answers = ~np.isfinite(low.clean.metrics.logit_diff[:count])
     if not broken.any():
         late = f"{scheme.name}: activations overflow after the last head on {answers.sum()} of "
         return [f"{late}{len(answers)} prompts; their values are null"] if answers.any() else []

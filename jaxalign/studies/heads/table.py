@@ -1,120 +1,251 @@
-"""What a heads study found, as tables on a terminal."""
+"""What a heads study found, as one screen: the answer, the numbers, where the heads are."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
-from jaxalign.errors import printable
+from jaxalign.errors import printable, shortened
 from jaxalign.measures.estimates import Estimate
+from jaxalign.shapes import Float
 from jaxalign.studies.heads.average import mean_maps
+from jaxalign.studies.heads.findings import Agreement, Likeness, RepairTest, TaskMean
 from jaxalign.studies.heads.result import HeadsResult
-from jaxalign.study.measure import DRIFT
-from jaxalign.study.tables import estimate_text, head_label, text_table
+from jaxalign.study.tables import estimate_text, head_label, header, text_table
 
-TOP_HEADS = 8
+ALL = "all"
+WIDTH, COLUMNS = 100, 4  # of the screen; precisions that stand side by side
+TOP, BAR = 8, 16  # heads drawn as bars, the longest bar
+MAP_ROWS, MAP_WIDTH = 9, 48
+SHADES = " ·░▒▓█"
+NOTES = 2
+# The ranking whose repair the screen tells: heads by what the gradient says of them.
+RANKING = "first_order"
 
 
-def table(result: HeadsResult) -> str:
-    """The study in one screen: top heads, correlations, what repair bought."""
-    return "\n\n".join(
-        part
-        for part in (
-            _top_heads(result),
-            _task_means(result),
-            _correlations(result),
-            _repairs(result),
-            _first_order(result),
-            "\n".join(f"note: {printable(note)}" for note in result.provenance.notes),
+def screen(result: HeadsResult) -> str:
+    """The study in one screen, at most 100 columns and 35 lines."""
+    names = result.precisions[:COLUMNS]
+    parts = [
+        "\n".join([header("heads", result.provenance), *_answers(result, names)]),
+        _numbers(result, names) if names else "",
+        _heads(result),
+        _closing(result, names),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _find(rows: Sequence[object], **fields: str) -> object | None:
+    for row in rows:
+        if all(getattr(row, name) == value for name, value in fields.items()):
+            return row
+    return None
+
+
+def _agreement(result: HeadsResult, precision: str) -> Agreement | None:
+    rows = result.statistics.agreement
+    found = _find(rows, task=ALL, precision=precision, replacement="zero")
+    return found if isinstance(found, Agreement) else None
+
+
+def _task_mean(result: HeadsResult, precision: str) -> TaskMean | None:
+    found = _find(result.statistics.task_means, task=ALL, precision=precision)
+    return found if isinstance(found, TaskMean) else None
+
+
+def _answers(result: HeadsResult, names: Sequence[str]) -> list[str]:
+    """A sentence a precision: do the same heads matter, and is that more than noise leaves?"""
+    lines = []
+    for name in names:
+        found = _agreement(result, name)
+        if found is None or found.pearson.value is None:
+            continue
+        shared = f"{found.top10.value:.0f} of the top {min(10, found.heads)} the same"
+        lines.append(
+            f"{name}: {_kept(found.pearson.value)} heads matter as in f32 (r = "
+            f"{found.pearson.value:.3f}, {shared}){_beside(found.pearson)}"
         )
-        if part
-    )
+    return lines
 
 
-def _estimate(estimate: Estimate, places: int = 2) -> str:
-    missing = "not defined (too few heads, or nothing varies)"
-    return estimate_text(estimate, f"{{:+.{places}f}}".format, missing=missing)
+def _kept(r: float) -> str:
+    return "the same" if r > 0.95 else "mostly the same" if r > 0.8 else "other"
 
 
-def _top_heads(result: HeadsResult) -> str:
+def _beside(likeness: Likeness) -> str:
+    """What noise of the same size leaves, in words."""
+    if not likeness.noise or likeness.value is None:
+        return "."
+    mean = float(np.mean(likeness.noise))
+    told = likeness.p_adjusted is not None and likeness.p_adjusted < 0.05
+    more = "more" if likeness.value > mean else "less"
+    words = f"{more} than" if told else "no more and no less than"
+    return f": {words} weight noise of its size leaves ({mean:.3f})."
+
+
+def _numbers(result: HeadsResult, names: Sequence[str]) -> str:
+    """A precision a column."""
+    rows = [
+        ["bits a weight (model, MB)", *(_size(result, name) for name in names)],
+        ["answers kept", *(_means(result, name, _answers_kept) for name in names)],
+        [
+            "change of the answer's lead, logits",
+            *(_means(result, name, lambda mean: _change(mean.change)) for name in names),
+        ],
+        ["KL of the next token, nats", *(_means(result, name, _kl) for name in names)],
+        ["a head's output moves by", *(_drift(result, name) for name in names)],
+    ]
+    compared = [_agreement(result, name) for name in names]
+    if any(compared):
+        rows += [
+            ["same heads matter? Pearson r", *(_like(a.pearson if a else None) for a in compared)],
+            ["  rank correlation ρ", *(_like(a.spearman if a else None) for a in compared)],
+            ["  ρ, prompt by prompt", *(_like(a.prompt_spearman if a else None) for a in compared)],
+            ["  of the top 10", *(_like(a.top10 if a else None, "{:.0f}") for a in compared)],
+        ]
+    if any(test.ranking == RANKING for test in result.statistics.repair):
+        rows.append(["restoring heads wins back", *(_repair(result, name) for name in names)])
+    title = "(in brackets: what f32 with weight noise of the same size leaves)"
+    return text_table([title, *names], rows)
+
+
+def _size(result: HeadsResult, name: str) -> str:
+    if name not in result.bits:
+        return "–"
+    return f"{result.bits[name]:.2f} ({result.megabytes[name]:.3g})"
+
+
+def _means(result: HeadsResult, name: str, write: Callable[[TaskMean], str]) -> str:
+    found = _task_mean(result, name)
+    return "–" if found is None else write(found)
+
+
+def _answers_kept(mean: TaskMean) -> str:
+    return f"{mean.kept} of {mean.prompts}"
+
+
+def _change(change: Estimate | None) -> str:
+    """The change, or that it cannot be told from none."""
+    if change is None or change.value is None:
+        return "–"
+    if not change.told:
+        return "same"
+    return estimate_text(change, "{:+.2f}".format, p=None)
+
+
+def _kl(mean: TaskMean) -> str:
+    return "–" if mean.kl is None or mean.kl.value is None else f"{mean.kl.value:.1e}"
+
+
+def _drift(result: HeadsResult, name: str) -> str:
+    [drift] = mean_maps([p.precisions[name].drift for p in result.prompts])
+    finite = drift[np.isfinite(drift)]
+    return f"{100 * finite.mean():.2g} %" if finite.size else "not finite"
+
+
+def _like(likeness: Likeness | None, form: str = "{:.3f}") -> str:
+    if likeness is None or likeness.value is None:
+        return "–"
+    text = form.format(likeness.value)
+    if likeness.noise:
+        noise = float(np.mean(likeness.noise))
+        text += f" ({'{:.1f}' if form == '{:.0f}' else form})".format(noise)
+    told = likeness.p_adjusted is not None and likeness.p_adjusted < 0.05
+    return text + ("*" if told else "")
+
+
+def _repair(result: HeadsResult, name: str) -> str:
+    """The share of the gap that restoring heads closes, and the controls that it beats."""
+    tests = [
+        test
+        for test in result.statistics.repair
+        if (test.task, test.precision, test.ranking) == (ALL, name, RANKING)
+    ]
+    if not tests:
+        return "not run"
+    [first, *_] = tests
+    if first.verdict == "below noise":
+        return "below noise"
+    if not first.gap or first.closed is None:
+        return "–"
+    return f"{100 * first.closed / first.gap:.0f} %, {_beaten(tests)}"
+
+
+def _beaten(tests: Sequence[RepairTest]) -> str:
+    beaten = sum(test.verdict == "beats it" for test in tests)
+    return f"beats {beaten} of {len(tests)}"
+
+
+def _heads(result: HeadsResult) -> str:
+    """The heads that matter most as bars, beside a map of all of them."""
     [zero] = mean_maps([p.zero_importance for p in result.prompts])
-    [mean] = mean_maps([p.mean_importance for p in result.prompts])
-    resampled = [p.resample_importance for p in result.prompts if p.resample_importance is not None]
-    resample = mean_maps(resampled)[0] if resampled else np.full_like(zero, np.nan)
-    # A prompt that no other of its task has the length of has nobody to resample from.
-    count = "" if len(resampled) == len(result.prompts) else f" (of {len(resampled)})"
-    drifts = {
-        name: mean_maps([p.precisions[name].drift for p in result.prompts])[0]
-        for name in result.precisions
-    }
-    order = np.argsort(-np.abs(zero), axis=None, kind="stable")[:TOP_HEADS]
-    rows = []
+    bars, drawn = _bars(zero), _map(zero)
+    left = max(map(len, bars))
+    count = max(len(bars), len(drawn))
+    bars += [""] * (count - len(bars))
+    drawn += [""] * (count - len(drawn))
+    lines = [f"{bar.ljust(left)}   {row}".rstrip() for bar, row in zip(bars, drawn, strict=True)]
+    return "\n".join(lines)
+
+
+def _bars(zero: Float[np.ndarray, "L H"]) -> list[str]:
+    order = np.argsort(-np.abs(np.nan_to_num(zero)), axis=None, kind="stable")[:TOP]
+    most = max(float(np.nanmax(np.abs(zero))), 1e-30)
+    lines = ["the lead lost without a head, logits (f32)"]
     for layer, head in zip(*np.unravel_index(order, zero.shape), strict=True):
-        at = (layer, head)
-        cells = [head_label(layer, head), *(_lost(m[at]) for m in (zero, mean, resample))]
-        rows.append([*cells, *(f"{drift[at]:.2e}" for drift in drifts.values())])
-    title = (
-        f"heads that matter most (mean over {len(result.prompts)} prompts, logits lost when "
-        "replaced), and how far precision moves them"
-    )
-    names = [f"{DRIFT.name} {name}" for name in drifts]
-    return f"{title}\n{text_table(['head', 'zero', 'mean', f'resample{count}', *names], rows)}"
+        value = float(zero[layer, head])
+        bar = "█" * max(1, round(BAR * abs(value) / most)) if np.isfinite(value) else ""
+        lines.append(f"{head_label(layer, head):>7} {bar:<{BAR}} {value:+.2f}")
+    return lines
 
 
-def _lost(logits: float) -> str:
-    return f"{logits:+.3f}" if np.isfinite(logits) else "–"
+def _map(zero: Float[np.ndarray, "L H"]) -> list[str]:
+    """A character a head, a line a layer; of large models the largest of neighbours."""
+    size = np.abs(np.nan_to_num(zero))
+    layers, heads = size.shape
+    down, across = -(-layers // MAP_ROWS), -(-heads // MAP_WIDTH)
+    cells = np.zeros((-(-layers // down), -(-heads // across)))
+    for layer in range(layers):
+        for head in range(heads):
+            at = layer // down, head // across
+            cells[at] = max(cells[at], size[layer, head])
+    most = max(float(cells.max()), 1e-30)
+    steps = np.ceil((len(SHADES) - 1) * np.sqrt(cells / most) - 1e-9).astype(int)
+    merged = f", {down} layers a line" if down > 1 else ""
+    wide = 2 if cells.shape[1] <= MAP_WIDTH // 2 else 1
+    lines = [f"where: layers down, heads across{merged}"]
+    for row, own in enumerate(steps):
+        drawn = "".join(SHADES[step] * wide for step in own)
+        lines.append(f"{head_label(row * down, '')[:-1]:>4} │{drawn}│")
+    return lines
 
 
-def _task_means(result: HeadsResult) -> str:
-    rows = [
-        [
-            row.task,
-            row.precision,
-            str(row.prompts),
-            _estimate(row.logit_diff, 3),
-            "" if row.change is None else _estimate(row.change, 4),
-        ]
-        for row in result.statistics.task_means
-    ]
-    title = "answer margin m = logit(target) − best other, and its change against f32"
-    return f"{title}\n{text_table(['task', 'precision', 'prompts', 'm', 'change'], rows)}"
+def _closing(result: HeadsResult, names: Sequence[str]) -> str:
+    """What was tested, what is left out, and what a reader has to know."""
+    lines = []
+    statistics = result.statistics
+    if result.precisions:
+        correlations = [c for c in statistics.correlations if c.importance == "zero"]
+        told = [c for c in correlations if c.spearman.estimate.told]
+        repairs = [test for test in statistics.repair if test.verdict == "beats it"]
+        changed = [m for m in statistics.task_means if m.change is not None]
+        lines.append(
+            f"Of {len(changed)} changes of the lead {sum(_told(m) for m in changed)} are told from "
+            f"none, of {len(correlations)} correlations of"
+        )
+        lines.append(
+            f"importance with drift {len(told)}, and {len(repairs)} of {len(statistics.repair)} "
+            "repairs beat their control (each family corrected)."
+        )
+    if more := len(result.precisions) - len(names):
+        lines.append(f"{more} more of the {len(result.precisions)} precisions: --verbose.")
+    notes = result.provenance.notes
+    lines += [shortened(f"note: {printable(note)}", WIDTH) for note in notes[:NOTES]]
+    if len(notes) > NOTES:
+        lines.append(f"{len(notes) - NOTES} more notes: --verbose.")
+    return "\n".join(lines)
 
 
-def _correlations(result: HeadsResult) -> str:
-    rows = [
-        [row.task, row.precision, _estimate(row.pearson), _estimate(row.spearman)]
-        for row in result.statistics.correlations
-        if row.importance == "zero"
-    ]
-    title = "do important heads drift more? zero-importance against drift, over heads"
-    return f"{title}\n{text_table(['task', 'precision', 'Pearson', 'Spearman'], rows)}"
-
-
-def _repairs(result: HeadsResult) -> str:
-    rows = [
-        [
-            row.task,
-            row.precision,
-            row.ranking,
-            f"{row.gap:.2e}",
-            f"{row.closed:+.1e}",
-            f"{row.random_closed:+.1e}",
-            row.verdict,
-        ]
-        for row in result.statistics.repair
-        if None not in (row.gap, row.closed, row.random_closed)
-    ]
-    if not rows:
-        return ""
-    steps = max((repair.random.shape[-1] for repair in result.repairs), default=0)
-    header = ["task", "precision", "ranking", "gap", "closed", "random", "verdict"]
-    title = f"does restoring the top heads (1 … {steps}) close the gap to f32? logits, mean over k"
-    return f"{title}\n{text_table(header, rows)}"
-
-
-def _first_order(result: HeadsResult) -> str:
-    rows = [
-        [row.task, row.precision, f"{row.bound_held}/{row.prompts}", _estimate(row.spearman)]
-        for row in result.statistics.first_order
-    ]
-    title = "first-order account: predicted against true gain of restoring each head"
-    return f"{title}\n{text_table(['task', 'precision', 'bound held', 'Spearman'], rows)}"
+def _told(mean: TaskMean) -> bool:
+    return mean.change is not None and mean.change.told

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from jaxalign.plots.labels import most_important
-from jaxalign.plots.page import Page, new_page, say, sentence_page
-from jaxalign.plots.scales import percent_axis
+from jaxalign.plots.page import GREY, Page, new_page, say, sentence_page
+from jaxalign.plots.scales import drawable, percent_axis
 from jaxalign.plots.scatter import boxed_title, dots, layer_bar, names_of, square, zero_line
 from jaxalign.plots.words import counted, precision_name
 from jaxalign.studies.heads.average import mean_maps
@@ -21,8 +21,10 @@ from jaxalign.studies.heads.figures.values import (
     head_names,
     importance,
     left_out,
+    likeness_text,
     mean_map,
 )
+from jaxalign.studies.heads.findings import Replacement
 from jaxalign.studies.heads.result import HeadsResult, PromptResult
 from jaxalign.study.measure import DRIFT, IMPORTANCE
 
@@ -35,41 +37,87 @@ def _width(panels: int) -> float:
 
 
 def importance_vs_drift(result: HeadsResult) -> Page:
-    """Figure 1: one dot a head, a panel per precision."""
-    title = "Does low precision disturb the heads that matter?"
+    """Figure 1: one dot a head; do the same heads matter, and do those that matter drift?"""
+    title = "Do the same heads matter in low precision?"
     if not result.precisions:
         return sentence_page(caption(result), title, NO_PRECISION)
     reading = (
-        "One dot is one attention head, averaged over prompts. Further right: low precision "
-        "changes its output more. Higher: the answer's lead over the best other token shrinks "
-        "more when the head is set to zero in f32. Heads at the upper right matter and drift."
+        "One dot is one attention head, averaged over prompts. Above: what the answer's lead over "
+        "the best other token loses when the head is set to zero, in f32 (across) and inside the "
+        "low-precision model (up): on the dashed line it matters as much. Grey: f32 with random "
+        "noise in the weights, as large as the precision's error. Below: how far low precision "
+        "moves the head's output; correlations are inside layers. Intervals over heads and prompts."
     )
     precisions = drawn(result).precisions
     if any((drift_percent(result, name) == 0).any() for name in precisions):
         reading += " Heads at the left edge do not drift at all."
     reading += left_out(result)
-    page = new_page(caption(result), title, reading, width=_width(len(precisions)), body=3.5)
-    axes = page.figure.subplots(1, len(precisions), sharey=True, squeeze=False)[0]
+    page = new_page(caption(result), title, reading, width=_width(len(precisions)), body=7.4)
+    above, below = page.figure.subplots(2, len(precisions), squeeze=False)
     height = importance(result)
-    for ax, precision in zip(axes, precisions, strict=True):
+    for ax, precision in zip(above, precisions, strict=True):
+        _agreement_panel(page, ax, result, precision)
+    for ax, precision in zip(below, precisions, strict=True):
         _drift_panel(page, ax, result, precision, height)
-    axes[0].set_ylabel(f"zero-ablation {IMPORTANCE.label}")
-    layer_bar(page.figure, axes[-1], result.num_layers)
+    for ax in below[1:]:
+        ax.sharey(below[0])
+    above[0].set_ylabel(f"{IMPORTANCE.name} inside the precision ({IMPORTANCE.unit})")
+    below[0].set_ylabel(f"zero-ablation {IMPORTANCE.label}, f32")
+    for axes in (above, below):
+        layer_bar(page.figure, axes[-1], result.num_layers)
     return page
+
+
+def _agreement_panel(page: Page, ax: Axes, result: HeadsResult, precision: str) -> None:
+    """Importance in f32 against importance in a precision, noise of its size behind it."""
+    found = find(result.statistics.agreement, task=ALL, precision=precision, replacement="zero")
+    lines = [
+        likeness_text(symbol, one)
+        for symbol, one in (
+            ("Pearson r", found.pearson if found else None),
+            ("Spearman ρ", found.spearman if found else None),
+        )
+    ]
+    boxed_title(ax, f"{precision_name(precision)} against f32", lines)
+    ax.set_xlabel(f"{IMPORTANCE.name} in f32 ({IMPORTANCE.unit})")
+    lows = [p.precisions[precision] for p in result.prompts]
+    if not all("zero" in low.importance for low in lows):
+        say(ax, "This older result has no importance\nin low precision.")
+        return
+    high, own = mean_maps(
+        [p.zero_importance for p in result.prompts], [low.importance["zero"] for low in lows]
+    )
+    noise = [low.noise.importance["zero"] for low in lows if low.noise is not None]
+    if noise:
+        draws = drawable(np.mean(noise, axis=0))  # [draws, L, H]
+        across = np.broadcast_to(high, draws.shape)
+        ax.scatter(across, draws, s=5, color=GREY, alpha=0.45, linewidths=0, zorder=2)
+    x, y, kept = dots(ax, high, own)
+    if not kept.size:
+        say(ax, "No head is finite in every prompt.")
+        return
+    square(ax, x, y)
+    page.label(ax, x, y, names_of(most_important(x, x - y, count=5), kept, head_names(result)))
 
 
 def _drift_panel(
     page: Page, ax: Axes, result: HeadsResult, precision: str, height: np.ndarray
 ) -> None:
     drift = drift_percent(result, precision)
-    found = find(result.statistics.correlations, task=ALL, precision=precision, importance="zero")
-    pearson, spearman = (found.pearson, found.spearman) if found else (None, None)
+    found = find(
+        result.statistics.correlations,
+        task=ALL,
+        precision=precision,
+        importance="zero",
+        drift="relative",
+    )
+    pearson, spearman = (found.pearson.estimate, found.spearman.estimate) if found else (None, None)
     prompts = found.prompts if found else 0
     lines = (
         correlation_text("Pearson r", pearson, prompts),
         correlation_text("Spearman ρ", spearman, prompts),
     )
-    boxed_title(ax, f"{precision_name(precision)} against f32", lines)
+    boxed_title(ax, f"importance and drift, {precision_name(precision)}", lines)
     ax.set_xlabel(f"mean {DRIFT.label}")
     x, y, kept = dots(ax, np.maximum(drift, percent_axis(ax, drift)), height)
     if not kept.size:
@@ -92,23 +140,26 @@ def zero_vs_mean_ablation(result: HeadsResult) -> Page:
     page = new_page(caption(result), title, reading, width=_width(2), body=3.35)
     axes = page.figure.subplots(1, 2)
     resampled = [p for p in result.prompts if p.resample_importance is not None]
-    _replacement_panel(page, axes[0], result, list(result.prompts), "mean")
+    averaged = [p for p in result.prompts if p.mean_importance is not None]
+    _replacement_panel(page, axes[0], result, averaged, "mean")
     _replacement_panel(page, axes[1], result, resampled, "resample")
     layer_bar(page.figure, axes[-1], result.num_layers)
     return page
 
 
 def _replacement_panel(
-    page: Page, ax: Axes, result: HeadsResult, prompts: list[PromptResult], kind: str
+    page: Page, ax: Axes, result: HeadsResult, prompts: list[PromptResult], kind: Replacement
 ) -> None:
     words = {"mean": "its mean over reference prompts", "resample": "its output on another prompt"}
     ax.set_title(f"Zero against {kind} ({counted(len(prompts), 'prompt')})")
     ax.set_xlabel(f"{IMPORTANCE.name}, head set to zero ({IMPORTANCE.unit})")
     ax.set_ylabel(f"{IMPORTANCE.name}, head set to\n{words[kind]} ({IMPORTANCE.unit})")
     zero = mean_map(prompts, lambda p: p.zero_importance)
-    other = mean_map(prompts, lambda p: getattr(p, f"{kind}_importance"))
+    other = mean_map(prompts, lambda p: p.importance(kind))
     if zero is None or other is None:
-        say(ax, "No prompt has another one of\nits length and task to resample from.")
+        why = "No prompt has another one of\nits length and task to resample from."
+        ran = result.provenance.options.get("ablations", (kind,))
+        say(ax, why if kind in ran else f"The ablation {kind!r} was not run.")
         return
     x, y, kept = dots(ax, zero, other)
     square(ax, x, y)
@@ -143,7 +194,7 @@ def _gain_panel(page: Page, ax: Axes, result: HeadsResult, precision: str) -> No
     prompts = found.prompts if found else 0
     held = f"{found.bound_held} of {prompts}" if found else "none"
     lines = (
-        correlation_text("Spearman ρ", found.spearman if found else None, prompts),
+        correlation_text("Spearman ρ", found.spearman.estimate if found else None, prompts),
         f"bound |Δm| ≤ Σ |predicted|: held in {held}",
     )
     boxed_title(ax, f"{precision_name(precision)} against f32", lines)

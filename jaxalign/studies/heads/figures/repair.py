@@ -13,18 +13,18 @@ from matplotlib.ticker import MaxNLocator
 
 from jaxalign.plots.page import GREY, INK, Page, new_page, say, sentence_page
 from jaxalign.plots.scales import drawable
-from jaxalign.plots.words import counted, places_for, precision_name
+from jaxalign.plots.words import counted, precision_name
 from jaxalign.studies.heads.figures.values import (
     ALL,
     caption,
     drawn,
-    find,
     group_name,
     left_out,
-    numbers_text,
 )
-from jaxalign.studies.heads.result import RANKINGS, HeadsResult, RepairResult, RepairTest
+from jaxalign.studies.heads.findings import RANKINGS, Control, RepairTest
+from jaxalign.studies.heads.result import HeadsResult, RepairResult
 from jaxalign.study.measure import MARGIN
+from jaxalign.study.tables import p_text
 
 # Okabe & Ito's palette; marker and dashes say the same where colour is lost.
 LOOKS = {
@@ -32,6 +32,10 @@ LOOKS = {
     "drift": ("drift", "#E69F00", "s", (0, (5, 1.5))),
     "importance_x_drift": ("importance × drift", "#009E73", "^", (0, (3, 1, 1, 1))),
     "first_order": ("first order |∇m·δ|", "#CC79A7", "D", (0, (1.5, 1))),
+}
+BESIDE: dict[Control, tuple[int, tuple[float, ...]]] = {
+    "heads of the same layers": (0, (1, 1)),
+    "random vectors": (0, (4, 1.5, 1, 1.5)),
 }
 # Inches: width of a panel with its axis, height of its curves, of its words, of its legend.
 WIDTH, CURVES, WORDS, LEGEND = 3.4, 1.95, 0.75, 1.08
@@ -47,10 +51,10 @@ def circuit_repair(result: HeadsResult) -> Page:
         return sentence_page(caption(result), title, why)
     reading = (
         "The low-precision model with the f32 outputs of its first k heads put back, in the order "
-        "of four rankings; m is the logit of the target minus the largest other one, mean over "
-        "prompts. Verdicts compare, over all k, how much of the distance "
-        "|m(f32)\u00a0−\u00a0m| a ranking "
-        "closes beyond random orders: logits, 95 % interval over prompts."
+        "of four rankings: how far the answer's lead m stays from f32's, mean over prompts; at 0 "
+        "it is won back. Controls: random heads, random heads of a ranking's own layers, and the "
+        "ranking's heads moved by random vectors as long as the repair. Verdicts say how many "
+        "controls a ranking beats, p-values corrected for all tests of the study."
     )
     tasks = drawn(result).tasks
     columns = len(tasks)
@@ -77,7 +81,7 @@ def circuit_repair(result: HeadsResult) -> Page:
                 labelspacing=0.4,
                 fontsize=6.5,
             ).set_in_layout(False)
-        row[0].set_ylabel(f"mean {MARGIN.short}")
+        row[0].set_ylabel(f"mean |m(f32)\u00a0−\u00a0m| ({MARGIN.unit})")
     page.legend(_shared_legend())
     return page
 
@@ -98,12 +102,16 @@ def _panel(ax: Axes, result: HeadsResult, task: str, precision: str) -> list[Lin
     _references(ax, kept)
     handles: list[Line2D] = []
     for ranking in RANKINGS:
-        curve = _with_start(kept, drawable([r.curves[ranking] for r in kept]).mean(axis=0))
+        curve = _distance(kept, [r.curves[ranking][None] for r in kept])[0]
         label, colour, marker, dashes = LOOKS[ranking]
-        test = find(result.statistics.repair, task=group, precision=precision, ranking=ranking)
+        tests = [
+            test
+            for test in result.statistics.repair
+            if (test.task, test.precision, test.ranking) == (group, precision, ranking)
+        ]
         line = ax.plot(
             np.arange(curve.size), curve, color=colour, marker=marker, ls=dashes, ms=3.5,
-            mec=INK, mew=0.3, zorder=4, label=f"{label}: {_verdict(test)}", clip_on=False,
+            mec=INK, mew=0.3, zorder=4, label=f"{label}: {_verdict(tests)}", clip_on=False,
         )  # fmt: skip
         handles += line
     ax.set_xlabel("heads restored, k")
@@ -117,38 +125,64 @@ def _finite(repair: RepairResult) -> bool:
     return all(np.isfinite(drawable(each)).all() for each in (ends, *curves))
 
 
-def _with_start(kept: Sequence[RepairResult], curve: np.ndarray) -> np.ndarray:
-    """The curve from k = 0, the low-precision model as it is."""
-    start = drawable([r.logit_diff_quantized for r in kept]).mean()
-    return np.concatenate([[start], curve])
+def _distance(kept: Sequence[RepairResult], m: Sequence[np.ndarray]) -> np.ndarray:
+    """Mean over prompts of ``|m(f32) − m|``, from k = 0, the low-precision model as it is.
+
+    Args:
+        kept: repairs of ``P`` prompts.
+        m: ``[orders, steps]`` of each.
+    """
+    high = drawable([r.logit_diff_f32 for r in kept])
+    start = np.abs(high - drawable([r.logit_diff_quantized for r in kept])).mean()
+    found = np.abs(high[:, None, None] - drawable(list(m))).mean(axis=0)
+    return np.concatenate([np.full((len(found), 1), start), found], axis=1)
 
 
 def _references(ax: Axes, kept: Sequence[RepairResult]) -> None:
-    # [orders, K], each a mean over prompts
-    orders = drawable([r.random for r in kept]).mean(axis=0)
-    curves = np.array([_with_start(kept, curve) for curve in orders])
+    k = np.array([0, *kept[0].steps])
+    curves = _distance(kept, [r.random for r in kept])
     low, high = np.percentile(curves, [2.5, 97.5], axis=0)
-    k = np.arange(curves.shape[1])
     ax.fill_between(k, low, high, color=GREY, alpha=0.25, lw=0, zorder=1)
     ax.plot(k, curves.mean(axis=0), color=GREY, lw=1.2, zorder=2)
-    ax.axhline(float(np.mean([r.logit_diff_f32 for r in kept])), color="black", lw=1.2, zorder=2)
+    for control, dashes in BESIDE.items():
+        orders = [_orders(r, control) for r in kept]
+        if all(own.size for own in orders):
+            ax.plot(k, _distance(kept, orders).mean(axis=0), color=GREY, lw=1, ls=dashes, zorder=2)
+    ax.axhline(0, color="black", lw=1.2, zorder=2)
     ax.axhline(float(curves[0, 0]), color="black", lw=1, ls=(0, (4, 3)), zorder=2)
 
 
-def _verdict(test: RepairTest | None) -> str:
-    if test is None or test.difference.value is None:
+def _orders(repair: RepairResult, control: Control) -> np.ndarray:
+    """A control's orders of all rankings, ``[orders, steps]``; empty where it was not run."""
+    found = [repair.control(control, name) for name in RANKINGS]
+    known = [own for own in found if own is not None]
+    return np.concatenate(known) if known else np.zeros((0, len(repair.steps)))
+
+
+def _verdict(tests: Sequence[RepairTest]) -> str:
+    """What a ranking's tests against its controls say together."""
+    if not tests or tests[0].difference.value is None:
         return "not tested"
-    difference = test.difference
-    if None in (difference.low, difference.high, difference.p) or test.prompts < 2:
-        return f"{test.verdict}\n{counted(test.prompts, 'prompt')}, so no interval"
-    places = places_for(difference.value, difference.low, difference.high)
-    return f"{test.verdict}\n{numbers_text(difference, places)}"
+    if tests[0].prompts < 2:
+        return f"{counted(tests[0].prompts, 'prompt')}, so no interval"
+    if any(test.verdict == "below noise" for test in tests):
+        return "below the noise of its roundings"
+    beaten = [test for test in tests if test.verdict == "beats it"]
+    weakest = max(tests, key=lambda test: test.difference.p_adjusted or 0)
+    p = weakest.difference.p_adjusted
+    return f"beats {len(beaten)} of {counted(len(tests), 'control')}" + (
+        "" if p is None else f"\nlargest corrected {p_text(p)}"
+    )
 
 
 def _shared_legend() -> list[Artist]:
     return [
-        Line2D([], [], color="black", lw=1.2, label="f32"),
+        Line2D([], [], color="black", lw=1.2, label="won back"),
         Line2D([], [], color="black", lw=1, ls=(0, (4, 3)), label="nothing restored"),
-        Line2D([], [], color=GREY, lw=1.2, label="random orders, mean"),
-        Patch(color=GREY, alpha=0.25, lw=0, label="95 % of random orders"),
+        Line2D([], [], color=GREY, lw=1.2, label="random heads"),
+        Patch(color=GREY, alpha=0.25, lw=0, label="95 % of orders"),
+        *(
+            Line2D([], [], color=GREY, lw=1, ls=dashes, label=control)
+            for control, dashes in BESIDE.items()
+        ),
     ]

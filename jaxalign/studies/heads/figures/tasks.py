@@ -141,9 +141,13 @@ def _correlation_panels(page: Page, place: SubplotSpec, result: HeadsResult) -> 
         ax.axvline(0, color=GREY, lw=0.7, zorder=1)
         for height, (task, precision) in zip(heights, rows, strict=True):
             found = find(
-                result.statistics.correlations, task=task, precision=precision, importance="zero"
+                result.statistics.correlations,
+                task=task,
+                precision=precision,
+                importance="zero",
+                drift="relative",
             )
-            estimate: Estimate | None = getattr(found, field) if found else None
+            estimate: Estimate | None = getattr(found, field).estimate if found else None
             prompts = found.prompts if found else 0
             ax.axhline(height, color=PALE, lw=0.4, zorder=0)
             shown = estimate if complete(estimate, prompts) else None

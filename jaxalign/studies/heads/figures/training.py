@@ -122,6 +122,17 @@ def _correlations(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) 
         aside = places + step * (number - (len(precisions) - 1) / 2)
         for place, result in zip(aside, results, strict=True):
             found = find(
-                result.statistics.correlations, task=ALL, precision=precision, importance="zero"
+                result.statistics.correlations,
+                task=ALL,
+                precision=precision,
+                importance="zero",
+                drift="relative",
             )
-            interval(ax, found.spearman if found else None, place, style, upright=True, width=1.4)
+            interval(
+                ax,
+                found.spearman.estimate if found else None,
+                place,
+                style,
+                upright=True,
+                width=1.4,
+            )

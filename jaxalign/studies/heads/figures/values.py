@@ -22,6 +22,7 @@ from jaxalign.plots.words import (
     signed,
 )
 from jaxalign.studies.heads.average import mean_maps
+from jaxalign.studies.heads.findings import Likeness
 from jaxalign.studies.heads.result import HeadsResult, PromptResult
 from jaxalign.study.tables import estimate_text, head_label
 
@@ -180,3 +181,17 @@ def correlation_text(symbol: str, estimate: Estimate | None, prompts: int) -> st
 def numbers_text(estimate: Estimate, places: int) -> str:
     """``0.31 [0.10, 0.50], p = 0.012``, with the parts that there are."""
     return estimate_text(estimate, partial(signed, places=places), p=p_text)
+
+
+def likeness_text(symbol: str, likeness: Likeness | None) -> str:
+    """How alike two importance profiles are, with its interval and what noise leaves of it.
+
+    Args:
+        symbol: "Pearson r".
+        likeness: None where it was not measured.
+    """
+    if likeness is None or likeness.value is None or likeness.over_heads is None:
+        return f"{symbol}: cannot be estimated"
+    low, high = likeness.over_heads
+    text = f"{symbol} = {likeness.value:.3f} [{low:.2f}, {high:.2f}]"
+    return f"{text}; noise {np.mean(likeness.noise):.3f}" if likeness.noise else text

@@ -1,0 +1,174 @@
+"""What a heads study says about groups of prompts: typed, each number beside its control."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from jaxalign.measures.correlation import HeadEstimate
+from jaxalign.measures.estimates import Estimate
+
+Ranking = Literal["zero_importance", "drift", "importance_x_drift", "first_order"]
+Replacement = Literal["zero", "mean", "resample"]
+DriftMeasure = Literal["relative", "absolute", "first order", "restored"]
+Control = Literal["random heads", "heads of the same layers", "random vectors"]
+Verdict = Literal["beats it", "no better", "worse", "below noise"]
+Head = tuple[int, int]  # (layer, head)
+
+RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
+REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
+DRIFT_MEASURES: tuple[DriftMeasure, ...] = get_args(DriftMeasure)
+CONTROLS: tuple[Control, ...] = get_args(Control)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Correlation:
+    """Importance against drift over heads, both averaged over a task's prompts.
+
+    ``task`` "all" takes every prompt.
+
+    Attributes:
+        importance: by which replacement.
+        drift: "relative" ``‖c_q − c‖ / ‖c‖``, "absolute" ``‖c_q − c‖``, or what the drift does to
+            the answer: "first order" ``|∇m · (c − c_q)|``, "restored" the size of the true gain.
+        pearson, spearman: inside layers, the headline: values centred (ranks taken) and heads
+            exchanged inside their layer.
+        all_pearson, all_spearman: over all heads: depth moves both sides, so these find something
+            in random weights, too.
+        given_size: Spearman inside layers with ``‖c‖`` held fixed; None in older files.
+    """
+
+    task: str
+    precision: str
+    importance: Replacement
+    drift: DriftMeasure
+    prompts: int
+    heads: int
+    pearson: HeadEstimate
+    spearman: HeadEstimate
+    all_pearson: HeadEstimate
+    all_spearman: HeadEstimate
+    given_size: HeadEstimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likeness:
+    """One measure of how alike two importance profiles are, beside what noise leaves of it.
+
+    Attributes:
+        value: between f32 and the precision.
+        over_prompts, over_heads: 95 % intervals, as in ``HeadEstimate``.
+        noise: the same between f32 and f32 with noise in the weights, one a draw.
+        p: of "the precision is one more draw of the noise" (``stats.beyond_draws``); p_adjusted:
+            corrected for all tasks, precisions and replacements.
+        reordered: the same between the precision and itself with its roundings in another order.
+        chance: what two profiles without any relation give.
+    """
+
+    value: float | None = None
+    over_prompts: tuple[float, float] | None = None
+    over_heads: tuple[float, float] | None = None
+    noise: tuple[float, ...] = ()
+    p: float | None = None
+    p_adjusted: float | None = None
+    reordered: float | None = None
+    chance: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Agreement:
+    """Whether the same heads matter: importance in f32 against importance in a precision.
+
+    Attributes:
+        replacement: what stands in for a head, in both.
+        pearson, spearman: of the averages over prompts, over heads.
+        prompt_pearson, prompt_spearman: of one prompt's heads, mean over prompts.
+        relative_error: ``‖I_q − I‖ / ‖I‖`` of the averages over prompts.
+        top5, top10: how many of the heads of largest ``|I|`` are the same.
+        largest: the head whose average importance changes most, and by how much (logits).
+    """
+
+    task: str
+    precision: str
+    replacement: Replacement
+    prompts: int
+    heads: int
+    pearson: Likeness
+    spearman: Likeness
+    prompt_pearson: Likeness
+    prompt_spearman: Likeness
+    relative_error: Likeness
+    top5: Likeness
+    top10: Likeness
+    largest: Head | None
+    largest_change: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepairTest:
+    """Whether a ranking closes more of the gap to f32 than a control does (logits, mean over k).
+
+    Attributes:
+        control: what it is set against.
+        gap: mean ``|m_f32 − m_q|``.
+        noise: mean ``|m_q − m_q'|`` where ``m_q'`` has its roundings in another order; 0 in f32.
+        closed, control_closed: mean of ``|m_f32 − m_q| − |m_f32 − m(k)|`` over the control's k.
+        difference: ``closed − control_closed`` over prompts, with sign-flip p-value, corrected for
+            all repair tests of the study.
+        verdict: "beats it", "no better", "worse"; "below noise" where ``|closed|`` is not above
+            ``noise``.
+    """
+
+    task: str
+    precision: str
+    ranking: Ranking
+    control: Control
+    prompts: int
+    gap: float | None
+    noise: float
+    closed: float | None
+    control_closed: float | None
+    difference: Estimate
+    verdict: Verdict
+
+
+@dataclass(frozen=True, kw_only=True)
+class FirstOrderTest:
+    """Rank correlation of predicted with true gain over heads, and how often the bound held."""
+
+    task: str
+    precision: str
+    prompts: int
+    bound_held: int
+    spearman: HeadEstimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskMean:
+    """Mean metric of a task under one precision ("f32" too).
+
+    Attributes:
+        kept: prompts whose target is the top-1 next token.
+        logit_diff: mean ``m``.
+        change: against f32, paired, corrected for all tasks and precisions; None for f32.
+        kl: mean ``KL(f32 ‖ precision)`` of the next token; None where not known.
+    """
+
+    task: str
+    precision: str
+    prompts: int
+    logit_diff: Estimate
+    change: Estimate | None
+    kept: int = 0
+    kl: Estimate | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Statistics:
+    """Everything the study says about groups of prompts."""
+
+    agreement: tuple[Agreement, ...]
+    correlations: tuple[Correlation, ...]
+    repair: tuple[RepairTest, ...]
+    first_order: tuple[FirstOrderTest, ...]
+    task_means: tuple[TaskMean, ...]
