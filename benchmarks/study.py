@@ -24,11 +24,13 @@ from benchmarks.study_baseline import Counts, Pass, Task, passes, states
 from benchmarks.timing import once, peak_bytes, repeated
 from benchmarks.workload import SIZES, TINY
 from jaxalign.checkpoints import Model
+from jaxalign.numerics.scheme import F16, INT8_SIM
 from jaxalign.prompts import PromptSet, PromptText, tokenize
 from jaxalign.studies.heads.calls import Runner
 from jaxalign.studies.heads.edge_align import forward_passes
-from jaxalign.studies.heads.rankings import RANDOM_ORDERS, choose_donors
-from jaxalign.studies.heads.result import RANKINGS, HeadsResult
+from jaxalign.studies.heads.findings import RANKINGS
+from jaxalign.studies.heads.rankings import ORDERS_BESIDE, VECTORS, choose_donors
+from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study.tables import text_table
 
 NAME = "study"
@@ -84,7 +86,7 @@ def all_passes(
 
 def clean(net: Any, task: Task, rows: slice, unembed: str) -> np.ndarray:
     """``m`` of a clean pass over the prompts ``rows``."""
-    one = next(passes(net, task, rows, Counts(0, 0, 0, 0), unembed))
+    one = next(passes(net, task, rows, Counts(), unembed))
     found: np.ndarray = one.run().cpu().numpy()
     return found
 
@@ -151,8 +153,13 @@ def difference(net: Any, one: Pass, unembed: str, result: HeadsResult) -> float:
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """The study and the baselines, on one checkpoint."""
     repaired = ("f16", "int8-sim")
+    # Noise in the weights is other models, which the baseline does not make.
     settings = jaxalign.HeadsOptions(
-        use_all_prompts=True, repaired=repaired, memory_gb=options.memory_gb
+        schemes=(F16, INT8_SIM),
+        use_all_prompts=True,
+        repaired=repaired,
+        noise_draws=0,
+        memory_gb=options.memory_gb,
     )
     with workload.checkpoint(options.model) as folder:
         model = jaxalign.load(str(folder))
@@ -161,9 +168,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             lambda: jaxalign.heads_study(model, prompts, settings), options.runs
         )
         memory = peak_bytes()
-        orders = len(RANKINGS) + RANDOM_ORDERS
         counts = Counts(
-            len(settings.schemes), len(repaired), orders, Runner(model, settings).repaired_heads
+            low_precisions=len(settings.schemes),
+            repaired=len(repaired),
+            orders=len(RANKINGS),
+            controls=ORDERS_BESIDE + VECTORS * len(RANKINGS),
+            most_restored=Runner(model, settings).repaired_heads,
         )
         rows = []
         net = pytorch.load(folder) if options.baselines else None

@@ -16,19 +16,21 @@ from typing import Any
 import numpy as np
 
 from benchmarks import pytorch_baseline as pytorch
-from jaxalign.studies.heads.rankings import DRAWS
+from jaxalign.studies.heads.rankings import DRAWS, control_steps
 
 Edits = dict[int, tuple[Any, Any]]  # ``pytorch_baseline.replaced``'s
 
 
 @dataclass(frozen=True)
 class Counts:
-    """How much a study asks for: low precisions, those repaired, orders of heads, their length."""
+    """How much a study asks for: low precisions, those repaired, orders of heads and their length,
+    and orders and random vectors beside them, which are run at a few lengths only."""
 
-    low_precisions: int
-    repaired: int
-    orders: int
-    most_restored: int
+    low_precisions: int = 0
+    repaired: int = 0
+    orders: int = 0
+    controls: int = 0
+    most_restored: int = 0
 
 
 @dataclass(frozen=True)
@@ -111,17 +113,24 @@ def passes(
 
     for _ in range(1 + counts.low_precisions):
         yield Pass("clean", 0, task, rows, lambda: edited({}))
-    yield from each("zero", lambda layer: 0.0)
-    yield from each("mean", lambda layer: task.means[layer])
-    for n in range(DRAWS):
-        yield from each("resample", lambda layer, n=n: task.own[layer, task.donors[rows, n]])  # type: ignore[misc]
+    for low in ("", " in low precision"):
+        for _ in range(counts.low_precisions if low else 1):
+            yield from each(f"zero{low}", lambda layer: 0.0)
+            yield from each(f"mean{low}", lambda layer: task.means[layer])
+            for n in range(DRAWS):
+                yield from each(
+                    f"resample{low}",
+                    lambda layer, n=n: task.own[layer, task.donors[rows, n]],  # type: ignore[misc]
+                )
     yield Pass("backward", 0, task, rows, lambda: backward(model, ids, target, unembed))
     for _ in range(counts.low_precisions):
         yield from each("restore", lambda layer: own[layer])
     rng = np.random.default_rng(seed)
-    for _ in range(counts.repaired * counts.orders):
+    for n in range(counts.repaired * (counts.orders + counts.controls)):
         order = rng.permuted(np.tile(np.arange(len(heads)), (len(ids), 1)), axis=1)
-        for k in range(1, counts.most_restored + 1):
+        curve = n < counts.repaired * counts.orders
+        steps = range(1, counts.most_restored + 1) if curve else control_steps(counts.most_restored)
+        for k in steps:
             edits = restored(model, order[:, :k], own)
             yield Pass("repair", k, task, rows, lambda edits=edits: edited(edits))  # type: ignore[misc]
 

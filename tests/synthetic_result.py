@@ -8,29 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from unittest import mock
 
 import numpy as np
 
-from jaxalign.measures.estimates import Estimate
+from jaxalign.measures import stats
+from jaxalign.studies.heads.analysis import summarize
+from jaxalign.studies.heads.findings import RANKINGS, REPLACEMENTS, Statistics
+from jaxalign.studies.heads.rankings import VECTORS, control_steps
 from jaxalign.studies.heads.result import (
-    RANKINGS,
-    Correlation,
     FirstOrder,
-    FirstOrderTest,
     HeadsResult,
+    NoiseDraws,
     PrecisionResult,
     PromptResult,
+    Reordered,
     RepairResult,
-    RepairTest,
-    Statistics,
-    TaskMean,
 )
 from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
 
 DRIFT = {"f16": 2e-3, "int8-sim": 8e-2}  # typical drift of a head
+NO_NOISE = ("int8-sim",)  # moves no weight
 LOSS = {"f16": 0.01, "int8-sim": 0.7}  # typical loss of m, logits
-ORDERS, STEPS, DRAWS = 8, 10, 40
+ORDERS, SAME_LAYERS, STEPS, NOISE_DRAWS = 8, 4, 10, 5
+SAMPLES = 100  # behind intervals and p-values, few for speed
 
 
 def make_result(
@@ -71,9 +72,21 @@ def make_result(
         head_mode="true",
         prompts=tuple(prompts),
         repairs=tuple(repairs),
-        statistics=_statistics(rng, prompts, repairs, tasks, precisions),
+        statistics=_statistics(prompts, repairs, precisions, seed),
+        bits=dict.fromkeys(("f32", *precisions), 16.0),
+        megabytes=dict.fromkeys(("f32", *precisions), 141.0),
         provenance=_provenance(len(prompts), precisions, seed, note),
     )
+
+
+def _statistics(
+    prompts: Sequence[PromptResult],
+    repairs: Sequence[RepairResult],
+    precisions: Sequence[str],
+    seed: int,
+) -> Statistics:
+    with mock.patch.multiple(stats, PERMUTATIONS=SAMPLES, BOOTSTRAP_SAMPLES=SAMPLES):
+        return summarize(prompts, repairs, precisions, seed)
 
 
 def number(value: float) -> float | None:
@@ -112,6 +125,7 @@ def _prompt(
         resample_importance=_round_array(0.6 * zero + rng.normal(0, 0.1, base.shape)),
         resample_partners=4,
         precisions={name: _precision(rng, m, zero, name, drift[name]) for name in drift},
+        size=_round_array(1 + np.abs(zero)),
     )
 
 
@@ -124,6 +138,12 @@ def _precision(
     predicted = _round_array(raw * abs(loss) / (np.abs(raw).sum() + 1e-12) * 1.6)
     noise = rng.normal(0, 0.3 * predicted.std() + 1e-9, drift.shape)
     total = _round(np.abs(predicted).sum())
+    typical = DRIFT.get(name, 1e-2)
+
+    def moved() -> np.ndarray:
+        """Importance inside the precision."""
+        return _round_array(importance + rng.normal(0, typical, importance.shape))
+
     return PrecisionResult(
         drift=drift,
         cosine=_round_array(1 - drift**2 / 2),
@@ -141,6 +161,22 @@ def _precision(
             degradation=_round(loss),
             bound_held=abs(loss) <= total,
         ),
+        kl=_round(abs(loss) / 10),
+        importance={kind: moved() for kind in REPLACEMENTS},
+        noise=None if name in NO_NOISE else _noise(rng, m, importance, typical),
+        reordered=Reordered(importance=moved(), logit_diff=_round(m - 1.01 * loss))
+        if name == "f16"
+        else None,
+    )
+
+
+def _noise(rng: np.random.Generator, m: float, importance: np.ndarray, size: float) -> NoiseDraws:
+    shape = (NOISE_DRAWS, *importance.shape)
+    return NoiseDraws(
+        importance={
+            kind: _round_array(importance + rng.normal(0, size, shape)) for kind in ("zero", "mean")
+        },
+        logit_diff=_round_array(m + rng.normal(0, size, NOISE_DRAWS)),
     )
 
 
@@ -177,10 +213,14 @@ def _repair(rng: np.random.Generator, prompt: PromptResult, precision: str) -> R
     q = np.nan if low.logit_diff is None else low.logit_diff
     gap = prompt.logit_diff - q
 
-    def curve(share: float) -> np.ndarray:
-        rise = share * (1 - np.exp(-np.arange(1, steps + 1) / 3))
-        values = q + gap * (rise + rng.normal(0, 0.03, steps))
-        return np.full(steps, np.nan) if np.isnan(q) else _round_array(values)
+    def curve(share: float, k: Sequence[int]) -> np.ndarray:
+        rise = share * (1 - np.exp(-np.array(k) / 3))
+        values = q + gap * (rise + rng.normal(0, 0.03, len(k)))
+        return np.full(len(k), np.nan) if np.isnan(q) else _round_array(values)
+
+    def controls(count: int) -> np.ndarray:
+        k = control_steps(steps)
+        return np.stack([curve(rng.normal(0.2, 0.06), k) for _ in range(count)])
 
     def order() -> tuple[tuple[int, int], ...]:
         chosen = rng.permutation(shape[0] * shape[1])[:steps]
@@ -193,163 +233,13 @@ def _repair(rng: np.random.Generator, prompt: PromptResult, precision: str) -> R
         precision=precision,
         logit_diff_f32=prompt.logit_diff,
         logit_diff_quantized=low.logit_diff,
-        curves={name: curve(shares[name]) for name in RANKINGS},
+        curves={name: curve(shares[name], range(1, steps + 1)) for name in RANKINGS},
         heads={name: order() for name in RANKINGS},
-        random=np.stack([curve(rng.normal(0.2, 0.06)) for _ in range(ORDERS)]),
+        steps=control_steps(steps),
+        random=controls(ORDERS),
+        same_layers={name: controls(SAME_LAYERS) for name in RANKINGS},
+        vectors={name: controls(VECTORS) for name in RANKINGS},
     )
-
-
-def _statistics(
-    rng: np.random.Generator,
-    prompts: Sequence[PromptResult],
-    repairs: Sequence[RepairResult],
-    tasks: Sequence[str],
-    precisions: Sequence[str],
-) -> Statistics:
-    groups = {"all": tuple(tasks)} | {t: (t,) for t in tasks if len(tasks) > 1}
-
-    def within(items: Sequence[Any], task: str) -> list[Any]:
-        return [item for item in items if item.task in groups[task]]
-
-    pairs = [(within(prompts, task), task, name) for task in groups for name in precisions]
-    return Statistics(
-        correlations=tuple(
-            _correlation(rng, *pair, kind)
-            for pair in pairs
-            for kind in ("zero", "mean", "resample")
-        ),
-        repair=tuple(
-            _repair_test(rng, within(repairs, task), task, name, ranking)
-            for _, task, name in pairs
-            if repairs
-            for ranking in RANKINGS
-        ),
-        first_order=tuple(_first_order_test(rng, *pair) for pair in pairs),
-        task_means=tuple(
-            _task_mean(rng, within(prompts, task), task, name)
-            for task in groups
-            for name in ("f32", *precisions)
-        ),
-    )
-
-
-def _correlate(x: np.ndarray, y: np.ndarray, ranked: bool) -> float:
-    if ranked:
-        x, y = x.argsort().argsort(), y.argsort().argsort()
-    return float(np.corrcoef(x, y)[0, 1]) if x.size > 1 and x.std() and y.std() else np.nan
-
-
-def _over_heads(rng: np.random.Generator, x: np.ndarray, y: np.ndarray, ranked: bool) -> Estimate:
-    """Correlation over heads of prompt means of ``[P, L, H]``, with a bootstrap over prompts."""
-    x, y = x.reshape(len(x), -1), y.reshape(len(y), -1)
-    keep = np.isfinite(x.sum(0) + y.sum(0))
-    x, y = x[:, keep], y[:, keep]
-    value = _correlate(x.mean(0), y.mean(0), ranked)
-    if len(x) < 2 or not np.isfinite(value):
-        return Estimate()
-    picks = rng.integers(0, len(x), (DRAWS, len(x)))
-    draws = [_correlate(x[i].mean(0), y[i].mean(0), ranked) for i in picks]
-    low, high = np.quantile(draws, [0.025, 0.975])
-    null = [_correlate(x.mean(0), rng.permutation(y.mean(0)), ranked) for _ in range(DRAWS)]
-    p = (1 + sum(abs(v) >= abs(value) for v in null)) / (DRAWS + 1)
-    return Estimate(number(value), number(low), number(high), number(p))
-
-
-def _over_prompts(rng: np.random.Generator, values: np.ndarray) -> Estimate:
-    """Mean over prompts with bootstrap interval and sign-flip p-value."""
-    values = values[np.isfinite(values)]
-    if values.size < 2:
-        return Estimate(number(values.mean()) if values.size else None, None, None, None)
-    means = values[rng.integers(0, values.size, (DRAWS, values.size))].mean(1)
-    flips = (values * rng.choice([-1, 1], (DRAWS, values.size))).mean(1)
-    p = (1 + (np.abs(flips) >= abs(values.mean())).sum()) / (DRAWS + 1)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return Estimate(number(values.mean()), number(low), number(high), number(p))
-
-
-def _correlation(
-    rng: np.random.Generator, prompts: Sequence[PromptResult], task: str, name: str, kind: str
-) -> Correlation:
-    x = np.stack([getattr(p, f"{kind}_importance") for p in prompts])
-    y = np.stack([p.precisions[name].drift for p in prompts])
-    pearson, spearman = (_over_heads(rng, x, y, ranked) for ranked in (False, True))
-    heads = int(np.isfinite(y.sum(0)).sum())
-    return Correlation(
-        task=task,
-        precision=name,
-        importance=kind,
-        prompts=len(prompts),
-        heads=heads,
-        pearson=pearson,
-        spearman=spearman,
-    )
-
-
-def _repair_test(
-    rng: np.random.Generator, repairs: Sequence[RepairResult], task: str, name: str, ranking: str
-) -> RepairTest:
-    finite = [r for r in repairs if r.precision == name and r.logit_diff_quantized is not None]
-    gap = np.array([abs(r.logit_diff_f32 - (r.logit_diff_quantized or 0)) for r in finite])
-
-    def closed(curves: list[np.ndarray]) -> np.ndarray:
-        left = [abs(r.logit_diff_f32 - c).mean() for r, c in zip(finite, curves, strict=True)]
-        return gap - np.array(left)
-
-    ours = closed([r.curves[ranking] for r in finite])
-    random = closed([r.random for r in finite])
-    difference = _over_prompts(rng, ours - random)
-    sure = difference.p is not None and difference.p < 0.05
-    better = "beats random" if (difference.value or 0) > 0 else "worse than random"
-    verdict = better if sure else "no better than random"
-    gap_mean, ours_mean, random_mean = (
-        number(v.mean()) if v.size else None for v in (gap, ours, random)
-    )
-    return RepairTest(
-        task=task,
-        precision=name,
-        ranking=ranking,
-        prompts=len(finite),
-        gap=gap_mean,
-        closed=ours_mean,
-        random_closed=random_mean,
-        difference=difference,
-        verdict=verdict,
-    )
-
-
-def _first_order_test(
-    rng: np.random.Generator, prompts: Sequence[PromptResult], task: str, name: str
-) -> FirstOrderTest:
-    accounts = [p.precisions[name].first_order for p in prompts]
-    predicted, restored = (
-        np.stack([getattr(a, field) for a in accounts]) for field in ("predicted", "restored")
-    )
-    held = sum(bool(a.bound_held) for a in accounts)
-    spearman = _over_heads(rng, predicted, restored, True)
-    return FirstOrderTest(
-        task=task, precision=name, prompts=len(accounts), bound_held=held, spearman=spearman
-    )
-
-
-def _task_mean(
-    rng: np.random.Generator, prompts: Sequence[PromptResult], task: str, name: str
-) -> TaskMean:
-    reference = np.array([p.logit_diff for p in prompts])
-    if name == "f32":
-        mean = _plain_mean(rng, reference)
-        return TaskMean(
-            task=task, precision=name, prompts=len(prompts), logit_diff=mean, change=None
-        )
-    lows = [p.precisions[name].logit_diff for p in prompts]
-    values = np.array([np.nan if v is None else v for v in lows])
-    change = _over_prompts(rng, values - reference)
-    kept = int(np.isfinite(values).sum())
-    mean = _plain_mean(rng, values)
-    return TaskMean(task=task, precision=name, prompts=kept, logit_diff=mean, change=change)
-
-
-def _plain_mean(rng: np.random.Generator, values: np.ndarray) -> Estimate:
-    return replace(_over_prompts(rng, values), p=None)  # no null is tested
 
 
 def _provenance(count: int, precisions: Sequence[str], seed: int, note: str) -> Provenance:
@@ -367,6 +257,6 @@ def _provenance(count: int, precisions: Sequence[str], seed: int, note: str) -> 
         total_seconds=12.5,
         seconds={"importance": 6.0, "drift": 6.5},
         layer_rows=85,
-        bootstrap_samples=DRAWS,
-        permutations=DRAWS,
+        bootstrap_samples=SAMPLES,
+        permutations=SAMPLES,
     )

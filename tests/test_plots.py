@@ -27,7 +27,8 @@ from jaxalign.plots.page import new_page, styled, wrapped, write
 from jaxalign.plots.words import p_text, places_for, short_names, shown, signed, significant
 from jaxalign.studies.heads.figures import FIGURES
 from jaxalign.studies.heads.figures.values import MAX_TASKS
-from jaxalign.studies.heads.result import Correlation, HeadsResult, PromptResult
+from jaxalign.studies.heads.findings import Correlation
+from jaxalign.studies.heads.result import HeadsResult, PromptResult
 from jaxalign.studies.heads.table import table
 
 NOTE = "demo model, stands in for the published checkpoint"

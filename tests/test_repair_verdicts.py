@@ -5,7 +5,8 @@ import pytest
 from synthetic_result import make_result
 
 from jaxalign.studies.heads.analysis import summarize
-from jaxalign.studies.heads.result import RANKINGS, RepairResult
+from jaxalign.studies.heads.findings import RANKINGS
+from jaxalign.studies.heads.result import RepairResult
 
 ORDERS, STEPS, PROMPTS = 6, 4, 12
 HEADS = tuple((0, head) for head in range(STEPS))

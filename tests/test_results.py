@@ -18,7 +18,8 @@ from jaxalign.measures.stats import generator
 from jaxalign.studies.heads import HEADS
 from jaxalign.studies.heads.analysis import summarize
 from jaxalign.studies.heads.edge_align import KNOWN, edge_align, precision_fields, read_1
-from jaxalign.studies.heads.result import RANKINGS, HeadsResult
+from jaxalign.studies.heads.findings import RANKINGS
+from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study import codec
 
 # Fields of the original format, as its readers know them.

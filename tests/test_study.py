@@ -16,8 +16,8 @@ from jaxalign.numerics import INT8_SIM
 from jaxalign.prompts import PromptSet, PromptText, tokenize
 from jaxalign.studies.heads import HeadsOptions, heads_study
 from jaxalign.studies.heads.edge_align import forward_passes
+from jaxalign.studies.heads.findings import RANKINGS
 from jaxalign.studies.heads.rankings import choose_donors
-from jaxalign.studies.heads.result import RANKINGS
 
 torch = pytest.importorskip("torch")
 import torch_replay  # noqa: E402 - needs torch

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from jaxalign.measures import stats
 from jaxalign.measures.estimates import Estimate
 
-Strata = tuple[Int[np.ndarray, "strata size"], ...]
+Strata = tuple[Int[np.ndarray, "_ _"], ...]
 
 
 @dataclass(frozen=True, kw_only=True)

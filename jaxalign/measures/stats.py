@@ -61,28 +61,29 @@ def ranks(x: Float[np.ndarray, "*rows items"]) -> Float[np.ndarray, "*rows items
 
 
 def bootstrap_weights(
-    n: int, rng: np.random.Generator, samples: int = BOOTSTRAP_SAMPLES
+    n: int, rng: np.random.Generator, samples: int | None = None
 ) -> Float[np.ndarray, "samples n"]:
     """How often each of ``n`` observations is drawn in each resample, as a share.
 
     Args:
         n: how many observations there are.
         rng: draws them.
-        samples: how many resamples.
+        samples: how many resamples, ``BOOTSTRAP_SAMPLES`` by default.
     """
+    samples = BOOTSTRAP_SAMPLES if samples is None else samples
     drawn = rng.integers(0, n, (samples, n)) + n * np.arange(samples)[:, None]
     return np.bincount(drawn.ravel(), minlength=samples * n).reshape(samples, n) / n
 
 
 def mean_interval(
-    x: Float[np.ndarray, " P"], rng: np.random.Generator, samples: int = BOOTSTRAP_SAMPLES
+    x: Float[np.ndarray, " P"], rng: np.random.Generator, samples: int | None = None
 ) -> tuple[float, float, float]:
     """Mean of observations with its bootstrap interval, NaN for one: ``(value, low, high)``.
 
     Args:
         x: one value a prompt.
         rng: draws the resamples.
-        samples: how many of them.
+        samples: how many of them, ``BOOTSTRAP_SAMPLES`` by default.
     """
     if len(x) < 2:
         return float(x.mean()), float("nan"), float("nan")
@@ -91,15 +92,16 @@ def mean_interval(
 
 
 def sign_flip_p(
-    x: Float[np.ndarray, " P"], rng: np.random.Generator, permutations: int = PERMUTATIONS
+    x: Float[np.ndarray, " P"], rng: np.random.Generator, permutations: int | None = None
 ) -> float:
     """p-value of "the mean of these paired differences is 0", by flipping signs.
 
     Args:
         x: one difference a prompt.
         rng: draws the signs.
-        permutations: how often all signs are drawn.
+        permutations: how often all signs are drawn, ``PERMUTATIONS`` by default.
     """
+    permutations = PERMUTATIONS if permutations is None else permutations
     signs = rng.integers(0, 2, size=(permutations, len(x))) * 2.0 - 1
     null = (signs @ x) / len(x)
     hits = int((np.abs(null) >= abs(float(x.mean())) - TIE).sum())

@@ -106,8 +106,8 @@ def _numbers(result: HeadsResult, names: Sequence[str]) -> str:
         ]
     if any(test.ranking == RANKING for test in result.statistics.repair):
         rows.append(["restoring heads wins back", *(_repair(result, name) for name in names)])
-    title = "(in brackets: what f32 with weight noise of the same size leaves)"
-    return text_table([title, *names], rows)
+    under = "in brackets: what weight noise of the same size leaves; *: told from it (p corrected)"
+    return f"{text_table(['', *names], rows)}\n{under}"
 
 
 def _size(result: HeadsResult, name: str) -> str:

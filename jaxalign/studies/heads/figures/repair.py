@@ -182,7 +182,7 @@ def _shared_legend() -> list[Artist]:
         Line2D([], [], color=GREY, lw=1.2, label="random heads"),
         Patch(color=GREY, alpha=0.25, lw=0, label="95 % of orders"),
         *(
-            Line2D([], [], color=GREY, lw=1, ls=dashes, label=control)
+            Line2D([], [], color=GREY, lw=1, ls=dashes, label=control.replace("heads of the ", ""))
             for control, dashes in BESIDE.items()
         ),
     ]
