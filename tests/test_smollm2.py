@@ -154,7 +154,7 @@ def test_token_ids_of_hard_texts_are_equal(model, tokenizer):
     rng = np.random.default_rng(0)
     mixed = ["".join(HARD[i] for i in rng.integers(len(HARD), size=5)) for _ in range(300)]
     assert check_tokens(model.tokenizer, tokenizer, mixed) > 200
-    for text in HARD + mixed:
+    for text in (*HARD, *mixed):
         ids = model.tokenizer.encode(text).ids
         assert model.tokenizer.decode(ids, skip_special_tokens=False) == text
 
