@@ -63,7 +63,11 @@ def theirs(model):
     found = transformers.AutoModelForCausalLM.from_pretrained(
         model.source.folder, gguf_file=model.source.file.name, dtype=torch.float32
     )
-    return found.eval()
+    # Two threads that wait for each other take seconds a token where other tests run beside.
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield found.eval()
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
