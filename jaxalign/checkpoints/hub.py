@@ -84,12 +84,12 @@ def locate(model: str | Path | None = None, revision: str | None = None) -> Sour
         path, version = packaged(model)
         return _from_file(path, model, version)
     path = Path(os.path.expanduser(model))
-    if model and path.is_dir():
+    if model and os.path.isdir(path):  # pathlib's own raises for a name that is too long
         _refuse_revision(revision, f"--model {model} is a local folder")
         return Source(path, model)
     if path.suffix == ".gguf":
         _refuse_revision(revision, f"--model {model} is a file")
-        if not path.is_file():
+        if not os.path.isfile(path):
             raise InputError(f"--model {model}: there is no such file", "check the path")
         return _from_file(path, model)
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or os.path.isfile(model):
