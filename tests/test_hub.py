@@ -125,7 +125,7 @@ def test_weight_file_in_place_of_its_folder_is_refused(model, answers, monkeypat
 def test_name_that_no_repository_can_have_is_refused(name):
     line = refused(name)
     assert "is neither a folder nor the name of a repository" in line
-    assert "give a folder, 'demo', or a name like EleutherAI/pythia-70m" in line
+    assert "give a folder, a .gguf file, 'demo', or a name like EleutherAI/pythia-70m" in line
 
 
 def test_revision_of_a_folder_is_refused(model):

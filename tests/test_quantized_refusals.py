@@ -25,9 +25,9 @@ from safetensors.numpy import load_file, save_file
 
 import jaxalign
 from jaxalign import InputError
+from jaxalign.checkpoints.gguf_file import open_gguf
 from jaxalign.checkpoints.quantized import load_beside, load_quantized
 from jaxalign.checkpoints.quantized.gguf import tokens_of
-from jaxalign.checkpoints.quantized.gguf_file import open_gguf
 
 TOKENIZER = Path(jaxalign.__file__).parent / "demo" / "model" / "tokenizer.json"
 BASE = "gpt_neox.layers.1.mlp.dense_4h_to_h"  # [64, 128]

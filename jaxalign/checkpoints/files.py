@@ -97,11 +97,7 @@ class Checkpoint:
 
     def _check_unchanged(self, paths: Iterable[Path]) -> None:
         for path in paths:
-            if _state(path) != self.states[path]:
-                raise InputError(
-                    f"weights file {path} was replaced or written while it was read",
-                    "wait until whatever writes it has finished, or copy the folder first",
-                )
+            check_unchanged(path, self.states[path])
 
 
 @dataclass(frozen=True)
@@ -174,7 +170,7 @@ def open_checkpoint(folder: Path, aliases: Sequence[str] = (), single: str = SIN
         paths = sorted({folder / name for name in indexed.values()})
     else:
         raise _no_safetensors(folder)
-    states = {path: _state(path) for path in paths}
+    states = {path: state_of(path) for path in paths}
     files: dict[str, Path] = {}
     shapes: dict[str, tuple[int, ...]] = {}
     for path in paths:
@@ -191,8 +187,15 @@ def open_checkpoint(folder: Path, aliases: Sequence[str] = (), single: str = SIN
     return Checkpoint(folder, files, shapes, states)
 
 
-def _state(path: Path) -> tuple[int, int, int, int]:
-    """What changes when a file is replaced or written: device, inode, size, time of writing."""
+def state_of(path: Path) -> tuple[int, int, int, int]:
+    """What changes when a file is replaced or written: device, inode, size, time of writing.
+
+    Args:
+        path: the file.
+
+    Raises:
+        InputError: it is missing, cannot be read, or is no regular file.
+    """
     try:
         found = os.stat(path)
     except FileNotFoundError as error:
@@ -202,6 +205,23 @@ def _state(path: Path) -> tuple[int, int, int, int]:
     if not stat.S_ISREG(found.st_mode):
         raise InputError(f"weights file {path} is no regular file", "download it again")
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def check_unchanged(path: Path, state: tuple[int, int, int, int]) -> None:
+    """Refuse a file that is no longer what it was.
+
+    Args:
+        path: the file.
+        state: ``state_of`` it when it was opened.
+
+    Raises:
+        InputError: it was replaced or written since.
+    """
+    if state_of(path) != state:
+        raise InputError(
+            f"weights file {path} was replaced or written while it was read",
+            "wait until whatever writes it has finished, or copy the folder first",
+        )
 
 
 def _check_finite(tensor: np.ndarray, called: str) -> None:

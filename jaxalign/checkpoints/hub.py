@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, the bundled one, the hub at a pinned revision, its cache."""
+"""Where a model comes from: a folder or file, the bundled one, a package, the hub or its cache."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
 from jaxalign.checkpoints.files import INDEX, SINGLE
+from jaxalign.checkpoints.gguf_file import open_gguf
+from jaxalign.checkpoints.gguf_model import blocks_note, check_readable
+from jaxalign.checkpoints.packaged import PACKAGED, packaged
 from jaxalign.errors import InputError
 
 DEFAULT_MODEL = "EleutherAI/pythia-70m"
@@ -26,15 +29,17 @@ UNWANTED = ["consolidated*"]  # Mistral's second copy of the weights, in a layou
 
 @dataclass(frozen=True)
 class Source:
-    """A folder with a model, and how it was found.
+    """A folder or file with a model, and how it was found.
 
     Attributes:
-        folder: holds ``config.json``, ``tokenizer.json`` and safetensors.
+        folder: holds ``config.json``, ``tokenizer.json`` and safetensors, or ``file``.
         model: the name asked for, or "demo" where the bundled model stands in.
-        revision: the revision asked for, resolved to a commit where the hub or its cache said it.
+        revision: the revision asked for, resolved to a commit where the hub or its cache said it;
+            of a package's file, the package and its version.
         note: what a reader of the result has to know about the choice, and about how its settings
             were read; empty for nothing.
         ignored_settings: settings of ``config.json`` that the user said change nothing.
+        file: a GGUF file, which holds all of the model; None for a folder.
     """
 
     folder: Path
@@ -42,6 +47,7 @@ class Source:
     revision: str | None = None
     note: str = ""
     ignored_settings: tuple[str, ...] = ()
+    file: Path | None = None
 
 
 class ModelUnavailable(InputError):
@@ -52,12 +58,14 @@ def locate(model: str | Path | None = None, revision: str | None = None) -> Sour
     """Find a model's folder, downloading what is not yet in the cache.
 
     Args:
-        model: a folder, "demo" for the bundled model, or a repository of the hub. None means the
+        model: a folder, a ``.gguf`` file, "demo" for the bundled model, "smollm2" for the real
+            one that an installed package carries, or a repository of the hub. None means the
             default model, with the bundled one in its place where it cannot be had.
         revision: branch, tag (``step3000``) or commit of the repository.
 
     Raises:
-        InputError: no such folder or repository or revision.
+        InputError: no such folder, file, package, repository or revision; or a GGUF file that is
+            damaged or of another architecture.
         ModelUnavailable: a model that was named can be had neither from the hub nor the cache.
     """
     model = model if model is None else os.fspath(model)
@@ -69,14 +77,21 @@ def locate(model: str | Path | None = None, revision: str | None = None) -> Sour
             note = f"the bundled demo model runs instead of {wanted}: {unavailable.problem}"
             return replace(_bundled(), note=note)
     if model == BUNDLED_NAME:
-        if revision is not None:
-            raise InputError(
-                f"--revision {revision} was given, but the bundled model has only one",
-                "leave --revision out, or name a repository of the hub",
-            )
+        _refuse_revision(revision, "the bundled model has only one")
         return _bundled()
-    if model and os.path.isdir(folder := os.path.expanduser(model)):
-        return _from_folder(Path(folder), model, revision)
+    if model in PACKAGED:
+        _refuse_revision(revision, f"the package of {model} carries only one")
+        path, version = packaged(model)
+        return _from_file(path, model, version)
+    path = Path(os.path.expanduser(model))
+    if model and os.path.isdir(path):  # pathlib's own raises for a name that is too long
+        _refuse_revision(revision, f"--model {model} is a local folder")
+        return Source(path, model)
+    if path.suffix == ".gguf":
+        _refuse_revision(revision, f"--model {model} is a file")
+        if not os.path.isfile(path):
+            raise InputError(f"--model {model}: there is no such file", "check the path")
+        return _from_file(path, model)
     if model.startswith((".", "/", "~")) or model.count("/") > 1 or os.path.isfile(model):
         raise InputError(f"--model {model}: there is no such folder", "check the path")
     return _from_hub(model, revision)
@@ -86,13 +101,18 @@ def _bundled() -> Source:
     return Source(BUNDLED, BUNDLED_NAME)
 
 
-def _from_folder(folder: Path, model: str, revision: str | None) -> Source:
+def _from_file(path: Path, model: str, revision: str | None = None) -> Source:
+    file = open_gguf(path)
+    check_readable(file)
+    return Source(path.parent, model, revision, note=blocks_note(file), file=path)
+
+
+def _refuse_revision(revision: str | None, why: str) -> None:
     if revision is not None:
         raise InputError(
-            f"--revision {revision} was given, but --model {model} is a local folder",
+            f"--revision {revision} was given, but {why}",
             "leave --revision out, or name a repository of the hub",
         )
-    return Source(folder, model)
 
 
 def _from_hub(model: str, revision: str | None) -> Source:
@@ -108,7 +128,7 @@ def _from_hub(model: str, revision: str | None) -> Source:
     except hub_errors.HFValidationError as error:
         raise InputError(
             f"--model {model} is neither a folder nor the name of a repository",
-            "give a folder, 'demo', or a name like EleutherAI/pythia-70m",
+            "give a folder, a .gguf file, 'demo', or a name like EleutherAI/pythia-70m",
         ) from error
     except hub_errors.GatedRepoError as error:
         raise ModelUnavailable(

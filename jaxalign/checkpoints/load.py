@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxalign.checkpoints.families import read_settings
-from jaxalign.checkpoints.files import open_checkpoint
+from jaxalign.checkpoints.files import Checkpoint, StateDict, open_checkpoint
+from jaxalign.checkpoints.gguf_model import open_gguf_model
 from jaxalign.checkpoints.hub import BUNDLED_NAME, Source, locate
 from jaxalign.checkpoints.parameters import load_params, unembeddings
 from jaxalign.checkpoints.tokenizer import check_vocabulary, encode, read_tokenizer
@@ -31,7 +32,7 @@ class Model:
     Attributes:
         params: the weights, in the dtype asked for.
         config: the architecture.
-        tokenizer: from ``tokenizer.json``.
+        tokenizer: from ``tokenizer.json`` or the GGUF file.
         source: the folder, and how it was found.
         weights_sha256: hash of the weight files.
     """
@@ -83,13 +84,15 @@ def load(
     """Load a checkpoint of one of ``checkpoints.families``.
 
     Args:
-        model: folder, hub repository, "demo", None (the default model or the bundled one in its
-            place), or a ``Source`` already located.
+        model: folder, ``.gguf`` file (dequantized), hub repository, "demo", "smollm2" (the file of
+            an installed package), None (the default model or the bundled one in its place), or a
+            ``Source`` already located.
         revision: of the hub repository.
         dtype: of the parameters in memory, whatever it is on disk.
         memory_gb: what they may take, in 1e9 bytes; the memory that is available by default.
-        ignore_settings: settings of ``config.json`` that are not known here and that you know to
-            change nothing of what the model computes; ``Model.source`` records them.
+        ignore_settings: settings of ``config.json``, or keys of the GGUF file, that are not known
+            here and that you know to change nothing of what the model computes; ``Model.source``
+            records them.
 
     Raises:
         InputError: anything about it that cannot be used, named; parameters that do not fit into
@@ -100,20 +103,48 @@ def load(
         6
     """
     source = model if isinstance(model, Source) else locate(model, revision)
-    path = source.folder / "config.json"
-    config, notes = read_settings(read_json(path), str(path), tuple(ignore_settings))
-    tokenizer = read_tokenizer(source.folder / "tokenizer.json")
-    check_vocabulary(tokenizer, config)
-    require_room(count(param_shapes(config)), dtype, memory_gb)
-    tied = unembeddings(config) if config.tied_embeddings else ()
-    checkpoint = open_checkpoint(source.folder, tied)
-    params = load_params(checkpoint, config, dtype)
+    opened = _opened(source, tuple(ignore_settings))
+    check_vocabulary(opened.tokenizer, opened.config)
+    require_room(count(param_shapes(opened.config)), dtype, memory_gb)
+    checkpoint, digest = opened.tensors()
+    params = load_params(checkpoint, opened.config, dtype)
     source = replace(
         source,
-        note="; ".join(filter(None, (source.note, *notes))),
+        note="; ".join(filter(None, (source.note, *opened.notes))),
         ignored_settings=tuple(sorted(set(ignore_settings))),
     )
-    return Model(params, config, tokenizer, source, checkpoint.sha256())
+    return Model(params, opened.config, opened.tokenizer, source, digest())
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Opened:
+    """A model of which no tensor has been read; ``tensors`` gives them, and the files' hash."""
+
+    config: ModelConfig
+    notes: tuple[str, ...]
+    tokenizer: Tokenizer
+    tensors: Callable[[], tuple[Checkpoint | StateDict, Callable[[], str]]]
+
+
+def _opened(source: Source, ignored: tuple[str, ...]) -> _Opened:
+    if source.file is not None:
+        found = open_gguf_model(source.file, ignored)
+        return _Opened(
+            config=found.config,
+            notes=found.notes,
+            tokenizer=found.tokenizer,
+            tensors=lambda: (found.tensors, found.file.sha256),
+        )
+    path = source.folder / "config.json"
+    config, notes = read_settings(read_json(path), str(path), ignored)
+    tokenizer = read_tokenizer(source.folder / "tokenizer.json")
+
+    def tensors() -> tuple[Checkpoint, Callable[[], str]]:
+        tied = unembeddings(config) if config.tied_embeddings else ()
+        checkpoint = open_checkpoint(source.folder, tied)
+        return checkpoint, checkpoint.sha256
+
+    return _Opened(config=config, notes=notes, tokenizer=tokenizer, tensors=tensors)
 
 
 def config_from(settings: dict[str, Any], path: Path) -> ModelConfig:

@@ -47,9 +47,26 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise InputError(f"{path} is not a tokenizer ({error})", remedy) from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object", remedy)
-    if _without_random(content):
+    return tokenizer_of(content, str(path), remedy, text)
+
+
+def tokenizer_of(
+    content: dict[str, Any], where: str, remedy: str, text: str | None = None
+) -> Tokenizer:
+    """The tokenizer that the content of a ``tokenizer.json`` describes, without random choices.
+
+    Args:
+        content: of the file.
+        where: what it comes from, for messages.
+        remedy: for what is not a tokenizer.
+        text: the content as it was written, where it is at hand.
+
+    Raises:
+        InputError: it is not a tokenizer.
+    """
+    if _without_random(content) or text is None:
         text = json.dumps(content)
-    with _refusing(lambda why: InputError(f"{path} is not a tokenizer ({why})", remedy)):
+    with _refusing(lambda why: InputError(f"{where} is not a tokenizer ({why})", remedy)):
         return Tokenizer.from_str(text)
 
 

@@ -41,6 +41,7 @@ examples:
                                             bundled model where that cannot be had
   {PROGRAM} --model demo                     the bundled model, offline
   {PROGRAM} --model demo --schemes nf4,awq-g128,llm-int8 --repair all
+  {PROGRAM} --model smollm2 --schemes nf4    a real model, offline: docs/real_model.md
   {PROGRAM} schemes --model demo             a table of all precision schemes
   {PROGRAM} plan --model demo --scheme nf4 --budget 5.0bits
   {PROGRAM} plot                             draw the figures of results/experiment.json again

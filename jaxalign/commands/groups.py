@@ -19,7 +19,9 @@ def model(parser: Parser, default: str | None = None) -> None:
     add(
         "--model",
         metavar="ID|PATH",
-        help=f"hub repository, folder, or 'demo' for the bundled model (default: {default})",
+        help="hub repository, folder, .gguf file (dequantized), 'demo' for the bundled model or "
+        "'smollm2' for a real one that a package carries, docs/real_model.md "
+        f"(default: {default})",
     )
     add("--revision", metavar="R", help="branch, tag (step3000) or commit")
     add(
@@ -27,8 +29,8 @@ def model(parser: Parser, default: str | None = None) -> None:
         action="append",
         default=[],
         metavar="KEY",
-        help="a setting of config.json that is not known and may be ignored; the result says so "
-        "(may be repeated)",
+        help="a setting of config.json or of a GGUF file that is not known and may be ignored; the "
+        "result says so (may be repeated)",
     )
 
 

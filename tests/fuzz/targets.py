@@ -16,6 +16,7 @@ import gguf
 import jax
 import numpy as np
 from family_checkpoints import ONE_EACH, SIZES, VARIANTS
+from llama_gguf import random_tensors, write_llama
 from packed_files import (
     write_awq,
     write_bnb,
@@ -183,6 +184,10 @@ def _gguf(folder: Path) -> None:
     write_gguf(folder / "quantized.gguf", _original().source.folder, kind)
 
 
+def _gguf_model(folder: Path) -> None:
+    write_llama(folder / "model.gguf", random_tensors(), "Q8_0")
+
+
 WRITERS: dict[str, Callable[..., Any]] = {
     "gptq": write_gptq,
     "awq": write_awq,
@@ -232,6 +237,11 @@ TARGETS: dict[str, Target] = {
         write=_gguf,
         damages={"quantized.gguf": damage_gguf},
         read=lambda folder: _read_beside(folder / "quantized.gguf"),
+    ),
+    "gguf-model": Target(
+        write=_gguf_model,
+        damages={"model.gguf": damage_gguf},
+        read=lambda folder: _read_model(folder / "model.gguf"),
     ),
     **{name: _folder_of(write) for name, write in WRITERS.items()},
 }

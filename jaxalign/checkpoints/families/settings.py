@@ -16,7 +16,6 @@ from jaxalign.model.rotary import RotaryScaling
 MOST_LAYERS = 100_000  # no model has nearly as many
 
 NEEDED: Any = object()
-AS_PUBLISHED = "use the config.json that was published with these weights"
 
 ROTARY = ("rope_parameters", "rope_scaling")
 
@@ -47,15 +46,22 @@ class Settings:
         settings: the content of the file, or of an object inside of it.
         where: the file (and the object), for messages.
         ignored: settings that are not known here and that the user says change nothing.
+        file: what kind of file it is, for remedies.
 
     Attributes:
         notes: what the user has to know about how the settings were read.
     """
 
     def __init__(
-        self, settings: Mapping[str, Any], where: str = "config.json", ignored: Sequence[str] = ()
+        self,
+        settings: Mapping[str, Any],
+        where: str = "config.json",
+        ignored: Sequence[str] = (),
+        file: str = "config.json",
     ) -> None:
         self.where = where
+        self.complete = f"use a complete {file}"
+        self.as_published = f"use the {file} that was published with these weights"
         self.ignored = ignored
         self.given = frozenset(settings)
         self.left = {name: value for name, value in settings.items() if not neutral(name)}
@@ -146,7 +152,7 @@ class Settings:
         """
         value = self.left.pop(name, None)
         if value is None and default is NEEDED:
-            raise InputError(f"{self.where} lacks {name!r}", "use a complete config.json")
+            raise InputError(f"{self.where} lacks {name!r}", self.complete)
         return default if value is None else value
 
     def only(self, name: str, *values: Any) -> None:
@@ -189,7 +195,7 @@ class Settings:
         if rope.number("partial_rotary_factor", 1.0) != 1.0:
             raise InputError(
                 f"{rope.where} asks for a partial_rotary_factor, which this family does not have",
-                AS_PUBLISHED,
+                self.as_published,
             )
         fields = {"linear": ("factor",), "llama3": tuple(LLAMA3)}.get(kind, ())
         if kind not in ("default", "linear", "llama3") or set(rope.left) != set(fields):
@@ -236,7 +242,7 @@ class Settings:
         if known[1] in kinds and size is None:
             raise InputError(
                 f"{self.where} has sliding_attention layers, but no sliding_window",
-                "use a complete config.json",
+                self.complete,
             )
         return tuple(size if kind == known[1] else None for kind in kinds)
 
@@ -249,7 +255,7 @@ class Settings:
             expected: what it should be, in words.
         """
         return InputError(f"{self.where}: {name} is {shown(value)}, expected {expected}",
-                          AS_PUBLISHED)  # fmt: skip
+                          self.as_published)  # fmt: skip
 
     def finish(self) -> None:
         """Refuse every setting that is left, since it may change the computation.

@@ -6,39 +6,38 @@ published tensor has each head's three together. A tensor's dimensions are store
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxalign.checkpoints.families import FAMILIES
-from jaxalign.checkpoints.files import StateDict
+from jaxalign.checkpoints.gguf_file import GGUFFile, open_gguf
+from jaxalign.checkpoints.gguf_tensors import Spelling, tensors_of
 from jaxalign.checkpoints.parameters import load_params
-from jaxalign.checkpoints.quantized.gguf_file import GGUFFile, open_gguf
 from jaxalign.checkpoints.quantized.settings import shown
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
 
 ARCHITECTURE = "gptneox"
-GLOBAL = {
-    "token_embd": "gpt_neox.embed_in",
-    "output_norm": "gpt_neox.final_layer_norm",
-    "output": "embed_out",
-}
-IN_BLOCK = {
-    "attn_norm": "input_layernorm",
-    "attn_qkv": "attention.query_key_value",
-    "attn_output": "attention.dense",
-    "ffn_norm": "post_attention_layernorm",
-    "ffn_up": "mlp.dense_h_to_4h",
-    "ffn_down": "mlp.dense_4h_to_h",
-}
-NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9][0-9]{0,4})\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
+SPELLING = Spelling(
+    outside={
+        "token_embd": "gpt_neox.embed_in",
+        "output_norm": "gpt_neox.final_layer_norm",
+        "output": "embed_out",
+    },
+    layer="gpt_neox.layers.{layer}.",
+    inside={
+        "attn_norm": "input_layernorm",
+        "attn_qkv": "attention.query_key_value",
+        "attn_output": "attention.dense",
+        "ffn_norm": "post_attention_layernorm",
+        "ffn_up": "mlp.dense_h_to_4h",
+        "ffn_down": "mlp.dense_4h_to_h",
+    },
+)
 # Of what a file says of the model: what changes no number. ``context_of`` has the context.
 PASSED_OVER = ("context_length", "tensor_data_layout")
 REMEDY = "convert and quantize the original again"
@@ -59,13 +58,16 @@ def load_gguf(path: Path, config: ModelConfig, dtype: Any) -> tuple[Params, str,
     """
     file = open_gguf(path)
     _check_architecture(file, config)
-    names: dict[str, str] = {}
-    for name in file.tensors:
-        published = _published(name)
-        if published is None or published in names:
-            raise InputError(f"{path}: tensor {shown(name)} is not known", REMEDY)
-        names[published] = name
-    params = load_params(_Tensors(_Decoded(file, names, config), str(path)), config, dtype)
+
+    def arranged(name: str, decoded: np.ndarray) -> np.ndarray:
+        """Each head's three parts together."""
+        if "query_key_value" not in name or decoded.shape[0] % (3 * config.num_heads):
+            return decoded  # a shape that does not fit is the table's to refuse
+        heads = decoded.reshape(3, config.num_heads, -1, *decoded.shape[1:])
+        return heads.swapaxes(0, 1).reshape(decoded.shape)
+
+    names = SPELLING.names(file, REMEDY)
+    params = load_params(tensors_of(file, names, arranged), config, dtype)
     types: dict[str, Counter[str]] = {}
     for rule in FAMILIES[config.family].table.rules:
         for tensor in (file.tensors[names[name]] for name in rule.names(config) if name in names):
@@ -88,50 +90,6 @@ def tokens_of(path: Path) -> list[str] | None:
             f"{path} is damaged: {TOKENS} is {shown(tokens)}, expected a list of texts", REMEDY
         )
     return tokens
-
-
-@dataclass(frozen=True)
-class _Decoded(Mapping[str, Any]):
-    """Tensors under their published names, decoded when they are asked for."""
-
-    file: GGUFFile
-    names: Mapping[str, str]
-    config: ModelConfig
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        decoded = self.file.decoded(self.names[name])
-        if "query_key_value" not in name or decoded.shape[0] % (3 * self.config.num_heads):
-            return decoded  # a shape that does not fit is the table's to refuse
-        heads = decoded.reshape(3, self.config.num_heads, -1, *decoded.shape[1:])
-        return heads.swapaxes(0, 1).reshape(decoded.shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.names)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-
-class _Tensors(StateDict):
-    """Tensors whose shapes are known before one is decoded."""
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every tensor."""
-        assert isinstance(self.files, _Decoded)
-        tensors = self.files.file.tensors
-        return {published: tensors[name].shape for published, name in self.files.names.items()}
-
-
-def _published(name: str) -> str | None:
-    """A tensor's name in the original."""
-    found = NAME.fullmatch(name)
-    if found is None:
-        return None
-    layer, part, kind = found.group("layer", "part", "kind")
-    if layer is None:
-        return f"{GLOBAL[part]}.{kind}" if part in GLOBAL else None
-    return f"gpt_neox.layers.{layer}.{IN_BLOCK[part]}.{kind}" if part in IN_BLOCK else None
 
 
 def context_of(path: Path) -> Any:
