@@ -25,6 +25,7 @@ from jaxalign.studies.heads.result import (
     Reordered,
     RepairResult,
 )
+from jaxalign.study import codec
 from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
 
 DRIFT = {"f16": 2e-3, "int8-sim": 8e-2}  # typical drift of a head
@@ -64,7 +65,7 @@ def make_result(
     if nonfinite and precisions:
         prompts[0] = _overflowed(prompts[0], precisions[0])
     repairs = [_repair(rng, prompt, name) for name in precisions for prompt in prompts if repair]
-    return HeadsResult(
+    result = HeadsResult(
         num_layers=num_layers,
         num_heads=num_heads,
         reference_count=30,
@@ -77,6 +78,7 @@ def make_result(
         megabytes=dict.fromkeys(("f32", *precisions), 141.0),
         provenance=_provenance(len(prompts), precisions, seed, note),
     )
+    return codec.decode(HeadsResult, codec.encode(result), "a result")  # with the digits of a file
 
 
 def _statistics(

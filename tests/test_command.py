@@ -141,7 +141,12 @@ def test_result_says_what_was_run(whole, inputs):
     assert where.environment.versions["jax"] == jax.__version__
     assert "jaxalign" in where.environment.versions
     assert where.layer_rows > 0
-    assert {call.phase for call in where.calls} == {"clean", "importance", "repair"}
+    assert {call.phase for call in where.calls} == {
+        "clean",
+        "importance",
+        "repair",
+        "vectors",
+    }
     assert whole.content["head_mode"] == "true"
     assert {entry["task"] for entry in whole.content["prompts"]} == {"FactualRecall", "rivers"}
 
@@ -152,22 +157,39 @@ def test_result_of_a_run_survives_a_round_trip(whole):
 
 def test_summary_shows_top_heads_correlations_and_verdicts(whole):
     out = whole.ran.out
+    assert re.search(
+        r"^f16: (the same|mostly the same|other) heads matter as in f32 \(r = ", out, re.M
+    )
+    assert re.search(
+        r"^same heads matter\? Pearson r( +\d\.\d{3}( \(\d\.\d{3}\))?\*?){2}$", out, re.M
+    )
+    assert re.search(r"^answers kept( +\d of 5){2}$", out, re.M)
+    assert "note: rivers: the model answers none of 2 prompts, so all are kept" in out
+
+
+def test_details_have_top_heads_correlations_and_verdicts(whole):
+    out = HEADS.details(whole.result)
     number = r"[+-]\d\.\d\d"
     assert re.search(r"^L\dH\d( +[+-]\d+\.\d{3}){3}( +\d\.\d\de-\d\d){2}$", out, re.M)
-    interval = rf"{number} \[{number}, {number}\], p [=<] 0\.\d{{3}}"
-    assert re.search(rf"^all +f16 +{interval} +{interval}$", out, re.M)
-    verdict = "(beats|no better than|worse than) random"
-    assert re.search(rf"^all +int8-sim +first_order .* {verdict}$", out, re.M)
+    interval = rf"{number} \[{number}, {number}\], p [=<] 0\.\d{{3}} \(\d\.\d{{3}}\)"
+    assert re.search(rf"^all +f16 +zero +relative( +{interval}){{2}}", out, re.M)
+    verdict = "(beats it|no better|worse|below noise)"
+    assert re.search(rf"^all +int8-sim +first_order +random heads .* {verdict}$", out, re.M)
     assert re.search(r"^all +f16 +\d/5 ", out, re.M)
-    assert "note: rivers: the model answers none of 2 prompts, so all are kept" in out
+
+
+def test_the_screen_is_one_screen(whole):
+    lines = HEADS.table(whole.result).splitlines()
+    assert len(lines) <= 35
+    assert max(map(len, lines)) <= 100
 
 
 def test_top_head_of_the_summary_is_the_one_of_the_file(whole):
     zero = np.abs(np.mean([p["zero_importance"] for p in whole.content["prompts"]], axis=0))
     layer, head = np.unravel_index(zero.argmax(), zero.shape)
     lines = whole.ran.out.splitlines()
-    start = next(i for i, line in enumerate(lines) if line.startswith("heads that matter"))
-    assert lines[start + 3].startswith(f"L{layer}H{head} ")
+    start = next(i for i, line in enumerate(lines) if line.startswith("the lead lost"))
+    assert lines[start + 1].split()[0] == f"L{layer}H{head}"
 
 
 # What the options do.
@@ -405,7 +427,7 @@ def test_overflow_is_never_averaged_away(overflow):
     assert all(row["prompts"] == 0 and row["logit_diff"]["value"] is None for row in f16)
     assert all(row["heads"] == 1 for row in statistics["correlations"] if row["precision"] == "f16")
     assert all(row["gap"] is None for row in statistics["repair"] if row["precision"] == "f16")
-    line = next(x for x in overflow.ran.out.splitlines() if x.startswith("L0H1 "))
+    line = next(x for x in HEADS.details(overflow.result).splitlines() if x.startswith("L0H1 "))
     assert line.split()[-2] == "nan"
 
 

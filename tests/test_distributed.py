@@ -363,7 +363,7 @@ def test_finished_chunks_are_not_taken_over_to_another_number_of_devices(inputs)
     model, prompts = load(locate(str(inputs[0]))), read_prompts(inputs[1])
     known = []
     for mesh in (None, make_mesh(jax.devices()[:2]), make_mesh(jax.devices()[:4], 2)):
-        with Session.open("jaxalign.heads/2", model, prompts, HeadsOptions(), mesh=mesh) as session:
+        with Session.open("jaxalign.heads/3", model, prompts, HeadsOptions(), mesh=mesh) as session:
             known.append(session.inputs.facts())
     assert known[1]["devices"] == {"edits": 2, "model": 1}
     assert len({json.dumps(facts) for facts in known}) == 3

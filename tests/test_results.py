@@ -13,6 +13,7 @@ from synthetic_result import make_result
 from tiny_run import refusal
 
 from jaxalign import InputError
+from jaxalign.measures.correlation import HeadEstimate
 from jaxalign.measures.estimates import Estimate, estimate, number
 from jaxalign.measures.stats import generator
 from jaxalign.studies.heads import HEADS
@@ -98,7 +99,7 @@ def test_result_survives_a_round_trip(result, path):
     again = HEADS.write(result, path)
     assert equal(again, result)
     assert equal(HEADS.read(path), result)
-    assert json.loads(path.read_text())["format"] == "jaxalign.heads/2"
+    assert json.loads(path.read_text())["format"] == "jaxalign.heads/3"
 
 
 @pytest.mark.parametrize(
@@ -178,7 +179,7 @@ def test_result_is_read_as_typed_objects(path):
     assert isinstance(result, HeadsResult)
     assert result.precisions == ("f16", "int8-sim")
     assert result.prompts[0].precisions["f16"].drift.dtype == np.float64
-    assert isinstance(result.statistics.correlations[0].pearson, Estimate)
+    assert isinstance(result.statistics.correlations[0].pearson, HeadEstimate)
     assert result.statistics.task_means[0].change is None
     assert isinstance(result.statistics.task_means[1].change, Estimate)
 

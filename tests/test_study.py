@@ -12,12 +12,12 @@ import jaxalign
 from jaxalign.checkpoints.hub import BUNDLED
 from jaxalign.engine.budget import bytes_per_call, bytes_per_row
 from jaxalign.model import count
-from jaxalign.numerics import INT8_SIM
+from jaxalign.numerics import F16, INT8_SIM
 from jaxalign.prompts import PromptSet, PromptText, tokenize
 from jaxalign.studies.heads import HeadsOptions, heads_study
 from jaxalign.studies.heads.edge_align import forward_passes
-from jaxalign.studies.heads.findings import RANKINGS
-from jaxalign.studies.heads.rankings import choose_donors
+from jaxalign.studies.heads.findings import CONTROLS, RANKINGS
+from jaxalign.studies.heads.rankings import RANDOM_ORDERS, SAME_LAYERS, VECTORS, choose_donors
 
 torch = pytest.importorskip("torch")
 import torch_replay  # noqa: E402 - needs torch
@@ -61,7 +61,7 @@ def model(folder):
 def studies(model):
     """With true heads, f16 and int8-sim; with edge-align's, int8-sim alone."""
     every = {"max_repair_k": K, "use_all_prompts": True}
-    true = HeadsOptions(repaired=("f16", "int8-sim"), **every)
+    true = HeadsOptions(schemes=(F16, INT8_SIM), repaired=("f16", "int8-sim"), **every)
     blocks = HeadsOptions(
         schemes=(INT8_SIM,), repaired=("int8-sim",), head_mode="edge-align", **every
     )
@@ -112,6 +112,30 @@ def test_resample_importance_equals_the_replay_with_the_same_donors(studies, wit
             )
         draws = [replayed[j] for j in donors.draws[i]]
         np.testing.assert_allclose(ours.resample_importance, np.mean(draws, axis=0), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean"])
+def test_importance_inside_int8_equals_the_replay_with_its_own_means(studies, witness, kind):
+    """The low-precision model is ablated itself: its clean run, its means."""
+    params, config, prompts, reference = witness
+    how = {"head_mode": "true", "int8": True}
+    compared = different = 0
+    for prompt, ours in zip(prompts, studies["true"].prompts, strict=True):
+        found = ours.precisions["int8-sim"].importance[kind]
+
+        def replay(p, prompt=prompt):
+            means = torch_replay.reference_means(p, config, reference, **how)
+            values = None if kind == "zero" else means.astype(next(iter(p.values())).numpy().dtype)
+            asked = p, config, list(prompt.tokens), prompt.target, values
+            return torch_replay.importance(*asked, **how)
+
+        expected, same = stable(params, replay)
+        np.testing.assert_allclose(found[same], expected[same], rtol=2e-3, atol=2e-5)
+        compared += same.sum()
+        high = getattr(ours, f"{kind}_importance")
+        different += (np.abs(found - high) > 1e-4 * np.abs(high).max()).sum()
+    assert compared >= 0.7 * len(prompts) * found.size
+    assert different > 0.5 * len(prompts) * found.size, "this is not importance in f32"
 
 
 def stable(params, call):
@@ -215,8 +239,14 @@ def test_f16_drift_is_what_pytorch_finds_in_f16(folder, studies, witness):
 
 def test_all_heads_restored_give_the_same_margin_in_any_order(studies):
     for repair in studies["true"].repairs:
-        curves = np.array([*repair.curves.values(), *repair.random])
-        assert np.ptp(curves[:, -1]) == 0, "equal rows of one call are equal to the bit"
+        ends = [
+            *repair.curves.values(),
+            *repair.random,
+            *np.concatenate([*repair.same_layers.values()]),
+        ]
+        assert repair.steps[-1] == K
+        assert np.ptp([each[-1] for each in ends]) == 0, "equal rows of one call: to the bit"
+        curves = np.array([*repair.curves.values()])
         assert np.ptp(curves[:, 0]) > 0
         assert abs(curves[0, -1] - repair.logit_diff_quantized) > 0
 
@@ -229,7 +259,12 @@ def test_repairs_that_repeat_another_are_not_computed_and_have_its_bits(
         return masks, np.broadcast_to(rows, masks.shape[::2][:2])
 
     monkeypatch.setattr("jaxalign.studies.heads.repair.distinct", as_they_are)
-    options = HeadsOptions(repaired=("f16", "int8-sim"), max_repair_k=K, use_all_prompts=True)
+    options = HeadsOptions(
+        schemes=(F16, INT8_SIM),
+        repaired=("f16", "int8-sim"),
+        max_repair_k=K,
+        use_all_prompts=True,
+    )
     every = heads_study(model, PROMPTS, options)
     for ours, wanted in zip(studies["true"].repairs, every.repairs, strict=True):
         assert np.array_equal(ours.random, wanted.random)
@@ -264,25 +299,78 @@ def test_every_number_of_the_result_stands_beside_its_control(studies):
     result = studies["true"]
     assert {r.precision for r in result.repairs} == {"f16", "int8-sim"}
     for repair in result.repairs:
-        assert repair.random.shape == (8, K)
+        steps = len(repair.steps)
+        assert repair.random.shape == (RANDOM_ORDERS, steps)
+        for controls, count in ((repair.same_layers, SAME_LAYERS), (repair.vectors, VECTORS)):
+            assert {name: own.shape for name, own in controls.items()} == dict.fromkeys(
+                RANKINGS, (count, steps)
+            )
         assert set(repair.curves) == set(RANKINGS)
     for row in result.statistics.correlations:
-        for estimate in (row.pearson, row.spearman):
+        for estimate in (row.pearson, row.spearman, row.all_pearson, row.given_size):
             missing = [part is None for part in dataclasses.astuple(estimate)]
             assert not any(missing) or all(missing), "a correlation without interval or p-value"
             if row.task == "all" and row.importance == "zero":
-                assert -1 <= estimate.low < estimate.high <= 1
-                assert 0 < estimate.p <= 1
-    for row in result.statistics.repair:
+                for low, high in (estimate.over_prompts, estimate.over_heads):
+                    assert -1 <= low < high <= 1
+                assert 0 < estimate.p <= estimate.p_adjusted <= 1
+    tests = result.statistics.repair
+    assert {test.control for test in tests} == set(CONTROLS)
+    for row in tests:
         low, high = row.difference.low, row.difference.high
-        told_apart = row.difference.p < 0.05 and not low <= 0 <= high
-        assert (row.verdict != "no better than random") == told_apart
+        told_apart = row.difference.p_adjusted < 0.05 and not low <= 0 <= high
+        below = abs(row.closed) <= row.noise
+        assert (row.verdict == "below noise") == below
+        assert below or (row.verdict != "no better") == told_apart
+    f16 = [row for row in result.statistics.agreement if row.precision == "f16"]
+    assert all(
+        row.pearson.noise and row.spearman.p is not None
+        for row in f16
+        if row.replacement != "resample"
+    )
+    assert all(row.pearson.reordered is not None for row in f16 if row.replacement == "zero")
+    assert all(row.top5.chance == 25 / 12 for row in result.statistics.agreement)
+
+
+def test_noise_is_another_model_in_every_draw_and_moves_importance(studies):
+    for prompt in studies["true"].prompts:
+        noise = prompt.precisions["f16"].noise
+        draws = noise.importance["zero"]
+        assert draws.shape == (5, 3, 4)
+        assert len({draw.tobytes() for draw in draws}) == 5
+        moved = np.abs(draws - prompt.zero_importance).max()
+        assert 0 < moved < 0.05 * np.abs(prompt.zero_importance).max()
+        assert len({*noise.logit_diff.tolist()}) == 5
+        assert prompt.precisions["int8-sim"].noise is None, "no weight moves"
+
+
+def test_the_other_engine_rounds_f16_in_another_order_and_means_the_same(studies):
+    same = []
+    for prompt in studies["true"].prompts:
+        low = prompt.precisions["f16"]
+        own, again = low.importance["zero"], low.reordered.importance
+        same.append(np.corrcoef(own.ravel(), again.ravel())[0, 1])
+        assert abs(low.logit_diff - low.reordered.logit_diff) < 0.05
+        assert prompt.precisions["int8-sim"].reordered is None
+    assert np.mean(same) > 0.99
+
+
+def test_a_random_vector_is_as_long_as_the_repair_and_no_repair(studies):
+    """Moving heads away from f32 by as much does not bring the margin nearer to it."""
+    for repair in (r for r in studies["true"].repairs if r.precision == "int8-sim"):
+        gap = abs(repair.logit_diff_f32 - repair.logit_diff_quantized)
+        moved = np.abs(np.stack([*repair.vectors.values()]) - repair.logit_diff_quantized)
+        restored = np.abs(np.stack([*repair.curves.values()]) - repair.logit_diff_quantized)
+        assert 0 < np.median(moved) < 10 * max(gap, restored.max())
 
 
 def test_forward_passes_are_those_of_the_one_at_a_time_program(studies):
     P, given, heads = len(studies["true"].prompts), 5, 12
-    importance = 1 + heads * (2 + 4)
-    precisions = 2 * (1 + heads + (4 + 8) * K)
+    importance, steps = 1 + heads * (2 + 4), 3
+    repairs = 4 * K + (RANDOM_ORDERS + 4 * (SAME_LAYERS + VECTORS)) * steps
+    precisions = 2 * (importance + heads + repairs)
+    # f16 alone has another order of roundings, and five models with noise.
+    precisions += heads + 5 * (1 + 2 * heads)
     expected = given + 3 + P * (importance + precisions)
     assert forward_passes(studies["true"]) == expected
 
@@ -317,9 +405,11 @@ def test_pooled_correlation_is_scipys_of_the_prompt_means(studies):
     [row] = [
         c
         for c in result.statistics.correlations
-        if (c.task, c.precision, c.importance) == ("all", "f16", "zero")
+        if (c.task, c.precision, c.importance, c.drift) == ("all", "f16", "zero", "relative")
     ]
-    assert row.pearson.value == pytest.approx(scipy_stats.pearsonr(importance, drift)[0], abs=1e-4)
-    assert row.spearman.value == pytest.approx(
+    assert row.all_pearson.value == pytest.approx(
+        scipy_stats.pearsonr(importance, drift)[0], abs=1e-4
+    )
+    assert row.all_spearman.value == pytest.approx(
         scipy_stats.spearmanr(importance, drift)[0], abs=0.03
     )

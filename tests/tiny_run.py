@@ -95,7 +95,10 @@ def run(*arguments: Any) -> Ran:
 def study(model: Path, prompts: Path, output: Path, *more: Any) -> Ran:
     """A small study on the CPU."""
     few = () if {"none", "--max-repair-k"} & {*map(str, more)} else ("--max-repair-k", 2)
-    small = ("--device", "cpu", *few)
+    named = {"--schemes", "--quantized"} & {*map(str, more)}
+    # Its width holds no group of 64.
+    schemes = () if named else ("--schemes", "f16,int8-sim")
+    small = ("--device", "cpu", *few, *schemes)
     return run("--model", model, "--prompts", prompts, "--output", output, *small, *more)
 
 

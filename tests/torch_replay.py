@@ -247,10 +247,16 @@ def contributions(
 
 
 def reference_means(
-    params: Params, config: Config, references: list[list[int]], *, head_mode: str
+    params: Params,
+    config: Config,
+    references: list[list[int]],
+    *,
+    head_mode: str,
+    int8: bool = False,
 ) -> np.ndarray:
     """Mean over reference prompts of every head's last-position contribution, `[L, H, W]`."""
-    last = [contributions(params, config, r, head_mode=head_mode)[:, :, -1] for r in references]
+    how = {"head_mode": head_mode, "int8": int8}
+    last = [contributions(params, config, r, **how)[:, :, -1] for r in references]
     return np.mean(last, axis=0, dtype=np.float64).astype(np.float32)
 
 
@@ -263,19 +269,20 @@ def importance(
     values: np.ndarray | None,
     *,
     head_mode: str,
+    int8: bool = False,
 ) -> np.ndarray:
     """`m(clean) - m(head replaced at all positions)` for every head, `[L, H]`, in logits.
 
     `values` is None for zero ablation, `reference_means`'s `[L, H, W]` for mean ablation, or a
     donor prompt's `contributions`, `[L, H, S, W]` with the same `S`, for resampling.
     """
-    clean = forward(params, config, tokens, head_mode=head_mode)
+    clean = forward(params, config, tokens, head_mode=head_mode, int8=int8)
     baseline = metric(clean.logits, target)
     result = np.zeros(clean.heads.shape[:2], dtype=np.float32)
     for layer, head in np.ndindex(*result.shape):
         value = torch.zeros(()) if values is None else torch.as_tensor(values[layer, head])
         edits = {(layer, head): value.expand(clean.heads.shape[2:])}
-        run = forward(params, config, tokens, head_mode=head_mode, edits=edits)
+        run = forward(params, config, tokens, head_mode=head_mode, edits=edits, int8=int8)
         result[layer, head] = baseline - metric(run.logits, target)
     return result
 

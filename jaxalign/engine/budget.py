@@ -7,6 +7,11 @@ from jaxalign.engine.sweep import Engine
 from jaxalign.engine.wave import block_positions
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
+from jaxalign.model.size import matrix_sizes
+
+# Of one call: about a minute of two CPU cores, so that progress is seen and little is lost where a
+# run is cut off.
+MOST_OPERATIONS = 5e12
 
 
 def bytes_per_row(config: ModelConfig, length: int, engine: Engine = "wave") -> int:
@@ -44,6 +49,18 @@ def bytes_per_call(config: ModelConfig, length: int) -> int:
     return 4 * (block + scores + layer + RUNS_READ * TOKENS_READ)
 
 
+def operations_per_row(config: ModelConfig, length: int) -> float:
+    """Floating-point operations of one edited row of one prompt, born half way up: two for a weight
+    of a block that a position meets.
+
+    Args:
+        config: the architecture.
+        length: padded length of the prompts, in positions.
+    """
+    weights = sum(inputs * outputs for inputs, outputs in matrix_sizes(config).values())
+    return 2.0 * weights * length * config.num_layers / 2
+
+
 def _widest(config: ModelConfig) -> int:
     """Numbers a position of the stream or of all heads together, whichever are more."""
     return max(config.hidden_size, config.attention_width)
@@ -77,7 +94,8 @@ def plan_chunks(
         engine: of the sweep.
 
     Returns:
-        ``(prompts, rows)``; fewer rows than asked for only where one prompt alone is too much.
+        ``(prompts, rows)``; fewer rows than asked for only where one prompt alone is too much for
+        the memory, or takes more than ``MOST_OPERATIONS``.
 
     Raises:
         InputError: the budget does not hold ``least_rows`` rows of one prompt.
@@ -90,7 +108,13 @@ def plan_chunks(
             f"the memory budget leaves {max(budget, 0) / 1e9:.3g} GB",
             "raise --memory-gb or shorten the prompts",
         )
-    prompts = min(most_prompts, int((budget - call) // (values + rows * row)))
+    operations = operations_per_row(config, length)
+    prompts = min(
+        most_prompts,
+        int((budget - call) // (values + rows * row)),
+        int(MOST_OPERATIONS // (rows * operations)),
+    )
     if prompts:
         return prompts, rows
-    return 1, int((budget - call - values) // row)
+    most = min(int((budget - call - values) // row), int(MOST_OPERATIONS // operations))
+    return 1, min(rows, max(most, least_rows))

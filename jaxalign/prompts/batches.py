@@ -67,7 +67,10 @@ def bucket_length(length: int, limit: int) -> int:
 
 
 def batches(
-    tokens: Sequence[Sequence[int]], max_batch: dict[int, int] | int, limit: int
+    tokens: Sequence[Sequence[int]],
+    max_batch: dict[int, int] | int,
+    limit: int,
+    few: int = FEW,
 ) -> Iterator[Batch]:
     """Batches of equal shape within each length bucket, shortest first.
 
@@ -75,13 +78,14 @@ def batches(
         tokens: token ids of each prompt.
         max_batch: most prompts in one batch, for all or by bucket length.
         limit: the model's context.
+        few: fewer prompts of a length than this are padded to the next one.
     """
     buckets: dict[int, list[int]] = {}
     for i, ids in enumerate(tokens):
         buckets.setdefault(bucket_length(len(ids), limit), []).append(i)
     sizes = sorted(buckets)
     for size, longer in itertools.pairwise(sizes):
-        if len(buckets[size]) < FEW and longer <= 2 * size:
+        if len(buckets[size]) < few and longer <= 2 * size:
             buckets[longer] = sorted(buckets.pop(size) + buckets[longer])
     for size, members in sorted(buckets.items()):
         most = max_batch if isinstance(max_batch, int) else max_batch[size]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,17 +15,21 @@ from jax.sharding import Mesh
 from jaxalign.checkpoints import Model
 from jaxalign.devices.deal import rounds
 from jaxalign.devices.mesh import EDITS, MODEL, part_bytes
-from jaxalign.engine.budget import plan_chunks
+from jaxalign.engine.budget import operations_per_row, plan_chunks
 from jaxalign.measures.metrics import AnswerMetrics
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
+from jaxalign.prompts.batches import BUCKET, FEW
 from jaxalign.shapes import Float
 from jaxalign.studies.heads import programs
 from jaxalign.studies.heads.findings import RANKINGS, Replacement
 from jaxalign.studies.heads.options import HeadsOptions
 from jaxalign.studies.heads.rankings import DRAWS, ORDERS_BESIDE, VECTORS, control_steps
 from jaxalign.study.calls import Call, Late, Run, compute_all
+
+# What two CPU cores compute while they compile the study's programs for one shape.
+SHAPE_OPERATIONS = 1e12
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,17 @@ class Runner:
         limit = self.config.max_positions
         sizes = {bucket_length(len(ids), limit) for ids in tokens}
         most = {size: self.chunks(size, rows, tables)[0] for size in sizes}
-        return list(batches(tokens, most, limit))
+        return list(batches(tokens, most, limit, self.few(rows)))
+
+    def few(self, rows: int) -> int:
+        """Fewer prompts of a length than this are padded to the next: that costs less than to
+        compile the study's programs for one more shape.
+
+        Args:
+            rows: runs of each prompt.
+        """
+        padding = rows * operations_per_row(self.config, BUCKET)
+        return min(FEW, math.ceil(SHAPE_OPERATIONS / padding))
 
     def study_batches(self, prompts: Sequence[Prompt]) -> list[Batch]:
         """The batches of the study, small enough for its widest call."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
@@ -219,8 +219,8 @@ def read_1(content: dict[str, Any], where: Path | str) -> HeadsResult:
     """
     try:
         was = codec.decode(_Origin1, {"metadata": content["metadata"]}, where).metadata
-        fields = {name: KNOWN.get(name, name) for name in was.precisions}
-        if len({*fields.values()}) < len(was.precisions):
+        named = {name: KNOWN.get(name, name) for name in was.precisions}
+        if len({*named.values()}) < len(was.precisions):
             raise InputError(
                 f"{where} has the values of {' and '.join(was.precisions)} under the same names",
                 "run the study again",
@@ -229,8 +229,8 @@ def read_1(content: dict[str, Any], where: Path | str) -> HeadsResult:
         del today["metadata"], today["model"]
         today["provenance"] = codec.encode(was.provenance())
         today["resample_draws"] = was.resample_draws
-        today["prompts"] = [_prompt(entry, fields) for entry in content["prompts"]]
-        repairs = [today.pop(name, []) for name in map(_repairs, fields.values())]
+        today["prompts"] = [_prompt(entry, named) for entry in content["prompts"]]
+        repairs = [today.pop(name, []) for name in map(_repairs, named.values())]
         today["repairs"] = [_repair(entry) for entries in repairs for entry in entries]
         today.pop("repair", None)  # empty where f16 was not repaired
     except (KeyError, TypeError, AttributeError) as error:
@@ -253,7 +253,9 @@ def read_2(content: dict[str, Any], where: Path | str) -> HeadsResult:
     Raises:
         InputError: it does not fit.
     """
-    nothing = dict.fromkeys(Statistics.__dataclass_fields__, ())
+    if "statistics" not in content:
+        raise InputError(f"{where} lacks statistics", codec.REMEDY)
+    nothing: dict[str, Any] = {field.name: [] for field in fields(Statistics)}
     repairs = content.get("repairs")
     if isinstance(repairs, list):
         repairs = [_with_steps(entry) for entry in repairs]

@@ -61,6 +61,8 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
     heads = session.model.config.num_layers * session.model.config.num_heads
     if options.repaired and options.max_repair_k > heads:
         session.notes.append(f"--max-repair-k {options.max_repair_k}: the model has {heads} heads")
+    for scheme in options.schemes:
+        mean_bits(session.config, scheme)  # refuses groups that do not divide, before any work
     runner = Runner(session.model, options, session.mesh, session.run)
     given, log = session.prompts, session.log
     texts = [Prompt(given[0].text, "reference", ids, 0) for ids in session.reference]
