@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -190,7 +189,7 @@ class Runner:
             rows = np.stack([state[:, -1] for state in states], axis=1)
         else:
             rows = np.concatenate(states, axis=1)
-        c = programs.contributions(self.model.params, jnp.asarray(rows), self.options.head_mode)
+        c = programs.added(self.model.params, rows, head_mode=self.options.head_mode)
         return np.asarray(c).mean(axis=1)
 
     def importance_calls(

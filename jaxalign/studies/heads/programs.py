@@ -71,6 +71,9 @@ def contributions(
     return jnp.moveaxis(c, 1, -2)
 
 
+added = jit(contributions, static_argnames=("head_mode",))
+
+
 def _clean(
     params: Params,
     question: Question,
