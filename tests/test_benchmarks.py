@@ -86,7 +86,7 @@ def test_every_baseline_finds_the_importance_of_the_wave(capsys):
     pytest.importorskip("transformer_lens")
     code, found = run(capsys, "heads", "--quick", "--device", "cpu")
     assert code == 0
-    assert len(found["rows"]) == 7
+    assert len(found["rows"]) == 8
     assert all(row["largest_difference"] <= 1e-4 for row in found["rows"])
     assert found["wave"]["largest_importance"] > 0.1
     total = sum(entry["seconds"] for entry in found["account"])

@@ -1,4 +1,4 @@
-"""f32 products by tensor cores: asked of XLA where they were chosen, refused where there are none."""
+"""f32 products by tensor cores: asked of XLA where chosen, refused where there are none."""
 
 from concurrent.futures import ThreadPoolExecutor
 

@@ -273,7 +273,9 @@ def wave(inputs: Inputs, single_step: bool) -> Float[Array, "rows B D"]:
     (batch, length), layers = inputs.tokens.shape, num_layers(params)
     stacks, places = batches.stack(inputs.edits)
     runs, alive, place = line_up(inputs.edits, places, batch, layers)
-    size, last = block_size(batch, length, config), inputs.lengths - 1
+    # No block is larger than the line: all beyond it would be filler.
+    size = min(block_size(batch, length, config), len(runs.prompt))
+    last = inputs.lengths - 1
     # The last block may reach past the last run.
     runs = jax.tree.map(lambda a: jnp.pad(a, (0, size)), runs)
     line = _Wave(
