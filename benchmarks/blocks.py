@@ -106,14 +106,19 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "tokens": options.tokens,
         "rows": rows,
         "fastest": fastest,
-        "logits": [of_logits(model, prompts, fastest, *block, options) for block in options.logits],
+        "logits": [of_logits(model, prompts, fastest, block, options) for block in options.logits],
     }
 
 
 def of_logits(
-    model: Any, prompts: workload.Prompts, positions: int, runs: int, tokens: int, options: Any
+    model: Any,
+    prompts: workload.Prompts,
+    positions: int,
+    block: tuple[int, int],
+    options: argparse.Namespace,
 ) -> dict[str, Any]:
     """The wave with blocks of logits of so many runs and tokens."""
+    runs, tokens = block
     with (
         mock.patch.object(readout, "RUNS_READ", runs),
         mock.patch.object(readout, "TOKENS_READ", tokens),

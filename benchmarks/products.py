@@ -34,7 +34,8 @@ from jaxalign.study.tables import text_table
 product_room = importlib.import_module("jaxalign.numerics.dot")  # the room exports its function
 
 NAME = "products"
-SHAPE = (8192, 512, 2048)  # rows, inputs and outputs of the product that is timed
+# Rows, inputs and outputs of the product that is timed, on a GPU and on a CPU.
+SHAPE, SMALL = (65536, 512, 2048), (1024, 64, 256)
 SINGLE = ("TF32_TF32_F32", "TF32_TF32_F32_X3", *(f"BF16_BF16_F32_X{n}" for n in (3, 6, 9)))
 # Bits after the point of the parts, and which parts are multiplied.
 EMULATED: dict[str, tuple[int, tuple[tuple[int, int], ...]]] = {
@@ -126,7 +127,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "heads": exact.shape[1],
         "largest_importance": float(np.abs(exact).max()),
         "rows": rows,
-        "presets": presets(SHAPE if on_gpu else tuple(n // 8 for n in SHAPE), options.runs),
+        "presets": presets(SHAPE if on_gpu else SMALL, options.runs),
     }
 
 
@@ -155,7 +156,9 @@ def presets(shape: tuple[int, int, int], runs: int) -> list[dict[str, Any]]:
     exact = np.asarray(x[:256], np.float64) @ np.asarray(w, np.float64)
     offered = {preset: name for name, preset in PRESETS.items()}
     found = []
-    for precision in (lax.Precision.HIGHEST, *(lax.DotAlgorithmPreset[name] for name in SINGLE)):
+    asked: list[Any] = [lax.Precision.HIGHEST, *(lax.DotAlgorithmPreset[name] for name in SINGLE)]
+    found: list[dict[str, Any]] = []
+    for precision in asked:
         product = jit(functools.partial(jnp.matmul, precision=precision))
         entry = {"preset": precision.name, "offered_as": offered.get(precision)}
         try:

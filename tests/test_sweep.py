@@ -285,3 +285,28 @@ def test_budget_too_small_for_one_row_is_refused_with_the_arithmetic():
     config = ModelConfig(50304, 6, 8, 512, 2048)
     with pytest.raises(InputError, match=r"16 positions needs .* GB .*--memory-gb"):
         plan_chunks(config, 289, 16, 1e5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 40])
+def test_positions_walked_are_those_of_whole_blocks(size):
+    alive = [2, 5, 8]
+    line = waves._Wave(runs=(), alive=None, size=size, last=None, run=None, single_step=True)
+    visits = 0
+    for count in alive:
+        visits += int(line.walk(0, count, lambda at, runs, carry: carry + 1, 0))
+    assert waves.walked_positions(alive, 7, size) == 7 * size * visits
+    # As measured on an H200: filler is what makes large blocks slow.
+    runs = [64 * (1 + 8 * layer) for layer in range(6)]
+    assert [waves.walked_positions(runs, 16, n // 16) for n in (1024, 4096, 16384, 65536)] == [
+        129024,
+        147456,
+        196608,
+        393216,
+    ]
+
+
+def test_blocks_of_a_gpu_are_its_own(monkeypatch):
+    config = ModelConfig(64, 2, 4, 32, 1 << 16)
+    assert waves.block_positions(config) == waves.LEAST_POSITIONS
+    monkeypatch.setattr(waves, "default_platform", lambda: "gpu")
+    assert waves.block_positions(config) == waves.GPU_POSITIONS
