@@ -155,7 +155,6 @@ def presets(shape: tuple[int, int, int], runs: int) -> list[dict[str, Any]]:
     x, w = jax.device_put(x), jax.device_put(w.astype(np.float32))
     exact = np.asarray(x[:256], np.float64) @ np.asarray(w, np.float64)
     offered = {preset: name for name, preset in PRESETS.items()}
-    found = []
     asked: list[Any] = [lax.Precision.HIGHEST, *(lax.DotAlgorithmPreset[name] for name in SINGLE)]
     found: list[dict[str, Any]] = []
     for precision in asked:
