@@ -315,6 +315,7 @@ def test_importance_in_f64_is_that_of_the_wave(tiny_model):
 def test_emulated_products_have_the_error_of_their_parts():
     x, w = np.random.default_rng(0).standard_normal((2, 64, 64), np.float32)
     exact = x.astype(np.float64) @ w
+    x, w = jax.numpy.asarray(x), jax.numpy.asarray(w)
     errors = {}
     for name in products.EMULATED:
         with products.emulated(name):
