@@ -23,7 +23,7 @@ from benchmarks import transformer_lens_baseline as lens
 from benchmarks import vmap_baseline as vmap
 from benchmarks import workload
 from benchmarks.account import account
-from benchmarks.record import answer, grammar
+from benchmarks.record import answer, device, grammar
 from benchmarks.timing import PRODUCTS, matrix_peak, once, repeated
 from benchmarks.workload import SIZES, TINY, Prompts
 from jaxalign.checkpoints import locate
@@ -33,11 +33,13 @@ from jaxalign.study.tables import text_table
 NAME = "heads"
 BATCH_SIZES = (16, 32, 64)  # a batched baseline takes the fastest of these
 VMAP_SIZES = (2, 8, 16)
+EDITS = (1, 4, 16, 64, 256)  # edits of all prompts in one pass
 TRIAL_HEADS = 4  # edited where batch sizes are tried out
 BASELINES = {
     "pytorch-one": "PyTorch + hooks, one prompt at a time",
     "pytorch-batched": "PyTorch + hooks, batched",
     "pytorch-last": "PyTorch + hooks, batched, logits at the last position only",
+    "pytorch-edits": "PyTorch + hooks, edits × prompts in one batch, logits at the last position",
     "lens-one": "TransformerLens, one prompt at a time",
     "lens-batched": "TransformerLens, batched",
     "vmap": "JAX, vmap over masks",
@@ -49,19 +51,27 @@ class Baseline(NamedTuple):
     """A way to compute importance, the batch sizes to choose from, and what it should find.
 
     ``run(tokens, target, batch_size, first=None)`` gives ``[P, M]``, of the first heads or of all.
+    A batch is of prompts or, ``by_edits``, of edits of all prompts.
     """
 
     run: Callable[..., np.ndarray]
     sizes: Sequence[int]
     expected: np.ndarray
+    by_edits: bool = False
 
 
 def fastest(baseline: Baseline, prompts: Prompts) -> int:
-    """The batch size with the fewest seconds a prompt, each tried on one batch and few heads."""
+    """The batch size with the fewest seconds a run, each tried on one batch."""
     tried: dict[int, float] = {}
-    for size in sorted({min(size, len(prompts.tokens)) for size in baseline.sizes}):
-        part = prompts.tokens[:size], prompts.target[:size]
-        trial = functools.partial(baseline.run, *part, size, first=TRIAL_HEADS)
+    most = baseline.expected.shape[1] if baseline.by_edits else len(prompts.tokens)
+    sizes = sorted({min(size, most) for size in baseline.sizes})
+    if len(sizes) == 1:
+        return sizes[0]  # nothing to choose
+    for size in sizes:
+        part = slice(None if baseline.by_edits else size)
+        first = size if baseline.by_edits else TRIAL_HEADS
+        given = prompts.tokens[part], prompts.target[part]
+        trial = functools.partial(baseline.run, *given, size, first=first)
         tried[size] = repeated(trial, 2)[1].best / size  # the call before them warms up
     return min(tried, key=lambda size: tried[size])
 
@@ -72,7 +82,7 @@ def row(name: str, baseline: Baseline, prompts: Prompts) -> dict[str, Any]:
     found, seconds = once(lambda: baseline.run(prompts.tokens, prompts.target, size))
     return {
         "name": name,
-        "batch": size,
+        "batch": size * len(prompts.tokens) if baseline.by_edits else size,
         "seconds": round(seconds, 4),
         "largest_difference": float(np.abs(found - baseline.expected).max()),
     }
@@ -82,19 +92,32 @@ def baselines(
     names: Sequence[str], folder: Path, runner: Runner, prompts: Prompts, ours: np.ndarray
 ) -> Iterator[tuple[str, Baseline]]:
     """The chosen baselines, each loaded when its turn comes."""
+    # On a GPU a size is two programs of seconds each, and all sizes are equally fast.
+    sizes = VMAP_SIZES[-1:] if device().platform == "gpu" else VMAP_SIZES
     if "vmap" in names:
-        yield "vmap", Baseline(functools.partial(vmap.importance, runner), VMAP_SIZES, ours)
+        yield "vmap", Baseline(functools.partial(vmap.importance, runner), sizes, ours)
     if "vmap-pair" in names:
         by_pair = functools.partial(vmap.pair_importance, runner)
-        wave = by_pair(prompts.tokens, prompts.target, VMAP_SIZES[1], by=vmap.answer_pair_by_wave)
-        yield "vmap-pair", Baseline(by_pair, VMAP_SIZES, wave)
+        wave = by_pair(prompts.tokens, prompts.target, sizes[-1], by=vmap.answer_pair_by_wave)
+        yield "vmap-pair", Baseline(by_pair, sizes, wave)
     for library, module in (("pytorch", pytorch), ("lens", lens)):
         asked = [name for name in names if name.startswith(library)]
         model = module.load(folder) if asked else None
         for name in asked:
+            if name == "pytorch-edits":
+                by_edits = functools.partial(pytorch.importance_by_edits, model)
+                yield name, Baseline(by_edits, EDITS, ours, by_edits=True)
+                continue
             last = {"unembed": "last"} if name == "pytorch-last" else {}
             run = functools.partial(module.importance, model, **last)
             yield name, Baseline(run, (1,) if name.endswith("one") else BATCH_SIZES, ours)
+
+
+def products_for(quick: bool) -> tuple[tuple[int, int, int], ...]:
+    """The products whose rate is the peak; on a GPU the two that can fill it, a program each."""
+    if quick:
+        return PRODUCTS[:1]
+    return (PRODUCTS[5], PRODUCTS[-1]) if device().platform == "gpu" else PRODUCTS
 
 
 def measure(options: argparse.Namespace) -> dict[str, Any]:
@@ -108,12 +131,12 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         settings = jaxalign.HeadsOptions(memory_gb=options.memory_gb)
         runner = Runner(jaxalign.load(str(folder)), settings)
         prompts = workload.random_prompts(runner.config, options.prompts, options.tokens)
-        products = PRODUCTS[:1] if options.quick else PRODUCTS
+        products = products_for(options.quick)
         peak = matrix_peak(products)
         ours, timing = repeated(lambda: workload.importance(runner, prompts), options.runs)
         peak = max(peak, matrix_peak(products))
         theirs = pytorch.matrix_peak(products) if options.baselines else None
-        terms = account(runner, prompts, timing.best, peak)
+        terms = account(runner, prompts, timing.best, peak) if options.account else []
         rows = [
             row(name, baseline, prompts)
             for name, baseline in baselines(options.baselines, folder, runner, prompts, ours)
@@ -170,18 +193,11 @@ def table(record: dict[str, Any]) -> str:
         ),
         "",
         _utilisation(record),
-        "",
-        text_table(
-            (
-                "each term alone, and what is left",
-                "GFLOP",
-                "seconds",
-                "at the peak",
-                "lost, % of all",
-            ),
-            [_term(entry, wave["best"]) for entry in record["account"]],
-        ),
     ]
+    if record["account"]:
+        head = "each term alone, and what is left", "GFLOP", "seconds", "at the peak"
+        terms = [_term(entry, wave["best"]) for entry in record["account"]]
+        lines += ["", text_table((*head, "lost, % of all"), terms)]
     return "\n".join(lines)
 
 
@@ -215,6 +231,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add("--tokens", type=int, default=16, metavar="N", help="of each prompt")
     add("--memory-gb", type=float, default=4.0, metavar="GB")
     add("--runs", type=int, default=7, metavar="N", help="of the wave, after the first")
+    add("--no-account", dest="account", action="store_false", help="leave out each term alone")
     add("--baselines", type=several, default=list(BASELINES), metavar=",".join(BASELINES))
     options = parser.parse_args(arguments)
     if options.quick:

@@ -169,3 +169,44 @@ def importance(
                     effects.append(clean - margins(model, ids, answer, unembed))
             found.append(torch.stack(effects, dim=1).cpu().numpy())
     return np.concatenate(found)
+
+
+def importance_by_edits(
+    model: Any,
+    tokens: np.ndarray,
+    target: np.ndarray,
+    edits: int,
+    first: int | None = None,
+) -> np.ndarray:
+    """``m(clean) − m(head zeroed)``, ``[P, L·H]``: several edits of all prompts in one pass.
+
+    Every row of a pass has its own mask, and logits are computed at the last position only: the
+    least that hooks can do without sharing work between edits.
+
+    Args:
+        model: ``load``'s.
+        tokens: int ``[P, S]``.
+        target: int ``[P]``.
+        edits: heads zeroed in one pass, each on all prompts.
+        first: only the first so many heads, to try a number of edits out.
+    """
+    config = model.config
+    heads = all_heads(config.num_hidden_layers, config.num_attention_heads)[:first]
+    columns = torch.stack([head_columns(model, head) for _, head in heads])
+    layer_of = on_device(np.array([layer for layer, _ in heads]))
+    ids, answer = on_device(tokens), on_device(target)
+    with torch.inference_mode():
+        clean = margins(model, ids, answer, "last")
+        effects = []
+        for start in range(0, len(heads), edits):
+            layer, masks = layer_of[start : start + edits], columns[start : start + edits]
+            count = len(masks)
+            own = {
+                int(one): ((masks & (layer == one)[:, None]).repeat_interleave(len(ids), 0), 0.0)
+                for one in layer.unique()
+            }
+            changes = {one: (mask[:, None], value) for one, (mask, value) in own.items()}
+            with replaced(model, changes):
+                found = margins(model, ids.repeat(count, 1), answer.repeat(count), "last")
+            effects.append(clean - found.reshape(count, -1))
+        return torch.cat(effects).T.cpu().numpy()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ README = ROOT / "README.md"
 BEGIN = "<!-- benchmarks: written by `python -m benchmarks table`, do not edit -->"
 END = "<!-- benchmarks: end -->"
 
+GPU = "gpu"
 Record = Mapping[str, Any]
 
 
@@ -56,18 +57,21 @@ def heads_section(record: Record) -> str:
         f"An exact wave needs at least {sum(record['least_gflop'].values()):.0f} GFLOP here, and "
         f"this machine's best f32 matrix product ran at {record['peak_gflops']:.0f} GFLOP/s in the "
         f"same run: the wave's best time used **{100 * record['utilisation']:.0f} %** of that "
-        f"peak. The rest, in per cent of the time, each term measured alone: {_lost(record)}.",
+        f"peak.{_lost(record)}",
     ]
     return "\n".join(lines)
 
 
 def _lost(record: Record) -> str:
+    if not record["account"]:
+        return ""
     whole = record["wave"]["best"]
     shares = {e["term"]: 100 * (e["seconds"] - e["at_peak"]) / whole for e in record["account"]}
     slow = sum(share for term, share in shares.items() if term.startswith("product"))
     rest = {term: share for term, share in shares.items() if not term.startswith("product")}
     named = {"large products below the peak": slow, **rest}
-    return ", ".join(f"{term} {share:.0f}" for term, share in named.items())
+    said = ", ".join(f"{term} {share:.0f}" for term, share in named.items())
+    return f" The rest, in per cent of the time, each term measured alone: {said}."
 
 
 def study_section(record: Record) -> str:
@@ -125,6 +129,60 @@ def scaling_section(record: Record) -> str:
     )
 
 
+def gpu_section(record: Record) -> str:
+    """What ``benchmarks/gpu.sh`` has measured, step by step."""
+    found = {name: step["record"] for name, step in record["steps"].items() if "record" in step}
+    lost = [name for name, step in record["steps"].items() if step["exit"]]
+    rows = [
+        *(row for name, one in found.items() if name.startswith("heads") for row in _gpu_wave(one)),
+        *(
+            ("the command, cold; repeated", f"{one['cold']['median']:.1f} s", _repeated(one))
+            for name, one in found.items()
+            if name == "command"
+        ),
+        *(row for name, one in found.items() if name == "products" for row in _gpu_products(one)),
+        *(
+            (f"blocks of {row['positions']} positions", f"{row['seconds']['best']:.4f} s",
+             f"{row['computed_positions'] / row['needed_positions']:.2f}× the positions needed")
+            for name, one in found.items()
+            if name == "blocks"
+            for row in one["rows"]
+        ),
+    ]  # fmt: skip
+    return "\n".join(
+        [
+            f"On a GPU, by `bash benchmarks/gpu.sh` ({where(record)})"
+            f"{'; without a result: ' + ', '.join(lost) if lost else ''}:",
+            "",
+            "| | | |",
+            "|---|---|---|",
+            *(f"| {' | '.join(row)} |" for row in rows),
+        ]
+    )
+
+
+def _gpu_wave(one: Record) -> Iterator[tuple[str, str, str]]:
+    wave = one["wave"]
+    yield (
+        f"the wave, {one['heads']} heads of {_shape(one['model'])}",
+        f"{wave['median']:.4f} s (first {wave['first']:.1f})",
+        f"{100 * one['utilisation']:.0f} % of {one['peak_gflops'] / 1000:.1f} TFLOP/s",
+    )
+    for row in one["rows"]:
+        times = f"{row['seconds'] / wave['median']:.1f}× the wave's time"
+        yield f"{heads.BASELINES[row['name']]}{_batch(row)}", f"{row['seconds']:.3f} s", times
+
+
+def _gpu_products(one: Record) -> Iterator[tuple[str, str, str]]:
+    for row in one["rows"]:
+        error = f"error of importance {row['largest_error']:.1e} logits"
+        yield f"f32 products by `{row['products']}`", f"{row['seconds']['best']:.4f} s", error
+
+
+def _repeated(one: Record) -> str:
+    return f"{one['repeated']['median']:.1f} s"
+
+
 def _exponent(name: str, fit: Record) -> str:
     reach = "" if fit["low"] is None else f" [{fit['low']:.2f}, {fit['high']:.2f}]"
     return f"{fit['exponent']:.2f}{reach} ({name})"
@@ -178,6 +236,7 @@ SECTIONS: dict[str, Callable[[Record], str]] = {
     "command": command_section,
     "scaling": scaling_section,
     "devices": devices_section,
+    GPU: gpu_section,
 }
 
 
@@ -188,6 +247,8 @@ def region(folder: Path = RESULTS) -> str:
         file = folder / f"{name}.json"
         if file.exists():
             parts.append(section(json.loads(file.read_text())))
+        elif name == GPU:
+            continue  # few have one
         else:
             parts.append(f"`python -m benchmarks {name} --save` has not been run for this table.")
     return "\n\n".join([*parts, END])

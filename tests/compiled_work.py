@@ -1,4 +1,4 @@
-"""What a heads study makes the machine do: matrix products of each program, programs compiled.
+"""What studies make the machine do: matrix products of a heads study, programs compiled by each.
 
 Seconds depend on the machine; these numbers do not, so a test compares them with those kept in
 compiled_work.json. After a change that is meant to move them:
@@ -130,8 +130,17 @@ def _scan(settings: dict[str, Any], inputs: list[Later]) -> tuple[int, list[Late
     return total, [*carry, *(stacked(column) for column in zip(*columns, strict=True))]
 
 
+# What each command is given, so small that compiling is all that takes time. The first one's count
+# holds the programs of the canary, too, which a process compiles once.
+COMMANDS = {
+    "heads": "--use-all-prompts --max-repair-k 2",
+    "schemes": "--schemes f16,int4-g32",
+    "plan": "--scheme int4-g32 --noise-draws 1",
+}
+
+
 def count() -> dict[str, Any]:
-    """Run a small study of the shipped prompts, this process's first, and count its work.
+    """Run small studies of the shipped prompts, this process's first, and count their work.
 
     How many programs there are depends on the prompts' lengths and on the study, not on the model's
     size: the bundled model has as many.
@@ -159,15 +168,18 @@ def count() -> dict[str, Any]:
         return call(self, *args, **named)
 
     Program.__call__ = noted  # type: ignore[method-assign]
+    programs: dict[str, int] = {}
     with tempfile.TemporaryDirectory() as folder:
         small = {"vocab_size": 4096, "num_hidden_layers": 3, "num_attention_heads": 2}
         model = tiny_checkpoint(Path(folder), tokenizer=TOKENIZER, dtype="float16", **small)
-        output = Path(folder) / "experiment.json"
-        command = f"--model {model} --output {output} --device cpu --use-all-prompts"
-        rest = "--max-repair-k 2 --no-figures --no-compilation-cache"
-        if code := main([*command.split(), *rest.split()]):
-            raise SystemExit(code)
-    programs = len(compiled)
+        everywhere = f"--model {model} --device cpu --no-figures --no-compilation-cache"
+        for command, own in COMMANDS.items():
+            before = len(compiled)
+            output = f"--output {folder}/{command}/result.json"
+            if code := main([command, *f"{own} {everywhere} {output}".split()]):
+                raise SystemExit(code)
+            programs[command] = len(compiled) - before
+            Program.__call__ = call  # type: ignore[method-assign]  # heads alone is followed
     flops: Counter[str] = Counter()
     for name, function, args in calls.values():
         if name.endswith("_run"):

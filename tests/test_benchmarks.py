@@ -17,9 +17,13 @@ pytest.importorskip("transformers")
 
 import torch_replay as replay  # noqa: E402  (needs torch)
 
+import jaxalign  # noqa: E402
 from benchmarks import __main__ as suite  # noqa: E402
 from benchmarks import (  # noqa: E402
     devices,
+    float64,
+    gpu_json,
+    products,
     pytorch_baseline,
     record,
     scaling,
@@ -46,6 +50,12 @@ def run(capsys, name, *arguments):
         code = suite.main([name, *arguments])
     out = capsys.readouterr().out
     return code, json.loads(out.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def tiny_model():
+    with workload.checkpoint(workload.TINY) as folder:
+        return jaxalign.load(str(folder))
 
 
 def births(config):
@@ -86,7 +96,7 @@ def test_every_baseline_finds_the_importance_of_the_wave(capsys):
     pytest.importorskip("transformer_lens")
     code, found = run(capsys, "heads", "--quick", "--device", "cpu")
     assert code == 0
-    assert len(found["rows"]) == 7
+    assert len(found["rows"]) == 8
     assert all(row["largest_difference"] <= 1e-4 for row in found["rows"])
     assert found["wave"]["largest_importance"] > 0.1
     total = sum(entry["seconds"] for entry in found["account"])
@@ -257,3 +267,62 @@ def test_the_suite_starts_from_a_command_line():
     command = [sys.executable, "-m", "benchmarks"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "heads" in done.stdout
+
+
+def test_what_a_gpu_run_measured_is_one_record_with_a_table(tmp_path):
+    """A step that hung loses itself alone, and the table says which one."""
+    ran_on = {"processor": "p", "cores": 2, "platform": "gpu", "device": "H", "commit": "c"}
+    versions = {"versions": {"jax": "1", "torch": "2"}, "quick": False}
+    one = {"benchmark": "command", "cold": {"median": 12.3}, "repeated": {"median": 6.5}}
+    (tmp_path / "command.out").write_text("a table\n" + json.dumps(one | ran_on | versions))
+    (tmp_path / "blocks.out").write_text("")
+    (tmp_path / "blocks.err").write_text("no such device")
+    (tmp_path / "tests.out").write_text("3 passed")
+    steps = [("tests", 0), ("command", 0), ("blocks", 124)]
+    lines = [json.dumps({"step": s, "exit": e, "seconds": 1, "limit": 2}) for s, e in steps]
+    (tmp_path / "steps.jsonl").write_text("\n".join(lines))
+    out = tmp_path / "gpu.json"
+    assert gpu_json.main([str(tmp_path), str(out)]) == 1
+    found = json.loads(out.read_text())
+    assert found["device"] == "H"
+    assert found["steps"]["command"]["record"] == one
+    assert found["steps"]["tests"]["said"] == "3 passed"
+    assert found["steps"]["blocks"]["said"] == "no such device"
+    section = table.gpu_section(found)
+    assert "H; p, 2 cores" in section
+    assert "without a result: blocks" in section
+    assert "| the command, cold; repeated | 12.3 s | 6.5 s |" in section
+
+
+def test_importance_in_f64_is_that_of_the_wave(tiny_model):
+    model = tiny_model
+    prompts = workload.random_prompts(model.config, 3, 6)
+    lengths = np.array([6, 4, 5])
+    exact = float64.importance(model.params, model.config, prompts.tokens, lengths, prompts.target)
+    found = workload.zero_ablation(
+        model.params,
+        prompts.tokens,
+        lengths,
+        prompts.target,
+        config=model.config,
+        rows=(0, exact.shape[1]),
+    )
+    assert exact.dtype == np.float64
+    assert np.abs(exact).max() > 0.1
+    np.testing.assert_allclose(np.asarray(found).T, exact, atol=1e-5)
+
+
+def test_emulated_products_have_the_error_of_their_parts():
+    x, w = np.random.default_rng(0).standard_normal((2, 64, 64), np.float32)
+    exact = x.astype(np.float64) @ w
+    x, w = jax.numpy.asarray(x), jax.numpy.asarray(w)
+    errors = {}
+    for name in products.EMULATED:
+        with products.emulated(name):
+            found = np.asarray(dot(x, w))
+        errors[name] = np.abs(found - exact).max() / np.abs(exact).max()
+    assert errors["bf16x6"] < 1e-6
+    assert errors["tf32x3"] < 5e-6
+    assert 1e-6 < errors["bf16x3"] < 1e-4
+    assert 1e-4 < errors["tf32"] < 1e-2
+    assert np.abs(np.asarray(dot(x, w)) - exact).max() < 1e-4  # and the plain one is back

@@ -29,7 +29,10 @@ from jaxalign.numerics import (
     jit,
     scheme_named,
 )
-from jaxalign.runtime.compile import ROUNDING_OPTIONS, compiler_options
+from jaxalign.runtime import compile
+from jaxalign.runtime.compile import ROUNDING_OPTIONS, compiler_options, wanted_options
+from jaxalign.runtime.environment import describe
+from jaxalign.runtime.products import use_products
 
 # The claims are about bits, so about the programs that users have.
 pytestmark = pytest.mark.usefixtures("users_programs")
@@ -37,7 +40,51 @@ pytestmark = pytest.mark.usefixtures("users_programs")
 
 def test_canary_passes_under_our_jit():
     check_canary()
-    assert compiler_options() == ROUNDING_OPTIONS
+    assert compiler_options("cpu") == ROUNDING_OPTIONS
+
+
+def test_options_for_speed_are_the_platforms_own_and_those_for_rounding_are_everywhere():
+    on_gpu = wanted_options("gpu")
+    assert on_gpu.items() - ROUNDING_OPTIONS.items() == {("xla_gpu_enable_triton_gemm", False)}
+    assert wanted_options("cpu") == ROUNDING_OPTIONS
+    assert ROUNDING_OPTIONS.items() <= on_gpu.items()
+
+
+def test_programs_are_compiled_with_the_options_of_the_platform_they_run_on(monkeypatch):
+    asked = []
+    real = jax.jit
+
+    def noted(fun, **kwargs):
+        asked.append(kwargs.get("compiler_options"))
+        return real(fun, **kwargs)
+
+    platform = "cpu"
+    monkeypatch.setattr(compile, "default_platform", lambda: platform)
+    # No GPU here: what its options would be is enough.
+    monkeypatch.setattr(compile, "compiler_options", compile.wanted_options)
+    monkeypatch.setattr(jax, "jit", noted)
+    program = compile.jit(lambda x: x + 1)
+    assert program(1) == 2
+    platform = "gpu"  # as after select_device("gpu")
+    assert program(1) == 2
+    assert program(1) == 2
+    assert asked == [wanted_options("cpu"), wanted_options("gpu")]
+
+
+def test_an_option_that_this_jaxlib_lacks_is_left_out(monkeypatch):
+    monkeypatch.setitem(compile.ROUNDING_OPTIONS, "xla_no_such_option", True)
+    compile._known_options.cache_clear()
+    try:
+        known = compiler_options("cpu")
+    finally:
+        compile._known_options.cache_clear()
+    assert "xla_no_such_option" not in known
+    assert known["xla_allow_excess_precision"] is False
+
+
+def test_environment_records_the_options_of_the_device():
+    recorded = describe(jax.devices("cpu")[0])["compiler_options"]
+    assert recorded == compiler_options("cpu")
 
 
 def test_canary_trips_where_excess_precision_is_allowed():
@@ -54,17 +101,44 @@ def test_canary_trips_on_the_library_fusion_alone():
         check_canary(strict)
 
 
-def test_canary_trips_on_f32_products_that_are_not_f32():
-    def tensor_float(program):
-        def run(x, w):
-            if x.dtype == np.float32:  # TF32 keeps ten bits of the mantissa, bf16 seven
-                x, w = (jnp.asarray(a, jnp.bfloat16).astype(jnp.float32) for a in (x, w))
-            return program(x, w)
+def coarse(bits):
+    """A jit whose f32 programs read inputs with so many bits after the point."""
+    grain = np.float32(2.0 ** (23 - bits) + 1)  # Dekker's splitting
+
+    def compile_with(program):
+        def run(*arrays):
+            arrays = [jnp.asarray(a) for a in arrays]
+            if all(a.dtype == np.float32 for a in arrays):
+                arrays = [grain * a - (grain * a - a) for a in arrays]
+            return program(*arrays)
 
         return run
 
-    with pytest.raises(PrecisionError, match="f32 matrix products are not f32"):
-        check_canary(tensor_float)
+    return compile_with
+
+
+@pytest.mark.parametrize("bits", [7, 10], ids=["bf16", "TF32"])
+@pytest.mark.parametrize("products", ["highest", "bf16x6"])
+def test_canary_trips_on_f32_products_that_are_not_what_they_say(products, bits):
+    with (
+        use_products(products),
+        pytest.raises(PrecisionError, match=f"are not f32 .*{products} promises 1e-06"),
+    ):
+        check_canary(coarse(bits))
+
+
+def test_canary_allows_the_error_that_products_promise():
+    """TF32 in three parts errs by 1.6e-6 on an H200: too much for "highest", what "tf32x3" says."""
+    slightly = coarse(16)
+    with pytest.raises(PrecisionError, match="highest promises"):
+        check_canary(slightly)
+
+    def by_f32(program):  # a CPU has no TF32
+        true = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
+        return slightly(lambda *a: true(*a) if len(a) == 2 else program(*a))
+
+    with use_products("tf32x3"):
+        check_canary(by_f32)
 
 
 def multiplications(jaxpr):

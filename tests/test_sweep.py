@@ -7,6 +7,7 @@ import pytest
 
 from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
 from jaxalign.edits.batch import rows, stack, touches_one_step
+from jaxalign.edits.runs import Runs
 from jaxalign.engine import readout as readouts
 from jaxalign.engine import sweep
 from jaxalign.engine import wave as waves
@@ -15,6 +16,7 @@ from jaxalign.engine.line import line_up
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, forward, init_params
+from jaxalign.model.layers import Pass
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, jit
 from testing.edits import chosen, edits_for, logits_of, swept, tiny
 
@@ -285,3 +287,36 @@ def test_budget_too_small_for_one_row_is_refused_with_the_arithmetic():
     config = ModelConfig(50304, 6, 8, 512, 2048)
     with pytest.raises(InputError, match=r"16 positions needs .* GB .*--memory-gb"):
         plan_chunks(config, 289, 16, 1e5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 5, 40])
+def test_positions_walked_are_those_of_whole_blocks(size):
+    alive = [2, 5, 8]
+    four = [jnp.zeros(max(alive) + size, jnp.int32)] * 4
+    line = waves._Wave(
+        runs=Runs(*four),
+        alive=jnp.array(alive),
+        size=size,
+        last=jnp.zeros(2, jnp.int32),
+        run=Pass(ModelConfig(64, 2, 4, 32, 64, rotary_dims=4)),
+        single_step=True,
+    )
+    visits = 0
+    for count in alive:
+        visits += int(line.walk(0, count, lambda at, runs, carry: carry + 1, 0))
+    assert waves.walked_positions(alive, 7, size) == 7 * size * visits
+    # As measured on an H200: filler is what makes large blocks slow.
+    runs = [64 * (1 + 8 * layer) for layer in range(6)]
+    assert [waves.walked_positions(runs, 16, n // 16) for n in (1024, 4096, 16384, 65536)] == [
+        129024,
+        147456,
+        196608,
+        393216,
+    ]
+
+
+def test_blocks_of_a_gpu_are_its_own(monkeypatch):
+    config = ModelConfig(64, 2, 4, 32, 1 << 16, rotary_dims=4)
+    assert waves.block_positions(config) == waves.LEAST_POSITIONS
+    monkeypatch.setattr(waves, "default_platform", lambda: "gpu")
+    assert waves.block_positions(config) == waves.GPU_POSITIONS

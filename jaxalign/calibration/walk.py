@@ -26,7 +26,7 @@ from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block, check_dtype, embed, layer_windows, real_positions
 from jaxalign.model.layers import Pass
-from jaxalign.model.params import Block, Params, cast
+from jaxalign.model.params import Block, Params, compiled_cast
 from jaxalign.numerics.methods.gptq import DAMPING
 from jaxalign.numerics.moments import Moments
 from jaxalign.numerics.qtensor import QTensor
@@ -81,7 +81,7 @@ def calibrate(
         >>> low = calibrate(model.params, model.config, scheme_named("gptq-g64"), *texts)
     """
     if not scheme.needs_texts and scheme.method != "hqq":
-        return cast(params, scheme)
+        return compiled_cast(params, scheme)
     check_dtype(params, F32)
     given = check_texts(tokens, lengths, config, scheme) if scheme.needs_texts else ()
     texts = _Texts(_start(params, config, *given) if given else [], config)

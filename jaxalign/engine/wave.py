@@ -47,12 +47,18 @@ from jaxalign.model.layers import (
 )
 from jaxalign.model.params import Block
 from jaxalign.numerics.activation_rounding import round_activation
+from jaxalign.runtime.compile import default_platform
 from jaxalign.shapes import Array, Float, Int
 
-# A block's widest activation, the MLP's, stays in cache beside a layer's weights; fewer positions
-# than the least leave the matrix product short of work (measured in benchmarks/LOG.md).
+# On a CPU a block's widest activation, the MLP's, stays in cache beside a layer's weights; fewer
+# positions than the least leave the matrix product short of work (measured in benchmarks/LOG.md).
 BLOCK_BYTES = 1 << 23
 LEAST_POSITIONS = 512
+# A GPU has no such cache to win, only work to hand out: fewer positions leave it idle, and more are
+# filler, since a layer is walked in whole blocks. Measured on an H200 (Pythia-70M's shape, 64 × 16
+# tokens): 4096 positions 0.0315 s, 16 384 0.038 s, 65 536 0.073 s. Of 129 thousand positions that
+# the six layers need, such blocks compute 147, 197 and 393 thousand (``walked_positions``).
+GPU_POSITIONS = 4096
 # Points of a block behind its attention. Runs whose edits act nowhere else share the clean run's
 # attention where they are born, and leave the last layer at one position.
 BEHIND_ATTENTION = ("attn_out", "mlp_out", "resid")
@@ -62,7 +68,9 @@ Place = int | Int[Array, ""]
 
 
 def block_positions(config: ModelConfig) -> int:
-    """About how many positions a block holds."""
+    """About how many positions a block holds, on the platform that programs run on."""
+    if default_platform() == "gpu":
+        return GPU_POSITIONS
     return max(LEAST_POSITIONS, BLOCK_BYTES // (4 * config.intermediate_size))
 
 
@@ -78,6 +86,17 @@ def block_size(batch: int, length: int, config: ModelConfig) -> int:
     if most >= batch:
         return most // batch * batch
     return -(-batch // -(-batch // most))
+
+
+def walked_positions(alive: Sequence[int], length: int, size: int) -> int:
+    """Positions that a wave's layers compute, filler at the ends of their blocks included.
+
+    Args:
+        alive: how many runs are born before each layer.
+        length: ``S``, positions of a run.
+        size: runs in a block.
+    """
+    return length * sum(-(-count // size) * size for count in alive)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,7 +273,9 @@ def wave(inputs: Inputs, single_step: bool) -> Float[Array, "rows B D"]:
     (batch, length), layers = inputs.tokens.shape, num_layers(params)
     stacks, places = batches.stack(inputs.edits)
     runs, alive, place = line_up(inputs.edits, places, batch, layers)
-    size, last = block_size(batch, length, config), inputs.lengths - 1
+    # No block is larger than the line: all beyond it would be filler.
+    size = min(block_size(batch, length, config), len(runs.prompt))
+    last = inputs.lengths - 1
     # The last block may reach past the last run.
     runs = jax.tree.map(lambda a: jnp.pad(a, (0, size)), runs)
     line = _Wave(

@@ -22,6 +22,7 @@ from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense, dot
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.runtime.products import precision_for
 from jaxalign.shapes import Array, ArrayLeaf, Bool, Float, Int, Lengths, Tokens
 
 # Activations that a run can return. Those of blocks come stacked, [L, …].
@@ -312,7 +313,7 @@ def head_contributions(
         "...ie,ied->i...d",
         state,
         dense(w_out, state.dtype).reshape(H, h, -1),
-        precision=lax.Precision.HIGHEST,
+        precision=precision_for(state),
         preferred_element_type=jnp.float32,
     )
 

@@ -16,6 +16,7 @@ from jaxalign.model.rotary import frequencies
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.runtime.products import precision_for
 from jaxalign.shapes import Array, ArrayLeaf, Bool, Float, Int, lead
 
 
@@ -217,7 +218,7 @@ def attend(
         "...qke,...ske->...kqs",
         grouped.reshape(*q.shape[:-3], -1, *k.shape[-2:]),
         k,
-        precision=lax.Precision.HIGHEST,
+        precision=precision_for(q, k),
         preferred_element_type=jnp.float32,
     )
     scores = soft_cap(scores * (1 / math.sqrt(config.query_scalar)), config.attention_cap)
@@ -231,7 +232,7 @@ def attend(
         "...kqs,...ske->...qke",
         probabilities.astype(v.dtype),
         v,
-        precision=lax.Precision.HIGHEST,
+        precision=precision_for(v),
         preferred_element_type=jnp.float32,
     ).astype(v.dtype)
     return jnp.moveaxis(z.reshape(grouped.shape), -4, -2).reshape(q.shape)

@@ -25,6 +25,7 @@ from jaxalign.model.matrices import (
 from jaxalign.numerics.qtensor import MatrixLeaf, QTensor
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import Scheme
+from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, ArrayLeaf, Float
 
 
@@ -190,6 +191,33 @@ def cast(params: Params, scheme: Scheme) -> Params:
         return jnp.asarray(value, scheme.compute_dtype)
 
     return jax.tree_util.tree_map_with_path(leaf, params)
+
+
+_cast = jit(cast, static_argnames=("scheme",))
+
+
+def compiled_cast(params: Params, scheme: Scheme) -> Params:
+    """``cast`` as one compiled program, where by itself it would be one for every shape.
+
+    Arrays that already are in the dtype stay the same arrays.
+
+    Args:
+        params: arrays.
+        scheme: the precision.
+
+    Raises:
+        InputError: as ``cast`` does.
+    """
+    if scheme.weights is None and params.dtype == scheme.compute_dtype:
+        return params
+
+    def changing(path: Any, leaf: Any) -> Any:
+        packed = matrix_name(path) is not None and scheme.weights is not None
+        return leaf if packed or leaf.dtype != scheme.compute_dtype else None
+
+    # A program returns copies, so what stays is not given to it.
+    made = _cast(jax.tree_util.tree_map_with_path(changing, params), scheme=scheme)
+    return jax.tree.map(lambda old, new: old if new is None else new, params, made)
 
 
 def pack(stacked: Float[Array, "L A *out"], scheme: Scheme) -> QTensor:

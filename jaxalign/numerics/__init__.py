@@ -3,7 +3,8 @@
 from jaxalign.numerics.activation_rounding import fake_quantize_int8, round_activation
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.scheme import BF16, F16, F32, INT8_SIM, SCHEMES, Scheme, scheme_named
-from jaxalign.runtime.compile import PrecisionError, check_canary, jit
+from jaxalign.runtime.canary import PrecisionError, check_canary
+from jaxalign.runtime.compile import jit
 
 __all__ = [
     "BF16",

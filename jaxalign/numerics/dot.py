@@ -11,6 +11,7 @@ from jaxalign.numerics.input_rounding import float8_tokens, int8_static, int8_to
 from jaxalign.numerics.probe import Observed
 from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.numerics.quantize import divide
+from jaxalign.runtime.products import precision_for
 from jaxalign.shapes import Array, Bool, Float, lead
 
 # What bitsandbytes multiplies LLM.int8's integer products with, about 1 / 127²: its CUDA kernel
@@ -26,9 +27,9 @@ def dot(
 ) -> Float[Array, "*rows *out"]:
     """``x[..., a] · w[a, ...]``, accumulated and returned in f32.
 
-    The caller rounds the result where its precision says so. ``HIGHEST`` keeps an f32 product
-    true f32 on GPUs, where the default may be TF32. A packed ``w`` is unpacked to ``x``'s dtype,
-    after ``x`` is rounded where ``w.inputs`` asks for it.
+    The caller rounds the result where its precision says so. An f32 product is true f32 on GPUs,
+    too, where JAX's default may be TF32, unless ``runtime.products`` chooses otherwise. A packed
+    ``w`` is unpacked to ``x``'s dtype, after ``x`` is rounded where ``w.inputs`` asks for it.
 
     Args:
         real: True at positions of ``x`` ``[*rows, B, S, A]`` that hold a token of the prompt, for
@@ -53,7 +54,7 @@ def _product(x: Array, w: Array, sums: Any = jnp.float32) -> Array:
         x,
         w,
         (((x.ndim - 1,), (0,)), ((), ())),
-        precision=lax.Precision.HIGHEST,
+        precision=precision_for(x, w),
         preferred_element_type=sums,
     )
 

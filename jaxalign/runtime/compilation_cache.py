@@ -22,7 +22,7 @@ from pathlib import Path
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
-from jaxalign.runtime.compile import require_exact_compilation
+from jaxalign.runtime.canary import require_exact_compilation
 from jaxalign.runtime.messages import note
 
 VARIABLE = "JAXALIGN_CACHE"

@@ -1,49 +1,88 @@
-"""Compilation that keeps every rounding the program states, and the canary that checks it.
+"""Compilation that keeps every rounding the program states, and is quick where it can be.
 
 XLA may keep a 16-bit intermediate in f32 (``xla_allow_excess_precision``, on by default), and the
 CPU's library fusion does the same to the product in ``softmax((q @ k).astype(f32))``. Either one
 removes part of the drift that a precision study measures, so both are switched off here.
+``runtime.canary`` checks that it worked.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Executor, Future
+from types import MappingProxyType
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
-from jaxalign.errors import InputError
+from jaxalign.runtime.products import chosen_products, use_products
 
-ROUNDING_OPTIONS: dict[str, bool | str] = {
+Options = dict[str, bool | str]
+
+ROUNDING_OPTIONS: Options = {
     "xla_allow_excess_precision": False,
     "xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_INDIVIDUAL_DOT",
 }
+# By JAX's name of a platform. On a GPU, XLA would try out hundreds of Triton kernels for every
+# matrix product of a program. Measured on an H200, Pythia-70M's shape: the wave's first call 29.6 s
+# with them, 2.9 s without, at the same speed (0.037 and 0.0315 s); `--device gpu --model demo` had
+# not finished after 105 s, and took 22.5 s without. Choosing among cuBLAS's kernels stays on:
+# programs are five times slower without.
+SPEED_OPTIONS: Mapping[str, Options] = MappingProxyType(
+    {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+)
 
 
-class PrecisionError(InputError):
-    """This installation does not compute what the program says."""
+def default_platform() -> str:
+    """Return JAX's name ("cpu", "gpu") of where programs run that are told nothing else."""
+    config: Any = jax.config  # whose attributes its type does not name
+    chosen = config.jax_default_device
+    if isinstance(chosen, jax.Device):
+        return chosen.platform
+    return jax.local_devices(backend=chosen)[0].platform
+
+
+def wanted_options(platform: str) -> Options:
+    """Return the compiler's options for a platform, whether or not this jaxlib knows them.
+
+    Those for rounding are the same everywhere: results must not hang on a platform being told
+    right. Those for speed are the platform's own.
+
+    Args:
+        platform: JAX's name of it.
+    """
+    return {**ROUNDING_OPTIONS, **SPEED_OPTIONS.get(platform, {})}
+
+
+def compiler_options(platform: str | None = None) -> Options:
+    """Return the options of ``wanted_options`` that this jaxlib knows (to be read only).
+
+    A jaxlib that no longer has an option refuses to compile with it; whether its default then
+    keeps the roundings is for the canary to say.
+
+    Args:
+        platform: where programs run; by default where they run that are told nothing else.
+    """
+    return _known_options(platform or default_platform())
 
 
 @functools.cache
-def compiler_options() -> dict[str, bool | str]:
-    """The options of ``ROUNDING_OPTIONS`` that this jaxlib knows (a dict to be read only).
+def _known_options(platform: str) -> Options:
+    wanted = wanted_options(platform)
+    if _compiles(wanted, platform):  # as nearly always; one by one costs a program each
+        return wanted
+    return {name: value for name, value in wanted.items() if _compiles({name: value}, platform)}
 
-    A jaxlib that no longer has an option refuses to compile with it; whether its default then
-    keeps the roundings is for ``check_canary`` to say.
-    """
-    known: dict[str, bool | str] = {}
-    for name, value in ROUNDING_OPTIONS.items():
-        try:
-            jax.jit(lambda x: x + 1, compiler_options={name: value}).lower(0.0).compile()
-        except jax.errors.JaxRuntimeError:
-            continue
-        known[name] = value
-    return known
+
+def _compiles(options: Options, platform: str) -> bool:
+    try:
+        with jax.default_device(jax.local_devices(backend=platform)[0]):
+            jax.jit(lambda x: x + 1, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 class Program:
@@ -58,11 +97,18 @@ class Program:
         self.fun = fun
         self._kwargs = kwargs
         self._ahead: dict[Any, Future[Any]] = {}
+        self._by_platform: dict[str, Any] = {}
 
-    @functools.cached_property
+    @property
     def _jitted(self) -> Any:
-        # Only now: asking which options the compiler knows starts JAX's backend.
-        return jax.jit(self.fun, compiler_options=dict(compiler_options()), **self._kwargs)
+        # Only now: asking where programs run starts JAX's backend.
+        platform = default_platform()
+        found = self._by_platform.get(platform)
+        if found is None:
+            options = dict(compiler_options(platform))
+            found = jax.jit(self.fun, compiler_options=options, **self._kwargs)
+            self._by_platform[platform] = found
+        return found
 
     def __call__(self, *args: Any, **kwds: Any) -> Any:
         """Call the function."""
@@ -84,9 +130,13 @@ class Program:
         signature = self._signature(args, kwds)
         before = self._ahead.get(signature)
         if before is None or before.cancelled():
-            self._ahead[signature] = pool.submit(
-                lambda: self._jitted.lower(*args, **kwds).compile()
-            )
+            jitted, products = self._jitted, chosen_products()
+
+            def compiled() -> Any:
+                with use_products(products):  # what the thread that asks has chosen
+                    return jitted.lower(*args, **kwds).compile()
+
+            self._ahead[signature] = pool.submit(compiled)
 
     def shape_of(self, *args: Any, **kwds: Any) -> Any:
         """Shapes and dtypes of the result; the trace is kept for the call.
@@ -103,7 +153,7 @@ class Program:
         kinds = (
             (leaf.shape, np.dtype(leaf.dtype), getattr(leaf, "sharding", None)) for leaf in leaves
         )
-        return tree, tuple(kinds), fixed
+        return tree, tuple(kinds), fixed, chosen_products()
 
 
 def jit(fun: Callable[..., Any], **kwargs: Any) -> Program:
@@ -113,62 +163,3 @@ def jit(fun: Callable[..., Any], **kwargs: Any) -> Program:
     only, so jaxalign's own functions of arrays are left unjitted: wrap what you build from them.
     """
     return Program(fun, **kwargs)
-
-
-# Two f32 softmaxes of the same input differ by an ulp or two between fusions; a skipped rounding
-# of a 16-bit product moves a probability by 1e-3 and more.
-SKIPPED_ROUNDING = 1e-5
-
-
-def _rounded_softmax(x: jax.Array, w: jax.Array) -> jax.Array:
-    return jax.nn.softmax((x @ w).astype(jnp.float32), axis=-1)
-
-
-# Sums and products apart: a CPU with f16 arithmetic of its own (AVX512-FP16) rounds ``x * w + y``
-# once, and XLA has no switch for that. The model multiplies in 16 bits nowhere but in matrix
-# products, which are summed in f32 (tests/test_numerics.py reads that off its jaxpr).
-def _rounded_sums(x: jax.Array, w: jax.Array) -> jax.Array:
-    return (((x + w) + x) - w).astype(jnp.float32)
-
-
-def _rounded_products(x: jax.Array, w: jax.Array) -> jax.Array:
-    return ((x * w) * x).astype(jnp.float32)
-
-
-@functools.cache
-def require_exact_compilation() -> None:
-    """``check_canary`` once a process; a study calls it before it computes anything."""
-    check_canary()
-
-
-def check_canary(compile_with: Callable[..., Any] | None = None) -> None:
-    """Check that compiled code keeps 16-bit roundings and that f32 products are true f32.
-
-    Args:
-        compile_with: the jit under test; jaxalign's own by default.
-
-    Raises:
-        PrecisionError: a rounding was skipped or an f32 product was not f32, naming which.
-    """
-    compile_with = compile_with or jit
-    rng = np.random.default_rng(0)
-    x, w = rng.standard_normal((2, 64, 64), dtype=np.float32)
-    for dtype in (jnp.bfloat16, jnp.float16):
-        a, b = jnp.asarray(x, dtype), jnp.asarray(w, dtype)
-        for program in (_rounded_softmax, _rounded_sums, _rounded_products):
-            error = float(jnp.abs(program(a, b) - compile_with(program)(a, b)).max())
-            if error > SKIPPED_ROUNDING:
-                raise PrecisionError(
-                    f"compiled {jnp.dtype(dtype).name} code skips roundings on this installation "
-                    f"({program.__name__.strip('_')} is off by {error:.1e})",
-                    "unset XLA_FLAGS that change fusion or excess precision, or use a jaxlib "
-                    "whose options are known to jaxalign.runtime.compile",
-                )
-    product = compile_with(functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST))(x, w)
-    exact = x.astype(np.float64) @ w.astype(np.float64)
-    error = float(np.abs(np.asarray(product) - exact).max() / np.abs(exact).max())
-    if error > 1e-6:
-        raise PrecisionError(
-            f"f32 matrix products are not f32 on this device (relative error {error:.1e})",
-            "unset NVIDIA_TF32_OVERRIDE and jax_default_matmul_precision",
-        )

@@ -57,6 +57,6 @@ def describe(device: jax.Device) -> dict[str, Any]:
         "device_count": jax.local_device_count(device.platform),
         "python": platform.python_version(),
         "versions": versions,
-        "compiler_options": dict(compiler_options()),
+        "compiler_options": dict(compiler_options(device.platform)),
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
     }

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from jaxalign.model.config import ModelConfig
@@ -166,7 +167,7 @@ def operations(call: Call[Any], config: ModelConfig) -> float:
 @functools.cache
 def machine_rate() -> float:
     """Operations a second of f32 matrix products here, as measured in a tenth of a second."""
-    a = jnp.ones((1024, 1024), jnp.float32)
+    a = jax.device_put(np.ones((1024, 1024), np.float32))  # no program of its own
     product = jax.jit(lambda x: jnp.matmul(x, x, precision=jax.lax.Precision.HIGHEST))
     product(a).block_until_ready()
     best = float("inf")

@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import Scheme, scheme_named
+from jaxalign.runtime.products import PRODUCTS
 
 # JAX keeps 32 bits of a seed: a larger one would draw what a smaller one draws.
 MOST = 2**32 - 1
@@ -70,6 +71,17 @@ def seed_option() -> Mapping[str, Option]:
 def memory_option() -> Mapping[str, Option]:
     """The ``metadata`` of a study's memory budget, in 1e9 bytes."""
     return option("--memory-gb", metavar="GB", help=MEMORY_HELP, most=MOST_GB, group="what runs")
+
+
+def products_option() -> Mapping[str, Option]:
+    """The ``metadata`` of how f32 products are computed."""
+    return option(
+        "--products",
+        choices=PRODUCTS,
+        group="what runs",
+        help="how a GPU computes f32 matrix products: in f32, or by three or six shorter ones on "
+        "tensor cores (docs/precision.md has speed and error)",
+    )
 
 
 def schemes_option(help: str) -> Mapping[str, Option]:

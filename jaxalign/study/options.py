@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jaxalign.study.option import check_options, memory_option, seed_option
+from jaxalign.runtime.products import Products
+from jaxalign.study.option import (
+    check_options,
+    memory_option,
+    products_option,
+    seed_option,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +20,7 @@ class Common:
     Attributes:
         memory_gb: of one device for weights and activations, in 1e9 bytes.
         seed: of everything drawn at random.
+        products: how f32 matrix products are computed; only a GPU has a choice.
 
     Raises:
         InputError: a value that cannot be used.
@@ -21,6 +28,7 @@ class Common:
 
     memory_gb: float = field(default=4.0, metadata=memory_option())
     seed: int = field(default=0, metadata=seed_option())
+    products: Products = field(default="highest", metadata=products_option())
 
     def __post_init__(self) -> None:
         check_options(self)

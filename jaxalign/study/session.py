@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,11 +19,12 @@ from jaxalign.checkpoints import Model
 from jaxalign.devices.mesh import EDITS, shard_packed, shard_params
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import Params, cast
+from jaxalign.model.params import Params, cast, compiled_cast
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.processes.distributed import require_same
 from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
-from jaxalign.runtime.compile import require_exact_compilation
+from jaxalign.runtime.canary import require_exact_compilation
+from jaxalign.runtime.products import use_products
 from jaxalign.runtime.resume import Resume
 from jaxalign.study.batching import dealt_batches
 from jaxalign.study.call_log import CallLog
@@ -70,6 +72,7 @@ class Session:
     _last: dict[str, tuple[Hashable, Any]] = field(default_factory=dict)
     _numbered: int = 0
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(COMPILERS))
+    _products: ExitStack = field(default_factory=ExitStack)
     _start: float = field(default_factory=time.perf_counter)
 
     @classmethod
@@ -83,7 +86,7 @@ class Session:
         mesh: Mesh | None = None,
         folder: Path | None = None,
         shard: Shard | None = None,
-        prepare: Prepare = cast,
+        prepare: Prepare = compiled_cast,
         progress: bool = False,
         source: Mapping[str, Any] = {},
     ) -> Session:
@@ -104,13 +107,14 @@ class Session:
 
         Raises:
             InputError: model or prompts cannot be used, or processes were given different ones.
-            PrecisionError: this installation does not keep 16-bit roundings.
+            PrecisionError: this installation does not keep 16-bit roundings, or its f32 products
+                are not what the options say.
         """
         if shard and folder is None:
             raise InputError(f"shard {shard} has no folder", "give one for finished calls")
         if model.params.dtype != jnp.float32:
             raise InputError(f"the model was loaded in {model.params.dtype}", "load it in float32")
-        require_exact_compilation()
+        require_exact_compilation(options.products)
         tokenized, reference, notes = tokenize(prompts, model.tokenizer, model.config)
         inputs = inputs_of(study, model, tokenized, reference, options, mesh, **source)
         require_same(inputs.facts())
@@ -130,9 +134,11 @@ class Session:
         )
 
     def __enter__(self) -> Session:
+        self._products.enter_context(use_products(self.options.products))
         return self
 
     def __exit__(self, *error: object) -> None:
+        self._products.close()
         self._pool.shutdown(cancel_futures=True)
         self.resume.close()
 

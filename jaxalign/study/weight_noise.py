@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxalign.model.config import ModelConfig
@@ -93,41 +94,92 @@ def noisy(high: Params, low: Params, key: jax.Array, config: ModelConfig) -> Par
         key: a random key (``jax.random.key``).
         config: the architecture of both.
     """
+    return with_noise(high, error_norms(high, low, config), key, config)
 
-    def layer(given: tuple[jax.Array, Block, Block]) -> Block:
-        key, weights, lows = given
-        target = low_matrices(weights, lows, config)
+
+def error_norms(high: Params, low: Params, config: ModelConfig) -> dict[str, Array]:
+    """How far ``low``'s matrices are from ``high``'s, head by head.
+
+    Args:
+        high: the parameters in f32.
+        low: the same parameters in a scheme.
+        config: the architecture of both.
+
+    Returns:
+        Frobenius norms by a matrix's name, ``[L, …]`` with 1 for every axis summed over.
+    """
+
+    def layer(given: tuple[Block, Block]) -> dict[str, Array]:
+        weights, lows = given
+        target, here = low_matrices(weights, lows, config), _matrices(weights)
+        return {
+            name: _norm(*_by_head(target[name] - here[name], MATRICES[name], config.head_size))
+            for name in target
+        }
+
+    return lax.map(layer, (high.blocks, low.blocks))
+
+
+def with_noise(
+    high: Params, norms: dict[str, Array], key: jax.Array, config: ModelConfig
+) -> Params:
+    """``high`` with normal noise of given norms in its matrices.
+
+    Apart from ``error_norms``, so that all schemes share one program: it takes seconds to compile.
+
+    Args:
+        high: the parameters in f32.
+        norms: from ``error_norms``.
+        key: a random key.
+        config: the architecture.
+    """
+
+    def layer(given: tuple[jax.Array, Block, dict[str, Array]]) -> Block:
+        key, weights, norms = given
 
         def leaf(path: Any, w: Array) -> Array:
             name = path[-1].name
-            if name not in target:
+            if name not in norms:
                 return w
             own = jax.random.fold_in(key, list(MATRICES).index(name))
-            return w + _noise(own, target[name] - w, MATRICES[name], config.head_size)
+            parts, summed = _by_head(w, MATRICES[name], config.head_size)
+            draw = jax.random.normal(own, parts.shape)
+            return w + (draw * (norms[name] / _norm(draw, summed))).reshape(w.shape)
 
         return jax.tree_util.tree_map_with_path(leaf, weights)
 
     keys = jax.random.split(key, config.num_layers)
-    return replace(high, blocks=lax.map(layer, (keys, high.blocks, low.blocks)))
+    return replace(high, blocks=lax.map(layer, (keys, high.blocks, norms)))
 
 
-def _noise(key: jax.Array, error: Array, matrix: Matrix, head_size: int) -> Array:
-    """Noise of an error's shape and of its norm in every head; of keys and values apart."""
-    axes, shape = list(matrix.axes), list(error.shape)
+def _by_head(a: Array, matrix: Matrix, head_size: int) -> tuple[Array, tuple[int, ...]]:
+    """A matrix with an axis for its heads, and the axes that make one head's share of it.
+
+    Keys and values are apart, too.
+    """
+    axes, shape = list(matrix.axes), list(a.shape)
     if matrix.heads is not None:
         axes[matrix.heads : matrix.heads + 1] = ["head", "h"]
         shape[matrix.heads : matrix.heads + 1] = [-1, head_size]
-    summed = tuple(i for i, axis in enumerate(axes) if axis not in ("head", "2"))
-    parts = error.reshape(shape)
-    draw = jax.random.normal(key, parts.shape)
-
-    def norm(a: Array) -> Array:
-        return jnp.sqrt(jnp.square(a).sum(axis=summed, keepdims=True))
-
-    return (draw * (norm(parts) / norm(draw))).reshape(error.shape)
+    return a.reshape(shape), tuple(i for i, axis in enumerate(axes) if axis not in ("head", "2"))
 
 
-noisy_params = jit(noisy, static_argnames=("config",))
+def _norm(a: Array, summed: tuple[int, ...]) -> Array:
+    return jnp.sqrt(jnp.square(a).sum(axis=summed, keepdims=True))
+
+
+_error_norms = jit(error_norms, static_argnames=("config",))
+_with_noise = jit(with_noise, static_argnames=("config",))
+
+
+def noisy_params(high: Params, low: Params, key: jax.Array, *, config: ModelConfig) -> Params:
+    """``noisy`` by two compiled programs, of which the larger is the same for all schemes.
+
+    Args:
+        high, low, key, config: as ``noisy`` has them.
+    """
+    moved: Params = _with_noise(high, _error_norms(high, low, config=config), key, config=config)
+    return moved
 
 
 def moves_matrices(high: Params, scheme: Scheme) -> bool:
@@ -139,6 +191,8 @@ def moves_matrices(high: Params, scheme: Scheme) -> bool:
     """
     if scheme.weights is not None:
         return True
+    if high.dtype == scheme.compute_dtype:
+        return False
     return bool(_differ(_matrices(high.blocks), scheme=scheme))
 
 
@@ -151,6 +205,11 @@ def _differ_in(matrices: dict[str, Array], scheme: Scheme) -> Array:
 _differ = jit(_differ_in, static_argnames=("scheme",))
 
 
+_key_of = jit(
+    lambda draw, seed: jax.random.fold_in(jax.random.key(seed), draw), static_argnames=("seed",)
+)
+
+
 def late_noise(session: Session, scheme: Scheme, draw: int) -> Late:
     """f32 parameters with noise as large as a scheme's error, as the argument of a call.
 
@@ -160,7 +219,7 @@ def late_noise(session: Session, scheme: Scheme, draw: int) -> Late:
         draw: number of the draw, from 0.
     """
     params = session.model.params
-    key = jax.random.fold_in(jax.random.key(session.options.seed), draw)
+    key = _key_of(np.uint32(draw), seed=session.options.seed)
 
     def make() -> Params:
         return noisy_params(params, session.low(scheme), key, config=session.config)

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -231,7 +230,7 @@ class Runner:
         return np.asarray(
             programs.mean_contributions(
                 params,
-                jnp.asarray(rows, scheme.compute_dtype),
+                rows.astype(jnp.dtype(scheme.compute_dtype)),
                 head_mode=self.options.head_mode,
             )
         )
