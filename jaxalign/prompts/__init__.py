@@ -9,6 +9,7 @@ from jaxalign.prompts.texts import (
     TASK_NAMES,
     PromptSet,
     PromptText,
+    one_prompt,
     read_prompts,
 )
 from jaxalign.prompts.tokens import Prompt, continuation, tokenize
@@ -28,6 +29,7 @@ __all__ = [
     "bucket_length",
     "continuation",
     "encode",
+    "one_prompt",
     "read_prompts",
     "tokenize",
 ]

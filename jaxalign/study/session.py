@@ -27,6 +27,7 @@ from jaxalign.runtime.resume import Resume
 from jaxalign.study.batching import dealt_batches
 from jaxalign.study.call_log import CallLog
 from jaxalign.study.calls import Call, Late, shapes_of, spec_of
+from jaxalign.study.estimate import Estimate, Estimated, nearest
 from jaxalign.study.options import Common
 from jaxalign.study.provenance import Inputs, Provenance, inputs_of
 from jaxalign.study.shards import Shard, ShardFinished
@@ -54,6 +55,7 @@ class Session:
         prepare: makes a scheme's parameters from the f32 ones.
         shard: the share of the calls that this worker computes; None for all.
         notes: what a reader of the result has to know; a study appends.
+        estimate: what the calls would take, where they are not to be computed; None otherwise.
     """
 
     model: Model
@@ -67,6 +69,7 @@ class Session:
     prepare: Prepare
     shard: Shard | None
     notes: list[str]
+    estimate: Estimate | None = None
     _last: dict[str, tuple[Hashable, Any]] = field(default_factory=dict)
     _numbered: int = 0
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(COMPILERS))
@@ -84,7 +87,8 @@ class Session:
         folder: Path | None = None,
         shard: Shard | None = None,
         prepare: Prepare = cast,
-        progress: bool = False,
+        progress: bool = True,
+        estimate: bool = False,
         source: Mapping[str, Any] = {},
     ) -> Session:
         """Open everything, and refuse what cannot be used before any work.
@@ -99,7 +103,10 @@ class Session:
             shard: the share of the calls that this worker computes; needs a folder.
             prepare: ``calibration.preparer`` for schemes that are chosen by activations; rounding
                 to the nearest by default.
-            progress: show progress bars on a terminal, and say how long the work will take.
+            progress: say on stderr how long the work will take and how far it is: bars on a
+                terminal and in a notebook, lines elsewhere (``runtime.progress``).
+            estimate: make the calls and compute none but the clean f32 ones; the study ends with
+                ``Estimated`` where its results would be assembled (``study.estimate``).
             source: what else ``inputs_of`` takes: the prompts' file, calibration texts.
 
         Raises:
@@ -124,9 +131,11 @@ class Session:
             mesh=mesh,
             resume=Resume(folder, inputs.facts()),
             log=CallLog(progress),
-            prepare=prepare,
-            shard=shard,
+            prepare=nearest if estimate else prepare,
+            # Nothing is assembled, as in a shard that has every call.
+            shard=Shard(index=0, count=1) if estimate else shard,
             notes=notes,
+            estimate=Estimate(model.config, mesh.size if mesh else 1) if estimate else None,
         )
 
     def __enter__(self) -> Session:
@@ -230,6 +239,9 @@ class Session:
         Yields:
             The call and its result, in the order of ``calls``.
         """
+        if self.estimate:
+            yield from self.estimate.pretend(calls, self.log)
+            return
         own = range(self._numbered, self._numbered + len(calls))
         self._numbered += len(calls)
         share = [not self.shard or self.shard.has(number) for number in own]
@@ -254,6 +266,8 @@ class Session:
         Args:
             calls: in the order in which they will run; those that are finished are left out.
         """
+        if self.estimate:
+            return
         for call in calls:
             if not self.resume.has(call.key):
                 call.ahead(self._pool)
@@ -282,7 +296,10 @@ class Session:
 
         Raises:
             ShardFinished: this worker computes a share, so there is nothing to assemble.
+            Estimated: the calls were not computed; it has what they would take.
         """
+        if self.estimate:
+            raise Estimated(self.estimate.taken(self.model.params))
         if self.shard:
             raise ShardFinished
 

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet
-from jaxalign.study import result_file
+from jaxalign.study import records, result_file
 from jaxalign.study.options import Common
 from jaxalign.study.session import Session
 
@@ -50,6 +50,9 @@ class Study(Generic[O, R]):
     older: Mapping[str, Callable[[Any, Path], R]] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
     beside: Callable[[Session, R, Path], Sequence[Path]] | None = None
+
+    def __post_init__(self) -> None:
+        records.STUDY_OF.setdefault(self.result, self)
 
     @property
     def format(self) -> str:

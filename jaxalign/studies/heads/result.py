@@ -12,6 +12,7 @@ from jaxalign.edits import HeadMode
 from jaxalign.measures.estimates import Estimate
 from jaxalign.shapes import Float
 from jaxalign.study.provenance import Provenance
+from jaxalign.study.records import Result
 
 Ranking = Literal["zero_importance", "drift", "importance_x_drift", "first_order"]
 Replacement = Literal["zero", "mean", "resample"]
@@ -197,7 +198,7 @@ class Statistics:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadsResult:
+class HeadsResult(Result, rows="prompts", headline=("statistics",)):
     """A whole study.
 
     Attributes:
