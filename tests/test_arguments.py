@@ -91,7 +91,7 @@ class Anything:
 CALLED = {
     run_study: "load_beside processes",
     one_study: "Session check_writable choose_mesh is_first locate preparer read_bytes "
-    "read_prompts remove_calls select_device",
+    "read_prompts one_prompt remove_calls select_device",
     opening: "enable_compilation_cache load locate read_texts select_device usable_devices",
     over_training: "is_first",
     plot: "check_writable read_any",
@@ -157,7 +157,10 @@ def called(monkeypatch, answers):
 
     monkeypatch.setattr(run_study, "processes", context)
     framed = {
-        name: dataclasses.replace(study, run=stand_in("run"), table=str, figures=dict, beside=None)
+        name: dataclasses.replace(
+            study, run=stand_in("run"), table=str, details=lambda _: called("details", log),
+            figures=dict, beside=None,
+        )
         for name, study in find_studies().items()
     }
     monkeypatch.setattr(run_study, "find_studies", lambda: framed)

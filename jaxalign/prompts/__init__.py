@@ -1,7 +1,8 @@
 """Prompt sets: read and checked, tokenized, batched by length."""
 
 from jaxalign.checkpoints.tokenizer import encode
-from jaxalign.prompts.batches import BUCKET, FEW, Batch, batches, bucket_length
+from jaxalign.engine.compiled import BUCKET, bucket_length
+from jaxalign.prompts.batches import FEW, Batch, batches
 from jaxalign.prompts.texts import (
     ALL_TASKS,
     REFERENCE,

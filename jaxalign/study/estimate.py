@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -142,7 +143,8 @@ class Estimate:
         """
         phases: dict[tuple[str, str], list[float]] = {}
         for call, flops in zip(self.calls, self.done, strict=True):
-            phases.setdefault((str(call.key[0]), str(call.key[1])), []).append(flops)
+            phase = re.sub(r" \d+$", "", str(call.key[0]))  # "noise 2" is one of several
+            phases.setdefault((phase, str(call.key[1])), []).append(flops)
         most = max((_bytes(call, self.config, params) for call in self.calls), default=0)
         return Taken(
             calls=len(self.calls),
