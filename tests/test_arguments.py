@@ -158,8 +158,12 @@ def called(monkeypatch, answers):
     monkeypatch.setattr(run_study, "processes", context)
     framed = {
         name: dataclasses.replace(
-            study, run=stand_in("run"), table=str, details=lambda _: called("details", log),
-            figures=dict, beside=None,
+            study,
+            run=stand_in("run"),
+            table=str,
+            details=lambda _: called("details", log),
+            figures=dict,
+            beside=None,
         )
         for name, study in find_studies().items()
     }

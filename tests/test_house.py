@@ -29,6 +29,7 @@ ROOMS = (
     "studies",
     "commands",
     "demo",
+    "__main__",
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -28,7 +28,6 @@ from jaxalign.runtime import files
 from jaxalign.runtime.memory import require_room
 from jaxalign.shapes import Lengths, Tokens
 
-
 # A text, some texts, or token ids ``[B, S]`` and lengths ``[B]``.
 Texts = str | Sequence[str] | tuple[Tokens, Lengths]
 
@@ -110,30 +109,32 @@ class Model:
         scheme = as_scheme(scheme)
         tokens, lengths = self._prompts(texts)
         readout = self._readout(metric, target, len(tokens))
-        how = {"scheme": scheme.run}
-        given = (self._in(scheme), tokens, lengths, self.config)
-        if edits is not None:
-            if edit is not None or capture or every_position or readout is None:
-                raise InputError(
-                    "edits give what a metric reads off the last position, row by row",
-                    "give metric= or target=, and no edit=, capture= or every_position=",
-                )
-            one = isinstance(edits, Edit)
-            found = run_edits(*given, [edits] if one else edits, readout, **how)
-            values = [one.logit_diff for one in found] if target is not None else found
-            return values[0] if one else values
-        require_type("edit", edit, (Edit, type(None)), "an Edit")
-        if readout is None:
-            return run_once(
-                *given, edit=edit, capture=capture, last_only=not every_position, **how
-            )
-        if capture or every_position:
+        params, config, run = self._in(scheme), self.config, scheme.run
+        read_last = edits is not None or readout is not None
+        if read_last and (capture or every_position):
             raise InputError(
-                "metric and target read the last position, and capture or every_position is given",
+                "edits, metric and target read the last position alone, and capture= or "
+                "every_position= is given",
                 "leave one of them out",
             )
-        values = readout(run_once(*given, edit=edit, **how).logits)
-        return values if target is None else values.logit_diff
+        if edits is not None:
+            if edit is not None or readout is None:
+                raise InputError(
+                    "edits= are many runs, read off by metric= or target=; edit= is one of another",
+                    "give edits= and one of metric= and target=",
+                )
+            batches = [edits] if isinstance(edits, Edit) else edits
+            found = run_edits(params, tokens, lengths, config, batches, readout, scheme=run)
+            values = found if target is None else [one.logit_diff for one in found]
+            return values[0] if isinstance(edits, Edit) else values
+        require_type("edit", edit, (Edit, type(None)), "an Edit")
+        out = run_once(
+            params, tokens, lengths, config, scheme=run, edit=edit, capture=capture,
+            last_only=not every_position,
+        )  # fmt: skip
+        if readout is None:
+            return out
+        return readout(out.logits) if target is None else readout(out.logits).logit_diff
 
     def _prompts(self, texts: Texts) -> tuple[Tokens, Lengths]:
         if isinstance(texts, str):
@@ -146,7 +147,7 @@ class Model:
                 "texts are neither all texts nor (tokens, lengths)", "give one or the other"
             )
         tokens, lengths = texts
-        return jnp.asarray(tokens), jnp.asarray(lengths)  # type: ignore[arg-type]
+        return jnp.asarray(tokens), jnp.asarray(lengths)
 
     def _readout(
         self, metric: Callable[[Any], Any] | None, target: str | Sequence[str] | None, count: int

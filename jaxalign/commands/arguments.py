@@ -55,8 +55,8 @@ are optional, and any other list of such objects is a task of its own.
 """
 
 EXIT_CODES = """\
-exit codes: 0 done; 1 verify or selftest found something that differs; 2 bad input, an interruption, or
-activations that left a precision's range; 3 verify could check nothing.
+exit codes: 0 done; 1 verify or selftest found something that differs; 2 bad input, an
+interruption, or activations that left a precision's range; 3 verify could check nothing.
 """
 
 
@@ -153,7 +153,7 @@ COMMANDS = {
         ),
         Command(
             name="selftest",
-            question="Does this installation compute what it should? A minute, nothing else needed.",
+            question="Does this installation compute what it should? A minute, offline.",
             module="selftest",
             takes=(groups.device, groups.programs),
             examples=("", "--device gpu"),

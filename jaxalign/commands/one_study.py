@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,6 +16,7 @@ from jax.sharding import Mesh
 from jaxalign.calibration import preparer
 from jaxalign.checkpoints import Model, locate
 from jaxalign.commands.opening import (
+    asked_prompts,
     calibration_texts,
     described,
     ignoring,
@@ -30,15 +29,14 @@ from jaxalign.devices.mesh import choose_mesh
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.processes.distributed import is_first
-from jaxalign.prompts import SHIPPED, PromptSet, one_prompt, read_prompts
+from jaxalign.prompts import PromptSet
 from jaxalign.runtime.environment import select_device
-from jaxalign.runtime.files import check_writable, read_bytes
+from jaxalign.runtime.files import check_writable
 from jaxalign.runtime.memory import default_memory_gb
 from jaxalign.runtime.messages import note
 from jaxalign.runtime.progress import Progress
 from jaxalign.runtime.resume import remove_calls
 from jaxalign.study.estimate import Estimated
-from jaxalign.study.option import listed
 from jaxalign.study.session import Prepare, Session
 from jaxalign.study.shards import Shard, ShardFinished
 from jaxalign.study.study import Study
@@ -295,44 +293,6 @@ def parse_shard(text: str | None) -> Shard | None:
     return None if text is None else Shard.parse(text)
 
 
-def _prompts(arguments: argparse.Namespace) -> tuple[PromptSet, dict[str, str]]:
-    """The prompts that the arguments ask for, and how the result names their file."""
-
-    def asked(name: str) -> Any:
-        return getattr(arguments, name, None)
-
-    prompt, target, distractor = map(asked, ("prompt", "target", "distractor"))
-    tasks, limit = asked("tasks"), asked("limit")
-    if prompt is None:
-        if target is not None or distractor is not None:
-            flag = "--target" if target is not None else "--distractor"
-            raise InputError(f"{flag} is of one prompt, and --prompt is missing", "give --prompt")
-        prompts = read_prompts(arguments.prompts)
-        file = SHIPPED if arguments.prompts is None else arguments.prompts
-        name = "shipped" if arguments.prompts is None else str(arguments.prompts)
-        if tasks is not None or limit is not None:
-            prompts = prompts.only(None if tasks is None else listed(tasks), limit)
-            name += "".join(
-                f", --{flag} {value}"
-                for flag, value in (("tasks", tasks), ("limit", limit))
-                if value is not None
-            )
-        return prompts, {"file": name, "file_sha256": _sha256(read_bytes(file))}
-    others = {"--prompts": arguments.prompts, "--tasks": tasks, "--limit": limit}
-    for flag, value in others.items():
-        if value is not None:
-            raise InputError(f"--prompt is in place of a file, and {flag} is given", "leave it out")
-    if target is None:
-        raise InputError("--prompt has no --target", 'give its answer: --target " Paris"')
-    given = json.dumps([prompt, target, distractor]).encode(errors="surrogatepass")
-    named = {"file": "--prompt", "file_sha256": _sha256(given)}
-    return one_prompt(prompt, target, distractor), named
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
 def _open(
     study: Study[Any, Any],
     options: Any,
@@ -340,7 +300,7 @@ def _open(
     device: jax.Device,
     screen: Screen,
 ) -> Opened:
-    prompts, named = _prompts(arguments)
+    prompts, named = asked_prompts(arguments)
     source = locate(arguments.model, arguments.revision)
     if is_first():
         screen.say(f"{study.name} study of {described(source, device.platform)}")

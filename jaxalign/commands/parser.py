@@ -96,7 +96,7 @@ def whole(text: str) -> int:
 
 
 def _plain_number(text: str) -> str:
-    """The number as typed, unless it is written as Python alone would take it: ``1_0``, ``" 7"``."""
+    """The number as typed, unless only Python would take it for one: ``1_0``, ``" 7"``."""
     if not text.isascii() or "_" in text or text != text.strip():
         raise ValueError("no number")
     return text

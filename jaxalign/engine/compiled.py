@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.edits import batch as batches
@@ -132,7 +133,7 @@ def _padded(tokens: Tokens, config: ModelConfig) -> Tokens:
     """The tokens up to a multiple of ``BUCKET``, so that texts of similar length share programs."""
     size = tokens.shape[1]
     more = bucket_length(size, config.max_positions) - size
-    return np.pad(np.asarray(tokens), ((0, 0), (0, more)))
+    return jnp.asarray(np.pad(np.asarray(tokens), ((0, 0), (0, more))))
 
 
 def _widened(edit: Edit, tokens: Tokens, padded: Tokens, *, batch: bool = False) -> Edit:

@@ -57,10 +57,10 @@ def enable_compilation_cache(
             of programs compiled by this process and not yet loaded from anywhere.
     """
     require_exact_compilation()
-    if folder is None and os.environ.get(VARIABLE) == "":
-        return None
     try:
-        kept = Path(folder or os.environ.get(VARIABLE) or _user_folder()).expanduser().absolute()
+        kept = default_folder() if folder is None else Path(folder).expanduser().absolute()
+        if kept is None:
+            return None
         kept.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder:
             with tempfile.TemporaryFile(dir=kept):
@@ -83,6 +83,18 @@ def enable_compilation_cache(
     # A damaged entry is no reason to stop, even where warnings are errors (python -W error).
     warnings.filterwarnings("default", message=FAULT)
     return kept
+
+
+def default_folder() -> Path | None:
+    """Where programs are kept unless somebody says otherwise; None where they are not.
+
+    Raises:
+        RuntimeError: this user has no home.
+    """
+    named = os.environ.get(VARIABLE)
+    if named == "":
+        return None
+    return Path(named or _user_folder()).expanduser().absolute()
 
 
 def _user_folder() -> Path:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from jaxalign.checkpoints import Model
 from jaxalign.devices.mesh import EDITS, shard_packed, shard_params
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, require_type
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, cast
 from jaxalign.numerics.scheme import F32, Scheme
@@ -113,6 +113,9 @@ class Session:
             InputError: model or prompts cannot be used, or processes were given different ones.
             PrecisionError: this installation does not keep 16-bit roundings.
         """
+        require_type("model", model, Model, "a model, from jaxalign.load")
+        require_type("prompts", prompts, PromptSet, "prompts, from jaxalign.read_prompts")
+        require_type("options", options, Common, "options of the study")
         if shard and folder is None:
             raise InputError(f"shard {shard} has no folder", "give one for finished calls")
         if model.params.dtype != jnp.float32:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from jaxalign.checkpoints import Model
+from jaxalign.errors import require_type
 from jaxalign.prompts import PromptSet
 from jaxalign.study import records, result_file
 from jaxalign.study.options import Common
@@ -76,6 +77,7 @@ class Study(Generic[O, R]):
             >>> result = STUDIES["schemes"](jaxalign.load("demo"), jaxalign.read_prompts())
         """
         options = self.options() if options is None else options
+        require_type("options", options, self.options, f"a {self.options.__name__}")
         with Session.open(self.format, model, prompts, options, **session) as opened:
             return self.run(opened, options)
 
