@@ -212,8 +212,9 @@ def _check_inputs_stay(
     folder = arguments.output.parent / "figures"
     for flag, path in given.items():
         # The files of a checkpoint's folder are listed, not searched for: a folder may hold much.
-        files = [] if path is None else [Path(path), *Path(path).glob("*")]
-        for file in filter(Path.is_file, files):
+        inside = path is not None and os.path.isdir(path)
+        files = sorted(Path(path).iterdir()) if inside else [Path(path)] if path else []
+        for file in filter(os.path.isfile, files):
             if os.path.exists(arguments.output) and file.samefile(arguments.output):
                 raise InputError(
                     f"--output {arguments.output} is a file that {flag} reads",
