@@ -129,7 +129,7 @@ def test_some_tasks_and_the_first_prompts_of_each_can_be_taken():
     assert few.tasks == {"ioi": every.tasks["ioi"][:3]}
     assert few.reference == every.reference
     assert every.only(limit=2).tasks == {name: own[:2] for name, own in every.tasks.items()}
-    with pytest.raises(InputError, match="no task 'nouns'. name some of factual, ioi"):
+    with pytest.raises(InputError, match=r"no task 'nouns'\. name some of factual, ioi"):
         every.only(["ioi", "nouns"])
     for wrong in ([], ["ioi", "IOI"]):
         with pytest.raises(InputError, match="each once"):

@@ -213,6 +213,11 @@ def _leaf(name: str, hint: Any, value: Any) -> Iterator[tuple[str, tuple[str, ..
             yield from _leaf(place, part, each)
     elif isinstance(value, np.ndarray):
         yield name, tuple(getattr(_present(hint), "dim_str", "").split()), value
+    elif value is None and dataclasses.is_dataclass(_present(hint)):
+        # What is not there has its columns all the same.
+        hints = typing.get_type_hints(_present(hint))
+        for field in dataclasses.fields(_present(hint)):
+            yield from _leaf(f"{name}.{field.name}", hints[field.name], None)
     else:
         yield name, (), value
 
