@@ -124,6 +124,9 @@ class Model:
                     "give edits= and one of metric= and target=",
                 )
             batches = [edits] if isinstance(edits, Edit) else edits
+            require_type("edits", batches, (list, tuple), "a list of Edit")
+            for number, batch in enumerate(batches):
+                require_type(f"edits[{number}]", batch, Edit, "an Edit")
             found = run_edits(params, tokens, lengths, config, batches, readout, scheme=run)
             values = found if target is None else [one.logit_diff for one in found]
             return values[0] if isinstance(edits, Edit) else values

@@ -13,14 +13,13 @@ from jaxalign.edits import batch as batches
 from jaxalign.edits.declare import Declared
 from jaxalign.edits.site import Edit
 from jaxalign.engine.sweep import sweep
-from jaxalign.errors import require_type
 from jaxalign.measures.metrics import Answer
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import Output, check_prompts, forward
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.runtime.compile import jit
-from jaxalign.shapes import Lengths, Tokens
+from jaxalign.shapes import Array, Int, Lengths, Tokens
 
 # Lengths are rounded up to a multiple of this, so that few shapes have to be compiled.
 BUCKET = 8
@@ -116,9 +115,6 @@ def run_edits(
     Raises:
         ValueError: as ``sweep``; values of tokens and lengths are checked, too.
     """
-    require_type("edits", edits, (list, tuple), "a list of Edit")
-    for number, edit in enumerate(edits):
-        require_type(f"edits[{number}]", edit, Edit, "an Edit")
     tokens, lengths = check_prompts(tokens, lengths, config)
     padded = _padded(tokens, config)
     answer = readout if isinstance(readout, Answer) else None
@@ -129,14 +125,16 @@ def run_edits(
     )  # fmt: skip
 
 
-def _padded(tokens: Tokens, config: ModelConfig) -> Tokens:
+def _padded(tokens: Tokens, config: ModelConfig) -> Int[Array, "B padded"]:
     """The tokens up to a multiple of ``BUCKET``, so that texts of similar length share programs."""
     size = tokens.shape[1]
     more = bucket_length(size, config.max_positions) - size
     return jnp.asarray(np.pad(np.asarray(tokens), ((0, 0), (0, more))))
 
 
-def _widened(edit: Edit, tokens: Tokens, padded: Tokens, *, batch: bool = False) -> Edit:
+def _widened(
+    edit: Edit, tokens: Tokens, padded: Int[Array, "B padded"], *, batch: bool = False
+) -> Edit:
     """The edit for the padded tokens: nothing acts behind them."""
     size, more = tokens.shape[1], padded.shape[1] - tokens.shape[1]
 
