@@ -4,11 +4,11 @@ import json
 import shutil
 from types import SimpleNamespace
 
+import jax
 import pytest
 from tiny_run import PROMPTS, refusal, run, write_model, write_prompts
 
 from jaxalign import load, read
-from jaxalign.model import count
 from jaxalign.numerics.scheme import scheme_named
 from jaxalign.prompts import read_prompts
 from jaxalign.studies.registry import STUDIES
@@ -113,7 +113,9 @@ def test_an_estimate_counts_the_calls_that_the_study_makes(inputs, name, tmp_pat
         return own(call)
 
     monkeypatch.setattr(Call, "compute", compute)
-    chosen = ("--scheme", "int4-g8") if name == "plan" else ("--schemes", "int4-g8")
+    chosen = (
+        ("--scheme", "int4-g8", "--budget", "8bits") if name == "plan" else ("--schemes", "int4-g8")
+    )
     asked = (
         name, "--model", inputs.model, "--prompts", inputs.prompts, "--device", "cpu", *chosen,
         "--output", tmp_path / "r.json", "--no-figures",
@@ -162,7 +164,7 @@ def test_nothing_is_calibrated_for_an_estimate(inputs, tmp_path, monkeypatch):
 
 def test_operations_of_a_clean_pass_are_two_for_a_weight_and_a_position(inputs):
     model = load(str(inputs.model))
-    blocks = count(model.params.blocks)
+    blocks = sum(leaf.size for leaf in jax.tree.leaves(model.params.blocks))
     with Session.open(
         "jaxalign.x/1", model, read_prompts(inputs.prompts), STUDIES["schemes"].options()
     ) as session:
