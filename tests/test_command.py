@@ -255,9 +255,10 @@ def test_schemes_that_cannot_be_timed_are_refused_before_the_model_is_read(schem
     assert words in refusal("speed", "--model", "nowhere", "--schemes", schemes)
 
 
-def test_checkout_runs_without_installation():
+@pytest.mark.parametrize("program", [["cli.py"], ["-m", "jaxalign"]])
+def test_checkout_runs_without_installation(program):
     done = subprocess.run(
-        [sys.executable, "cli.py", "--version"], cwd=ROOT, capture_output=True, text=True
+        [sys.executable, *program, "--version"], cwd=ROOT, capture_output=True, text=True
     )
     assert (done.returncode, done.stdout) == (0, f"jaxalign {__version__}\n")
 
