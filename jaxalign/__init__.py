@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from jaxalign.measures.metrics import Answer, logit_difference
     from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
     from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
-    from jaxalign.prompts import read_prompts
+    from jaxalign.prompts import one_prompt, read_prompts
+    from jaxalign.runtime.compilation_cache import enable_compilation_cache
     from jaxalign.studies.heads import HeadsOptions, heads_study
     from jaxalign.studies.registry import read
 
@@ -47,7 +48,8 @@ _HOMES = {
     "jaxalign.measures.metrics": "Answer logit_difference",
     "jaxalign.model": "ModelConfig Params cast forward head_contributions init_params",
     "jaxalign.numerics": "BF16 F16 F32 INT8_SIM Scheme jit",
-    "jaxalign.prompts": "read_prompts",
+    "jaxalign.prompts": "one_prompt read_prompts",
+    "jaxalign.runtime.compilation_cache": "enable_compilation_cache",
     "jaxalign.studies.heads": "HeadsOptions heads_study",
     "jaxalign.studies.registry": "read",
 }
@@ -84,6 +86,7 @@ __all__ = [
     "Scheme",
     "cast",
     "config_from_hf",
+    "enable_compilation_cache",
     "forward",
     "head_ablation_masks",
     "head_contributions",
@@ -93,6 +96,7 @@ __all__ = [
     "load",
     "locate",
     "logit_difference",
+    "one_prompt",
     "params_from_state_dict",
     "read",
     "read_prompts",

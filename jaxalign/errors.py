@@ -64,3 +64,32 @@ class InputError(ValueError):
         self.problem = " ".join(printable(problem).split())
         self.remedy = " ".join(printable(remedy).split())
         super().__init__(f"{self.problem.rstrip('.')}. {self.remedy.rstrip('.')}.")
+
+
+def require_type(
+    name: str, value: Any, kinds: type | tuple[type, ...], expected: str, remedy: str = ""
+) -> None:
+    """Refuse a value of another type by the argument's name.
+
+    Args:
+        name: of the argument.
+        value: what was given.
+        kinds: the types that it may have; True and False are no numbers.
+        expected: what it should be, in words.
+        remedy: what to do about it; by default to give what is expected.
+
+    Raises:
+        InputError: it has none of the types.
+
+    Example:
+        >>> require_type("model", 7, str, "the name of a model")
+        InputError: model is 7 (an int), expected the name of a model. give the name of a model.
+    """
+    number = isinstance(kinds, tuple) and int in kinds
+    if isinstance(value, kinds) and not (number and isinstance(value, bool)):
+        return
+    kind = type(value).__name__
+    article = "an" if kind[0] in "aeiouAEIOU" else "a"
+    short = value is None or isinstance(value, str | int | float)
+    found = f"{str(value)[:40]!s} ({article} {kind})" if short else f"{article} {kind}"
+    raise InputError(f"{name} is {found}, expected {expected}", remedy or f"give {expected}")

@@ -25,6 +25,7 @@ axis that one function alone has is spelled out (``devices``, ``steps``).
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax.numpy as jnp
@@ -53,6 +54,27 @@ def lead(a: Array, like: Array) -> Array:
     return jnp.expand_dims(a, tuple(range(like.ndim - a.ndim)))
 
 
+def outline(tree: Any) -> str:
+    """A dataclass of arrays in few words: the dtype and shape of each array, no numbers.
+
+    Args:
+        tree: the dataclass.
+
+    Example:
+        >>> model.params.final_norm
+        Norm(scale=float32[128], bias=float32[128])
+    """
+    parts = []
+    for field in dataclasses.fields(tree):
+        value = getattr(tree, field.name)
+        shape, dtype = getattr(value, "shape", None), getattr(value, "dtype", None)
+        if dtype is not None and isinstance(shape, tuple):
+            parts.append(f"{field.name}={dtype}{list(shape)}".replace(" ", ""))
+        elif value is not None:
+            parts.append(f"{field.name}={value!r}")
+    return f"{type(tree).__name__}({', '.join(parts)})"
+
+
 __all__ = [
     "Array",
     "ArrayLeaf",
@@ -66,4 +88,5 @@ __all__ = [
     "Tokens",
     "UInt8",
     "lead",
+    "outline",
 ]

@@ -23,6 +23,12 @@ _hook = install_import_hook([f"jaxalign.{room}" for room in ARRAY_ROOMS], "beart
 _hook.__enter__()
 
 import jax  # noqa: E402 - after the hook
+
+from jaxalign.runtime import progress  # noqa: E402
+
+# What is said of work that takes long would depend on how busy the machine is.
+progress.SHORT = progress.FIRST = 1e6
+
 import pytest  # noqa: E402
 from jax.experimental.compilation_cache import compilation_cache  # noqa: E402
 

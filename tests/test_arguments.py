@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import re
+import shlex
 
 import jax
 import pytest
@@ -12,12 +13,15 @@ from tiny_run import run
 from jaxalign import plots
 from jaxalign.checkpoints import Model, Quantized, load, locate
 from jaxalign.commands import (
+    doctor,
     one_study,
     opening,
     over_training,
     parser,
     plot,
     run_study,
+    screen,
+    selftest,
     speed,
     verify,
 )
@@ -90,9 +94,13 @@ class Anything:
 
 CALLED = {
     run_study: "load_beside processes",
-    one_study: "Session check_writable choose_mesh is_first locate preparer read_bytes "
-    "read_prompts remove_calls select_device",
-    opening: "enable_compilation_cache load locate read_texts select_device usable_devices",
+    one_study: "Session check_writable choose_mesh default_memory_gb is_first locate preparer "
+    "remove_calls select_device",
+    opening: "enable_compilation_cache load locate one_prompt read_bytes read_prompts read_texts "
+    "select_device usable_devices",
+    screen: "content_of",
+    selftest: "CHECKS load select_device",
+    doctor: "findings select_device",
     over_training: "is_first",
     plot: "check_writable read_any",
     plots: "draw",
@@ -129,6 +137,11 @@ def answers():
         "usable_devices": [device],
         "load_beside": quantized,
         "draw": ("png", "svg"),
+        "details": "",
+        "content_of": {},
+        "one_prompt": read_prompts(),
+        "default_memory_gb": 4.0,
+        "findings": {},
         "read_any": (argparse.Namespace(draw=lambda *given: plots.draw({}, *given)), None),
         "forward_speed": [speed.Timing("f32", 1, 2, 1.0, 1.0, 1.0)],
     }
@@ -157,7 +170,14 @@ def called(monkeypatch, answers):
 
     monkeypatch.setattr(run_study, "processes", context)
     framed = {
-        name: dataclasses.replace(study, run=stand_in("run"), table=str, figures=dict, beside=None)
+        name: dataclasses.replace(
+            study,
+            run=stand_in("run"),
+            table=str,
+            details=stand_in("details"),
+            figures=dict,
+            beside=None,
+        )
         for name, study in find_studies().items()
     }
     monkeypatch.setattr(run_study, "find_studies", lambda: framed)
@@ -186,15 +206,26 @@ WORDS = {
     "--ignore-setting": "colour",
     "--text": "To be",
     "--shard": "1/2",
+    "--prompt": "To be",
+    "--target": " or",
+    "--distractor": " and",
+    "--tasks": "ioi",
 }
 # What an option needs beside it, and the value that it is compared with where it cannot be absent.
 MODEL = ("--model", "other/model")
 NEEDS = {
     "--revisions": MODEL,
     "--quantized": MODEL,
+    "--prompt": ("--target", " or"),
+    "--target": ("--prompt", "To be"),
+    "--distractor": ("--prompt", "To be", "--target", " or"),
     ("heads", "--calibration"): ("--schemes", "gptq-g64"),
     ("plan", "--calibration"): ("--scheme", "gptq-g64"),
 }
+
+
+# Options that have no meaning without each other.
+TOGETHER = ("--prompt", "--target")
 
 
 def needed(command, flag):
@@ -216,7 +247,8 @@ def value_of(action):
 def test_every_option_of_a_command_changes_what_the_command_does(command, flag, called):
     [action] = [a for a in actions(command) if flag in a.option_strings]
     value, needs = value_of(action), needed(command, flag)
-    without, given = called(command, *needs), called(command, *needs, flag, *value)
+    without = called(command, *(() if flag in TOGETHER else needs))
+    given = called(command, *needs, flag, *value)
     assert given != without
     for word in value:
         shown = "Shard(index=1, count=2)" if flag == "--shard" else word.split(",")[0]
@@ -312,6 +344,16 @@ def test_odd_values_are_refused_in_one_line_or_taken_as_they_are(command, flag, 
         ("--seed", "-1", "--seed is -1. give 0 or a positive whole number"),
         ("--seed", "4294967296", "--seed is 4294967296. give at most 4294967295"),
         ("--seed", "1.5", "argument --seed: '1.5' is no whole number"),
+        ("--seed", "1_0", "argument --seed: '1_0' is no whole number"),
+        ("--seed", "\u0661", "argument --seed: '\u0661' is no whole number"),
+        ("--memory-gb", "1_0", "argument --memory-gb: '1_0' is no number"),
+        ("--limit", "0", "--limit is 0. give 1 or more"),
+        ("--limit", " 7", "argument --limit: ' 7' is no whole number"),
+        ("--tasks", "nouns", "--tasks: there is no task 'nouns'. name some of factual, ioi"),
+        ("--tasks", ",", "--tasks: expected names, each once"),
+        ("--target", "x", "--target is of one prompt, and --prompt is missing"),
+        ("--prompt", "x", "--prompt has no --target"),
+        ("--shard", "1/9999999", "N at most 999999"),
         ("--output", "", "argument --output: '' is no path"),
     ],
 )
@@ -320,6 +362,22 @@ def test_numbers_that_cannot_be_used_are_refused_alike_by_every_study(
     command, flag, value, said, called
 ):
     ran = run(command, f"{flag}={value}")
+    assert ran.code == 2
+    assert said in ran.err
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--prompts", "some/file"), "--prompt is in place of a file, and --prompts is given"),
+        (("--tasks", "ioi"), "--prompt is in place of a file, and --tasks is given"),
+        (("--limit", "3"), "--prompt is in place of a file, and --limit is given"),
+        (("--verbose", "--json"), "not allowed with argument --verbose"),
+        (("--estimate", "--shard", "1/2"), "--estimate is of the whole study"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(more, said, called):
+    ran = run("heads", "--prompt", "To be", "--target", " or", *more)
     assert ran.code == 2
     assert said in ran.err
 
@@ -354,7 +412,7 @@ def test_help_asks_one_question_a_command_and_teaches_by_examples():
         assert words in text
     assert max(map(len, text.splitlines())) <= 100
     for line in re.findall(r"^  jaxalign (.*?)(?:   .*)?$", text, re.MULTILINE):
-        parse(line.split())
+        parse(shlex.split(line))
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -266,9 +266,17 @@ def test_program_is_still_loaded_while_the_disk_is_full(folder, events):
     assert events[HIT] == 1
 
 
-def test_folder_that_cannot_be_made_costs_one_line(tmp_path, capsys):
+def test_a_folder_that_is_asked_for_and_cannot_be_used_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
-    assert enable_compilation_cache(tmp_path / "file" / "programs") is None
+    with pytest.raises(InputError, match=r"--compilation-cache .* cannot be written \(Not a dir"):
+        enable_compilation_cache(tmp_path / "file" / "programs")
+    assert jax.config.jax_compilation_cache_dir is None
+
+
+def test_default_folder_that_cannot_be_made_costs_one_line(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv(compilation_cache.VARIABLE, str(tmp_path / "file" / "programs"))
+    assert enable_compilation_cache() is None
     assert "compiled programs are not kept for the next run (" in note(capsys)
     assert jax.config.jax_compilation_cache_dir is None
     run()

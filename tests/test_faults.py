@@ -13,7 +13,7 @@ import kept_programs
 import numpy as np
 import pytest
 from jax._src.compilation_cache import combine_executable_and_time, compress_executable
-from tiny_run import refusal, without_times, write_model, write_prompts
+from tiny_run import refusal, without_progress, without_times, write_model, write_prompts
 
 import jaxalign
 from jaxalign.commands.one_study import ACTIVATIONS
@@ -23,7 +23,7 @@ from jaxalign.studies.heads import HeadsOptions
 from jaxalign.studies.heads.calls import Runner
 
 ROOT = Path(__file__).parent.parent
-LIMIT = 300  # seconds; a run takes a few
+LIMIT = 3600  # seconds; a run takes a few, more on a busy machine
 DAMAGED = 6  # programs, of more; the smallest, which are soon compiled again
 COPIES = 2  # of the parameters: f32's, and a low precision's beside them
 
@@ -139,7 +139,9 @@ def run(inputs, output, programs, *more, first=""):
     )
     assert done.returncode == 0, done.stderr
     assert list(output.parent.iterdir()) == [output]
-    return SimpleNamespace(err=done.stderr, content=json.loads(without_times(output)))
+    return SimpleNamespace(
+        err=without_progress(done.stderr), content=json.loads(without_times(output))
+    )
 
 
 def warned(text):

@@ -19,16 +19,17 @@ ROOMS = (
     "measures",
     "edits",
     "model",
+    "engine",
     "checkpoints",
     "prompts",
     "calibration",
-    "engine",
     "devices",
     "plots",
     "study",
     "studies",
     "commands",
     "demo",
+    "__main__",
 )
 FILES = sorted(PACKAGE.rglob("*.py"))
 

@@ -4,7 +4,6 @@ import http.server
 import json
 import shutil
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -248,13 +247,11 @@ def test_hub_that_hangs_is_given_up_within_the_deadline(answers, cache, monkeypa
     """A name lookup knows no timeout: the call itself never returns."""
     assert hub.DEADLINE_SECONDS <= 10
     monkeypatch.setattr(hub, "DEADLINE_SECONDS", 0.3)
-    over = threading.Event()
-    answers.info = lambda: over.wait(60)
-    start = time.monotonic()
+    over, returned = threading.Event(), []
+    answers.info = lambda: returned.append(over.wait(3600))
     source = locate()
-    took = time.monotonic() - start
+    assert not returned, "it waited for the call"
     over.set()
-    assert took < 2
     assert source.model == "demo"
     assert "(TimeoutError: no answer within" in source.note
 

@@ -25,6 +25,7 @@ from jaxalign.prompts import (
     PromptText,
     batches,
     bucket_length,
+    one_prompt,
     read_prompts,
     tokenize,
 )
@@ -100,13 +101,47 @@ def test_prompts_are_tokenized_without_special_tokens(tokens_of, tokenizer):
 
 def test_target_of_several_tokens_uses_its_first_and_says_so_once(tokens_of, tokenizer):
     long = {"prompt": GOOD["prompt"], "target": " Qxzqxz", "distractor": " Zyxzyx"}
-    prompts, _, notes = tokens_of({"factual": [long] * 5 + [GOOD], **REFERENCE})
+    different = [long | {"prompt": " the" * (n + 1)} for n in range(5)]
+    prompts, _, notes = tokens_of({"factual": [*different, GOOD], **REFERENCE})
     assert prompts[0].target == tokenizer.encode(" Qxzqxz").ids[0]
     assert prompts[0].distractor == tokenizer.encode(" Zyxzyx").ids[0]
     [note] = notes
     assert note.startswith("5 targets have several tokens; their first is used: ' Qxzqxz'")
     assert note.count("Qxzqxz") == 3
     assert note.endswith("…")
+
+
+def test_a_prompt_that_its_task_has_already_is_left_out_and_noted(tokens_of):
+    """Intervals over prompts would take it for new evidence."""
+    other = GOOD | {"target": " Rome"}
+    given = {"factual": [GOOD, other, GOOD, GOOD], "rivers": [GOOD], **REFERENCE}
+    prompts, _, notes = tokens_of(given)
+    assert [p.task for p in prompts] == ["FactualRecall", "FactualRecall", "rivers"]
+    assert prompts[0].target != prompts[1].target
+    [note] = notes
+    assert note.startswith("2 prompts are left out, since their task has them already")
+    assert "factual[2]" in note
+
+
+def test_some_tasks_and_the_first_prompts_of_each_can_be_taken():
+    every = read_prompts()
+    few = every.only(["IOI"], 3)
+    assert few.tasks == {"ioi": every.tasks["ioi"][:3]}
+    assert few.reference == every.reference
+    assert every.only(limit=2).tasks == {name: own[:2] for name, own in every.tasks.items()}
+    with pytest.raises(InputError, match=r"no task 'nouns'\. name some of factual, ioi"):
+        every.only(["ioi", "nouns"])
+    for wrong in ([], ["ioi", "IOI"]):
+        with pytest.raises(InputError, match="each once"):
+            every.only(wrong)
+    with pytest.raises(InputError, match="--limit is 0"):
+        every.only(limit=0)
+
+
+def test_one_prompt_is_a_set_with_the_shipped_reference_texts():
+    given = one_prompt("The capital of France is", " Paris", " Rome")
+    assert given.reference == read_prompts().reference
+    assert [*given.tasks.values()] == [(PromptText("The capital of France is", " Paris", " Rome"),)]
 
 
 def test_prompt_that_just_fits_the_context_is_kept(tokens_of):

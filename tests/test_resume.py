@@ -18,13 +18,13 @@ from types import SimpleNamespace
 import jax
 import pytest
 import tiny_run
-from tiny_run import PROMPTS, without_times, write_model, write_prompts
+from tiny_run import PROMPTS, without_progress, without_times, write_model, write_prompts
 
 from jaxalign.runtime import resume
 from jaxalign.study import session
 
 ROOT = Path(__file__).parent.parent
-LIMIT = 300  # seconds; a run takes a few
+LIMIT = 3600  # seconds; a run takes a few, more on a busy machine
 # The command, which says what it computes and may stop at a
 # call or in the middle of writing one, until it is killed.
 DRIVER = """
@@ -107,7 +107,9 @@ def run(inputs, output, *more, mode="", at_stop=signal.SIGKILL):
         process.kill()
     lines += out.splitlines()
     computed = [line for line in lines if line.startswith("computes ")]
-    return SimpleNamespace(code=process.returncode, computed=computed, out=lines, err=err)
+    return SimpleNamespace(
+        code=process.returncode, computed=computed, out=lines, err=without_progress(err)
+    )
 
 
 def go_on(inputs, output, *more, stop=None):

@@ -301,9 +301,9 @@ def test_every_number_of_the_result_stands_beside_its_control(studies):
     for repair in result.repairs:
         steps = len(repair.steps)
         assert repair.random.shape == (RANDOM_ORDERS, steps)
-        for controls, count in ((repair.same_layers, SAME_LAYERS), (repair.vectors, VECTORS)):
+        for controls, drawn in ((repair.same_layers, SAME_LAYERS), (repair.vectors, VECTORS)):
             assert {name: own.shape for name, own in controls.items()} == dict.fromkeys(
-                RANKINGS, (count, steps)
+                RANKINGS, (drawn, steps)
             )
         assert set(repair.curves) == set(RANKINGS)
     for row in result.statistics.correlations:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +37,11 @@ PROMPTS = {
 
 
 TIMES = ("timestamp", "total_seconds", "seconds")
+
+
+def without_progress(err: str) -> str:
+    """What a process said on stderr but for progress, which hangs on how busy the machine is."""
+    return re.sub(r"^jaxalign: (?!error|note).*\n", "", err, flags=re.MULTILINE)
 
 
 class Ran(NamedTuple):

@@ -19,7 +19,7 @@ def preparer(
     Args:
         model: whose tokenizer reads the texts.
         texts: see ``read_texts``; the reference texts of a prompt set serve as well.
-        progress: show a bar over layers.
+        progress: say how far it is, layer by layer.
         folder: where unfinished calibrations are kept, one folder a scheme.
 
     Example:

@@ -17,7 +17,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from jaxalign.calibration.block import choose, core_of, observe
 from jaxalign.calibration.groups import get, groups_of
@@ -33,6 +32,7 @@ from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.runtime.compile import jit
 from jaxalign.runtime.environment import describe
+from jaxalign.runtime.progress import Progress
 from jaxalign.runtime.resume import Resume
 from jaxalign.shapes import Array, Bool, Float, Int, Lengths, Tokens
 
@@ -66,7 +66,7 @@ def calibrate(
         scheme: the precision.
         tokens: int ``[N, S]``, the texts, padded on the right; none for "hqq".
         lengths: int ``[N]``, real tokens of each text.
-        progress: show a bar over layers (never where the output is no terminal).
+        progress: say how far it is, layer by layer (``runtime.progress``).
         folder: keeps each finished layer, so that a calibration that was cut off goes on from
             there (``runtime.resume``); a calibration of other weights, texts or scheme has its own.
         damping: GPTQ's.
@@ -88,16 +88,10 @@ def calibrate(
     facts = _facts(params, config, scheme, given, damping) if folder else {}
     resume = Resume(folder, facts)
     layers = len(jax.tree.leaves(params.blocks)[0])
-    bar = tqdm(
-        range(layers),
-        desc=f"calibration, {scheme.name}",
-        disable=None if progress else True,
-        leave=False,
-        unit="layer",
-    )
+    shown = Progress(progress).track(range(layers), f"calibration, {scheme.name}", "layer")
     like = _like(_layer_of(params, 0), scheme, config)
     chosen: list[Block] = []
-    for number in bar:
+    for number in shown:
         weights = _layer_of(params, number)
         compute = functools.partial(_layer, weights, texts, scheme, damping, number)
         chosen.append(resume.keep(("layer", number), compute, like))

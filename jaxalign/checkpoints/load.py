@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,25 @@ from jaxalign.checkpoints.gguf_model import open_gguf_model
 from jaxalign.checkpoints.hub import BUNDLED_NAME, Source, locate
 from jaxalign.checkpoints.parameters import load_params, unembeddings
 from jaxalign.checkpoints.tokenizer import check_vocabulary, encode, read_tokenizer
-from jaxalign.errors import InputError
+from jaxalign.edits.site import Edit
+from jaxalign.engine.compiled import run_edits, run_once
+from jaxalign.errors import InputError, require_type
+from jaxalign.measures.metrics import Answer
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import Params, count, param_shapes
+from jaxalign.model.params import Params, cast, count, param_shapes
+from jaxalign.numerics.named import as_scheme
+from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.runtime import files
 from jaxalign.runtime.memory import require_room
 from jaxalign.shapes import Lengths, Tokens
 
+# A text, some texts, or token ids ``[B, S]`` and lengths ``[B]``.
+Texts = str | Sequence[str] | tuple[Tokens, Lengths]
+
 
 @dataclass(frozen=True)
 class Model:
-    """What ``load`` returns.
+    """What ``load`` returns: ``model.run("The capital of France is")`` runs it.
 
     Attributes:
         params: the weights, in the dtype asked for.
@@ -42,6 +50,135 @@ class Model:
     tokenizer: Tokenizer
     source: Source
     weights_sha256: str
+    # The parameters in the last other precision that was run; a copy of the model begins without.
+    _low: dict[Scheme, Params] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def __repr__(self) -> str:
+        shape = self.config
+        return (
+            f"<Model {self.source.model}: {shape.num_layers} layers of {shape.num_heads} heads, "
+            f"width {shape.hidden_size}, {count(self.params):,} parameters in {self.params.dtype}>"
+        )
+
+    def run(
+        self,
+        texts: Texts,
+        *,
+        edit: Edit | None = None,
+        edits: Edit | Sequence[Edit] | None = None,
+        metric: Callable[[Any], Any] | None = None,
+        target: str | Sequence[str] | None = None,
+        scheme: Scheme | str = F32,
+        capture: Sequence[str] = (),
+        every_position: bool = False,
+    ) -> Any:
+        """Run the model on texts: clean, under one edit, or under many at once.
+
+        What is compiled for a shape is kept: texts whose lengths are alike, other edits of the same
+        kind and other targets run without compiling again. For functions of your own that are
+        compiled as a whole there are ``jaxalign.forward`` and ``jaxalign.sweep``.
+
+        Args:
+            texts: one text, a list of texts, or ``(tokens, lengths)`` as ``encode`` returns them.
+            edit: one change of the run, arrays without the axis of rows.
+            edits: a batch of edits or a list of batches; needs ``metric`` or ``target``.
+            metric: from f32 logits ``[B, V]`` at each text's last position to any tree of
+                ``[B, …]``. It is compiled in, so give the same function again, not a new lambda.
+            target: each text's answer with its space in front, or one for all: the metric then is
+                its first token's lead over the best other token, in logits.
+            scheme: the precision, or its name: ``"nf4"``. The weights are rounded to it once.
+            capture: activations to return, names of ``jaxalign.model.CAPTURES``.
+            every_position: logits of all positions, not of each text's last one alone.
+
+        Returns:
+            Without ``metric`` and ``target``: an ``Output`` with ``logits`` ``[B, V]`` (or
+            ``[B, S, V]``) and ``activations``. With one of them: its values ``[B, …]``, and with
+            ``edits`` ``[1 + M, B, …]``, the clean run first; a list of those for a list of batches.
+
+        Raises:
+            InputError: texts that the model cannot read, arguments that exclude each other, or one
+                of another type.
+            ValueError: an edit that does not fit the run.
+
+        Example:
+            >>> model = jaxalign.load("demo")
+            >>> model.tokenizer.decode([int(model.run("The capital of France is").logits.argmax())])
+            ' Paris'
+            >>> heads = jaxalign.zero_ablation(6, 8)
+            >>> m = model.run("The capital of France is", edits=heads, target=" Paris")  # [49, 1]
+        """
+        scheme = as_scheme(scheme)
+        tokens, lengths = self._prompts(texts)
+        readout = self._readout(metric, target, len(tokens))
+        params, config, run = self._in(scheme), self.config, scheme.run
+        read_last = edits is not None or readout is not None
+        if read_last and (capture or every_position):
+            raise InputError(
+                "edits, metric and target read the last position alone, and capture= or "
+                "every_position= is given",
+                "leave one of them out",
+            )
+        if edits is not None:
+            if edit is not None or readout is None:
+                raise InputError(
+                    "edits= are many runs, read off by metric= or target=; edit= is one of another",
+                    "give edits= and one of metric= and target=",
+                )
+            batches = [edits] if isinstance(edits, Edit) else edits
+            require_type("edits", batches, (list, tuple), "a list of Edit")
+            for number, batch in enumerate(batches):
+                require_type(f"edits[{number}]", batch, Edit, "an Edit")
+            found = run_edits(params, tokens, lengths, config, batches, readout, scheme=run)
+            values = found if target is None else [one.logit_diff for one in found]
+            return values[0] if isinstance(edits, Edit) else values
+        require_type("edit", edit, (Edit, type(None)), "an Edit")
+        out = run_once(
+            params, tokens, lengths, config, scheme=run, edit=edit, capture=capture,
+            last_only=not every_position,
+        )  # fmt: skip
+        if readout is None:
+            return out
+        return readout(out.logits) if target is None else readout(out.logits).logit_diff
+
+    def _prompts(self, texts: Texts) -> tuple[Tokens, Lengths]:
+        if isinstance(texts, str):
+            texts = [texts]
+        require_type("texts", texts, (list, tuple), "a text, a list of texts, or tokens, lengths")
+        if all(isinstance(text, str) for text in texts):
+            return self.encode([str(text) for text in texts], special=True)
+        if len(texts) != 2 or any(isinstance(text, str) for text in texts):
+            raise InputError(
+                "texts are neither all texts nor (tokens, lengths)", "give one or the other"
+            )
+        tokens, lengths = texts
+        return jnp.asarray(tokens), jnp.asarray(lengths)
+
+    def _readout(
+        self, metric: Callable[[Any], Any] | None, target: str | Sequence[str] | None, count: int
+    ) -> Callable[[Any], Any] | None:
+        if target is None:
+            if metric is not None and not callable(metric):
+                require_type("metric", metric, (), "a function of logits [B, V]")
+            return metric
+        if metric is not None:
+            raise InputError("metric and target are both given", "leave one of them out")
+        require_type("target", target, (str, list, tuple), "a text, or one for each text")
+        answers = [target] * count if isinstance(target, str) else list(target)
+        if len(answers) != count:
+            raise InputError(
+                f"target names {len(answers)} answers of {count} texts", "give one for each text"
+            )
+        first = self.encode(answers)[0][:, 0]
+        return Answer(first, first)
+
+    def _in(self, scheme: Scheme) -> Params:
+        """The parameters as a scheme has them, made once."""
+        if scheme.weights is None and self.params.dtype == jnp.dtype(scheme.compute_dtype):
+            return self.params
+        if scheme not in self._low:
+            self._low.clear()  # not two at a time
+            self._low[scheme] = cast(self.params, scheme)
+        return self._low[scheme]
 
     def encode(self, texts: Sequence[str], special: bool = False) -> tuple[Tokens, Lengths]:
         """Token ids of some texts as ``forward`` and ``sweep`` take them.
@@ -102,6 +239,9 @@ def load(
         >>> jaxalign.load("demo").config.num_layers
         6
     """
+    require_type("model", model, (str, Path, Source, type(None)), 'a name, a folder or "demo"')
+    require_type("revision", revision, (str, type(None)), "the name of a revision")
+    require_type("memory_gb", memory_gb, (int, float, type(None)), "a number of 1e9 bytes")
     source = model if isinstance(model, Source) else locate(model, revision)
     opened = _opened(source, tuple(ignore_settings))
     check_vocabulary(opened.tokenizer, opened.config)

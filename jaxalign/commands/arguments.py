@@ -44,6 +44,8 @@ examples:
   {PROGRAM} --model smollm2 --schemes nf4    a real model, offline: docs/real_model.md
   {PROGRAM} schemes --model demo             a table of all precision schemes
   {PROGRAM} plan --model demo --scheme nf4 --budget 5.0bits
+  {PROGRAM} --model demo --prompt "The capital of France is" --target " Paris"
+  {PROGRAM} --model demo --estimate          what it would take, without doing it
   {PROGRAM} plot                             draw the figures of results/experiment.json again
 """
 
@@ -54,8 +56,8 @@ are optional, and any other list of such objects is a task of its own.
 """
 
 EXIT_CODES = """\
-exit codes: 0 done; 1 verify found a number that differs; 2 bad input, an interruption, or
-activations that left a precision's range; 3 verify could check nothing.
+exit codes: 0 done; 1 verify or selftest found something that differs; 2 bad input, an
+interruption, or activations that left a precision's range; 3 verify could check nothing.
 """
 
 
@@ -110,12 +112,14 @@ def _of(study: Study[Any, Any]) -> Command:
             groups.programs,
             groups.several_devices,
             groups.shard,
+            groups.estimate,
             groups.texts,
             *MORE.get(study.name, ()),
             groups.output(
                 f"results/{FILES.get(study.name, study.name)}.json",
                 "figures go to a folder 'figures' beside it",
             ),
+            groups.screen,
         ),
         options=study.options,
         examples=study.examples or ("--model demo",),
@@ -147,6 +151,20 @@ COMMANDS = {
             takes=(groups.model, groups.device, groups.programs),
             options=SpeedOptions,
             examples=("--model demo --schemes f16,nf4 --passes 100",),
+        ),
+        Command(
+            name="selftest",
+            question="Does this installation compute what it should? A minute, offline.",
+            module="selftest",
+            takes=(groups.device, groups.programs),
+            examples=("", "--device gpu"),
+        ),
+        Command(
+            name="doctor",
+            question="Versions, devices, memory and cache folder, for a report of a fault.",
+            module="doctor",
+            takes=(groups.device,),
+            examples=("",),
         ),
     )
 }

@@ -94,6 +94,11 @@ def texts(parser: Parser) -> None:
     """Prompts, and texts for calibration."""
     add = parser.group("the study").add_argument
     add("--prompts", type=path, metavar="F", help="prompts file (default: shipped)")
+    add("--prompt", metavar="TEXT", help="one prompt in place of a file; needs --target")
+    add("--target", metavar="TEXT", help="the answer to --prompt, with its space in front")
+    add("--distractor", metavar="TEXT", help="a wrong answer to --prompt that it is held against")
+    add("--tasks", metavar="LIST", help="only these tasks of the prompts file, with commas")
+    add("--limit", type=whole, metavar="N", help="only the first N prompts of each task")
     add(
         "--calibration",
         type=path,
@@ -142,6 +147,33 @@ def output(default: str, beside: str) -> Callable[[Parser], None]:
         group.add_argument("--no-figures", action="store_true", help="draw no figures")
 
     return add
+
+
+def screen(parser: Parser) -> None:
+    """How much is printed."""
+    group = parser.group("what is printed")
+    group.add_argument(
+        "--quiet",
+        action="store_true",
+        help="the answer alone: no progress, no lines about what runs and where files are",
+    )
+    much = group.add_mutually_exclusive_group()
+    much.add_argument("--verbose", action="store_true", help="every table, behind the answer")
+    much.add_argument(
+        "--json",
+        action="store_true",
+        help="the answer as one JSON object (one a line, of several --revisions), alone on stdout; "
+        "what else is said goes to stderr",
+    )
+
+
+def estimate(parser: Parser) -> None:
+    """Whether it runs at all."""
+    parser.group("what runs").add_argument(
+        "--estimate",
+        action="store_true",
+        help="say how many calls, how much memory, work and time the study would take, and end",
+    )
 
 
 def plot(parser: Parser) -> None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import hashlib
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from jax.sharding import Mesh
 from jaxalign.calibration import preparer
 from jaxalign.checkpoints import Model, locate
 from jaxalign.commands.opening import (
+    asked_prompts,
     calibration_texts,
     described,
     ignoring,
@@ -24,15 +24,19 @@ from jaxalign.commands.opening import (
     load_for,
     shared_devices,
 )
+from jaxalign.commands.screen import Screen
 from jaxalign.devices.mesh import choose_mesh
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.processes.distributed import is_first
-from jaxalign.prompts import SHIPPED, PromptSet, read_prompts
+from jaxalign.prompts import PromptSet
 from jaxalign.runtime.environment import select_device
-from jaxalign.runtime.files import check_writable, read_bytes
+from jaxalign.runtime.files import check_writable
+from jaxalign.runtime.memory import default_memory_gb
 from jaxalign.runtime.messages import note
+from jaxalign.runtime.progress import Progress
 from jaxalign.runtime.resume import remove_calls
+from jaxalign.study.estimate import Estimated
 from jaxalign.study.session import Prepare, Session
 from jaxalign.study.shards import Shard, ShardFinished
 from jaxalign.study.study import Study
@@ -40,6 +44,7 @@ from jaxalign.study.study import Study
 # Of several devices each keeps this share of its memory for activations: where the parameters would
 # leave less, they are spread further.
 ACTIVATIONS = 0.25
+FIGURE_ENDINGS = (".png", ".svg")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,24 +87,34 @@ def run_study(
         study: which.
         options: its own.
         arguments: where the rest is: model, revision, prompts, calibration, device, devices,
-            compilation cache, shard, output, no_figures.
+            compilation cache, shard, output, no_figures, and what only some namespaces have:
+            estimate, quiet, verbose, json, one prompt, tasks, limit, memory_gb.
         audit: reads a quantized checkpoint beside the model.
 
     Returns:
-        None in a shard.
+        None in a shard, and where the study is only estimated.
 
     Raises:
         InputError: anything that cannot be used.
     """
     device = select_device(arguments.device)  # first, since it says what JAX does not find
+    if getattr(arguments, "memory_gb", 0) is None:
+        options = replace(options, memory_gb=default_memory_gb(device))
     output, first, shard = arguments.output, is_first(), parse_shard(arguments.shard)
-    if first:
+    screen, estimate = Screen.of(arguments), getattr(arguments, "estimate", False)
+    if estimate and shard:
+        raise InputError(
+            f"--estimate is of the whole study, and --shard {shard} of a share", "leave one out"
+        )
+    if first and not estimate:
         check_output(output, not arguments.no_figures)
-        _check_inputs_stay(arguments)
+        _check_inputs_stay(arguments, () if arguments.no_figures else study.figures)
     _check_texts_are_used(arguments.calibration, options)
-    given = _open(study, options, arguments, device)
+    shown = first and not screen.quiet
+    with Progress(shown).phase("opening the model"):
+        given = _open(study, options, arguments, device, screen)
     unfinished = output.with_name(f"{output.name}.calibration")
-    prepare = preparer(given.model, given.texts, progress=first, folder=unfinished)
+    prepare = preparer(given.model, given.texts, progress=shown, folder=unfinished)
     source = given.source
     notes: tuple[str, ...] = ()
     if audit:
@@ -112,17 +127,22 @@ def run_study(
         given.prompts,
         options,
         mesh=given.mesh,
-        folder=resume_folder(output),
+        folder=None if estimate else resume_folder(output),
         shard=shard,
         prepare=prepare,
-        progress=first,
+        progress=shown,
+        estimate=estimate,
         source=source,
     ) as session:
         session.notes += notes
         try:
             result = study.run(session, options)
         except ShardFinished:
-            print(f"shard {shard}: its calls are in {resume_folder(output)}")
+            screen.say(f"shard {shard}: its calls are in {resume_folder(output)}")
+            return None
+        except Estimated as estimated:
+            if first:
+                screen.estimate(estimated.taken)
             return None
         if shard:
             return None
@@ -133,14 +153,31 @@ def run_study(
         session.resume.remove()
         remove_calls(unfinished)
         beside = study.beside(session, result, output) if study.beside else ()
-    print(f"\n{study.table(result)}\n\nresult: {output}", flush=True)
-    for path in beside:
-        print(path)
-    if not arguments.no_figures and (others := _results_beside(study, output)):
-        note(f"figures of {', '.join(others)} in the same folder are drawn over")
-    if not arguments.no_figures and study.draw(result, output.parent / "figures"):
-        print(f"figures: {output.parent / 'figures'}")
+    _report(study, result, arguments, screen, beside)
     return result
+
+
+def _report(
+    study: Study[Any, Any],
+    result: Any,
+    arguments: argparse.Namespace,
+    screen: Screen,
+    beside: Sequence[Path],
+) -> None:
+    """Print the answer, say where the files are, and draw the figures."""
+    output = arguments.output
+    screen.answer(study, result, output)
+    screen.say(f"\nresult: {output}")
+    for path in beside:
+        screen.say(str(path))
+    if arguments.no_figures:
+        return
+    if others := _results_beside(study, output):
+        note(f"figures of {', '.join(others)} in the same folder are drawn over")
+    with Progress(not screen.quiet).phase("figures"):
+        drawn = study.draw(result, output.parent / "figures")
+    if drawn:
+        screen.say(f"figures: {output.parent / 'figures'}")
 
 
 def _results_beside(study: Study[Any, Any], output: Path) -> list[str]:
@@ -162,24 +199,38 @@ def resume_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.journal")
 
 
-def _check_inputs_stay(arguments: argparse.Namespace) -> None:
-    """Refuse an output that is one of the files that the study reads."""
+def _check_inputs_stay(
+    arguments: argparse.Namespace, figures: Callable[[], Mapping[str, Any]] | tuple[()]
+) -> None:
+    """Refuse an output, or a figure, that is one of the files that the study reads."""
     given = {
         "--prompts": arguments.prompts,
         "--calibration": arguments.calibration,
         "--model": arguments.model,
         "--quantized": getattr(arguments, "quantized", None),
     }
-    if not os.path.exists(arguments.output):
-        return
+    folder = arguments.output.parent / "figures"
     for flag, path in given.items():
         # The files of a checkpoint's folder are listed, not searched for: a folder may hold much.
-        files = [] if path is None else [Path(path), *Path(path).glob("*")]
-        if any(os.path.exists(file) and file.samefile(arguments.output) for file in files):
-            raise InputError(
-                f"--output {arguments.output} is a file that {flag} reads",
-                "give --output another name",
-            )
+        inside = path is not None and os.path.isdir(path)
+        files = sorted(Path(path).iterdir()) if inside else [Path(path)] if path else []
+        for file in filter(os.path.isfile, files):
+            if os.path.exists(arguments.output) and file.samefile(arguments.output):
+                raise InputError(
+                    f"--output {arguments.output} is a file that {flag} reads",
+                    "give --output another name",
+                )
+            if figures and _is_figure(file, folder, figures):
+                raise InputError(
+                    f"{file}, which {flag} reads, has the name of a figure and would be drawn over",
+                    "rename it, give --output another folder, or --no-figures",
+                )
+
+
+def _is_figure(file: Path, folder: Path, figures: Callable[[], Mapping[str, Any]]) -> bool:
+    """Whether a figure would be written over a file; matplotlib is imported only if it may be."""
+    inside = os.path.realpath(file.parent) == os.path.realpath(folder)
+    return inside and file.suffix in FIGURE_ENDINGS and file.stem in figures()
 
 
 def _check_texts_are_used(path: Path | None, options: Any) -> None:
@@ -244,13 +295,16 @@ def parse_shard(text: str | None) -> Shard | None:
 
 
 def _open(
-    study: Study[Any, Any], options: Any, arguments: argparse.Namespace, device: jax.Device
+    study: Study[Any, Any],
+    options: Any,
+    arguments: argparse.Namespace,
+    device: jax.Device,
+    screen: Screen,
 ) -> Opened:
-    prompts = read_prompts(arguments.prompts)
-    file = SHIPPED if arguments.prompts is None else arguments.prompts
+    prompts, named = asked_prompts(arguments)
     source = locate(arguments.model, arguments.revision)
     if is_first():
-        print(f"{study.name} study of {described(source, device.platform)}", flush=True)
+        screen.say(f"{study.name} study of {described(source, device.platform)}")
     keep_programs(arguments)
     devices = shared_devices(arguments.devices, device)
     budget = options.memory_gb * 1e9
@@ -264,9 +318,5 @@ def _open(
         prompts=prompts,
         texts=texts,
         mesh=choose_mesh(model.config, devices, budget, reserve=reserve),
-        source={
-            "file": "shipped" if arguments.prompts is None else str(arguments.prompts),
-            "file_sha256": hashlib.sha256(read_bytes(file)).hexdigest(),
-            "calibration": texts,
-        },
+        source={**named, "calibration": texts},
     )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,9 +15,11 @@ from jaxalign.calibration import read_texts
 from jaxalign.checkpoints import Model, Source, load, locate
 from jaxalign.devices.mesh import usable_devices
 from jaxalign.errors import InputError
-from jaxalign.prompts import PromptSet
+from jaxalign.prompts import SHIPPED, PromptSet, one_prompt, read_prompts
 from jaxalign.runtime.compilation_cache import enable_compilation_cache
 from jaxalign.runtime.environment import select_device
+from jaxalign.runtime.files import read_bytes
+from jaxalign.study.option import listed
 
 
 def opened(arguments: argparse.Namespace, job: str, memory_gb: float | None = None) -> Model:
@@ -52,6 +56,52 @@ def keep_programs(arguments: argparse.Namespace) -> None:
 def ignoring(arguments: argparse.Namespace) -> dict[str, Any]:
     """The settings that ``load`` may ignore, as its argument."""
     return {"ignore_settings": tuple(arguments.ignore_setting)} if arguments.ignore_setting else {}
+
+
+def asked_prompts(arguments: argparse.Namespace) -> tuple[PromptSet, dict[str, str]]:
+    """The prompts that the arguments ask for, and how the result names their file.
+
+    Args:
+        arguments: ``prompts``, a file or None; a namespace may also have one prompt and its target
+            and distractor, or tasks and a limit.
+
+    Raises:
+        InputError: the file cannot be used, or options exclude each other.
+    """
+
+    def asked(name: str) -> Any:
+        return getattr(arguments, name, None)
+
+    prompt, target, distractor = map(asked, ("prompt", "target", "distractor"))
+    tasks, limit = asked("tasks"), asked("limit")
+    if prompt is None:
+        if target is not None or distractor is not None:
+            flag = "--target" if target is not None else "--distractor"
+            raise InputError(f"{flag} is of one prompt, and --prompt is missing", "give --prompt")
+        prompts = read_prompts(arguments.prompts)
+        file = SHIPPED if arguments.prompts is None else arguments.prompts
+        name = "shipped" if arguments.prompts is None else str(arguments.prompts)
+        if tasks is not None or limit is not None:
+            prompts = prompts.only(None if tasks is None else listed(tasks), limit)
+            name += "".join(
+                f", --{flag} {value}"
+                for flag, value in (("tasks", tasks), ("limit", limit))
+                if value is not None
+            )
+        return prompts, {"file": name, "file_sha256": _sha256(read_bytes(file))}
+    others = {"--prompts": arguments.prompts, "--tasks": tasks, "--limit": limit}
+    for flag, value in others.items():
+        if value is not None:
+            raise InputError(f"--prompt is in place of a file, and {flag} is given", "leave it out")
+    if target is None:
+        raise InputError("--prompt has no --target", 'give its answer: --target " Paris"')
+    given = json.dumps([prompt, target, distractor]).encode(errors="surrogatepass")
+    named = {"file": "--prompt", "file_sha256": _sha256(given)}
+    return one_prompt(prompt, target, distractor), named
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def calibration_texts(path: Path | None, prompts: PromptSet) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+from jaxalign.commands.screen import Screen
 from jaxalign.errors import InputError
 from jaxalign.processes.distributed import is_first
 from jaxalign.studies.heads import HEADS
@@ -71,12 +72,12 @@ def over_training(
             (str(folder), None) if folder.is_dir() else (arguments.model, revision)
         )
         overflows += study(one)
-        if is_first() and arguments.shard is None:
+        if is_first() and arguments.shard is None and not arguments.estimate:
             found.append((revision, HEADS.read(one.output)))
     if found and not arguments.no_figures:
         from jaxalign.plots import draw  # matplotlib takes a second
         from jaxalign.studies.heads.figures import OVER_TRAINING
 
         [path, _] = draw(OVER_TRAINING, found, arguments.output.parent / "figures")
-        print(f"figure: {path}")
+        Screen.of(arguments).say(f"figure: {path}")
     return overflows

@@ -90,9 +90,16 @@ def whole(text: str) -> int:
         argparse.ArgumentTypeError: it is none.
     """
     try:
-        return int(text)
+        return int(_plain_number(text))
     except ValueError:  # more than 4300 digits, too
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no whole number") from None
+
+
+def _plain_number(text: str) -> str:
+    """The number as typed, unless only Python would take it for one: ``1_0``, ``" 7"``."""
+    if not text.isascii() or "_" in text or text != text.strip():
+        raise ValueError("no number")
+    return text
 
 
 def real(text: str) -> float:
@@ -102,7 +109,7 @@ def real(text: str) -> float:
         argparse.ArgumentTypeError: it is none.
     """
     try:
-        return float(text)
+        return float(_plain_number(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number") from None
 

@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from jaxalign.checkpoints import Model, ModelUnavailable, load, locate
 from jaxalign.checkpoints.tokenizer import check_known, token_ids
@@ -31,6 +30,7 @@ from jaxalign.prompts import Batch, batches
 from jaxalign.runtime.compile import jit
 from jaxalign.runtime.environment import select_device
 from jaxalign.runtime.files import read_json, read_text
+from jaxalign.runtime.progress import Progress
 from jaxalign.shapes import Array, Float, Lengths, Tokens
 
 PUBLISHED = Path(__file__).parent / "published.json"
@@ -161,7 +161,7 @@ def _next_token_scores(
 def _score(model: Model, texts: Sequence[Sequence[int]]) -> list[tuple[np.ndarray, np.ndarray]]:
     places: list[Any] = [None] * len(texts)
     work: list[Batch] = list(batches(texts, 8, model.config.max_positions))
-    for batch in tqdm(work, desc="scoring texts", disable=None, leave=False):
+    for batch in Progress().track(work, "scoring texts", "batch"):
         out = jax.device_get(
             _next_token_scores(model.params, batch.tokens, batch.lengths, config=model.config)
         )

@@ -50,10 +50,11 @@ def usable_devices(platform: str | None = None, count: int | None = None) -> lis
     processes = sorted({device.process_index for device in present})
     by_process = [[d for d in present if d.process_index == process] for process in processes]
     fewest = min(len(own) for own in by_process)
+    some = "1" if fewest == 1 else f"1 to {fewest}"
     if count is not None and not 1 <= count <= fewest:
         raise InputError(
-            f"--devices {count}: expected 1 to {fewest}, the {present[0].platform} devices found",
-            f"give at most --devices {fewest}",
+            f"--devices {count}: expected {some}, the {present[0].platform} devices found",
+            f"give --devices {some}, or leave it out",
         )
     chosen = [device for own in by_process for device in own[:count]]
     sizes = [len(own[:count]) for own in by_process]

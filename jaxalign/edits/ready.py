@@ -6,11 +6,14 @@ import numpy as np
 
 from jaxalign.edits.heads import HeadEdit
 from jaxalign.edits.site import Edit
+from jaxalign.errors import require_type
 from jaxalign.shapes import Bool
 
 
 def head_ablation_masks(num_layers: int, num_heads: int) -> Bool[np.ndarray, "M L 1 1 H"]:
     """One edit a head, layer by layer: ``M = L·H`` masks."""
+    for name, count in (("num_layers", num_layers), ("num_heads", num_heads)):
+        require_type(name, count, (int, np.integer), "a number of layers or heads")
     rows = np.eye(num_layers * num_heads, dtype=bool)
     return rows.reshape(-1, num_layers, 1, 1, num_heads)
 

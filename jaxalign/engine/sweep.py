@@ -16,11 +16,12 @@ from jaxalign.edits.site import Edit
 from jaxalign.engine.inputs import Inputs
 from jaxalign.engine.readout import Readout, read_out
 from jaxalign.engine.wave import wave
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, require_type
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import check_dtype, check_edit, check_prompts, forward
 from jaxalign.model.layers import at_position
 from jaxalign.model.params import Params
+from jaxalign.numerics.named import as_scheme
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, Float, Lengths, Tokens
 
@@ -40,7 +41,7 @@ def sweep(
     readout: Readout,
     *,
     engine: Engine = "wave",
-    scheme: Scheme = F32,
+    scheme: Scheme | str = F32,
     single_step: bool | None = None,
 ) -> list[Any]:
     """Run the model under every edit and read out each prompt's last logits.
@@ -57,7 +58,7 @@ def sweep(
         readout: from f32 logits ``[B, V]`` at the last real position to a pytree of ``[B, …]``.
         engine: "wave" (``engine.wave``), or "vmap": ``jax.vmap`` of ``forward`` over the rows,
             which defines what the wave computes (static).
-        scheme: the precision (static).
+        scheme: the precision, or its name (static).
         single_step: True promises that no row edits a step after the first one it touches, which
             saves the wave work; read off the edits by default (static).
 
@@ -65,7 +66,7 @@ def sweep(
         For each batch of edits the readout with a leading axis ``[1 + M_g, …]``.
 
     Raises:
-        InputError: unknown engine.
+        InputError: unknown engine or scheme, or an argument of another type.
         ValueError: parameters of another dtype than the scheme's; tokens or lengths of another
             shape or out of range; something else than a list of edits; or an edit that does not
             fit, at a point that the model does not have, or that does not say where its rows act.
@@ -76,6 +77,11 @@ def sweep(
         >>> [m] = sweep(params, tokens, lengths, config, [zero], answer)
         >>> importance = m[:1] - m[1:]  # [L·H, B]
     """
+    scheme = as_scheme(scheme)
+    require_type("params", params, Params, "the parameters of a model, model.params")
+    require_type("config", config, ModelConfig, "the architecture, model.config")
+    if not callable(readout):
+        require_type("readout", readout, (), "a function of logits [B, V]")
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown", f"use {' or '.join(ENGINES)}")
     check_dtype(params, scheme)

@@ -15,11 +15,13 @@ from jax import lax
 
 from jaxalign.edits.batch import check
 from jaxalign.edits.site import Edit, Edits
+from jaxalign.errors import require_type
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.layers import Pass, at_position, attention, mlp, normalize, soft_cap
 from jaxalign.model.params import Block, Norm, Params
 from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense, dot
+from jaxalign.numerics.named import as_scheme
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.runtime.products import precision_for
@@ -241,7 +243,7 @@ def forward(
     config: ModelConfig,
     *,
     lengths: Lengths | None = None,
-    scheme: Scheme = F32,
+    scheme: Scheme | str = F32,
     edit: Edit | None = None,
     capture: Sequence[str] = (),
     last_only: bool = False,
@@ -253,12 +255,13 @@ def forward(
         tokens: int ``[B, S]``, padded on the right; what stands in the padding does not matter.
         config: the architecture (static under ``jit``).
         lengths: int ``[B]``, real tokens of each prompt; ``S`` by default.
-        scheme: the precision (static under ``jit``).
+        scheme: the precision, or its name (static under ``jit``).
         edit: what to change; nothing by default.
         capture: names of ``CAPTURES`` to return.
         last_only: logits of each prompt's last real position only.
 
     Raises:
+        InputError: an unknown scheme, or an argument of another type.
         ValueError: unknown capture name, parameters of another dtype than the scheme's, tokens or
             lengths of another shape or out of range, an edit of another shape than the run's, or at
             a point that the model does not have.
@@ -268,6 +271,12 @@ def forward(
         >>> forward(model.params, jnp.array([[5, 6, 7]]), model.config).logits.shape
         (1, 3, 4096)
     """
+    scheme = as_scheme(scheme)
+    require_type("params", params, Params, "the parameters of a model, model.params")
+    require_type("config", config, ModelConfig, "the architecture, model.config")
+    require_type("edit", edit, (Edit, type(None)), "an Edit")
+    if isinstance(capture, str):
+        capture = (capture,)
     unknown = [name for name in capture if name not in CAPTURES]
     if unknown:
         raise ValueError(f"capture asks for {unknown}, expected names of {CAPTURES}")

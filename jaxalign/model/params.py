@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, require_type
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.matrices import (
     MATRICES,
@@ -22,11 +22,12 @@ from jaxalign.model.matrices import (
     matrix_name,
     shape_of,
 )
+from jaxalign.numerics.named import as_scheme
 from jaxalign.numerics.qtensor import MatrixLeaf, QTensor
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.runtime.compile import jit
-from jaxalign.shapes import Array, ArrayLeaf, Float
+from jaxalign.shapes import Array, ArrayLeaf, Float, outline
 
 
 @struct.dataclass
@@ -35,6 +36,8 @@ class Norm:
 
     scale: ArrayLeaf
     bias: ArrayLeaf | None = None
+
+    __repr__ = outline
 
 
 @struct.dataclass
@@ -56,6 +59,8 @@ class Attention:
     query_norm: Norm | None = None
     key_norm: Norm | None = None
 
+    __repr__ = outline
+
 
 @struct.dataclass
 class MLP:
@@ -71,6 +76,8 @@ class MLP:
     gate: MatrixLeaf | None = None
     gate_bias: ArrayLeaf | None = None
 
+    __repr__ = outline
+
 
 @struct.dataclass
 class Block:
@@ -82,6 +89,8 @@ class Block:
     mlp: MLP
     attention_post_norm: Norm | None = None
     mlp_post_norm: Norm | None = None
+
+    __repr__ = outline
 
 
 @struct.dataclass
@@ -100,6 +109,8 @@ class Params:
     def dtype(self) -> Any:
         """The dtype of the weights."""
         return self.embed.dtype
+
+    __repr__ = outline
 
 
 def param_shapes(config: ModelConfig) -> Params:
@@ -168,7 +179,7 @@ def init_params(key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32) -
     return jax.tree_util.tree_unflatten(tree, leaves)
 
 
-def cast(params: Params, scheme: Scheme) -> Params:
+def cast(params: Params, scheme: Scheme | str) -> Params:
     """The parameters as a scheme has them: packed matrices, the rest in its dtype.
 
     Codes are rounded to the nearest; a scheme that chooses them otherwise is for ``calibrate``.
@@ -178,6 +189,8 @@ def cast(params: Params, scheme: Scheme) -> Params:
         InputError: the scheme's groups do not divide a matrix's inputs, or it does not round to
             the nearest.
     """
+    scheme = as_scheme(scheme)
+    require_type("params", params, Params, "the parameters of a model, model.params")
     if not scheme.to_nearest:
         raise InputError(
             f"scheme {scheme.name!r} chooses its codes or scales, which rounding to the nearest "

@@ -34,7 +34,7 @@ from flax import struct
 
 from jaxalign.numerics.codebooks import CODEBOOKS
 from jaxalign.numerics.scheme import WeightFormat
-from jaxalign.shapes import Array, ArrayLeaf, Float, UInt8
+from jaxalign.shapes import Array, ArrayLeaf, Float, UInt8, outline
 
 
 @struct.dataclass
@@ -78,6 +78,8 @@ class QTensor:
     def nbytes(self) -> int:
         """Bytes in memory."""
         return sum(part.size * jnp.dtype(part.dtype).itemsize for part in jax.tree.leaves(self))
+
+    __repr__ = outline
 
 
 # A matrix of a tree of parameters, packed or not; see ``shapes.ArrayLeaf``.

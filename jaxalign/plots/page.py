@@ -195,6 +195,47 @@ def new_page(
     return Page(figure, (MARGIN + heights[2] + 0.05) / height)
 
 
+MOST_ASIDE = 3  # panels in a row; more are too small to read
+
+
+def rows_of(panels: int, most: int = MOST_ASIDE) -> tuple[int, int]:
+    """``(rows, columns)`` of a figure with so many panels, of nearly equal rows.
+
+    Args:
+        panels: 1 or more.
+        most: panels in a row.
+
+    Example:
+        >>> rows_of(4), rows_of(5), rows_of(3)
+        ((2, 2), (2, 3), (1, 3))
+    """
+    rows = -(-panels // most)
+    return rows, -(-panels // rows)
+
+
+def facets(page: Page, panels: int, most: int = MOST_ASIDE, **shared: Any) -> list[Axes]:
+    """Panels alike, row by row, at most ``most`` in a row.
+
+    Only the panels at the left keep a label of their y axis where it is shared. Give the page
+    ``rows_of(panels)[0]`` times the height of one row.
+
+    Args:
+        page: an empty one.
+        panels: how many.
+        most: in a row.
+        shared: what ``Figure.subplots`` takes, such as ``sharey=True``.
+    """
+    rows, columns = rows_of(panels, most)
+    grid = page.figure.subplots(rows, columns, squeeze=False, **shared)
+    flat = list(grid.flat)
+    for ax in flat[panels:]:
+        ax.remove()
+    if shared.get("sharex"):  # a panel with nothing under it shows the ticks itself
+        for ax in flat[max(0, panels - columns) : panels]:
+            ax.xaxis.set_tick_params(labelbottom=True)
+    return flat[:panels]
+
+
 def sentence_page(caption: str, title: str, sentence: str) -> Page:
     """A page for a figure that has nothing to show.
 

@@ -1,7 +1,8 @@
 """Prompt sets: read and checked, tokenized, batched by length."""
 
 from jaxalign.checkpoints.tokenizer import encode
-from jaxalign.prompts.batches import BUCKET, FEW, Batch, batches, bucket_length
+from jaxalign.engine.compiled import BUCKET, bucket_length
+from jaxalign.prompts.batches import FEW, Batch, batches
 from jaxalign.prompts.texts import (
     ALL_TASKS,
     REFERENCE,
@@ -9,6 +10,7 @@ from jaxalign.prompts.texts import (
     TASK_NAMES,
     PromptSet,
     PromptText,
+    one_prompt,
     read_prompts,
 )
 from jaxalign.prompts.tokens import Prompt, continuation, tokenize
@@ -28,6 +30,7 @@ __all__ = [
     "bucket_length",
     "continuation",
     "encode",
+    "one_prompt",
     "read_prompts",
     "tokenize",
 ]

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-# Lengths are rounded up to a multiple of this, so that few shapes have to be compiled.
-BUCKET = 8
+from jaxalign.engine.compiled import bucket_length
+
 # Fewer prompts than this are padded to the next length instead, if it is at most twice theirs:
 # compiling a shape takes longer than computing their padding.
 FEW = 64
@@ -59,11 +59,6 @@ class Batch:
         """
         places, used = np.moveaxis(out, axis, 0), np.moveaxis(values, axis, 0)
         places[list(self.index)] = used[: len(self.index)]
-
-
-def bucket_length(length: int, limit: int) -> int:
-    """``length`` rounded up to a multiple of ``BUCKET``, at most the model's context."""
-    return min(-(-length // BUCKET) * BUCKET, max(limit, length))
 
 
 def batches(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxalign.errors import InputError, shown
+from jaxalign.errors import InputError, require_type, shown
 from jaxalign.runtime.files import read_json
 
 SHIPPED = Path(__file__).parent / "shipped.json"
@@ -33,6 +34,49 @@ class PromptSet:
     tasks: dict[str, tuple[PromptText, ...]]
     reference: tuple[str, ...]
 
+    def only(self, tasks: Sequence[str] | None = None, limit: int | None = None) -> PromptSet:
+        """Some of the prompts, with all of the reference texts.
+
+        Args:
+            tasks: by the file's names or the results' ("factual", "FactualRecall"); all by default.
+            limit: the first so many prompts of each task; all by default.
+
+        Raises:
+            InputError: a task that there is not or that is named twice, or a limit below 1.
+        """
+        names = {TASK_NAMES.get(name, name): name for name in self.tasks}
+        asked = list(self.tasks) if tasks is None else [names.get(name, name) for name in tasks]
+        if unknown := [name for name in asked if name not in self.tasks]:
+            raise InputError(
+                f"--tasks: there is no task {', '.join(map(repr, unknown))}",
+                f"name some of {', '.join(self.tasks)}",
+            )
+        if not asked or len(set(asked)) < len(asked):
+            raise InputError(
+                "--tasks: expected names, each once", f"name some of {', '.join(self.tasks)}"
+            )
+        if limit is not None and limit < 1:
+            raise InputError(f"--limit is {limit}", "give 1 or more")
+        return PromptSet({name: self.tasks[name][:limit] for name in asked}, self.reference)
+
+
+ONE = "prompt"  # the task of a prompt that is given by itself
+
+
+def one_prompt(prompt: str, target: str, distractor: str | None = None) -> PromptSet:
+    """A prompt set of one prompt, with the shipped reference texts.
+
+    Args:
+        prompt: what the model reads.
+        target: how it should go on, with its space in front: ``" Paris"``.
+        distractor: a wrong answer that the target is held against.
+
+    Example:
+        >>> heads_study(jaxalign.load("demo"), one_prompt("The capital of France is", " Paris"))
+    """
+    given = PromptText(prompt, target, distractor)
+    return PromptSet({ONE: (given,)}, read_prompts().reference)
+
 
 def read_prompts(path: Path | str | None = None) -> PromptSet:
     """Read and check a prompts file (the one that is shipped by default).
@@ -40,6 +84,7 @@ def read_prompts(path: Path | str | None = None) -> PromptSet:
     Raises:
         InputError: the file is missing or malformed; says where and what was expected.
     """
+    require_type("path", path, (str, Path, type(None)), "the path of a prompts file")
     path = Path(path) if path is not None else SHIPPED
     content = read_json(path, "check --prompts")
     if not isinstance(content, dict):

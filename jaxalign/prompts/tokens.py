@@ -60,47 +60,81 @@ def tokenize(
     Returns:
         The prompts, the reference texts' tokens, and notes for the user: targets of several
         tokens, of which the first is used; distractors that begin with their target's token, so
-        that nothing tells the two apart (the prompt is then one without distractor).
+        that nothing tells the two apart (the prompt is then one without distractor); prompts that
+        their task has already, with the same target. Those are left out: intervals over prompts
+        would take them for new evidence.
 
     Raises:
         InputError: an empty or too long prompt, or a target without tokens, saying which.
     """
     tokenized = []
-    several, alike = [], []
+    remarks = _Remarks([], [], [])
+    seen: set[tuple[str, tuple[int, ...], int]] = set()
     for name, items in prompts.tasks.items():
         for i, item in enumerate(items):
-            where = f"{name}[{i}]"
-            place = f"prompt of {where}"
-            encode(item.prompt, place, tokenizer, config)  # special tokens alone are no prompt
-            tokens = encode(item.prompt, place, tokenizer, config, special=True)
-
-            target = _answer(item.prompt, item.target, f"target of {where}", tokenizer, config)
-            distractor = None
-            if item.distractor is not None:
-                other = f"distractor of {where}"
-                [distractor, *_] = _answer(item.prompt, item.distractor, other, tokenizer, config)
-                if distractor == target[0]:
-                    alike.append(f"{item.target!r} and {item.distractor!r} of {where}")
-                    distractor = None
-            if len(target) > 1:
-                several.append(f"{item.target!r}")
-            task = TASK_NAMES.get(name, name)
-            tokenized.append(Prompt(item, task, tokens, target[0], distractor))
+            own = _Remarks([], [], [])
+            prompt = _prompt(item, f"{name}[{i}]", name, tokenizer, config, own)
+            if (prompt.task, prompt.tokens, prompt.target) in seen:
+                remarks.again.append(f"{name}[{i}] {item.prompt[:40]!r}")
+                continue
+            seen.add((prompt.task, prompt.tokens, prompt.target))
+            tokenized.append(prompt)
+            remarks.several.extend(own.several)
+            remarks.alike.extend(own.alike)
     reference = [
         encode(text, f"reference[{i}]", tokenizer, config, special=True)
         for i, text in enumerate(prompts.reference)
     ]
-    notes = []
-    if several:
-        notes.append(
-            f"{len(several)} targets have several tokens; their first is used: {_few(several)}"
-        )
-    if alike:
-        notes.append(
-            f"{len(alike)} distractors begin with the same token as their target, so these prompts "
-            f"have no importance against a distractor: {_few(alike)}"
-        )
-    return tokenized, reference, notes
+    return tokenized, reference, remarks.notes()
+
+
+@dataclass(frozen=True)
+class _Remarks:
+    """What the user has to know of some prompts: targets, pairs of answers, repeated prompts."""
+
+    several: list[str]
+    alike: list[str]
+    again: list[str]
+
+    def notes(self) -> list[str]:
+        several, alike, again = self.several, self.alike, self.again
+        notes = []
+        if several:
+            notes.append(
+                f"{len(several)} targets have several tokens; their first is used: {_few(several)}"
+            )
+        if alike:
+            notes.append(
+                f"{len(alike)} distractors begin with the same token as their target, so these "
+                f"prompts have no importance against a distractor: {_few(alike)}"
+            )
+        if again:
+            notes.append(
+                f"{len(again)} prompts are left out, since their task has them already, with the "
+                f"same target: {_few(again)}"
+            )
+        return notes
+
+
+def _prompt(
+    item: PromptText, where: str, name: str, tokenizer: Tokenizer, config: ModelConfig,
+    remarks: _Remarks,
+) -> Prompt:  # fmt: skip
+    """One prompt of the task ``name``; ``where`` it stands is for messages."""
+    place = f"prompt of {where}"
+    encode(item.prompt, place, tokenizer, config)  # special tokens alone are no prompt
+    tokens = encode(item.prompt, place, tokenizer, config, special=True)
+    target = _answer(item.prompt, item.target, f"target of {where}", tokenizer, config)
+    distractor = None
+    if item.distractor is not None:
+        other = f"distractor of {where}"
+        [distractor, *_] = _answer(item.prompt, item.distractor, other, tokenizer, config)
+        if distractor == target[0]:
+            remarks.alike.append(f"{item.target!r} and {item.distractor!r} of {where}")
+            distractor = None
+    if len(target) > 1:
+        remarks.several.append(f"{item.target!r}")
+    return Prompt(item, TASK_NAMES.get(name, name), tokens, target[0], distractor)
 
 
 def _few(names: Sequence[str]) -> str:

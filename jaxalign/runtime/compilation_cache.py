@@ -16,12 +16,14 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
 import jax
 from jax.experimental.compilation_cache import compilation_cache as jax_cache
 
+from jaxalign.errors import InputError
 from jaxalign.runtime.canary import require_exact_compilation
 from jaxalign.runtime.messages import note
 
@@ -46,19 +48,30 @@ def enable_compilation_cache(
         max_bytes: the programs used longest ago beyond this are removed, now.
 
     Returns:
-        The folder; None where there is none, or it cannot be made (after one line on stderr).
+        The folder; None where there is none, or the default one cannot be used (after one line on
+        stderr).
 
     Raises:
+        InputError: ``folder`` was given and cannot be written.
         PrecisionError: this installation does not compute what programs say. That is asked first,
             of programs compiled by this process and not yet loaded from anywhere.
     """
     require_exact_compilation()
-    if folder is None and os.environ.get(VARIABLE) == "":
-        return None
     try:
-        kept = Path(folder or os.environ.get(VARIABLE) or _user_folder()).expanduser().absolute()
+        kept = default_folder() if folder is None else Path(folder).expanduser().absolute()
+        if kept is None:
+            return None
         kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if folder:
+            with tempfile.TemporaryFile(dir=kept):
+                pass
     except (OSError, RuntimeError, ValueError) as error:  # this user has no home; a NUL character
+        if folder:
+            raise InputError(
+                f"--compilation-cache {folder} cannot be written "
+                f"({getattr(error, 'strerror', None) or error})",
+                "name a folder of your own, or give --no-compilation-cache",
+            ) from error
         note(f"compiled programs are not kept for the next run ({error})")
         return None
     _make_room(kept, max_bytes)
@@ -70,6 +83,18 @@ def enable_compilation_cache(
     # A damaged entry is no reason to stop, even where warnings are errors (python -W error).
     warnings.filterwarnings("default", message=FAULT)
     return kept
+
+
+def default_folder() -> Path | None:
+    """Where programs are kept unless somebody says otherwise; None where they are not.
+
+    Raises:
+        RuntimeError: this user has no home.
+    """
+    named = os.environ.get(VARIABLE)
+    if named == "":
+        return None
+    return Path(named or _user_folder()).expanduser().absolute()
 
 
 def _user_folder() -> Path:

@@ -36,7 +36,8 @@ def select_device(name: str) -> jax.Device:
         raise InputError(
             f"--device {name}: no such device with a working driver ({first})"
             + (f"; JAX_PLATFORMS is {asked}" if asked else ""),
-            "use --device cpu, or install the driver and: pip install 'jaxalign[cuda]'",
+            "use --device cpu, or install the driver and: pip install 'jaxalign[cuda]' "
+            "('jaxalign[cuda12]' for a driver older than 580)",
         ) from error
     jax.config.update("jax_default_device", device)
     return device

@@ -13,6 +13,33 @@ from jaxalign.errors import InputError
 
 MEMINFO = Path("/proc/meminfo")
 
+# Of a GPU, this share of what JAX may take; of a CPU's machine, this share of what it has, and at
+# most so much: more gains nothing there.
+GPU_SHARE, CPU_SHARE, CPU_MOST_GB = 0.9, 0.5, 4.0
+
+
+def default_memory_gb(device: Any = None) -> float:
+    """The memory budget where none is given, in 1e9 bytes: the same in every run on a machine.
+
+    How many prompts and rows make a call depends on it, and with that bits of 16-bit precisions and
+    which finished calls fit. So it is a share of what the device *has*, not of what is free now; it
+    is rounded down to few digits, and results record it. On a CPU it is 4 unless the machine has
+    less than 8, so that machines of all sizes make the same calls.
+
+    Args:
+        device: JAX's default one where it is None.
+    """
+    try:
+        if device is None:
+            [device] = jnp.zeros(()).devices()
+        if device.platform != "cpu":
+            limit = (device.memory_stats() or {}).get("bytes_limit")
+            return CPU_MOST_GB if limit is None else max(1.0, GPU_SHARE * limit // 1e9)
+        has = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (RuntimeError, AssertionError, OSError, ValueError, AttributeError):
+        return CPU_MOST_GB  # what is wrong with the device is said where it is used
+    return min(CPU_MOST_GB, max(0.5, CPU_SHARE * has // 5e8 / 2))
+
 
 def available_bytes() -> float | None:
     """Memory that new arrays may take where JAX puts them; None where nobody says.

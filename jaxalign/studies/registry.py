@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from jaxalign.errors import require_type
 from jaxalign.runtime.messages import note
 from jaxalign.studies.heads import HEADS
 from jaxalign.studies.plan import PLAN
@@ -59,6 +60,7 @@ def read(path: Path | str) -> Any:
     Example:
         >>> jaxalign.read("results/experiment.json").statistics.correlations[0].pearson
     """
+    require_type("path", path, (str, Path), "the path of a result")
     return read_any(Path(path))[1]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -14,11 +13,11 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import param_shapes
 from jaxalign.runtime.messages import note
+from jaxalign.runtime.progress import Progress, watched
 from jaxalign.study.calls import Call
 
 T = TypeVar("T")
@@ -55,7 +54,7 @@ class CallLog:
     """Counts calls by what decides their numbers: phase, precision, engine and shape.
 
     Attributes:
-        progress: whether phases show a progress bar (never where the output is no terminal).
+        progress: whether anything is said while the study runs (``runtime.progress``).
         calls: ``(phase, precision, engine, prompts, positions, rows)`` to how often it was called.
         layer_rows: passes of one row of one prompt through one block, filler rows included.
         seconds: wall time by phase, compilation included.
@@ -66,19 +65,23 @@ class CallLog:
     layer_rows: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
+    @functools.cached_property
+    def _said(self) -> Progress:
+        return Progress(self.progress)
+
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time a phase."""
         start = time.perf_counter()
         try:
-            yield
+            with self._said.phase(name):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def track(self, items: Sequence[T], name: str) -> Iterator[T]:
-        """Iterate with a progress bar; the first call of a new shape also compiles."""
-        disable = None if self.progress else True
-        return iter(tqdm(items, desc=name, disable=disable, leave=False, unit="call"))
+        """Iterate and show how far it is; the first call of a new shape also compiles."""
+        return self._said.track(items, name)
 
     def announce(self, name: str, calls: Sequence[Call[Any]], config: ModelConfig) -> None:
         """Say how long calls will take, before the first one runs.
@@ -90,25 +93,13 @@ class CallLog:
         """
         if not self.progress or not calls:
             return
-        programs = {
-            (call.program, call.batch.shape, call.rows, frozenset(call.static.items()))
-            for call in calls
-        }
+        programs = set(map(program_key, calls))
         compiling = COMPILE_SECONDS * len(programs)
         computing = sum(operations(call, config) for call in calls) / machine_rate()
-        if compiling + computing >= LONG or sys.stderr.isatty():
+        if compiling + computing >= LONG or watched():
             note(
                 f"{name}: {len(calls)} calls, about {compiling + computing:.0f} s, of which "
                 f"{compiling:.0f} s compile {len(programs)} programs unless the cache has them"
-            )
-
-    def announce_compilation(self, programs: int) -> None:
-        """Say on a terminal how long compilation will take."""
-        if self.progress and sys.stderr.isatty():
-            tqdm.write(
-                f"compiling {programs} programs, about {COMPILE_SECONDS * programs:.0f} s on two "
-                "cores unless the compilation cache has them",
-                file=sys.stderr,
             )
 
     def count(self, call: Call[Any]) -> None:
@@ -154,25 +145,45 @@ class CallLog:
         )
 
 
-def operations(call: Call[Any], config: ModelConfig) -> float:
-    """Floating-point operations of a call: two for a weight that a position meets."""
+def operations(call: Call[Any], config: ModelConfig, *, known: bool = False) -> float:
+    """Floating-point operations of a call: two for a weight that a position meets.
+
+    Args:
+        call: whose filler counts, too.
+        config: the architecture.
+        known: whether the call's arguments are there, which say what its rows share; without, they
+            share nothing.
+    """
     blocks = sum(leaf.size for leaf in jax.tree.leaves(param_shapes(config).blocks))
     prompts, positions = call.batch.shape
     upper = call.rows * prompts * config.num_layers
-    passes = upper if callable(call.layer_rows) else call.layer_rows
+    passes = call.layer_rows
+    if callable(passes):
+        passes = passes() if known else upper
     readout = call.rows * prompts * config.vocab_size * config.hidden_size
     return 2.0 * (passes * positions * blocks / config.num_layers + readout)
 
 
+LONG_ENOUGH = 0.01  # seconds of a product that says how fast the machine is
+
+
 @functools.cache
 def machine_rate() -> float:
-    """Operations a second of f32 matrix products here, as measured in a tenth of a second."""
-    a = jax.device_put(np.ones((1024, 1024), np.float32))  # no program of its own
+    """Operations a second of f32 matrix products here, as measured in a fraction of a second."""
     product = jax.jit(lambda x: jnp.matmul(x, x, precision=jax.lax.Precision.HIGHEST))
-    product(a).block_until_ready()
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
+    for size in (1024, 4096, 8192):  # a GPU is done with the small ones before it has begun
+        a = jax.device_put(np.ones((size, size), np.float32))  # no program of its own
         product(a).block_until_ready()
-        best = min(best, time.perf_counter() - start)
-    return 2.0 * 1024**3 / best
+        best = float("inf")
+        for _ in range(3):
+            start = time.perf_counter()
+            product(a).block_until_ready()
+            best = min(best, time.perf_counter() - start)
+        if best >= LONG_ENOUGH:
+            break
+    return 2.0 * size**3 / best
+
+
+def program_key(call: Call[Any]) -> Any:
+    """What tells apart the programs of calls: function, shapes, static arguments."""
+    return call.program, call.batch.shape, call.rows, frozenset(call.static.items())

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxalign.errors import InputError
+from jaxalign.numerics.named import as_scheme
 from jaxalign.numerics.scheme import Scheme, scheme_named
 from jaxalign.runtime.products import PRODUCTS
 
@@ -20,7 +21,10 @@ from jaxalign.runtime.products import PRODUCTS
 MOST = 2**32 - 1
 MOST_GB = 1e9
 SEED_HELP = "of everything drawn at random"
-MEMORY_HELP = "memory of one device for weights and activations"
+MEMORY_HELP = (
+    "memory of one device for weights and activations (default: on a GPU 0.9 of what JAX may take "
+    "there; on a CPU 4, or half of what a smaller machine has)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,17 +115,28 @@ def check_options(options: Any) -> None:
     """Check each field of an options dataclass by what its ``option`` says.
 
     Args:
-        options: the instance; call it in ``__post_init__``.
+        options: the instance; call it in ``__post_init__``. A scheme may be given by its name: the
+            field then is the scheme.
 
     Raises:
         InputError: a word that is not among the choices, or a number out of range.
     """
     for name, known in options_of(options).items():
-        value = getattr(options, name)
+        value = _as_meant(known, getattr(options, name))
+        object.__setattr__(options, name, value)
         if known.choices:
             check_word(known, value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             _check_number(known, value)
+
+
+def _as_meant(known: Option, value: Any) -> Any:
+    """A value with names in the place of schemes as the schemes: ``schemes=("nf4", F16)``."""
+    if isinstance(value, str) and known.parse is not None:
+        return known.parse(value)
+    if isinstance(value, list | tuple) and known.parse is schemes_listed:
+        return tuple(as_scheme(one, known.flag) for one in value)
+    return value
 
 
 def check_word(known: Option, value: str) -> None:

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from jaxalign.checkpoints import Model
 from jaxalign.devices.mesh import EDITS, shard_packed, shard_params
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, require_type
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, cast, compiled_cast
 from jaxalign.numerics.scheme import F32, Scheme
@@ -29,6 +29,7 @@ from jaxalign.runtime.resume import Resume
 from jaxalign.study.batching import dealt_batches
 from jaxalign.study.call_log import CallLog
 from jaxalign.study.calls import Call, Late, shapes_of, spec_of
+from jaxalign.study.estimate import Estimate, Estimated, nearest
 from jaxalign.study.options import Common
 from jaxalign.study.provenance import Inputs, Provenance, inputs_of
 from jaxalign.study.shards import Shard, ShardFinished
@@ -56,6 +57,7 @@ class Session:
         prepare: makes a scheme's parameters from the f32 ones.
         shard: the share of the calls that this worker computes; None for all.
         notes: what a reader of the result has to know; a study appends.
+        estimate: what the calls would take, where they are not to be computed; None otherwise.
     """
 
     model: Model
@@ -69,6 +71,7 @@ class Session:
     prepare: Prepare
     shard: Shard | None
     notes: list[str]
+    estimate: Estimate | None = None
     _last: dict[str, tuple[Hashable, Any]] = field(default_factory=dict)
     _numbered: int = 0
     _pool: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(COMPILERS))
@@ -87,7 +90,8 @@ class Session:
         folder: Path | None = None,
         shard: Shard | None = None,
         prepare: Prepare = compiled_cast,
-        progress: bool = False,
+        progress: bool = True,
+        estimate: bool = False,
         source: Mapping[str, Any] = {},
     ) -> Session:
         """Open everything, and refuse what cannot be used before any work.
@@ -102,7 +106,10 @@ class Session:
             shard: the share of the calls that this worker computes; needs a folder.
             prepare: ``calibration.preparer`` for schemes that are chosen by activations; rounding
                 to the nearest by default.
-            progress: show progress bars on a terminal, and say how long the work will take.
+            progress: say on stderr how long the work will take and how far it is: bars on a
+                terminal and in a notebook, lines elsewhere (``runtime.progress``).
+            estimate: make the calls and compute none but the clean f32 ones; the study ends with
+                ``Estimated`` where its results would be assembled (``study.estimate``).
             source: what else ``inputs_of`` takes: the prompts' file, calibration texts.
 
         Raises:
@@ -110,6 +117,9 @@ class Session:
             PrecisionError: this installation does not keep 16-bit roundings, or its f32 products
                 are not what the options say.
         """
+        require_type("model", model, Model, "a model, from jaxalign.load")
+        require_type("prompts", prompts, PromptSet, "prompts, from jaxalign.read_prompts")
+        require_type("options", options, Common, "options of the study")
         if shard and folder is None:
             raise InputError(f"shard {shard} has no folder", "give one for finished calls")
         if model.params.dtype != jnp.float32:
@@ -128,9 +138,11 @@ class Session:
             mesh=mesh,
             resume=Resume(folder, inputs.facts()),
             log=CallLog(progress),
-            prepare=prepare,
-            shard=shard,
+            prepare=nearest if estimate else prepare,
+            # Nothing is assembled, as in a shard that has every call.
+            shard=Shard(index=0, count=1) if estimate else shard,
             notes=notes,
+            estimate=Estimate(model.config, mesh.size if mesh else 1) if estimate else None,
         )
 
     def __enter__(self) -> Session:
@@ -236,6 +248,9 @@ class Session:
         Yields:
             The call and its result, in the order of ``calls``.
         """
+        if self.estimate:
+            yield from self.estimate.pretend(calls, self.log)
+            return
         own = range(self._numbered, self._numbered + len(calls))
         self._numbered += len(calls)
         share = [not self.shard or self.shard.has(number) for number in own]
@@ -260,6 +275,8 @@ class Session:
         Args:
             calls: in the order in which they will run; those that are finished are left out.
         """
+        if self.estimate:
+            return
         for call in calls:
             if not self.resume.has(call.key):
                 call.ahead(self._pool)
@@ -288,7 +305,10 @@ class Session:
 
         Raises:
             ShardFinished: this worker computes a share, so there is nothing to assemble.
+            Estimated: the calls were not computed; it has what they would take.
         """
+        if self.estimate:
+            raise Estimated(self.estimate.taken(self.model.params))
         if self.shard:
             raise ShardFinished
 

@@ -33,11 +33,12 @@ class Shard:
         Raises:
             InputError: ``text`` is no such pair of numbers.
         """
-        match = re.fullmatch(r"(\d{1,6})/(\d{1,6})", text)
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
         index, count = map(int, match.groups()) if match else (0, 0)
         if not 0 <= index <= count or not count:
             raise InputError(
-                f"--shard {text}: expected I/N, the I-th of N workers",
+                f"--shard {text[:40]}: expected I/N, the I-th of N workers, I at most N and N at "
+                "most 999999",
                 "give for example --shard 1/4, --shard 2/4 and so on, each to one worker",
             )
         return Shard(index=index % count, count=count)

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from jaxalign.checkpoints import Model
+from jaxalign.errors import require_type
 from jaxalign.prompts import PromptSet
-from jaxalign.study import result_file
+from jaxalign.study import records, result_file
 from jaxalign.study.options import Common
 from jaxalign.study.session import Session
 
@@ -51,6 +52,9 @@ class Study(Generic[O, R]):
     examples: tuple[str, ...] = ()
     beside: Callable[[Session, R, Path], Sequence[Path]] | None = None
 
+    def __post_init__(self) -> None:
+        records.STUDY_OF.setdefault(self.result, self)
+
     @property
     def format(self) -> str:
         """What a file of this study begins with."""
@@ -73,6 +77,7 @@ class Study(Generic[O, R]):
             >>> result = STUDIES["schemes"](jaxalign.load("demo"), jaxalign.read_prompts())
         """
         options = self.options() if options is None else options
+        require_type("options", options, self.options, f"a {self.options.__name__}")
         with Session.open(self.format, model, prompts, options, **session) as opened:
             return self.run(opened, options)
 

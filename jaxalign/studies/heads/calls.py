@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -15,11 +16,12 @@ from jaxalign.checkpoints import Model
 from jaxalign.devices.deal import rounds
 from jaxalign.devices.mesh import EDITS, MODEL, part_bytes
 from jaxalign.engine.budget import operations_per_row, plan_chunks
+from jaxalign.engine.compiled import BUCKET
 from jaxalign.measures.metrics import AnswerMetrics
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
-from jaxalign.prompts.batches import BUCKET, FEW
+from jaxalign.prompts.batches import FEW
 from jaxalign.shapes import Float
 from jaxalign.studies.heads import programs
 from jaxalign.studies.heads.findings import RANKINGS, Replacement

@@ -18,6 +18,7 @@ from jaxalign.studies.heads.findings import (
     Statistics,
 )
 from jaxalign.study.provenance import Provenance
+from jaxalign.study.records import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,7 +189,7 @@ class RepairResult:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadsResult:
+class HeadsResult(Result, rows="prompts", headline=("statistics",)):
     """A whole study.
 
     Attributes:

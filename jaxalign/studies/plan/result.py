@@ -9,6 +9,7 @@ from typing import Any, Literal, TypedDict
 from jaxalign.measures.estimates import Estimate
 from jaxalign.study import codec
 from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
+from jaxalign.study.records import Result
 
 Kind = Literal["matrix", "site", "head", "layer", "whole"]
 Metric = Literal["kl", "change"]
@@ -171,7 +172,7 @@ class Plan:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlanResult:
+class PlanResult(Result, rows="damage.components", headline=("scheme", "plan", "curve")):
     """A damage map and a plan.
 
     Attributes:

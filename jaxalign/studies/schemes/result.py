@@ -9,6 +9,7 @@ from typing import Any
 from jaxalign.measures.estimates import Estimate
 from jaxalign.study import codec
 from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
+from jaxalign.study.records import Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +62,7 @@ class SchemeRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SchemesResult:
+class SchemesResult(Result, rows="rows"):
     """All schemes, f32 first.
 
     Attributes:

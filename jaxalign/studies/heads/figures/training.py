@@ -7,13 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from jaxalign.plots.labels import most_important
 from jaxalign.plots.looks import look
 from jaxalign.plots.page import GREY, INK, PALE, Page, new_page, say
 from jaxalign.plots.rows import interval
-from jaxalign.plots.words import precision_name, short_names, significant
+from jaxalign.plots.scales import drawable, percent_axis
+from jaxalign.plots.words import precision_name, short_names
 from jaxalign.studies.heads.figures.values import (
     ALL,
     caption,
@@ -89,6 +89,7 @@ def _importances(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) -
 
 def _drifts(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) -> None:
     ax.set_title(f"{DRIFT.name} of heads' outputs ({DRIFT.unit})")
+    shown: list[np.ndarray] = []
     for precision in drawn(results[0]).precisions:
         style = look(precision, results[0].precisions)
         maps = [drift_percent(result, precision) for result in results]
@@ -97,6 +98,7 @@ def _drifts(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) -> Non
         low, middle, high = np.array(
             [(np.nanquantile(m, 0.25), np.nanmean(m), np.nanquantile(m, 0.75)) for m in maps]
         ).T
+        shown.append(np.concatenate([low, middle, high]))
         ax.fill_between(places, low, high, color=style.colour, alpha=0.15, lw=0)
         ax.plot(
             places, middle, style.marker + "-", color=style.colour, ms=4, mec=INK, mew=0.4,
@@ -105,9 +107,9 @@ def _drifts(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) -> Non
     if not ax.lines:
         say(ax, "No low precision was run.")
     else:
-        ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: significant(value, 1)))
-        ax.yaxis.set_minor_formatter(NullFormatter())
+        # Everything drawn, bands too: a log scale only where it spreads over more than a decade,
+        # or no tick would have a label.
+        percent_axis(ax, drawable(np.concatenate(shown)), "y")
 
 
 def _correlations(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) -> None:

@@ -1,0 +1,150 @@
+"""``forward`` and ``sweep`` compiled once for each shape, for calls made one by one."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.edits import batch as batches
+from jaxalign.edits.declare import Declared
+from jaxalign.edits.site import Edit
+from jaxalign.engine.sweep import sweep
+from jaxalign.measures.metrics import Answer
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.decoder import Output, check_prompts, forward
+from jaxalign.model.params import Params
+from jaxalign.numerics.scheme import Scheme
+from jaxalign.runtime.compile import jit
+from jaxalign.shapes import Array, Int, Lengths, Tokens
+
+# Lengths are rounded up to a multiple of this, so that few shapes have to be compiled.
+BUCKET = 8
+POSITIONS = "S|1"  # as sites declare that axis
+
+
+def bucket_length(length: int, limit: int) -> int:
+    """``length`` rounded up to a multiple of ``BUCKET``, at most the model's context.
+
+    Args:
+        length: positions.
+        limit: the model's context.
+    """
+    return min(-(-length // BUCKET) * BUCKET, max(limit, length))
+
+
+@functools.partial(jit, static_argnames=("config", "scheme", "capture", "last_only"))
+def _forward(
+    params: Params, tokens: Tokens, lengths: Lengths, edit: Edit | None, *, config: ModelConfig,
+    scheme: Scheme, capture: tuple[str, ...], last_only: bool,
+) -> Output:  # fmt: skip
+    return forward(
+        params, tokens, config, lengths=lengths, scheme=scheme, edit=edit, capture=capture,
+        last_only=last_only,
+    )  # fmt: skip
+
+
+@functools.partial(jit, static_argnames=("config", "metric", "scheme", "single_step"))
+def _sweep(
+    params: Params, tokens: Tokens, lengths: Lengths, edits: list[Edit], answer: Answer | None, *,
+    config: ModelConfig, metric: Callable[[Any], Any] | None, scheme: Scheme,
+    single_step: bool,
+) -> list[Any]:  # fmt: skip
+    readout = answer if metric is None else metric
+    assert readout is not None
+    return sweep(
+        params, tokens, lengths, config, edits, readout, scheme=scheme, single_step=single_step
+    )
+
+
+def run_once(
+    params: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    config: ModelConfig,
+    *,
+    scheme: Scheme,
+    edit: Edit | None = None,
+    capture: Sequence[str] = (),
+    last_only: bool = True,
+) -> Output:
+    """``forward``, compiled for the shapes on the first call and found again on later ones.
+
+    Args:
+        params, tokens, lengths, config, scheme, edit, capture, last_only: as for ``forward``.
+
+    Raises:
+        ValueError: as ``forward``; values of tokens and lengths are checked, too.
+    """
+    tokens, lengths = check_prompts(tokens, lengths, config)
+    size, padded = tokens.shape[1], _padded(tokens, config)
+    edit = None if edit is None else _widened(edit, tokens, padded)
+    out = _forward(
+        params, padded, lengths, edit, config=config, scheme=scheme, capture=tuple(capture),
+        last_only=last_only,
+    )  # fmt: skip
+    logits = out.logits if last_only else out.logits[:, :size]
+    # Positions are the second axis of what stands at the ends of the model, the third of blocks'.
+    cut = {
+        name: a[:, :size] if name in ("embed", "final_norm") else a[:, :, :size]
+        for name, a in out.activations.items()
+    }
+    return Output(logits=logits, activations=cut)
+
+
+def run_edits(
+    params: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    config: ModelConfig,
+    edits: Sequence[Edit],
+    readout: Callable[[Any], Any],
+    *,
+    scheme: Scheme,
+) -> list[Any]:
+    """``sweep``, compiled for the shapes on the first call and found again on later ones.
+
+    Args:
+        params, tokens, lengths, config, edits, scheme: as for ``sweep``.
+        readout: an ``Answer``, whose tokens are data, or a function, which is compiled in: the same
+            function finds its program again, a new one is compiled.
+
+    Raises:
+        ValueError: as ``sweep``; values of tokens and lengths are checked, too.
+    """
+    tokens, lengths = check_prompts(tokens, lengths, config)
+    padded = _padded(tokens, config)
+    answer = readout if isinstance(readout, Answer) else None
+    return _sweep(
+        params, padded, lengths, [_widened(edit, tokens, padded, batch=True) for edit in edits],
+        answer, config=config, metric=None if answer else readout, scheme=scheme,
+        single_step=batches.touches_one_step(edits, len(tokens)),
+    )  # fmt: skip
+
+
+def _padded(tokens: Tokens, config: ModelConfig) -> Int[Array, "B padded"]:
+    """The tokens up to a multiple of ``BUCKET``, so that texts of similar length share programs."""
+    size = tokens.shape[1]
+    more = bucket_length(size, config.max_positions) - size
+    return jnp.asarray(np.pad(np.asarray(tokens), ((0, 0), (0, more))))
+
+
+def _widened(
+    edit: Edit, tokens: Tokens, padded: Int[Array, "B padded"], *, batch: bool = False
+) -> Edit:
+    """The edit for the padded tokens: nothing acts behind them."""
+    size, more = tokens.shape[1], padded.shape[1] - tokens.shape[1]
+
+    def widen(declared: Declared, array: Any) -> Any:
+        if not more or POSITIONS not in declared.axes:
+            return np.asarray(array)
+        axis = declared.axes.index(POSITIONS) + (batch and declared.per_row)
+        if np.ndim(array) <= axis or np.shape(array)[axis] != size or size == 1:
+            return np.asarray(array)  # it broadcasts, or its shape is wrong, which is said later
+        ends = [(0, more if place == axis else 0) for place in range(np.ndim(array))]
+        return np.pad(np.asarray(array), ends)
+
+    return edit.map_arrays(widen)
