@@ -17,12 +17,24 @@ from jaxalign.runtime.files import read_text
 from jaxalign.shapes import Lengths, Tokens
 
 
+SHIPPED = Path(__file__).parent / "neutral.txt"
+
+
 def calibration_texts(prompts: PromptSet, model: Model) -> tuple[Tokens, Lengths]:
     """The reference texts of a prompt set as ``calibrate`` takes them: tokens and lengths.
 
     They begin with the same special tokens as the texts and prompts of a study.
     """
     return model.encode(list(prompts.reference), special=True)
+
+
+def shipped_texts() -> tuple[str, ...]:
+    """Neutral English of about 4100 words, written for this project: what studies calibrate on.
+
+    Example:
+        >>> tokens, lengths = model.encode(list(shipped_texts()), special=True)
+    """
+    return read_texts(SHIPPED)
 
 
 def read_texts(path: Path) -> tuple[str, ...]:

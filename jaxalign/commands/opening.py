@@ -9,11 +9,10 @@ from typing import Any
 
 import jax
 
-from jaxalign.calibration import read_texts
+from jaxalign.calibration import read_texts, shipped_texts
 from jaxalign.checkpoints import Model, Source, load, locate
 from jaxalign.devices.mesh import usable_devices
 from jaxalign.errors import InputError
-from jaxalign.prompts import PromptSet
 from jaxalign.runtime.compilation_cache import enable_compilation_cache
 from jaxalign.runtime.environment import select_device
 
@@ -54,17 +53,16 @@ def ignoring(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"ignore_settings": tuple(arguments.ignore_setting)} if arguments.ignore_setting else {}
 
 
-def calibration_texts(path: Path | None, prompts: PromptSet) -> tuple[str, ...]:
-    """The texts that schemes are calibrated on: a file's, or the prompts' reference texts.
+def calibration_texts(path: Path | None) -> tuple[str, ...]:
+    """The texts that schemes are calibrated on: a file's, or the shipped ones.
 
     Args:
         path: of ``--calibration``, or None.
-        prompts: whose reference texts are taken where there is no file.
 
     Raises:
         InputError: the file cannot be used.
     """
-    return prompts.reference if path is None else read_texts(path)
+    return shipped_texts() if path is None else read_texts(path)
 
 
 def shared_devices(count: int | None, device: jax.Device) -> list[jax.Device]:

@@ -40,7 +40,7 @@ def sweep(
     readout: Readout,
     *,
     engine: Engine = "wave",
-    scheme: Scheme = F32,
+    scheme: Scheme | str = F32,
     single_step: bool | None = None,
 ) -> list[Any]:
     """Run the model under every edit and read out each prompt's last logits.
@@ -57,7 +57,7 @@ def sweep(
         readout: from f32 logits ``[B, V]`` at the last real position to a pytree of ``[B, …]``.
         engine: "wave" (``engine.wave``), or "vmap": ``jax.vmap`` of ``forward`` over the rows,
             which defines what the wave computes (static).
-        scheme: the precision (static).
+        scheme: the precision or its name (static).
         single_step: True promises that no row edits a step after the first one it touches, which
             saves the wave work; read off the edits by default (static).
 
@@ -78,7 +78,7 @@ def sweep(
     """
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown", f"use {' or '.join(ENGINES)}")
-    check_dtype(params, scheme)
+    scheme = check_dtype(params, scheme)
     tokens, lengths = check_prompts(tokens, lengths, config)
     if isinstance(edits, Edit) or not all(isinstance(edit, Edit) for edit in edits):
         raise ValueError(f"edits are {type(edits).__name__}, expected a list of Edit")

@@ -15,6 +15,8 @@ PERMUTATIONS = 10_000
 INTERVAL = (2.5, 97.5)
 # Differences this small between statistics are rounding, so they count as ties.
 TIE = 1e-12
+# Fewer draws of noise say next to nothing of their own spread.
+FEWEST_DRAWS = 3
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
@@ -163,3 +165,33 @@ def corrected(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     out = np.full(len(p), np.nan)
     out[made] = scipy_stats.false_discovery_control(p[made]) if made.any() else []
     return out
+
+
+def one_more_draw_p(
+    own: Float[np.ndarray, " N"], draws: Float[np.ndarray, "N R"]
+) -> Float[np.ndarray, " N"]:
+    """Two-sided p-values of "this mean KL is one more draw of the noise".
+
+    The test is of ``1 / √KL``, which is nearly normal over draws (docs/plan.md has how that was
+    found; the logarithm still leans to the right), so that one more draw less the mean of ``R``
+    draws, over ``s √(1 + 1/R)``, follows Student's t with ``R − 1`` degrees of freedom. Ranks among
+    draws would need ``2 N / 0.05`` draws to outlast a correction for ``N`` tests. The prompts are
+    the same in every draw, so the verdict is on these prompts.
+
+    Args:
+        own: mean KL in a scheme, nats.
+        draws: mean KL under each draw of noise of the scheme's size.
+
+    Returns:
+        NaN where there are fewer than ``FEWEST_DRAWS`` draws, or where they do not vary; 0 where
+        noise does something and the scheme does not.
+    """
+    count = draws.shape[1]
+    if count < FEWEST_DRAWS:
+        return np.full(len(own), np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        one, beside = own**-0.5, draws**-0.5
+        spread = beside.std(axis=1, ddof=1) * np.sqrt(1 + 1 / count)
+        statistic = np.abs(one - beside.mean(axis=1)) / spread
+    varies = np.isfinite(spread) & (spread > TIE * np.abs(beside).max(axis=1))
+    return np.where(varies, 2 * scipy_stats.t.sf(statistic, count - 1), np.nan)

@@ -21,7 +21,7 @@ from jaxalign.model.params import Block, Norm, Params
 from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense, dot
 from jaxalign.numerics.qtensor import QTensor
-from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.numerics.scheme import F32, Scheme, as_scheme
 from jaxalign.shapes import Array, ArrayLeaf, Bool, Float, Int, Lengths, Tokens
 
 # Activations that a run can return. Those of blocks come stacked, [L, …].
@@ -52,13 +52,24 @@ def real_positions(lengths: Lengths, size: int) -> Bool[Array, "B S"]:
     return jnp.arange(size)[None] < lengths[:, None]
 
 
-def check_dtype(params: Params, scheme: Scheme) -> None:
-    """Raise unless the parameters are in the scheme's dtype."""
+def check_dtype(params: Params, scheme: Scheme | str) -> Scheme:
+    """Return the scheme; raise unless the parameters are in its dtype.
+
+    Args:
+        params: of the run.
+        scheme: as it is or by its name.
+
+    Raises:
+        InputError: it is no scheme.
+        ValueError: the parameters are in another dtype.
+    """
+    scheme = as_scheme(scheme)
     if params.dtype != jnp.dtype(scheme.compute_dtype):
         raise ValueError(
             f"params are {params.dtype}, but scheme {scheme.name!r} computes in "
             f"{scheme.compute_dtype}: pass model.cast(params, scheme)"
         )
+    return scheme
 
 
 def check_prompts(
@@ -240,7 +251,7 @@ def forward(
     config: ModelConfig,
     *,
     lengths: Lengths | None = None,
-    scheme: Scheme = F32,
+    scheme: Scheme | str = F32,
     edit: Edit | None = None,
     capture: Sequence[str] = (),
     last_only: bool = False,
@@ -252,7 +263,7 @@ def forward(
         tokens: int ``[B, S]``, padded on the right; what stands in the padding does not matter.
         config: the architecture (static under ``jit``).
         lengths: int ``[B]``, real tokens of each prompt; ``S`` by default.
-        scheme: the precision (static under ``jit``).
+        scheme: the precision or its name (static under ``jit``).
         edit: what to change; nothing by default.
         capture: names of ``CAPTURES`` to return.
         last_only: logits of each prompt's last real position only.
@@ -270,7 +281,7 @@ def forward(
     unknown = [name for name in capture if name not in CAPTURES]
     if unknown:
         raise ValueError(f"capture asks for {unknown}, expected names of {CAPTURES}")
-    check_dtype(params, scheme)
+    scheme = check_dtype(params, scheme)
     tokens, lengths = check_prompts(tokens, lengths, config)
     edit = jax.tree.map(jnp.asarray, edit or NOTHING)
     check_edit(edit, config, tokens.shape)

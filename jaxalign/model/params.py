@@ -24,7 +24,7 @@ from jaxalign.model.matrices import (
 )
 from jaxalign.numerics.qtensor import MatrixLeaf, QTensor
 from jaxalign.numerics.quantize import quantize
-from jaxalign.numerics.scheme import Scheme
+from jaxalign.numerics.scheme import Scheme, as_scheme
 from jaxalign.shapes import Array, ArrayLeaf, Float
 
 
@@ -167,16 +167,21 @@ def init_params(key: jax.Array, config: ModelConfig, dtype: Any = jnp.float32) -
     return jax.tree_util.tree_unflatten(tree, leaves)
 
 
-def cast(params: Params, scheme: Scheme) -> Params:
+def cast(params: Params, scheme: Scheme | str) -> Params:
     """The parameters as a scheme has them: packed matrices, the rest in its dtype.
 
     Codes are rounded to the nearest; a scheme that chooses them otherwise is for ``calibrate``.
     Arrays that already are in the dtype stay the same arrays.
 
+    Args:
+        params: in f32.
+        scheme: the precision or its name.
+
     Raises:
         InputError: the scheme's groups do not divide a matrix's inputs, or it does not round to
             the nearest.
     """
+    scheme = as_scheme(scheme)
     if not scheme.to_nearest:
         raise InputError(
             f"scheme {scheme.name!r} chooses its codes or scales, which rounding to the nearest "

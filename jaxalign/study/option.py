@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxalign.errors import InputError
-from jaxalign.numerics.scheme import Scheme, scheme_named
+from jaxalign.numerics.scheme import Scheme, as_scheme, as_schemes, scheme_named
 
 # JAX keeps 32 bits of a seed: a larger one would draw what a smaller one draws.
 MOST = 2**32 - 1
@@ -34,6 +34,7 @@ class Option:
         least: the smallest number that it takes; None for a number above 0.
         most: the largest.
         parse: makes the value of what was typed; by default the field's type does.
+        take: makes the value of what Python code gave, a scheme of its name; raises InputError.
         group: the heading of the help that it stands under.
     """
 
@@ -44,6 +45,7 @@ class Option:
     least: int | None = None
     most: int | float = MOST
     parse: Callable[[str], Any] | None = None
+    take: Callable[[Any], Any] | None = None
     group: str = "the study"
 
 
@@ -79,7 +81,18 @@ def schemes_option(help: str) -> Mapping[str, Option]:
         help: what they are for; where the names of all schemes stand is added.
     """
     help = f"{help}, with commas; docs/schemes.md has them all"
-    return option("--schemes", metavar="LIST", help=help, parse=schemes_listed)
+    more = {"metavar": "LIST", "parse": schemes_listed, "take": as_schemes}
+    return option("--schemes", help=help, **more)
+
+
+def scheme_option(help: str) -> Mapping[str, Option]:
+    """The ``metadata`` of one precision.
+
+    Args:
+        help: what it is for.
+    """
+    more = {"metavar": "NAME", "parse": scheme_named, "take": as_scheme}
+    return option("--scheme", help=help, **more)
 
 
 def options_of(kind: Any) -> dict[str, Option]:
@@ -96,16 +109,18 @@ def options_of(kind: Any) -> dict[str, Option]:
 
 
 def check_options(options: Any) -> None:
-    """Check each field of an options dataclass by what its ``option`` says.
+    """Check each field of an options dataclass by what its ``option`` says, and take what it takes.
 
     Args:
-        options: the instance; call it in ``__post_init__``.
+        options: the instance, frozen or not; call it in ``__post_init__``.
 
     Raises:
-        InputError: a word that is not among the choices, or a number out of range.
+        InputError: a word that is not among the choices, a number out of range, or no scheme.
     """
     for name, known in options_of(options).items():
         value = getattr(options, name)
+        if known.take is not None:
+            object.__setattr__(options, name, known.take(value))
         if known.choices:
             check_word(known, value)
         if isinstance(value, int | float) and not isinstance(value, bool):
