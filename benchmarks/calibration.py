@@ -2,7 +2,7 @@
 
     python -m benchmarks calibration [--model demo] [--schemes int4-g64,…] [--documents N]
 
-Calibration texts are the shipped reference texts, or N documents of the bundled model's training
+Calibration texts are the shipped ones, or N documents of the bundled model's training
 stream (drawn with a seed that its training did not use). KL(f32 ‖ scheme) is the mean over all
 positions of the shipped prompts, which are in neither.
 """
@@ -22,7 +22,7 @@ import numpy as np
 
 import jaxalign
 from benchmarks.record import answer, grammar
-from jaxalign.calibration import calibrate, calibration_texts
+from jaxalign.calibration import calibrate, shipped_texts
 from jaxalign.demo.corpus import documents
 from jaxalign.model import ModelConfig, Params, forward
 from jaxalign.numerics import F32, Scheme, scheme_named
@@ -49,7 +49,7 @@ def log_probabilities(
 def measure(options: argparse.Namespace) -> dict[str, Any]:
     """KL and top-1 agreement of each scheme, and the seconds its calibration took."""
     model, prompts = jaxalign.load(options.model), read_prompts()
-    texts = calibration_texts(prompts, model)
+    texts = model.encode(list(shipped_texts()), special=True)
     if options.documents:
         texts = model.encode(
             list(itertools.islice(documents(SEED, "calibration"), options.documents))
@@ -96,7 +96,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = grammar(NAME, __doc__)
     parser.add_argument("--model", default="demo", metavar="demo|ID|FOLDER")
     parser.add_argument("--schemes", default=",".join(SCHEMES))
-    parser.add_argument("--documents", type=int, default=0, help="0: the reference texts")
+    parser.add_argument("--documents", type=int, default=0, help="0: the shipped texts")
     return answer(parser.parse_args(arguments), NAME, measure, table)
 
 

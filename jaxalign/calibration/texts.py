@@ -16,7 +16,6 @@ from jaxalign.prompts import PromptSet
 from jaxalign.runtime.files import read_text
 from jaxalign.shapes import Lengths, Tokens
 
-
 SHIPPED = Path(__file__).parent / "neutral.txt"
 
 

@@ -48,7 +48,7 @@ def verdict_lines(result: PlanResult) -> list[str]:
             f"The plan ({own.bits:.2f} bits a weight) {word} plain {best.scheme} "
             f"({best.bits:.2f} bits):",
             f"KL {_short(own.kl)} against {_short(best.kl)} nats, difference "
-            f"{_interval(best.plan_less_it, '+.1e')}{p}.",
+            f"{estimate_text(best.plan_less_it, _signed, p=None)}{p}.",
         ]
     random = plan.random
     word = {
@@ -56,8 +56,8 @@ def verdict_lines(result: PlanResult) -> list[str]:
         "worse than random": "It is worse than",
     }.get(plan.verdict, "It is no better than")
     lines.append(
-        f"{word} {len(random.kl)} random choices of what to keep ({_p(random.p_kl)}). "
-        f"Measured on {len(result.validating)} prompts that did not choose."
+        f"{word} {len(random.kl)} random choices of what to keep ({_p(random.p_kl)}); on "
+        f"{len(result.validating)} prompts that did not choose."
     )
     return lines + _no_gain(result)
 
@@ -80,24 +80,18 @@ def _choices(result: PlanResult) -> list[str]:
             f"{choice.answered:.0%}",
         ]
         for text, choice in ((text, plan.choice(name)) for name, text in named.items())
+        if choice.name != "layers" or choice.bytes > plan.choice("all low").bytes  # one fits
     ]
     random = plan.random
     kl, moved = (sum(values) / len(values) for values in (random.kl, random.moved))
-    mean = [f"{len(random.kl)} random choices", f"{random.bits:.2f}", "", f"{kl:.2e}"]
+    mean = [f"{len(random.kl)} random choices", f"{random.bits:.2f}", "", _exponent(kl, ".1e")]
     uniform = [
         [f"all in {u.scheme}", f"{u.bits:.2f}", f"{u.bytes / 1e6:.3f}", _short(u.kl), "", ""]
         for u in plan.uniform[:SHOWN_FORMATS]
         if u.scheme != result.scheme
     ]
     rows = [rows[0], *uniform, [*mean, f"{moved:.3f}", ""], *rows[1:]]
-    head = [
-        "on the prompts that did not choose",
-        "bits",
-        "MB",
-        "KL, nats ± 95 %",
-        "|Δm|",
-        "answered",
-    ]
+    head = ["prompts that did not choose", "bits", "MB", "KL, nats ± 95 %", "|Δm|", "answered"]
     return text_table(head, rows).splitlines()
 
 
@@ -119,7 +113,7 @@ def _worst(result: PlanResult) -> list[str]:
             _short(c.kl),
             share(c),
             "" if c.ratio.value is None else f"{c.ratio.value:.2f}",
-            "" if c.corrected is None else _p(c.corrected).removeprefix("p "),
+            "" if c.corrected is None else _p(c.corrected).removeprefix("p ").removeprefix("= "),
             c.verdict,
         ]
         for c in parts
@@ -155,8 +149,18 @@ def _short(estimate: Estimate) -> str:
     if estimate.value is None:
         return "–"
     if estimate.low is None or estimate.high is None:
-        return f"{estimate.value:.2e}"
-    return f"{estimate.value:.2e} ± {(estimate.high - estimate.low) / 2:.0e}"
+        return _exponent(estimate.value, ".1e")
+    half = _exponent((estimate.high - estimate.low) / 2, ".0e")
+    return f"{_exponent(estimate.value, '.1e')} ± {half}"
+
+
+def _signed(value: float) -> str:
+    return _exponent(value, "+.1e")
+
+
+def _exponent(value: float, form: str) -> str:
+    """``1.5e-3``: without the zero that Python puts before the exponent."""
+    return f"{value:{form}}".replace("e-0", "e-").replace("e+0", "e+")
 
 
 def _p(p: float) -> str:

@@ -30,8 +30,6 @@ from jaxalign.study.weight_noise import low_matrices
 LEVEL = 0.05
 GROUPS = ("g16", "g32", "g64", "g128", "channel")
 KINDS = ("", "-sym")
-# Of each kind and group size, how many bit widths that fit are tried: the most bits first.
-WIDTHS = 2
 # Other formats that round to the nearest code and need no texts.
 NAMED = ("nf4", "nf4-dq", "fp4", "fp4-dq")
 
@@ -63,6 +61,9 @@ def size_of_format(config: ModelConfig, form: WeightFormat) -> int | None:
 def formats_within(config: ModelConfig, most: int, low: Scheme) -> list[Scheme]:
     """Formats of at most that size, which no text and no search chooses; ``low`` among them.
 
+    Of each kind of whole codes and each group size the most bits that fit: fewer bits in the same
+    groups are smaller and worse.
+
     Args:
         config: the architecture.
         most: bytes of the matrices of all blocks.
@@ -71,8 +72,8 @@ def formats_within(config: ModelConfig, most: int, low: Scheme) -> list[Scheme]:
     found = [low]
     for kind in KINDS:
         for group in GROUPS:
-            fitting = [scheme_named(f"int{bits}{kind}-{group}") for bits in reversed(WHOLE_NUMBERS)]
-            found += [scheme for scheme in fitting if _fits(config, scheme, most)][:WIDTHS]
+            widths = (scheme_named(f"int{bits}{kind}-{group}") for bits in reversed(WHOLE_NUMBERS))
+            found += [scheme for scheme in widths if _fits(config, scheme, most)][:1]
     found += [s for s in map(scheme_named, NAMED) if _fits(config, s, most)]
     # Where one group holds all inputs, "-g128" and "-channel" are the same format.
     return list({_of_model(config, scheme): scheme for scheme in reversed(found)}.values())[::-1]
