@@ -14,7 +14,7 @@ from tiny_run import refusal, run, write_model, write_prompts
 
 import jaxalign
 from jaxalign import read, read_prompts
-from jaxalign.calibration import preparer, shipped_texts
+from jaxalign.calibration import preparer
 from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.devices.mesh import make_mesh, shard_params
 from jaxalign.measures.estimates import Estimate
@@ -22,7 +22,6 @@ from jaxalign.model.params import MATRICES, cast
 from jaxalign.model.size import deployed_bytes, mean_bits
 from jaxalign.numerics.scheme import F16, F32, scheme_named
 from jaxalign.numerics.storage import packed_bits
-from jaxalign.prompts import PromptSet
 from jaxalign.studies.schemes import SCHEMES, SchemesOptions
 from jaxalign.studies.schemes.calls import compare, moved
 from jaxalign.studies.schemes.result import Lottery
@@ -270,16 +269,16 @@ def test_a_difference_that_the_lottery_reaches_is_not_told_apart():
         assert (rival.verdict, rival.within_lottery) == (verdict, high > 1.1)
 
 
-def test_the_lottery_moves_weights_by_a_millionth_and_gptq_by_much_more():
+def test_the_lottery_moves_weights_by_a_millionth_and_gptq_by_much_more(inputs):
     """Another draw is another KL, though no weight moved by more than a few of its last bits."""
-    model = jaxalign.load("demo")
+    model = jaxalign.load(str(inputs[0]))
     params = moved(model.params, jax.random.key(0))
     change = np.asarray(params.blocks.mlp.up / model.params.blocks.mlp.up - 1)
     assert 0.9e-6 < change.std() < 1.1e-6
     assert (params.embed == model.params.embed).all()
-    prompts = PromptSet({"one": read_prompts().tasks["ioi"][:8]}, read_prompts().reference)
-    asked = SchemesOptions(schemes=("gptq-g64", "int4-g64"), noise_draws=1, lottery_draws=2)
-    prepare = preparer(model, shipped_texts()[:12])
+    prompts = read_prompts(inputs[1])
+    asked = SchemesOptions(schemes=("gptq-g8", "int4-g8"), noise_draws=1, lottery_draws=2)
+    prepare = preparer(model, prompts.reference)
     gptq, nearest = SCHEMES(model, prompts, asked, prepare=prepare).rows[1:]
     assert nearest.lottery is None
     assert len(gptq.lottery.kl) == 2

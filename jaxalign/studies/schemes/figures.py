@@ -45,7 +45,7 @@ def schemes(result: SchemesResult) -> Page:
         "millionth. Middle: the KL over that of random noise as large as the scheme's error in "
         "every matrix; left of 1 it spares what matters. Filled: beyond all chance of the draws of "
         "noise (band), corrected for the number of schemes. Right: the change of the answer's lead "
-        "over the best other token; grey: not told from 0 after correction."
+        "over the best other token, p corrected; grey: not told from 0."
     )
     model, revision = model_words(vars(result.provenance.model))
     caption = (

@@ -8,21 +8,24 @@ from jaxalign.studies.schemes.result import NoiseFloor, SchemeRow, SchemesResult
 from jaxalign.study.tables import estimate_text, header, one_line, text_table
 
 LEVEL = 0.05
-MOST_ROWS = 20
+MOST_LINES = 35
 NAMED = 6  # schemes in a sentence
+LOTTERIES = 3
 WIDTH = 100
 
 
 def table(result: SchemesResult) -> str:
     """The answer as one screen: what costs least for its size, then a scheme a line."""
     low = sorted((row for row in result.rows if row.scheme != F32.name), key=lambda row: -row.bits)
-    shown = low[:MOST_ROWS]
+    before = [header("schemes", result.provenance), "", *_summary(low), ""]
+    after = ["", *_lotteries(low), *_notes(result)]
+    room = MOST_LINES - len(before) - len(after) - 2  # lines of the table's head
+    shown = low if len(low) <= room else low[: room - 1]
     head = ["scheme", "bits", "MB", "KL ± 95 %", "", "÷ noise", "top-1 %", "Δm", "drift %"]
-    lines = [header("schemes", result.provenance), "", *_summary(low), ""]
-    lines += text_table(head, [_line(row) for row in shown]).splitlines()
+    lines = text_table(head, [_line(row) for row in shown]).splitlines()
     if len(low) > len(shown):
         lines.append(f"and {len(low) - len(shown)} more: --verbose")
-    return "\n".join([*lines, "", *_lotteries(low), *_notes(result)])
+    return "\n".join([*before, *lines, *after])
 
 
 def _summary(low: list[SchemeRow]) -> list[str]:
@@ -114,7 +117,7 @@ def _lotteries(low: list[SchemeRow]) -> list[str]:
     ]
     if not found:
         return []
-    text = "; ".join(found[:NAMED])
+    text = "; ".join(found[:LOTTERIES])
     return _wrapped(f"Lottery, KL when the weights move by 1e-6: {text}.")
 
 
