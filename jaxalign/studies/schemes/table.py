@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from jaxalign.measures.estimates import Estimate
-from jaxalign.numerics.scheme import F32
 from jaxalign.studies.schemes.result import NoiseFloor, SchemeRow, SchemesResult
 from jaxalign.study.tables import estimate_text, header, one_line, text_table
 
@@ -16,7 +15,7 @@ WIDTH = 100
 
 def table(result: SchemesResult) -> str:
     """The answer as one screen: what costs least for its size, then a scheme a line."""
-    low = sorted((row for row in result.rows if row.scheme != F32.name), key=lambda row: -row.bits)
+    low = sorted((row for row in result.rows if row.margin_change), key=lambda row: -row.bits)
     before = [header("schemes", result.provenance), "", *_summary(low), ""]
     after = ["", *_lotteries(low), *_notes(result)]
     room = MOST_LINES - len(before) - len(after) - 2  # lines of the table's head
