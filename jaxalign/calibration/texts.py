@@ -66,7 +66,7 @@ def check_texts(
     if tokens is None or lengths is None or not len(tokens):
         raise InputError(
             f"scheme {scheme.name!r} is chosen by activations on calibration texts, and got none",
-            "give --calibration FILE, or prompts with reference texts",
+            "give --calibration FILE, or the tokens of calibration.shipped_texts()",
         )
     ids, counts = np.asarray(tokens), np.asarray(lengths)
     if counts.shape != ids.shape[:1] or counts.max() > ids.shape[1]:
