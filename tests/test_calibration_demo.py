@@ -14,7 +14,7 @@ def test_the_shipped_texts_are_enough_and_hold_no_shipped_prompt():
     """4000 tokens for any vocabulary, since no tokenizer has fewer tokens than words here."""
     given, prompts = shipped_texts(), jaxalign.read_prompts()
     assert sum(len(text.split()) for text in given) > 4000
-    tokens, lengths = jaxalign.load("demo").encode(list(given), special=True)
+    _, lengths = jaxalign.load("demo").encode(list(given), special=True)
     assert lengths.sum() > 6000
     assert lengths.max() <= 128  # texts for short contexts, too
     asked = [p.prompt for task in prompts.tasks.values() for p in task]
