@@ -23,8 +23,9 @@ INPUTS = ("int8-token", "int8-static", "e4m3fn-token", "e5m2-token", "llm-int8")
 # Those that look at a whole example.
 WHOLE_EXAMPLE = ("llm-int8",)
 
-# Methods whose rounding decisions cascade.
-SOLVES = ("gptq",)
+# Methods whose decisions cascade: GPTQ's next roundings make good the last ones, AWQ picks the best
+# of a grid of scales and clips.
+SOLVES = ("awq", "gptq")
 
 # Codes of packed weights, with the bits of each.
 WHOLE_NUMBERS = range(2, 9)  # bits of whole-number codes
@@ -161,7 +162,7 @@ class Scheme:
 
     @property
     def solves(self) -> bool:
-        """Whether each rounding depends on those before it, so that a tie moves all that follow."""
+        """Whether its decisions hang together, so that one at a tie moves many weights."""
         return self.method in SOLVES and not self.from_file
 
     @property

@@ -41,7 +41,7 @@ def schemes(result: SchemesResult) -> Page:
     title = "What does each precision scheme change, and is it more than noise?"
     reading = (
         "Left: the scheme against f32, mean over prompts with its 95 % interval; grey: the same "
-        "precision in other batches; bracket: GPTQ's lottery, its KL when the weights move by a "
+        "precision in other batches; bracket: AWQ's and GPTQ's lottery, when weights move by a "
         "millionth. Middle: the KL over that of random noise as large as the scheme's error in "
         "every matrix; left of 1 it spares what matters. Filled: beyond all chance of the draws of "
         "noise (band), corrected for the number of schemes. Right: the change of the answer's lead "

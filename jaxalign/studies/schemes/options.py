@@ -43,8 +43,8 @@ class SchemesOptions(Common):
         schemes: low precisions to compare with f32, which is the first row whatever they are; a
             scheme or its name each.
         noise_draws: draws of weight noise beside each; of fewer than three nothing is said.
-        lottery_draws: how often a method that solves (GPTQ) is repeated on weights that are moved
-            by a millionth, to see how far chance alone moves it; 0 for never.
+        lottery_draws: how often a method that solves (AWQ, GPTQ) is repeated on weights that are
+            moved by a millionth, to see how far chance alone moves it; 0 for never.
 
     Raises:
         InputError: a value that cannot be used.
@@ -71,7 +71,7 @@ class SchemesOptions(Common):
             metavar="N",
             least=0,
             most=MOST_DRAWS,
-            help="repetitions of GPTQ on weights that are moved by a millionth",
+            help="repetitions of AWQ and GPTQ on weights that are moved by a millionth",
         ),
     )
 
