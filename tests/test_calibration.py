@@ -323,7 +323,7 @@ def test_a_scheme_that_needs_texts_says_so(name):
         message = refusal(given=given, name=name)
         assert name in message
         assert "--calibration FILE" in message
-        assert "reference texts" in message
+        assert "shipped_texts()" in message
 
 
 def test_texts_that_the_model_cannot_read_are_named():

@@ -5,9 +5,21 @@ import numpy as np
 import pytest
 
 import jaxalign
-from jaxalign.calibration import calibrate, calibration_texts
+from jaxalign.calibration import calibrate, calibration_texts, shipped_texts
 from jaxalign.model import forward
 from jaxalign.numerics import jit, scheme_named
+
+
+def test_the_shipped_texts_are_enough_and_hold_no_shipped_prompt():
+    """4000 tokens for any vocabulary, since no tokenizer has fewer tokens than words here."""
+    given, prompts = shipped_texts(), jaxalign.read_prompts()
+    assert sum(len(text.split()) for text in given) > 4000
+    _, lengths = jaxalign.load("demo").encode(list(given), special=True)
+    assert lengths.sum() > 6000
+    assert lengths.max() <= 128  # texts for short contexts, too
+    asked = [p.prompt for task in prompts.tasks.values() for p in task]
+    assert not [p for p in (*asked, *prompts.reference) if any(p in text for text in given)]
+    assert len(set(given)) == len(given)
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from jaxalign import InputError, read
+from jaxalign.studies.plan import PLAN
 from jaxalign.studies.plan.result import PlanResult
 from jaxalign.studies.schemes import SCHEMES
 from jaxalign.studies.schemes.result import SchemesResult
@@ -46,6 +47,27 @@ def test_plan_of_the_version_before_is_read():
     assert result.plan.chosen_kl == was["plan"]["chosen_kl"]
     assert list(result.validating) == was["metadata"]["prompts"]["validating"]
     assert result.provenance.prompts.given == 103
+
+
+def test_files_of_version_2_are_read_and_say_of_no_test_what_it_found():
+    schemes, plan = read(FOLDER / "schemes_2.json"), read(FOLDER / "plan_2.json")
+    assert [row.scheme for row in schemes.rows] == [
+        row["scheme"] for row in content("schemes_2.json")["rows"]
+    ]
+    row = schemes.rows[-1]
+    assert row.kl.value == content("schemes_2.json")["rows"][-1]["kl"]["value"]
+    assert (row.rival, row.lottery, row.kl_floor.corrected, row.kl_floor.draws) == (None,) * 3 + (
+        (),
+    )
+    was = content("plan_2.json")
+    assert plan.plan.chosen_kl == was["plan"]["chosen_kl"]
+    assert (plan.plan.uniform, plan.plan.uniform_verdict) == ((), None)
+    assert [c.verdict for c in plan.damage.components] == [
+        c["verdict"] for c in was["damage"]["components"]
+    ]
+    assert all(c.p is None and c.corrected is None for c in plan.damage.components)
+    assert "uniform" not in PLAN.table(plan)
+    assert SCHEMES.table(schemes)
 
 
 @pytest.mark.parametrize("name", ["schemes_1.json", "plan_1.json"])

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -34,8 +35,16 @@ from jaxalign.studies.plan.planner import (
 from jaxalign.studies.plan.recipes import write_recipes
 from jaxalign.studies.plan.study import damage_of, split
 from jaxalign.studies.plan.table import table
+from jaxalign.studies.plan.uniform import (
+    Uniform,
+    describe_uniform,
+    formats_within,
+    judge,
+    size_of_format,
+)
 from jaxalign.studies.plan.validate import Candidates, size_of, validate
 from jaxalign.study.session import Session
+from jaxalign.study.tables import header
 
 SCHEME = scheme_named("int4-g16")
 LAYERS = 4
@@ -114,6 +123,86 @@ def test_a_plan_that_is_worse_than_keeping_nothing_says_so(fragile):
     )
     no_gain = dataclasses.replace(fragile, plan=dataclasses.replace(fragile.plan, choices=choices))
     assert "make nothing better" in table(no_gain)
+
+
+def test_every_uniform_format_is_at_most_as_large_and_the_choosing_prompts_picked_the_first(
+    fragile,
+):
+    own, formats = fragile.plan.choice("plan"), fragile.plan.uniform
+    assert all(each.bytes <= own.bytes for each in formats)
+    assert len({each.scheme for each in formats}) == len(formats) > 3
+    assert [each.chosen_kl for each in formats] == sorted(each.chosen_kl for each in formats)
+    low = next(each for each in formats if each.scheme == fragile.scheme)
+    assert low.kl.value == pytest.approx(fragile.plan.choice("all low").kl.value, rel=1e-3)
+    best = formats[0].plan_less_it
+    assert best.value == pytest.approx(own.kl.value - formats[0].kl.value)
+    assert [each.plan_less_it.p is None for each in formats] == [False] + [True] * (
+        len(formats) - 1
+    )
+    # Every uniform format rounds the fragile matrices; the plan keeps them.
+    assert fragile.plan.uniform_verdict == "beats the best uniform format"
+    assert "beats plain" in table(fragile)
+
+
+def test_formats_are_the_most_bits_that_fit_in_groups_that_divide(model):
+    low = scheme_named("int4-g16")
+    units = units_of(model.config, low.weights)
+    weights = sum(unit.weights for unit in units)
+    for bits in (4.5, 5.25, 6.5):
+        found = formats_within(model.config, int(bits * weights / 8), low)
+        sizes = {s.name: size_of_format(model.config, s.weights) for s in found}
+        assert found[0] == low
+        assert all(size <= bits * weights / 8 for name, size in sizes.items() if name != low.name)
+        for name in sizes.keys() - {low.name, "nf4", "nf4-dq", "fp4", "fp4-dq"}:
+            width = int(name[3])
+            larger = scheme_named(f"int{width + 1}{name[4:]}") if width < 8 else None
+            assert (
+                larger is None or size_of_format(model.config, larger.weights) > bits * weights / 8
+            )
+    assert size_of_format(model.config, scheme_named("int4-g48").weights) is None
+
+
+@pytest.mark.parametrize(
+    ("plan", "verdict"),
+    [
+        (0.5, "beats the best uniform format"),
+        (1.0, "no better than the best uniform format"),
+        (2.0, "worse than the best uniform format"),
+    ],
+)
+def test_a_plan_is_judged_against_the_format_that_the_choosing_prompts_picked(plan, verdict):
+    rng = np.random.default_rng(0)
+    units = equal_units()
+    kl = rng.uniform(0.5, 1.5, 50)
+    measured = [
+        Uniform("looks-better", 1200, np.full(9, 0.9), kl),
+        Uniform("is-better", 1200, np.full(9, 1.0), kl / 100),
+    ]
+    formats = describe_uniform(measured, plan * kl + 0.1 * rng.standard_normal(50), units, 0)
+    assert [each.scheme for each in formats] == ["looks-better", "is-better"]
+    assert judge(formats) == verdict
+    assert judge(()) is None
+
+
+def lines_of(result):
+    lines = table(result).splitlines()
+    assert max(map(len, lines)) <= 100
+    assert len(lines) <= 35
+    return lines
+
+
+def test_the_answer_is_one_screen_that_begins_with_what_the_plan_is_worth(fragile):
+    kept = PLAN.read(Path(__file__).parent.parent / "results" / "demo" / "plan.json")
+    for result in (kept, fragile):
+        lines = lines_of(result)
+        assert lines[0] == header("plan", result.provenance)
+        assert lines[2].startswith("The plan (")
+        assert PLAN.details(result)
+    worse = dataclasses.replace(
+        fragile.plan, uniform_verdict="worse than the best uniform format", verdict="beats random"
+    )
+    lines = lines_of(dataclasses.replace(fragile, plan=worse))
+    assert " loses to plain " in lines[2]
 
 
 def test_a_plan_spends_its_budget_and_not_a_byte_more(fragile):
@@ -427,10 +516,12 @@ def test_the_command_writes_result_recipes_and_figures(folder, tmp_path, capsys)
         f"plan_{name}.{kind}" for name in ("curve", "damage_map") for kind in ("png", "svg")
     ]
     result = json.loads(output.read_text())
-    assert result["format"] == "jaxalign.plan/2"
+    assert result["format"] == "jaxalign.plan/3"
     assert result["plan"]["choices"][0]["bytes"] <= result["plan"]["budget_bytes"]
-    assert result["plan"]["verdict"] in printed.out
-    assert "sum of matrices and sites, KL" in printed.out
+    verdicts = {"beats": "beats the", "loses to": "worse than the", "is not to be": "no better"}
+    [said] = [word for word in verdicts if f" {word}" in printed.out.split("plain")[0]]
+    assert result["plan"]["uniform_verdict"].startswith(verdicts[said])
+    assert "sum of matrices and sites, KL" in PLAN.details(PLAN.read(output))
     assert not {*result["choosing"]} & {*result["validating"]}
 
 

@@ -29,7 +29,6 @@ from jaxalign.studies.heads.figures import FIGURES
 from jaxalign.studies.heads.figures.values import MAX_TASKS
 from jaxalign.studies.heads.findings import Correlation
 from jaxalign.studies.heads.result import HeadsResult, PromptResult
-from jaxalign.studies.heads.table import screen
 
 NOTE = "demo model, stands in for the published checkpoint"
 NAMES = (

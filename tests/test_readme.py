@@ -40,7 +40,7 @@ def test_the_result_shown_is_the_kept_one():
 
 
 def test_the_schemes_shown_are_the_kept_ones():
-    shown = next(block for block in blocks("") if "precision schemes against f32" in block)
+    shown = next(block for block in blocks("") if "schemes: demo" in block)
     actual = SCHEMES.table(SCHEMES.read(ROOT / "results" / "demo" / "schemes.json"))
     assert set(shown.splitlines()) <= set(actual.splitlines())
 

@@ -10,7 +10,7 @@ from real_packages import published, real_package
 from jaxalign.numerics import jit, scheme_named
 from jaxalign.numerics.input_rounding import float8_tokens, int8_static, int8_tokens
 from jaxalign.numerics.methods.hqq import hqq
-from jaxalign.numerics.qtensor import unpack, unpack_nibbles
+from jaxalign.numerics.qtensor import code_values, unpack, unpack_nibbles
 from jaxalign.numerics.quantize import quantize, to_float8
 
 # The claims are about bits, so about the programs that users have.
@@ -97,6 +97,35 @@ def test_codes_scales_and_values_equal_compressed_tensors_to_the_bit(name, group
     assert np.array_equal(published(ours.scale), scale.numpy())
     assert np.array_equal(published(mine), codes.float().numpy())
     assert np.array_equal(published(jit(unpack)(ours)), values.float().numpy())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
+def test_whole_codes_of_any_bits_are_those_of_torchao(bits, symmetric):
+    """Scales and zero points to the bit; codes but for ties, since torchao multiplies by 1 / s."""
+    torchao = real_package("torchao.quantization.quant_primitives")
+    w, half = torch.tensor(W), 2 ** (bits - 1)
+    kinds = torchao.MappingType
+    how = {"eps": 1e-5, "scale_dtype": torch.float32, "zero_point_dtype": torch.float32}
+    if symmetric:
+        # Its largest code is 2ⁿ⁻¹ − 1 and its scale max / that with this range.
+        kind, dtype, low, high = kinds.SYMMETRIC, torch.int8, 1 - half, half - 1
+    else:
+        kind, dtype, low, high = kinds.ASYMMETRIC, torch.uint8, 0, 2**bits - 1
+    scale, zero = torchao.choose_qparams_affine(w, kind, (1, 64), dtype, low, high, **how)
+    codes = torchao.quantize_affine(w, (1, 64), scale, zero, dtype, low, high).numpy()
+    ours = rounded(f"int{bits}{'-sym' if symmetric else ''}-g64")
+    # 8-bit codes beside a zero point are stored signed.
+    shift = -128 if bits == 8 and not symmetric else 0
+    mine = published(wide(jit(code_values)(ours))) - shift
+    assert np.array_equal(published(ours.scale), scale.numpy().reshape(len(W), -1))
+    if not symmetric:
+        assert np.array_equal(published(ours.zero) - shift, zero.numpy().reshape(len(W), -1))
+    apart = mine != codes
+    assert apart.mean() < 1e-3
+    steps = W.reshape(len(W), -1, 64) / scale.numpy().reshape(len(W), -1, 1)
+    tie = np.abs(np.abs(steps - np.round(steps)) - 0.5).reshape(W.shape)
+    assert (tie[apart] < 1e-5).all()
 
 
 def test_int8_tokens_equal_compressed_tensors_to_the_bit():

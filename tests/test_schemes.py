@@ -8,12 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxalign
 from jaxalign.errors import InputError
-from jaxalign.numerics import F16, F32, INT8_SIM, Scheme, jit, scheme_named
-from jaxalign.numerics.qtensor import unpack, unpack_nibbles
+from jaxalign.model import cast, forward
+from jaxalign.model.size import mean_bits
+from jaxalign.numerics import F16, F32, INT8_SIM, Scheme, as_scheme, jit, scheme_named
+from jaxalign.numerics.invariants import check
+from jaxalign.numerics.qtensor import code_values, unpack
 from jaxalign.numerics.quantize import quantize
-from jaxalign.numerics.scheme import EXAMPLES
+from jaxalign.numerics.scheme import EXAMPLES, WHOLE_NUMBERS, as_schemes
 from jaxalign.numerics.storage import packed_bits
+from jaxalign.studies.heads.options import HeadsOptions
+from jaxalign.studies.plan import PlanOptions
+from jaxalign.studies.schemes import SchemesOptions
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -82,39 +89,98 @@ def test_schemes_that_compute_alike_share_their_programs():
         ("int4-channel", 4 + 20 / 4096),
         ("hqq-g64", 4 + 32 / 64),
         ("int8", 8 + 32 / 4096),
+        ("int2-g64", 2 + (16 + 2) / 64),
+        ("int3-sym-g64", 3 + 16 / 64),
+        ("int5-g64", 5 + (16 + 5) / 64),
+        ("int8-g32", 8 + (16 + 8) / 32),
     ],
 )
 def test_bits_of_a_weight_count_its_share_of_scale_and_zero_point(name, bits):
     assert packed_bits(4096, 4096, scheme_named(name).weights) == bits * 4096**2
 
 
-def awq_formulas(w, group, symmetric):
+def awq_formulas(w, group, symmetric, bits):
     """llm-awq's round-to-nearest in numpy: codes, scales, zero points, values; outputs first."""
-    x = w.reshape(-1, group)
+    x, most = w.reshape(-1, group), 2**bits - 1
     if symmetric:
-        scale = np.maximum(np.abs(x).max(1, keepdims=True), np.float32(1e-5)) / np.float32(7)
-        codes, zero = np.clip(np.round(x / scale), -8, 7), np.float32(0)
+        half = 2 ** (bits - 1)
+        scale = np.maximum(np.abs(x).max(1, keepdims=True), np.float32(1e-5)) / np.float32(half - 1)
+        codes, zero = np.clip(np.round(x / scale), -half, half - 1), np.float32(0)
     else:
         high, low = x.max(1, keepdims=True), x.min(1, keepdims=True)
-        scale = np.maximum(high - low, np.float32(1e-5)) / np.float32(15)
-        zero = np.clip(-np.round(low / scale), 0, 15)
-        codes = np.clip(np.round(x / scale) + zero, 0, 15)
+        scale = np.maximum(high - low, np.float32(1e-5)) / np.float32(most)
+        zero = np.clip(-np.round(low / scale), 0, most)
+        codes = np.clip(np.round(x / scale) + zero, 0, most)
     return codes.reshape(w.shape), scale, zero, ((codes - zero) * scale).reshape(w.shape)
 
 
-@pytest.mark.parametrize("group", [32, 128, 256])
+@pytest.mark.parametrize("bits", WHOLE_NUMBERS)
+@pytest.mark.parametrize("group", [32, 256])
 @pytest.mark.parametrize("symmetric", [False, True], ids=["asymmetric", "symmetric"])
-def test_int4_rounding_equals_its_formulas_to_the_bit(symmetric, group):
+def test_rounding_to_whole_codes_equals_its_formulas_to_the_bit(symmetric, group, bits):
     w = np.random.default_rng(group).standard_normal((64, 256)).astype(np.float32)
     w[0], w[1], w[2, :5] = 0, 3.5, [7, 0.5, 1.5, -2.5, -7]  # constant rows; ties
-    name = f"int4{'-sym' if symmetric else ''}-{'channel' if group == 256 else f'g{group}'}"
+    name = f"int{bits}{'-sym' if symmetric else ''}-{'channel' if group == 256 else f'g{group}'}"
     packed = jit(functools.partial(quantize, form=scheme_named(name).weights))(jnp.asarray(w.T))
-    codes, scale, zero, values = awq_formulas(w, group, symmetric)
-    ours = np.asarray(unpack_nibbles(packed.codes, 0)).T.astype(np.float32)
-    assert np.array_equal(ours - 8 if symmetric else ours, codes)
+    codes, scale, zero, values = awq_formulas(w, group, symmetric, bits)
+    ours = np.asarray(code_values(packed)).T
+    shift = -128 if bits == 8 and not symmetric else 0  # 8-bit codes are stored signed
+    assert np.array_equal(ours - shift, codes)
     assert np.array_equal(np.asarray(packed.scale).T.reshape(-1, 1), scale)
-    assert symmetric or np.array_equal(np.asarray(packed.zero).T.reshape(-1, 1), zero)
+    assert symmetric or np.array_equal(np.asarray(packed.zero).T.reshape(-1, 1) - shift, zero)
     assert np.array_equal(np.asarray(jit(unpack)(packed)).T, values)
+    assert packed.codes.nbytes == w.size // (2 if bits <= 4 else 1)
+    assert packed.shape == w.T.shape
+    check(packed, name)
+    assert len(np.unique(codes)) <= 2**bits
+
+
+def test_int8_in_groups_rounds_weights_alone_and_int8_their_inputs_too():
+    assert scheme_named("int8").inputs == "int8-token"
+    for name in ("int8-g64", "int8-channel", "int8-sym-g64"):
+        assert scheme_named(name).inputs is None
+
+
+@pytest.mark.parametrize("bits", WHOLE_NUMBERS)
+def test_more_bits_are_nearer_to_the_weights(bits):
+    w = jnp.asarray(np.random.default_rng(0).standard_normal((128, 8)), jnp.float32)
+    for kind in ("", "-sym"):
+        few, more = (
+            float(jnp.abs(unpack(quantize(w, scheme_named(f"int{n}{kind}-g32").weights)) - w).max())
+            for n in (bits, min(bits + 1, 8))
+        )
+        assert more < few or bits == 8
+
+
+def test_a_scheme_is_taken_by_its_name_and_another_type_is_refused_by_name():
+    assert as_scheme("nf4") == as_scheme(scheme_named("nf4")) == scheme_named("nf4")
+    assert as_schemes(["nf4", F16]) == (scheme_named("nf4"), F16)
+    with pytest.raises(InputError, match=r"not 4 \(int\)"):
+        as_scheme(4)
+    with pytest.raises(InputError, match="tuple of schemes or names, not 'nf4'"):
+        as_schemes("nf4")
+    with pytest.raises(InputError, match="unknown precision scheme 'nf5'"):
+        as_schemes(("nf5",))
+
+
+def test_functions_and_options_take_the_name_of_a_scheme():
+    model = jaxalign.load("demo")
+    tokens, low = jnp.array([[5, 6, 7]]), cast(model.params, "int3-g64")
+    named, given = (
+        forward(low, tokens, model.config, scheme=scheme).logits
+        for scheme in ("int3-g64", scheme_named("int3-g64"))
+    )
+    assert np.array_equal(named, given)
+    assert mean_bits(model.config, "int3-g64") == 3 + 19 / 64
+    with pytest.raises(InputError, match="unknown precision scheme"):
+        forward(low, tokens, model.config, scheme="int1-g64")
+    with pytest.raises(ValueError, match="computes in float16"):
+        forward(low, tokens, model.config, scheme="f16")
+    assert SchemesOptions(schemes=("nf4", "f16")).schemes == (scheme_named("nf4"), F16)
+    assert PlanOptions(scheme="nf4").scheme == scheme_named("nf4")
+    assert HeadsOptions(schemes=["nf4"], repaired=()).schemes == (scheme_named("nf4"),)
+    with pytest.raises(InputError, match="not 3"):
+        PlanOptions(scheme=3)
 
 
 def test_the_page_of_schemes_has_every_scheme_with_the_bits_that_it_has():

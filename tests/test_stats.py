@@ -65,7 +65,7 @@ def test_a_value_far_from_its_draws_is_told_from_them_and_draws_without_spread_t
     draws = rng.standard_normal(5)
     assert stats.beyond_draws(30.0, draws) < 0.001
     assert np.isnan(stats.beyond_draws(1.0, np.ones(5)))
-    assert np.isnan(stats.beyond_draws(1.0, draws[:1]))
+    assert np.isnan(stats.beyond_draws(1.0, draws[:2]))
 
 
 def test_a_strong_effect_is_seen(rng):

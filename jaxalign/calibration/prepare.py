@@ -18,12 +18,12 @@ def preparer(
 
     Args:
         model: whose tokenizer reads the texts.
-        texts: see ``read_texts``; the reference texts of a prompt set serve as well.
+        texts: ``shipped_texts()``, or those of a file (``read_texts``).
         progress: say how far it is, layer by layer.
         folder: where unfinished calibrations are kept, one folder a scheme.
 
     Example:
-        >>> prepare = preparer(model, jaxalign.read_prompts().reference)
+        >>> prepare = preparer(model, shipped_texts())
         >>> result = heads_study(model, prompts, options, prepare=prepare)
     """
 

@@ -16,6 +16,8 @@ from jaxalign.prompts import PromptSet
 from jaxalign.runtime.files import read_text
 from jaxalign.shapes import Lengths, Tokens
 
+SHIPPED = Path(__file__).parent / "neutral.txt"
+
 
 def calibration_texts(prompts: PromptSet, model: Model) -> tuple[Tokens, Lengths]:
     """The reference texts of a prompt set as ``calibrate`` takes them: tokens and lengths.
@@ -23,6 +25,15 @@ def calibration_texts(prompts: PromptSet, model: Model) -> tuple[Tokens, Lengths
     They begin with the same special tokens as the texts and prompts of a study.
     """
     return model.encode(list(prompts.reference), special=True)
+
+
+def shipped_texts() -> tuple[str, ...]:
+    """Neutral English of about 4100 words, written for this project: what studies calibrate on.
+
+    Example:
+        >>> tokens, lengths = model.encode(list(shipped_texts()), special=True)
+    """
+    return read_texts(SHIPPED)
 
 
 def read_texts(path: Path) -> tuple[str, ...]:
@@ -55,7 +66,7 @@ def check_texts(
     if tokens is None or lengths is None or not len(tokens):
         raise InputError(
             f"scheme {scheme.name!r} is chosen by activations on calibration texts, and got none",
-            "give --calibration FILE, or prompts with reference texts",
+            "give --calibration FILE, or the tokens of calibration.shipped_texts()",
         )
     ids, counts = np.asarray(tokens), np.asarray(lengths)
     if counts.shape != ids.shape[:1] or counts.max() > ids.shape[1]:

@@ -29,7 +29,7 @@ from jaxalign.model.params import Block, Params, compiled_cast
 from jaxalign.numerics.methods.gptq import DAMPING
 from jaxalign.numerics.moments import Moments
 from jaxalign.numerics.qtensor import QTensor
-from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.numerics.scheme import F32, Scheme, as_scheme
 from jaxalign.runtime.compile import jit
 from jaxalign.runtime.environment import describe
 from jaxalign.runtime.progress import Progress
@@ -48,7 +48,7 @@ SEES_ROUNDED = ("gptq",)
 def calibrate(
     params: Params,
     config: ModelConfig,
-    scheme: Scheme,
+    scheme: Scheme | str,
     tokens: Tokens | None = None,
     lengths: Lengths | None = None,
     *,
@@ -63,7 +63,7 @@ def calibrate(
     Args:
         params: f32.
         config: the architecture.
-        scheme: the precision.
+        scheme: the precision or its name.
         tokens: int ``[N, S]``, the texts, padded on the right; none for "hqq".
         lengths: int ``[N]``, real tokens of each text.
         progress: say how far it is, layer by layer (``runtime.progress``).
@@ -77,9 +77,10 @@ def calibrate(
 
     Example:
         >>> model = jaxalign.load("demo")
-        >>> texts = calibration_texts(jaxalign.read_prompts(), model)
+        >>> texts = model.encode(list(shipped_texts()), special=True)
         >>> low = calibrate(model.params, model.config, scheme_named("gptq-g64"), *texts)
     """
+    scheme = as_scheme(scheme)
     if not scheme.needs_texts and scheme.method != "hqq":
         return compiled_cast(params, scheme)
     check_dtype(params, F32)

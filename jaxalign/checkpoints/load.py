@@ -23,8 +23,7 @@ from jaxalign.errors import InputError, require_type
 from jaxalign.measures.metrics import Answer
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, cast, count, param_shapes
-from jaxalign.numerics.named import as_scheme
-from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.numerics.scheme import F32, Scheme, as_scheme
 from jaxalign.runtime import files
 from jaxalign.runtime.memory import require_room
 from jaxalign.shapes import Lengths, Tokens

@@ -255,8 +255,12 @@ def _check_texts_fit(model: Model, texts: tuple[str, ...], path: Path | None) ->
     try:
         model.encode(list(texts), special=True)
     except InputError as error:
-        where = "the reference texts" if path is None else path
-        raise InputError(f"{where}: {error.problem}", error.remedy) from error
+        if path is not None:
+            raise InputError(f"{path}: {error.problem}", error.remedy) from error
+        raise InputError(
+            f"the shipped calibration texts: {error.problem}",
+            "give --calibration FILE with texts that this model reads, one a line",
+        ) from error
 
 
 def check_output(output: Path, figures: bool) -> None:
@@ -310,7 +314,7 @@ def _open(
     budget = options.memory_gb * 1e9
     model = load_for(devices, source, options.memory_gb, **ignoring(arguments))
     reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
-    texts = calibration_texts(arguments.calibration, prompts)
+    texts = calibration_texts(arguments.calibration)
     if texts and any(scheme.needs_texts for scheme in _schemes(options)):
         _check_texts_fit(model, texts, arguments.calibration)
     return Opened(

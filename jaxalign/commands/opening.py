@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 
-from jaxalign.calibration import read_texts
+from jaxalign.calibration import read_texts, shipped_texts
 from jaxalign.checkpoints import Model, Source, load, locate
 from jaxalign.devices.mesh import usable_devices
 from jaxalign.errors import InputError
@@ -104,17 +104,16 @@ def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()
 
 
-def calibration_texts(path: Path | None, prompts: PromptSet) -> tuple[str, ...]:
-    """The texts that schemes are calibrated on: a file's, or the prompts' reference texts.
+def calibration_texts(path: Path | None) -> tuple[str, ...]:
+    """The texts that schemes are calibrated on: a file's, or the shipped ones.
 
     Args:
         path: of ``--calibration``, or None.
-        prompts: whose reference texts are taken where there is no file.
 
     Raises:
         InputError: the file cannot be used.
     """
-    return prompts.reference if path is None else read_texts(path)
+    return shipped_texts() if path is None else read_texts(path)
 
 
 def shared_devices(count: int | None, device: jax.Device) -> list[jax.Device]:

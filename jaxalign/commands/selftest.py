@@ -19,9 +19,9 @@ from jaxalign.edits.ready import zero_ablation
 from jaxalign.engine import ENGINES, sweep
 from jaxalign.measures.metrics import logit_difference
 from jaxalign.numerics.codebooks import NF4
-from jaxalign.numerics.named import as_scheme
 from jaxalign.numerics.qtensor import unpack
 from jaxalign.numerics.quantize import quantize
+from jaxalign.numerics.scheme import as_scheme
 from jaxalign.prompts import read_prompts
 from jaxalign.runtime.canary import check_canary
 from jaxalign.runtime.compile import jit

@@ -67,7 +67,7 @@ def sharded_sweep(
     readout: Readout,
     *,
     engine: Engine = "wave",
-    scheme: Scheme = F32,
+    scheme: Scheme | str = F32,
 ) -> list[Any]:
     """``sweep`` over the devices of a mesh: the same arguments, the same result.
 

@@ -21,8 +21,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import check_dtype, check_edit, check_prompts, forward
 from jaxalign.model.layers import at_position
 from jaxalign.model.params import Params
-from jaxalign.numerics.named import as_scheme
-from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.numerics.scheme import F32, Scheme, as_scheme
 from jaxalign.shapes import Array, Float, Lengths, Tokens
 
 if TYPE_CHECKING:
@@ -84,7 +83,7 @@ def sweep(
         require_type("readout", readout, (), "a function of logits [B, V]")
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown", f"use {' or '.join(ENGINES)}")
-    check_dtype(params, scheme)
+    scheme = check_dtype(params, scheme)
     tokens, lengths = check_prompts(tokens, lengths, config)
     if isinstance(edits, Edit) or not all(isinstance(edit, Edit) for edit in edits):
         raise ValueError(f"edits are {type(edits).__name__}, expected a list of Edit")

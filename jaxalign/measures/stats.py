@@ -15,6 +15,8 @@ PERMUTATIONS = 10_000
 INTERVAL = (2.5, 97.5)
 # Differences this small between statistics are rounding, so they count as ties.
 TIE = 1e-12
+# Fewer draws of noise say next to nothing of their own spread.
+FEWEST_DRAWS = 3
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
@@ -126,20 +128,46 @@ def corrected(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     return out
 
 
-def beyond_draws(value: float, draws: Float[np.ndarray, " draws"]) -> float:
-    """p-value, two-sided, of "this value is one more draw of these": a t-test of one new value.
+def beyond_draws(
+    value: Float[np.ndarray, "*rows"] | float, draws: Float[np.ndarray, "*rows R"]
+) -> Float[np.ndarray, "*rows"]:
+    """p-values, two-sided, of "this value is one more draw of these": a t-test of one new value.
 
-    ``t = (value − mean) / (s √(1 + 1/n))`` with ``n − 1`` degrees of freedom; NaN for fewer than
-    two draws or draws without spread.
+    ``t = (value − mean) / (s √(1 + 1/R))`` with ``R − 1`` degrees of freedom.
 
     Args:
         value: what was found.
-        draws: what chance gave, near to normal (transform correlations by ``arctanh``, sizes by
-            ``log``).
+        draws: what chance gave, near to normal (transform correlations by ``arctanh``).
+
+    Returns:
+        NaN for fewer than ``FEWEST_DRAWS`` draws, or draws without spread.
     """
-    n = len(draws)
-    spread = draws.std(ddof=1) if n > 1 else 0.0
-    if not spread > 0 or not np.isfinite(value):
-        return float("nan")
-    t = (value - draws.mean()) / (spread * np.sqrt(1 + 1 / n))
-    return float(2 * scipy_stats.t.sf(abs(t), n - 1))
+    count = draws.shape[-1]
+    if count < FEWEST_DRAWS:
+        return np.full(draws.shape[:-1], np.nan)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        spread = draws.std(axis=-1, ddof=1) * np.sqrt(1 + 1 / count)
+        statistic = np.abs(value - draws.mean(axis=-1)) / spread
+    varies = np.isfinite(spread) & (spread > TIE * np.abs(draws).max(axis=-1))
+    return np.where(varies, 2 * scipy_stats.t.sf(statistic, count - 1), np.nan)
+
+
+def one_more_draw_p(
+    own: Float[np.ndarray, " N"], draws: Float[np.ndarray, "N R"]
+) -> Float[np.ndarray, " N"]:
+    """Two-sided p-values of "this mean KL is one more draw of the noise": ``beyond_draws``.
+
+    The test is of ``1 / √KL``, which is nearly normal over draws (docs/plan.md has how that was
+    found; the logarithm still leans to the right). Ranks among draws would need ``2 N / 0.05``
+    draws to outlast a correction for ``N`` tests. The prompts are the same in every draw, so the
+    verdict is on these prompts.
+
+    Args:
+        own: mean KL in a scheme, nats.
+        draws: mean KL under each draw of noise of the scheme's size.
+
+    Returns:
+        NaN as ``beyond_draws``; 0 where noise does something and the scheme does not.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return beyond_draws(own**-0.5, draws**-0.5)

@@ -21,9 +21,8 @@ from jaxalign.model.layers import Pass, at_position, attention, mlp, normalize, 
 from jaxalign.model.params import Block, Norm, Params
 from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense, dot
-from jaxalign.numerics.named import as_scheme
 from jaxalign.numerics.qtensor import QTensor
-from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.numerics.scheme import F32, Scheme, as_scheme
 from jaxalign.runtime.products import precision_for
 from jaxalign.shapes import Array, ArrayLeaf, Bool, Float, Int, Lengths, Tokens
 
@@ -55,13 +54,24 @@ def real_positions(lengths: Lengths, size: int) -> Bool[Array, "B S"]:
     return jnp.arange(size)[None] < lengths[:, None]
 
 
-def check_dtype(params: Params, scheme: Scheme) -> None:
-    """Raise unless the parameters are in the scheme's dtype."""
+def check_dtype(params: Params, scheme: Scheme | str) -> Scheme:
+    """Return the scheme; raise unless the parameters are in its dtype.
+
+    Args:
+        params: of the run.
+        scheme: as it is or by its name.
+
+    Raises:
+        InputError: it is no scheme.
+        ValueError: the parameters are in another dtype.
+    """
+    scheme = as_scheme(scheme)
     if params.dtype != jnp.dtype(scheme.compute_dtype):
         raise ValueError(
             f"params are {params.dtype}, but scheme {scheme.name!r} computes in "
             f"{scheme.compute_dtype}: pass model.cast(params, scheme)"
         )
+    return scheme
 
 
 def check_prompts(
@@ -280,7 +290,7 @@ def forward(
     unknown = [name for name in capture if name not in CAPTURES]
     if unknown:
         raise ValueError(f"capture asks for {unknown}, expected names of {CAPTURES}")
-    check_dtype(params, scheme)
+    scheme = check_dtype(params, scheme)
     tokens, lengths = check_prompts(tokens, lengths, config)
     edit = jax.tree.map(jnp.asarray, edit or NOTHING)
     check_edit(edit, config, tokens.shape)

@@ -40,7 +40,7 @@ from jaxalign.model.layers import (
     queries,
 )
 from jaxalign.model.params import Params
-from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.numerics.scheme import F32, Scheme, as_scheme
 from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, ArrayLeaf, Float, Int, Lengths, Tokens
 
@@ -113,7 +113,7 @@ def prefill(
     config: ModelConfig,
     *,
     positions: int,
-    scheme: Scheme = F32,
+    scheme: Scheme | str = F32,
     edit: Edit = NOTHING,
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Read prompts: the logits of the token after each, and a cache to go on with.
@@ -124,7 +124,7 @@ def prefill(
         lengths: ``[B]`` real tokens.
         config: the architecture (static).
         positions: ``T``, how many the cache has room for (static).
-        scheme: the precision (static).
+        scheme: the precision or its name (static).
         edit: what to change, with ``T`` in the place of ``S``.
 
     Raises:
@@ -132,7 +132,7 @@ def prefill(
         ValueError: parameters of another dtype than the scheme's, or an edit that does not fit.
     """
     check_edit(edit, config, (len(tokens), positions))
-    check_dtype(params, scheme)
+    scheme = check_dtype(params, scheme)
     if scheme.rounds_activations:
         raise InputError(
             f"scheme {scheme.name!r} rounds over all positions of an example, and a cache has "
@@ -155,7 +155,7 @@ def step(
     cache: Cache,
     config: ModelConfig,
     *,
-    scheme: Scheme = F32,
+    scheme: Scheme | str = F32,
     edit: Edit = NOTHING,
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Read one more token of each prompt: the logits of the next, and the cache with it.
@@ -165,11 +165,11 @@ def step(
         token: int ``[B]``.
         cache: of the tokens before it.
         config: the architecture (static).
-        scheme: the precision (static).
+        scheme: the precision or its name (static).
         edit: what to change, with the cache's ``T`` positions in the place of ``S``.
     """
     positions = cache.lengths[:, None]
-    run = Pass(config, scheme, jnp.ones_like(positions, bool))
+    run = Pass(config, as_scheme(scheme), jnp.ones_like(positions, bool))
     normed, cache = _extend(params, token[:, None], positions, cache, run, edit)
     return unembed(params, normed[:, 0], config), cache
 
@@ -183,7 +183,7 @@ def generate(
     steps: int,
     end: Sequence[int] = (),
     fill: int = 0,
-    scheme: Scheme = F32,
+    scheme: Scheme | str = F32,
     edit: Edit = NOTHING,
 ) -> Generated:
     """Continue greedily: the likeliest next token, over and over, until an end token or ``steps``.
@@ -196,7 +196,7 @@ def generate(
         steps: new tokens at most (static).
         end: tokens that end a text (static).
         fill: what stands behind an end token (static).
-        scheme: the precision (static).
+        scheme: the precision or its name (static).
         edit: what to change, in the prompts and in what is generated: an axis of positions has
             ``S + steps`` of them, or 1 for all.
 
@@ -219,7 +219,7 @@ def generate(
         steps=steps,
         end=tuple(end),
         fill=fill,
-        scheme=scheme,
+        scheme=as_scheme(scheme),
         edit=edit,
     )
 

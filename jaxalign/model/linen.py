@@ -15,7 +15,7 @@ from jaxalign.edits import Edit, HeadEdit
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import forward
 from jaxalign.model.params import Params, init_params
-from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.numerics.scheme import F32, Scheme, as_scheme
 from jaxalign.shapes import Array, Bool, Float, Lengths, Tokens
 
 
@@ -24,7 +24,7 @@ class GPTNeoX(nn.Module):
 
     Attributes:
         config: the architecture.
-        scheme: the precision; parameters are given in its dtype.
+        scheme: the precision or its name; parameters are given in its dtype.
 
     Example:
         >>> model = jaxalign.load("demo")
@@ -33,7 +33,7 @@ class GPTNeoX(nn.Module):
     """
 
     config: ModelConfig
-    scheme: Scheme = F32
+    scheme: Scheme | str = F32
 
     @nn.compact
     def __call__(
@@ -56,7 +56,8 @@ class GPTNeoX(nn.Module):
         """
         if head_mask is not None and edit is not None:
             raise ValueError("head_mask and edit are both given; put the mask into the edit")
-        params = self.param("model", init_params, self.config, self.scheme.compute_dtype)
+        dtype = as_scheme(self.scheme).compute_dtype
+        params = self.param("model", init_params, self.config, dtype)
         if head_mask is not None:
             zero = jnp.zeros((self.config.num_layers, 1, 1, 1, 1))
             edit = Edit(HeadEdit(head_mask[:, None, None], zero))

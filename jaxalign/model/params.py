@@ -22,10 +22,9 @@ from jaxalign.model.matrices import (
     matrix_name,
     shape_of,
 )
-from jaxalign.numerics.named import as_scheme
 from jaxalign.numerics.qtensor import MatrixLeaf, QTensor
 from jaxalign.numerics.quantize import quantize
-from jaxalign.numerics.scheme import Scheme
+from jaxalign.numerics.scheme import Scheme, as_scheme
 from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, ArrayLeaf, Float, outline
 
@@ -184,6 +183,10 @@ def cast(params: Params, scheme: Scheme | str) -> Params:
 
     Codes are rounded to the nearest; a scheme that chooses them otherwise is for ``calibrate``.
     Arrays that already are in the dtype stay the same arrays.
+
+    Args:
+        params: in f32.
+        scheme: the precision or its name.
 
     Raises:
         InputError: the scheme's groups do not divide a matrix's inputs, or it does not round to

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.matrices import MATRICES, shape_of
 from jaxalign.model.params import Params, param_shapes
-from jaxalign.numerics.scheme import Scheme
+from jaxalign.numerics.scheme import Scheme, as_scheme
 from jaxalign.numerics.storage import packed_bits
 
 DEPLOYED_REST = 16  # bits of embeddings, norms and biases beside packed matrices
@@ -25,19 +25,19 @@ def matrix_sizes(config: ModelConfig) -> dict[str, tuple[int, int]]:
     }
 
 
-def matrix_bits(config: ModelConfig, scheme: Scheme) -> int:
+def matrix_bits(config: ModelConfig, scheme: Scheme | str) -> int:
     """Bits of the matrices of all blocks as deployed.
 
     Raises:
         InputError: the scheme's groups do not divide a matrix's inputs.
     """
-    sizes = matrix_sizes(config).values()
+    sizes, scheme = matrix_sizes(config).values(), as_scheme(scheme)
     if scheme.weights is None:
         return _dtype_bits(scheme) * _count(config)
     return config.num_layers * sum(packed_bits(*size, scheme.weights) for size in sizes)
 
 
-def mean_bits(config: ModelConfig, scheme: Scheme) -> float:
+def mean_bits(config: ModelConfig, scheme: Scheme | str) -> float:
     """Bits of a weight of the blocks' matrices as deployed, on average.
 
     Raises:
@@ -46,7 +46,7 @@ def mean_bits(config: ModelConfig, scheme: Scheme) -> float:
     return matrix_bits(config, scheme) / _count(config)
 
 
-def deployed_bytes(config: ModelConfig, scheme: Scheme) -> float:
+def deployed_bytes(config: ModelConfig, scheme: Scheme | str) -> float:
     """Bytes of the whole model as deployed: packed matrices with their scales and the rest in 16
     bits, or all of it in the scheme's dtype.
 
@@ -54,6 +54,7 @@ def deployed_bytes(config: ModelConfig, scheme: Scheme) -> float:
         InputError: the scheme's groups do not divide a matrix's inputs.
     """
     numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(config)))
+    scheme = as_scheme(scheme)
     rest = _dtype_bits(scheme) if scheme.weights is None else DEPLOYED_REST
     return (matrix_bits(config, scheme) + (numbers - _count(config)) * rest) / 8
 

@@ -2,7 +2,16 @@
 
 from jaxalign.numerics.activation_rounding import fake_quantize_int8, round_activation
 from jaxalign.numerics.dot import dot
-from jaxalign.numerics.scheme import BF16, F16, F32, INT8_SIM, SCHEMES, Scheme, scheme_named
+from jaxalign.numerics.scheme import (
+    BF16,
+    F16,
+    F32,
+    INT8_SIM,
+    SCHEMES,
+    Scheme,
+    as_scheme,
+    scheme_named,
+)
 from jaxalign.runtime.canary import PrecisionError, check_canary
 from jaxalign.runtime.compile import jit
 
@@ -14,6 +23,7 @@ __all__ = [
     "SCHEMES",
     "PrecisionError",
     "Scheme",
+    "as_scheme",
     "check_canary",
     "dot",
     "fake_quantize_int8",

@@ -3,8 +3,9 @@
 For a matrix ``[…, A, *out]`` of ``A`` inputs:
 
 =================  ==========================  =================================================
-``codes``          uint8 ``[…, A/2, *out]``    4-bit codes: input ``2i`` in the high half of byte
-                                               ``i``, input ``2i + 1`` in the low half
+``codes``          uint8 ``[…, A/2, *out]``    codes of up to 4 bits: input ``2i`` in the high
+                                               half of byte ``i``, input ``2i + 1`` in the low half
+                   uint8 ``[…, A, *out]``      codes of 5 to 7 bits
                    int8 ``[…, A, *out]``       8-bit codes; float8 codes in their own dtype
 ``scale``          ``[…, G, *out]``            one a group of ``A/G`` inputs that stand together
 ``zero``           ``[…, G, *out]`` or None    zero points
@@ -17,10 +18,10 @@ For a matrix ``[…, A, *out]`` of ``A`` inputs:
 
 A weight is ``value(code) · scale``, ``(value(code) − zero) · scale``, or, where the format says
 ``absmax``, ``(value(code) · scale) · (1 / levels)``: computed in f32, rounded to ``scale``'s dtype,
-then to the dtype of the run. ``value`` is the code itself for int8, float8
-and for int4 with zero points, ``code − 8`` for int4 without, and the codebook's entry for nf4 and
-fp4. Leading axes (layers) are those of an array, so ``scan``, ``vmap`` and indexing over layers
-treat a ``QTensor`` as they treat an array. ``invariants.check`` checks all of the above.
+then to the dtype of the run. ``value`` is the code itself for int8, float8 and for fewer bits with
+zero points, ``code − 2ⁿ⁻¹`` for n bits without, and the codebook's entry for nf4 and fp4. Leading
+axes (layers) are those of an array, so ``scan``, ``vmap`` and indexing over layers treat a
+``QTensor`` as they treat an array. ``invariants.check`` checks all of the above.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class QTensor:
     def shape(self) -> tuple[int, ...]:
         """The shape of the matrix that it stands for."""
         shape = list(self.codes.shape)
-        shape[self.axis] *= 8 // self.format.bits
+        shape[self.axis] *= self.format.per_byte
         return tuple(shape)
 
     @property
@@ -123,11 +124,11 @@ def code_values(w: QTensor) -> Float[Array, "..."]:
     """``value(code)`` of every code, f32."""
     if w.format.bits == 8:
         return w.codes.astype(jnp.float32)
-    codes = unpack_nibbles(w.codes, w.axis)
+    codes = unpack_nibbles(w.codes, w.axis) if w.format.per_byte == 2 else w.codes
     if w.format.codes in CODEBOOKS:
         return jnp.asarray(CODEBOOKS[w.format.codes])[codes]
     values = codes.astype(jnp.float32)
-    return values if w.zero is not None else values - 8
+    return values if w.zero is not None else values - 2 ** (w.format.bits - 1)
 
 
 def spread(w: QTensor, part: Array) -> Array:

@@ -43,7 +43,7 @@ def quantize(w: Float[Array, "..."], form: WeightFormat, outputs: int = 1) -> QT
     inside = axis + 1
     codes, scale, zero = _codes(x, form, inside)
     codes = codes.reshape(w.shape)
-    if form.bits == 4:
+    if form.per_byte == 2:
         codes = pack_nibbles(codes, axis)
     scale = jnp.squeeze(scale, inside)
     if form.double:
@@ -81,13 +81,15 @@ def _codes(x: Array, form: WeightFormat, axis: int) -> tuple[Array, Array, Array
         scale = divide(jnp.maximum(high - low, LEAST_RANGE), jnp.full_like(high, form.levels))
         zero = jnp.clip(-jnp.round(divide(low, scale)), 0, form.levels)
         codes = jnp.clip(jnp.round(divide(x, scale)) + zero, 0, form.levels)
-        return codes.astype(jnp.uint8), scale, zero
+        kept = jnp.int8 if form.bits == 8 else jnp.uint8
+        return (codes + form.lowest).astype(kept), scale, zero + form.lowest
     scale = divide(jnp.maximum(largest, LEAST_RANGE), jnp.full_like(largest, form.levels))
     y = divide(x, scale)
     if form.codes in FLOAT8:
         return to_float8(y, form.codes), scale, None
-    if form.codes == "int4":
-        return (jnp.clip(jnp.round(y), -8, 7) + 8).astype(jnp.uint8), scale, None
+    if form.bits < 8:
+        middle = 2 ** (form.bits - 1)
+        return (jnp.clip(jnp.round(y), -middle, middle - 1) + middle).astype(jnp.uint8), scale, None
     # With 127.5 levels the lowest code, −128, is used, too.
     return jnp.clip(jnp.round(y), -math.ceil(form.levels), 127).astype(jnp.int8), scale, None
 

@@ -10,8 +10,9 @@ from __future__ import annotations
 import difflib
 import re
 from dataclasses import dataclass, replace
+from typing import Any
 
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, require_type
 
 # Where a scheme may round activations, in the order the model reaches them.
 SITES = ("embed", "attn_out", "mlp_out", "resid", "final_norm")
@@ -22,8 +23,14 @@ INPUTS = ("int8-token", "int8-static", "e4m3fn-token", "e5m2-token", "llm-int8")
 # Those that look at a whole example.
 WHOLE_EXAMPLE = ("llm-int8",)
 
+# Methods whose decisions cascade: GPTQ's next roundings make good the last ones, AWQ picks the best
+# of a grid of scales and clips.
+SOLVES = ("awq", "gptq")
+
 # Codes of packed weights, with the bits of each.
-CODES = {"int4": 4, "nf4": 4, "fp4": 4, "int8": 8, "e4m3fn": 8, "e5m2": 8}
+WHOLE_NUMBERS = range(2, 9)  # bits of whole-number codes
+CODES = {f"int{bits}": bits for bits in WHOLE_NUMBERS}
+CODES |= {"nf4": 4, "fp4": 4, "e4m3fn": 8, "e5m2": 8}
 
 COMPUTE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -60,8 +67,18 @@ class WeightFormat:
 
     @property
     def bits(self) -> int:
-        """Bits of a code."""
+        """Bits of a code, as files of tools that deploy it hold them without a gap."""
         return CODES[self.codes]
+
+    @property
+    def per_byte(self) -> int:
+        """Codes in a byte of memory here: two of up to 4 bits, else one."""
+        return 2 if self.bits <= 4 else 1
+
+    @property
+    def lowest(self) -> int:
+        """The lowest code beside a zero point: 0, or −128 of int8, which is stored signed."""
+        return -128 if self.bits == 8 else 0
 
     def groups(self, inputs: int) -> int:
         """How many groups the inputs of a channel make.
@@ -144,6 +161,11 @@ class Scheme:
         return self.method in ("awq", "gptq", "smoothquant") or self.inputs == "int8-static"
 
     @property
+    def solves(self) -> bool:
+        """Whether its decisions hang together, so that one at a tie moves many weights."""
+        return self.method in SOLVES and not self.from_file
+
+    @property
     def to_nearest(self) -> bool:
         """Whether rounding each weight to the nearest code is all that it does to them."""
         return not (self.method or self.from_file or self.inputs == "int8-static")
@@ -183,18 +205,28 @@ SCHEMES = {
     )
 }
 
-_SYMMETRIC, _ASYMMETRIC, _FLOAT_ZERO = (
-    WeightFormat("int4", levels=7, scale_bits=16),
-    WeightFormat("int4", levels=15, zero=True, scale_bits=16),
-    WeightFormat("int4", levels=15, zero=True, scale_bits=16, zero_bits=16),
-)
+
+def _symmetric(bits: int) -> WeightFormat:
+    """Whole codes around 0, ``max|w|`` on the largest."""
+    return WeightFormat(f"int{bits}", levels=2 ** (bits - 1) - 1, scale_bits=16)
+
+
+def _asymmetric(bits: int, zero_bits: int | None = None) -> WeightFormat:
+    """Whole codes from 0 and a zero point, by default of as many bits."""
+    zero_bits = bits if zero_bits is None else zero_bits
+    return WeightFormat(
+        f"int{bits}", levels=2**bits - 1, zero=True, scale_bits=16, zero_bits=zero_bits
+    )
+
+
+_SYMMETRIC, _ASYMMETRIC, _FLOAT_ZERO = _symmetric(4), _asymmetric(4), _asymmetric(4, 16)
 
 # Families with a group size in their name: "-g128", or "-channel" for one scale a channel.
 _GROUPED = {
     scheme.name: scheme
     for scheme in (
-        Scheme("int4", weights=_ASYMMETRIC),
-        Scheme("int4-sym", weights=_SYMMETRIC),
+        *(Scheme(f"int{bits}", weights=_asymmetric(bits)) for bits in WHOLE_NUMBERS),
+        *(Scheme(f"int{bits}-sym", weights=_symmetric(bits)) for bits in WHOLE_NUMBERS),
         Scheme("w4a16", weights=replace(_SYMMETRIC, levels=7.5)),
         Scheme("awq", weights=_ASYMMETRIC, method="awq"),
         Scheme("gptq", weights=_ASYMMETRIC, method="gptq"),
@@ -228,6 +260,38 @@ def scheme_named(name: str) -> Scheme:
         size = None if group == "channel" else int(group[1:])
         scheme = replace(scheme, weights=replace(scheme.weights, group=size))
     return replace(scheme, compute_dtype=COMPUTE[compute]) if compute else scheme
+
+
+def as_scheme(given: Any, name: str = "scheme") -> Scheme:
+    """A scheme given as it is or by its name.
+
+    Args:
+        given: a ``Scheme``, or what ``scheme_named`` knows: ``"int4-g128@f16"``.
+        name: of the argument, for the error.
+
+    Raises:
+        InputError: no scheme has that name, or it is neither a scheme nor a name.
+
+    Example:
+        >>> as_scheme("nf4") == scheme_named("nf4")
+        True
+    """
+    require_type(name, given, (Scheme, str), "a scheme or its name", 'give for example "nf4"')
+    return scheme_named(given) if isinstance(given, str) else given
+
+
+def as_schemes(given: Any) -> tuple[Scheme, ...]:
+    """Several schemes, each given as it is or by its name.
+
+    Args:
+        given: a list or a tuple; a lone name is refused, since its letters would be taken.
+
+    Raises:
+        InputError: it is no list or tuple, or ``as_scheme`` refuses a part of it.
+    """
+    expected = "a tuple of schemes or their names"
+    require_type("schemes", given, (list, tuple), expected, 'give for example ("nf4", "int4-g64")')
+    return tuple(as_scheme(one, "schemes") for one in given)
 
 
 def _hint(name: str, base: str, group: str | None, compute: str | None) -> str:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from jaxalign.errors import InputError
-from jaxalign.numerics.named import as_scheme
-from jaxalign.numerics.scheme import Scheme, scheme_named
+from jaxalign.numerics.scheme import Scheme, as_scheme, as_schemes, scheme_named
 from jaxalign.runtime.products import PRODUCTS
 
 # JAX keeps 32 bits of a seed: a larger one would draw what a smaller one draws.
@@ -39,6 +38,7 @@ class Option:
         least: the smallest number that it takes; None for a number above 0.
         most: the largest.
         parse: makes the value of what was typed; by default the field's type does.
+        take: makes the value of what Python code gave, a scheme of its name; raises InputError.
         group: the heading of the help that it stands under.
     """
 
@@ -49,6 +49,7 @@ class Option:
     least: int | None = None
     most: int | float = MOST
     parse: Callable[[str], Any] | None = None
+    take: Callable[[Any], Any] | None = None
     group: str = "the study"
 
 
@@ -95,7 +96,18 @@ def schemes_option(help: str) -> Mapping[str, Option]:
         help: what they are for; where the names of all schemes stand is added.
     """
     help = f"{help}, with commas; docs/schemes.md has them all"
-    return option("--schemes", metavar="LIST", help=help, parse=schemes_listed)
+    more = {"metavar": "LIST", "parse": schemes_listed, "take": as_schemes}
+    return option("--schemes", help=help, **more)
+
+
+def scheme_option(help: str) -> Mapping[str, Option]:
+    """The ``metadata`` of one precision.
+
+    Args:
+        help: what it is for.
+    """
+    more = {"metavar": "NAME", "parse": scheme_named, "take": as_scheme}
+    return option("--scheme", help=help, **more)
 
 
 def options_of(kind: Any) -> dict[str, Option]:
@@ -112,31 +124,24 @@ def options_of(kind: Any) -> dict[str, Option]:
 
 
 def check_options(options: Any) -> None:
-    """Check each field of an options dataclass by what its ``option`` says.
+    """Check each field of an options dataclass by what its ``option`` says, and take what it takes.
 
     Args:
         options: the instance; call it in ``__post_init__``. A scheme may be given by its name: the
             field then is the scheme.
 
     Raises:
-        InputError: a word that is not among the choices, or a number out of range.
+        InputError: a word that is not among the choices, a number out of range, or no scheme.
     """
     for name, known in options_of(options).items():
-        value = _as_meant(known, getattr(options, name))
-        object.__setattr__(options, name, value)
+        value = getattr(options, name)
+        if known.take is not None:
+            value = known.take(value)
+            object.__setattr__(options, name, value)
         if known.choices:
             check_word(known, value)
         if isinstance(value, int | float) and not isinstance(value, bool):
             _check_number(known, value)
-
-
-def _as_meant(known: Option, value: Any) -> Any:
-    """A value with names in the place of schemes as the schemes: ``schemes=("nf4", F16)``."""
-    if isinstance(value, str) and known.parse is not None:
-        return known.parse(value)
-    if isinstance(value, list | tuple) and known.parse is schemes_listed:
-        return tuple(as_scheme(one, known.flag) for one in value)
-    return value
 
 
 def check_word(known: Option, value: str) -> None:

@@ -172,8 +172,9 @@ def _nearest(w: Array, scale: Array, zero: Array, form: WeightFormat) -> tuple[A
     """Codes of one input's weights, int8's as their bits, and the values that they stand for."""
     steps = jnp.round(divide(w, scale))
     if form.zero:
-        code = jnp.clip(steps + zero, 0, form.levels)
-        return code.astype(jnp.uint8), (code - zero) * scale
+        code = jnp.clip(steps + zero, form.lowest, form.levels + form.lowest)
+        kept = code.astype(jnp.uint8 if form.bits < 8 else jnp.int8)
+        return lax.bitcast_convert_type(kept, jnp.uint8), (code - zero) * scale
     if form.codes == "int4":
         code = jnp.clip(steps, -8, 7)
         return (code + 8).astype(jnp.uint8), code * scale

@@ -108,7 +108,7 @@ def _likeness(
     return Likeness(
         value=value,
         noise=tuple(v for v in noise if np.isfinite(v)),
-        p=None if tested is None else number(stats.beyond_draws(*tested)),
+        p=None if tested is None else number(float(stats.beyond_draws(*tested))),
         reordered=None if again is None else number(measured(*again)),
         **known,
     )

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from jaxalign.edits import HEAD_MODES, HeadMode
 from jaxalign.engine import ENGINES, Engine
 from jaxalign.errors import InputError
+from jaxalign.measures.stats import FEWEST_DRAWS
 from jaxalign.numerics.scheme import F16, F32, INT8_SIM, SCHEMES, Scheme
 from jaxalign.studies.heads.findings import REPLACEMENTS, Replacement
 from jaxalign.study.option import listed, option, refuse_repeated, schemes_option
@@ -126,8 +127,11 @@ class HeadsOptions(Common):
                 "among them, and each once",
                 f"use zero and any of {', '.join(REPLACEMENTS[1:])}",
             )
-        if self.noise_draws == 1:
-            raise InputError("one draw of noise has no spread", "give 0 for none, or at least 2")
+        if 0 < self.noise_draws < FEWEST_DRAWS:
+            raise InputError(
+                f"{self.noise_draws} draws of noise have too little spread to test against",
+                f"give 0 for none, or at least {FEWEST_DRAWS}",
+            )
         if unknown := [name for name in self.repaired if name not in names]:
             raise InputError(
                 f"repair is asked for in {', '.join(unknown)}, which is not among the schemes",

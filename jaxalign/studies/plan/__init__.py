@@ -5,9 +5,9 @@ from typing import Any
 
 from jaxalign.studies.plan.options import PlanOptions
 from jaxalign.studies.plan.recipes import recipes_beside
-from jaxalign.studies.plan.result import PlanResult, read_1
+from jaxalign.studies.plan.result import PlanResult, read_1, read_2
 from jaxalign.studies.plan.study import run
-from jaxalign.studies.plan.table import table
+from jaxalign.studies.plan.table import details, table
 from jaxalign.study.study import Study
 
 
@@ -24,10 +24,11 @@ PLAN = Study(
     result=PlanResult,
     run=run,
     table=table,
+    details=details,
     figures=_figures,
     examples=("--model demo --scheme nf4 --budget 5.0bits", "--budget 12MB"),
-    version=2,
-    older={"jaxalign.plan/1": read_1},
+    version=3,
+    older={"jaxalign.plan/1": read_1, "jaxalign.plan/2": read_2},
     beside=recipes_beside,
 )
 

@@ -82,7 +82,13 @@ class Bench:
         return replace(self, prompts=[self.prompts[i] for i in index])
 
     def measure(
-        self, low: Params | Late, rows: Rows, name: str = "rows", *, needed: bool = True
+        self,
+        low: Params | Late,
+        rows: Rows,
+        name: str = "rows",
+        *,
+        needed: bool = True,
+        least: int = 0,
     ) -> Effect:
         """Run every row on every prompt.
 
@@ -91,6 +97,7 @@ class Bench:
             rows: in any order, without the clean run, which is row 0 of every call.
             name: of this measurement, another one for each of a study.
             needed: whether later calls depend on the effects.
+            least: rows that a call has room for at least, so that it shares another's program.
 
         Raises:
             InputError: the clean run is not finite, or the memory does not hold one row.
@@ -101,7 +108,7 @@ class Bench:
         calls: list[Call[Any]] = []
         chunks: dict[tuple[str | int, ...], np.ndarray] = {}
         for number, batch in enumerate(self._batches()):
-            size = self._size(len(rows), batch)
+            size = self._size(max(len(rows), least), batch)
             for start in range(0, len(order), size - 1):
                 chunk = order[start : start + size - 1]
                 key = (name, self.scheme.name, number, start)

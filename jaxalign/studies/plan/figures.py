@@ -25,6 +25,7 @@ from jaxalign.studies.plan.result import ComponentDamage, PlanResult
 from jaxalign.study.measure import KL
 
 # Okabe & Ito's palette; marker and dashes say the same where colour is lost.
+UNIFORM = ("#CC79A7", "^")
 GREEDY, LAYERS, PLAN = ("#0072B2", "o", "-"), ("#D55E00", "s", (0, (5, 1.5))), ("#009E73", "D")
 LEAST_RANGE = 1.25  # of a scale around 1, so that equal things look equal
 
@@ -41,8 +42,8 @@ def damage_map(result: PlanResult) -> Page:
         f"Each cell is the f32 model with that part alone in {scheme}: how far the next token's "
         "distribution moves, KL at the prompt's last position, averaged over all prompts. Right: "
         "the same over what random noise of equal Frobenius norm does in the same part; above 1 "
-        "the errors' direction does harm, not only their size. In brackets: the 95 % interval has "
-        "1, or a draw of noise did as much."
+        "the errors' direction does harm, not only their size. In brackets: not to be told from "
+        "draws of noise, p corrected for the number of parts."
     )
     rows, wide = matrices.shape
     columns = max((int(c.name) + 1 for c in heads), default=0)
@@ -125,8 +126,9 @@ def plan_curve(result: PlanResult) -> Page:
     reading = (
         f"All matrices of the blocks in {scheme}, but for what is kept in 16 bit within a budget; "
         "KL from f32 on prompts that had no part in choosing (all in 16 bit: 0). Bar: 95 % "
-        "interval over prompts. "
-        "p: how often a random choice within the same budget is as good as the plan."
+        "interval over prompts. Triangles: every matrix in one format of at most the plan's size. "
+        "p: of random choices how often one within the same budget is as good as the plan; of the "
+        "format that the choosing prompts picked, of no difference from the plan."
     )
     page = new_page(
         result.caption(),
@@ -149,6 +151,7 @@ def plan_curve(result: PlanResult) -> Page:
             bits[kl > 0], kl[kl > 0], color=colour, marker=marker, ls=dashes, ms=4, mec=INK,
             mew=0.3, zorder=3,
         )  # fmt: skip
+    _uniform_points(ax, result)
     _plan_point(ax, result)
     if shown.any():
         ax.set_yscale("log")
@@ -160,12 +163,34 @@ def plan_curve(result: PlanResult) -> Page:
     ax.set_ylabel(f"{KL.name} from f32 ({KL.unit})")
     plan = result.plan
     lines = (
+        *_against_uniform(result),
         f"{plan.choice('plan').bits:.2f} bits: {plan.verdict}, {p_text(plan.random.p_kl)}",
         f"kept: {', '.join(_kept(result)) or 'nothing'}",
     )
     boxed_title(ax, f"{scheme}, validated on {len(_validating(result))} prompts", lines)
     page.legend(_legend())
     return page
+
+
+def _against_uniform(result: PlanResult) -> list[str]:
+    if not result.plan.uniform or result.plan.uniform_verdict is None:
+        return []
+    best = result.plan.uniform[0]
+    p = "" if best.plan_less_it.p is None else f", {p_text(best.plan_less_it.p)}"
+    name = f"{precision_name(best.scheme)} at {best.bits:.2f} bits"
+    return [f"{result.plan.uniform_verdict} ({name}){p}"]
+
+
+def _uniform_points(ax: Axes, result: PlanResult) -> None:
+    """Every uniform format; the one that the choosing prompts picked filled."""
+    colour, marker = UNIFORM
+    for place, each in enumerate(result.plan.uniform):
+        value = float(drawable([each.kl.value])[0])
+        if value > 0:
+            face = colour if place == 0 else "white"
+            ax.plot(
+                each.bits, value, marker, color=colour, mfc=face, ms=5 if place else 6, zorder=4
+            )
 
 
 def _validating(result: PlanResult) -> tuple[int, ...]:
@@ -197,9 +222,10 @@ def _legend() -> list[Line2D | Patch]:
 
     return [
         line((*PLAN, ""), "the plan"),
+        line((*UNIFORM, ""), "uniform"),
         line(GREEDY, "greedy"),
         line(LAYERS, "whole layers"),
-        Line2D([], [], color=GREY, lw=1.2, label="random, mean"),
+        Line2D([], [], color=GREY, lw=1.2, label="random"),
         Patch(color=GREY, alpha=0.25, lw=0, label="95 % of random"),
     ]
 

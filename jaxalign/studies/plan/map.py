@@ -9,13 +9,13 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxalign.measures import estimates
-from jaxalign.measures.estimates import NOTHING, Estimate
+from jaxalign.measures.estimates import NOTHING, Estimate, number
 from jaxalign.measures.stats import bootstrap_weights, generator, interval
 from jaxalign.model.params import Params
 from jaxalign.studies.plan.calls import Bench, Effect
 from jaxalign.studies.plan.components import Component, rows_of
+from jaxalign.studies.plan.noise_test import UNTESTED, Tested, verdicts
 from jaxalign.studies.plan.result import (
-    AgainstNoise,
     ComponentDamage,
     DamageMap,
     Kind,
@@ -73,17 +73,27 @@ def describe_map(measured: Measured, seed: int) -> DamageMap:
         seed: of resampling.
     """
     effect, noisy = measured.effect, measured.noisy
+    tested = _tested(measured)
     described = []
     for i, part in enumerate(measured.components):
         at = noisy.index(i) if i in noisy else None
         beside = [] if at is None else [noise.take(np.array(at)) for noise in measured.noises]
-        described.append(_describe(part, effect.take(np.array(i)), beside, seed))
+        found = tested[at] if tested and at is not None else UNTESTED
+        described.append(_describe(part, effect.take(np.array(i)), beside, found, seed))
     return DamageMap(
         components=tuple(described),
         sums=tuple(_sums(measured, seed)),
         clean=estimate(effect.clean, seed, "clean"),
         prompts=len(effect.clean),
     )
+
+
+def _tested(measured: Measured) -> list[Tested]:
+    """The test of every component that noise can stand in for; none without noise."""
+    if not measured.noises:
+        return []
+    own = measured.effect.kl.mean(axis=1)[measured.noisy]
+    return verdicts(own, np.array([noise.kl.mean(axis=1) for noise in measured.noises]).T)
 
 
 def _has_noise(part: Component, bench: Bench) -> bool:
@@ -115,7 +125,14 @@ def ratio_of_means(
     return Estimate(float(x.mean() / y.mean()), low, high, None)
 
 
-def _describe(part: Component, own: Effect, noises: list[Effect], seed: int) -> ComponentDamage:
+def _describe(
+    part: Component,
+    own: Effect,
+    noises: list[Effect],
+    tested: Tested,
+    seed: int,
+) -> ComponentDamage:
+    p, corrected, verdict = tested
     noise_kl = tuple(float(noise.kl.mean()) for noise in noises)
     ratio = NOTHING
     if noises:
@@ -130,16 +147,10 @@ def _describe(part: Component, own: Effect, noises: list[Effect], seed: int) -> 
         noise_kl=noise_kl,
         noise_moved=tuple(float(noise.moved.mean()) for noise in noises),
         ratio=ratio,
-        verdict=_verdict(float(own.kl.mean()), noise_kl, ratio),
+        verdict=verdict,
+        p=number(p),
+        corrected=number(corrected),
     )
-
-
-def _verdict(kl: float, noise: tuple[float, ...], ratio: Estimate) -> AgainstNoise:
-    if ratio.value is None or ratio.low is None or ratio.high is None:
-        return ""
-    if ratio.low > 1 and kl > max(noise):
-        return "more than noise"
-    return "less than noise" if ratio.high < 1 and kl < min(noise) else "like noise"
 
 
 def _ratio_of_sums(

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import Scheme, scheme_named
-from jaxalign.study.option import option
+from jaxalign.study.option import option, scheme_option
 from jaxalign.study.options import Common
 
 # Above it, the list of draws alone would fill the memory.
@@ -20,7 +20,8 @@ class PlanOptions(Common):
     Attributes:
         scheme: of the weights that are not kept in 16 bit; computed in f32.
         budget: bits a weight ("5.0bits") or bytes ("1.5MB") of the matrices of all blocks.
-        noise_draws: draws of random noise beside each component.
+        noise_draws: draws of random noise beside each component, which is tested against them; of
+            fewer than three nothing is said.
         random_choices: choices that the plan is judged against; at least 20.
         curve_choices: random choices at each budget of the curve.
 
@@ -30,12 +31,7 @@ class PlanOptions(Common):
 
     scheme: Scheme = field(
         default=scheme_named("int4-g32"),
-        metadata=option(
-            "--scheme",
-            metavar="NAME",
-            parse=scheme_named,
-            help="of the weights that are not kept in 16 bit",
-        ),
+        metadata=scheme_option("of the weights that are not kept in 16 bit"),
     )
     budget: str = field(
         default="5.0bits",
@@ -46,7 +42,7 @@ class PlanOptions(Common):
         ),
     )
     noise_draws: int = field(
-        default=4,
+        default=20,
         metadata=option(
             "--noise-draws",
             metavar="N",

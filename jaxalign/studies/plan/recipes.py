@@ -95,7 +95,7 @@ def llm_compressor(skipped: Sequence[str], scheme: Scheme) -> str:
     lines = ["quant_stage:", "  quant_modifiers:", "    QuantizationModifier:"]
     lines += ["      ignore:", *(f"        - {json.dumps(name)}" for name in skipped)]
     form = scheme.weights
-    if form is not None and form.codes in ("int4", "int8"):
+    if form is not None and form.codes.startswith("int"):
         weights = {
             "num_bits": form.bits,
             "type": "int",

@@ -16,6 +16,11 @@ Metric = Literal["kl", "change"]
 Summed = Literal["matrices and sites", "layers"]
 AgainstNoise = Literal["more than noise", "less than noise", "like noise", ""]
 ChoiceName = Literal["plan", "greedy", "layers", "all low", "all high"]
+UniformVerdict = Literal[
+    "beats the best uniform format",
+    "no better than the best uniform format",
+    "worse than the best uniform format",
+]
 Verdict = Literal["beats random", "no better than random", "worse than random"]
 
 
@@ -31,8 +36,12 @@ class ComponentDamage:
         noise_kl, noise_moved: the same of random noise with the norm of the component's error,
             a number a draw; empty for sites, which have no matrix.
         ratio: ``kl`` over the mean of ``noise_kl``.
-        verdict: whether the ratio's interval leaves out 1 and ``kl`` lies outside of all draws:
-            "more than noise", "less than noise", "like noise", or "" without noise.
+        p: of "``kl`` is one more draw of the noise" (``measures.stats.one_more_draw_p``).
+        corrected: the same for the number of components tested (Benjamini and Hochberg); both
+            None without a test.
+        verdict: "more than noise" or "less than noise" where ``corrected`` is at most 0.05, "like
+            noise" where not, "" without a test. Of files up to ``plan/2``: whether the ratio's
+            interval leaves out 1 and ``kl`` lies outside of all draws.
     """
 
     kind: Kind
@@ -45,6 +54,8 @@ class ComponentDamage:
     noise_moved: tuple[float, ...]
     ratio: Estimate
     verdict: AgainstNoise
+    p: float | None = None
+    corrected: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +138,26 @@ class RandomChoices:
 
 
 @dataclass(frozen=True, kw_only=True)
+class UniformFormat:
+    """Every matrix in one format of at most the plan's size.
+
+    Attributes:
+        scheme: its name.
+        bytes, bits: of the matrices of all blocks; of a weight.
+        chosen_kl: on the prompts that chose the plan, nats.
+        kl: on the other prompts.
+        plan_less_it: KL of the plan less its own there, paired; its p only of the first.
+    """
+
+    scheme: str
+    bytes: int
+    bits: float
+    chosen_kl: float
+    kl: Estimate
+    plan_less_it: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
 class CurvePoint:
     """Validated KL of one budget: of the greedy choice, of whole layers, of random choices.
 
@@ -152,6 +183,9 @@ class Plan:
         against_layers, against_random: KL of the plan less that of whole layers, of the mean
             random choice; paired over prompts.
         verdict: "beats random", "no better than random" or "worse than random".
+        uniform: formats of at most the plan's size, by their KL on the prompts that chose the
+            plan, so the first is the best that was known before; none in files up to ``plan/2``.
+        uniform_verdict: the plan against the first of them.
     """
 
     budget: str
@@ -165,6 +199,8 @@ class Plan:
     against_layers: Estimate
     against_random: Estimate
     verdict: Verdict
+    uniform: tuple[UniformFormat, ...] = ()
+    uniform_verdict: UniformVerdict | None = None
 
     def choice(self, name: ChoiceName) -> Choice:
         """The choice of that name."""
@@ -202,6 +238,19 @@ class PlanResult(Result, rows="damage.components", headline=("scheme", "plan", "
             f"{self.provenance.prompts.kept} prompts, {len(self.choosing)} to choose and "
             f"{len(self.validating)} to validate; seed {self.provenance.options.get('seed')}."
         )
+
+
+def read_2(content: Any, path: Path) -> PlanResult:
+    """A file of format ``jaxalign.plan/2``: no p-values of components and no uniform formats.
+
+    Args:
+        content: its JSON without the format.
+        path: the file, for errors.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    return codec.decode(PlanResult, content, path)
 
 
 class _Prompts1(TypedDict):

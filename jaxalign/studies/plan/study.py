@@ -29,7 +29,8 @@ from jaxalign.studies.plan.planner import (
     whole_layers,
 )
 from jaxalign.studies.plan.result import DamageMap, PlanResult
-from jaxalign.studies.plan.validate import Candidates, validate
+from jaxalign.studies.plan.uniform import formats_within, measure_uniform
+from jaxalign.studies.plan.validate import Candidates, size_of, validate
 from jaxalign.study.calls import Late
 from jaxalign.study.session import Session
 from jaxalign.study.weight_noise import late_noise
@@ -57,6 +58,8 @@ def run(session: Session, options: PlanOptions) -> PlanResult:
     measured = _measured(session, bench, low, options)
     measure = _mixtures(bench.on(choosing), low, units, "choosing")
     candidates = _candidates(measure, units, score(measure, units), budget, options)
+    formats = formats_within(session.config, size_of(candidates.plan, units), options.scheme)
+    uniform = measure_uniform(session, bench, formats, choosing, validating)
     held = _mixtures(bench.on(validating), low, units, "validating", needed=False)
 
     def last(kept: Bool[np.ndarray, "R U"]) -> Effect:
@@ -64,7 +67,7 @@ def run(session: Session, options: PlanOptions) -> PlanResult:
         session.end_of_calls()
         return effect
 
-    plan, curve = validate(last, units, candidates, options.budget, budget, options.seed)
+    plan, curve = validate(last, units, candidates, options.budget, budget, options.seed, uniform)
     least, most = (sum(getattr(unit, name) for unit in units) for name in ("low", "high"))
     return PlanResult(
         scheme=options.scheme.name,

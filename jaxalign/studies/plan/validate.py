@@ -23,6 +23,7 @@ from jaxalign.studies.plan.result import (
     RandomChoices,
     Verdict,
 )
+from jaxalign.studies.plan.uniform import Uniform, describe_uniform, judge
 
 LEVEL = 0.05
 
@@ -57,6 +58,7 @@ def validate(
     budget: str,
     budget_bytes: int,
     seed: int,
+    uniform: Sequence[Uniform] = (),
 ) -> tuple[Plan, tuple[CurvePoint, ...]]:
     """Measure all candidates in one go and judge the plan.
 
@@ -67,6 +69,7 @@ def validate(
         budget: as it was typed.
         budget_bytes: the same in bytes.
         seed: of the bootstrap.
+        uniform: formats of at most the plan's size, measured on the same prompts.
     """
     none, every = np.zeros(len(units), bool), np.ones(len(units), bool)
     named: dict[ChoiceName, np.ndarray] = {
@@ -96,7 +99,7 @@ def validate(
         _choice(name, kept, units, parts[0].take(np.array([i])), seed)
         for i, (name, kept) in enumerate(named.items())
     )
-    plan = _judge(candidates, choices, parts, units, budget, budget_bytes, seed)
+    plan = _judge(candidates, choices, parts, units, budget, budget_bytes, uniform, seed)
     curve = tuple(
         CurvePoint(
             bits=bits_per_weight(size, units),
@@ -141,6 +144,7 @@ def _judge(
     units: Sequence[Unit],
     budget: str,
     budget_bytes: int,
+    uniform: Sequence[Uniform],
     seed: int,
 ) -> Plan:
     named, random = parts[:2]
@@ -153,6 +157,7 @@ def _judge(
     elif worse <= LEVEL:
         verdict = "worse than random"
     sizes = [size_of(choice, units) for choice in candidates.random]
+    formats = describe_uniform(uniform, named.kl[0], units, seed)
     kept = [unit for own, unit in zip(candidates.plan, units, strict=True) if own]
     return Plan(
         budget=budget,
@@ -181,6 +186,8 @@ def _judge(
         against_layers=estimate(named.kl[0] - named.kl[2], seed, "validated"),
         against_random=estimate(named.kl[0] - random.kl.mean(axis=0), seed, "validated"),
         verdict=verdict,
+        uniform=formats,
+        uniform_verdict=judge(formats),
     )
 
 

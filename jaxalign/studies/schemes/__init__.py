@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxalign.studies.schemes.options import SchemesOptions
-from jaxalign.studies.schemes.result import SchemesResult, read_1
+from jaxalign.studies.schemes.result import SchemesResult, read_1, read_2
 from jaxalign.studies.schemes.study import run
-from jaxalign.studies.schemes.table import table
+from jaxalign.studies.schemes.table import details, table
 from jaxalign.study.study import Study
 
 
@@ -23,10 +23,11 @@ SCHEMES = Study(
     result=SchemesResult,
     run=run,
     table=table,
+    details=details,
     figures=_figures,
     examples=("--model demo", "--model demo --schemes f16,nf4,awq-g64 --device gpu"),
-    version=2,
-    older={"jaxalign.schemes/1": read_1},
+    version=3,
+    older={"jaxalign.schemes/1": read_1, "jaxalign.schemes/2": read_2},
 )
 
 __all__ = ["SCHEMES", "SchemesOptions", "SchemesResult"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -12,20 +13,23 @@ import numpy as np
 from flax import struct
 from jax.sharding import Mesh
 
+from jaxalign.devices.mesh import shard_packed
 from jaxalign.measures.metrics import head_drift, kl_divergence, logit_difference
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import forward, head_contributions, real_positions
+from jaxalign.model.matrices import matrix_name
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Batch
 from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, Float, Int, Leaf, Lengths, Tokens
 from jaxalign.study.batching import too_small
-from jaxalign.study.calls import Call, deal_prompts
+from jaxalign.study.calls import Call, Late, deal_prompts
 from jaxalign.study.session import Session
 from jaxalign.study.weight_noise import late_noise, moves_matrices
 
-NOISE_DRAWS = 3
+# What the lottery moves weights by, relative to each.
+MOVED = 1e-6
 ALONE = {"alone": True}
 # More prompts at once gain nothing, since the weights are read often enough.
 MOST_PROMPTS = 64
@@ -146,13 +150,17 @@ def batches(session: Session) -> list[Batch]:
     return session.batches(most, dealt=True)
 
 
-def calls(session: Session, scheme: Scheme, work: list[Batch]) -> Iterator[Call[Comparison]]:
-    """Everything that is asked of one scheme: against f32, prompt by prompt, and weight noise.
+def calls(
+    session: Session, scheme: Scheme, work: list[Batch], noise_draws: int, lottery_draws: int
+) -> Iterator[Call[Comparison]]:
+    """Everything that is asked of one scheme: against f32, prompt by prompt, noise, the lottery.
 
     Args:
         session: of the study.
         scheme: F32 or a low precision.
         work: the batches.
+        noise_draws: draws of weight noise, where the scheme moves a weight.
+        lottery_draws: repetitions on moved weights, where the scheme's method solves.
     """
     high, low = session.model.params, session.late_low(scheme)
     pairs: list[tuple[str, Any, Any, dict[str, Any]]] = [
@@ -167,7 +175,12 @@ def calls(session: Session, scheme: Scheme, work: list[Batch]) -> Iterator[Call[
     if moves_matrices(high, scheme):
         pairs += [
             (f"noise {draw}", high, late_noise(session, scheme, draw), {"scheme": F32})
-            for draw in range(NOISE_DRAWS)
+            for draw in range(noise_draws)
+        ]
+    if scheme.solves:
+        pairs += [
+            (f"lottery {draw}", high, late_lottery(session, scheme, draw), {"scheme": scheme.run})
+            for draw in range(lottery_draws)
         ]
     for phase, reference, params, how in pairs:
         for number, batch in enumerate(work):
@@ -181,3 +194,38 @@ def calls(session: Session, scheme: Scheme, work: list[Batch]) -> Iterator[Call[
                 rows=2,
                 layer_rows=2 * session.config.num_layers * batch.shape[0],
             )
+
+
+def late_lottery(session: Session, scheme: Scheme, draw: int) -> Late:
+    """A scheme's parameters chosen anew from weights moved by a millionth, as a call's argument.
+
+    Args:
+        session: whose seed draws.
+        scheme: whose method solves.
+        draw: number of the draw, from 0.
+    """
+    key = jax.random.fold_in(jax.random.key(session.options.seed), draw)
+    # A name of its own, since calibrations that were cut off are kept by name.
+    own = replace(scheme, name=f"{scheme.name}.lottery-{draw}")
+
+    def make() -> Params:
+        with session.log.phase(f"parameters {scheme.name}, lottery"):
+            low = session.prepare(moved(session.model.params, key), own)
+        return shard_packed(low, session.mesh)
+
+    return Late(make=lambda: session.last("lottery", own, make))
+
+
+def _moved(params: Params, key: jax.Array) -> Params:
+    paths, tree = jax.tree_util.tree_flatten_with_path(params)
+    keys = jax.random.split(key, len(paths))
+
+    def leaf(path: Any, w: Array, key: jax.Array) -> Array:
+        matrix = matrix_name(path) is not None
+        return w * (1 + MOVED * jax.random.normal(key, w.shape)) if matrix else w
+
+    leaves = [leaf(path, w, k) for (path, w), k in zip(paths, keys, strict=True)]
+    return jax.tree_util.tree_unflatten(tree, leaves)
+
+
+moved = jit(_moved)

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from jaxalign.measures.estimates import Estimate
-from jaxalign.plots.looks import MEASURED, NOISE
+from jaxalign.plots.looks import MEASURED, NOISE, Look
 from jaxalign.plots.page import GREY, INK, PALE, Page, new_page
 from jaxalign.plots.rows import bare, beside, interval
 from jaxalign.plots.scales import drawable
@@ -25,23 +25,27 @@ from jaxalign.plots.words import (
     short_names,
     signed,
 )
-from jaxalign.studies.schemes.result import NoiseFloor, SchemeRow, SchemesResult
-from jaxalign.study.measure import DRIFT, KL, MARGIN
+from jaxalign.studies.schemes.result import SchemeRow, SchemesResult
+from jaxalign.study.measure import KL, MARGIN
 from jaxalign.study.tables import estimate_text
 
 ROW = 0.24  # inches
+BAND = 0.3  # opacity
+LEVEL = 0.05
+UNTOLD = Look(GREY, "o")
 MAX_ROWS = 40
 
 
 def schemes(result: SchemesResult) -> Page:
-    """One row a scheme, most bits first: KL, head drift and the change of the answer's lead."""
+    """One row a scheme, most bits first: KL, its ratio to noise's, the change of the lead."""
     title = "What does each precision scheme change, and is it more than noise?"
     reading = (
-        "Filled: the scheme against f32, mean over prompts with its 95 % interval. Hollow: f32 "
-        "with random noise in its weights, as large as the scheme's error in every matrix; a "
-        "scheme left of it spares what matters. Grey bar: the same precision in other batches; "
-        "what lies within it is no effect. Right: the change of the answer's lead over the best "
-        "other token."
+        "Left: the scheme against f32, mean over prompts with its 95 % interval; grey: the same "
+        "precision in other batches; bracket: AWQ's and GPTQ's lottery, when weights move by a "
+        "millionth. Middle: the KL over that of random noise as large as the scheme's error in "
+        "every matrix; left of 1 it spares what matters. Filled: beyond all chance of the draws of "
+        "noise (band), corrected for the number of schemes. Right: the change of the answer's lead "
+        "over the best other token, p corrected; grey: not told from 0."
     )
     model, revision = model_words(vars(result.provenance.model))
     caption = (
@@ -59,9 +63,8 @@ def schemes(result: SchemesResult) -> Page:
         caption, title, reading, width=9.6, body=0.85 + ROW * max(len(rows), 3), below=0.22
     )
     axes = page.figure.subplots(1, 3, sharey=True, width_ratios=(1.1, 1.1, 1))
-    kl, drift = f"{KL.name}(f32 ‖ scheme), {KL.unit}", f"{DRIFT.name} of heads' outputs"
-    _measure(axes[0], kl, [(row.kl, row.kl_floor) for row in rows])
-    _measure(axes[1], drift, [(row.drift, row.drift_floor) for row in rows])
+    _kl(axes[0], rows)
+    _ratio(axes[1], rows)
     _change(axes[2], rows)
     labels = [f"{names[row.scheme]}  ({row.bits:.3g} bits)" for row in rows]
     axes[0].set_yticks(range(len(rows)), labels)
@@ -70,31 +73,58 @@ def schemes(result: SchemesResult) -> Page:
     page.legend(
         [
             Line2D([], [], color=blue, marker="o", ms=5, mec=INK, mew=0.4, label="scheme"),
-            Line2D([], [], color=red, marker="o", ls="", ms=5, mfc="white", label="weight noise"),
             Line2D([], [], color=PALE, lw=6, label="up to here: batching"),
+            Line2D([], [], color=red, marker="|", ms=7, label="lottery"),
+            Line2D([], [], color=red, alpha=BAND, lw=6, label="draws of weight noise"),
         ]
     )
     return page
 
 
-def _measure(ax: Axes, title: str, rows: Sequence[tuple[Estimate, NoiseFloor]]) -> None:
-    ax.set_title(title)
+def _kl(ax: Axes, rows: Sequence[SchemeRow]) -> None:
+    ax.set_title(f"{KL.name}(f32 ‖ scheme), {KL.unit}")
     ax.set_xscale("log")
     ax.xaxis.set_major_formatter(
         FuncFormatter(lambda value, _: f"{value:.0e}".replace("e-0", "e-"))
     )
-    floors = drawable([(floor.batching, floor.weights) for _, floor in rows]).reshape(-1, 2)
-    values = drawable([value.value for value, _ in rows])
-    seen = [float(v) for v in (*values, *floors[:, 1]) if v > 0] or [1.0]
+    batching = drawable([row.kl_floor.batching for row in rows])
+    seen = [float(v) for v in drawable([row.kl.value for row in rows]) if v > 0] or [1.0]
     # Batching in f32 lies many decades below everything else, which would leave no room for it.
     left = min(seen) / 10
     ax.set_xlim(left, max(seen) * 3)
-    for height, ((value, _), (batching, noise)) in enumerate(zip(rows, floors, strict=True)):
+    for height, (row, floor) in enumerate(zip(rows, batching, strict=True)):
         ax.axhline(height, color=PALE, lw=0.4, zorder=0)
-        ax.barh(height, np.fmax(batching, left) - left, left=left, height=0.6, color=PALE, zorder=1)
-        if noise > 0:
-            ax.plot(noise, height, NOISE.marker, color=NOISE.colour, mfc="white", ms=5, zorder=2)
-        interval(ax, value, float(height), MEASURED)
+        ax.barh(height, np.fmax(floor, left) - left, left=left, height=0.6, color=PALE, zorder=1)
+        interval(ax, row.kl, float(height), MEASURED)
+        if row.lottery is not None and row.lottery.low > 0:
+            ends, at = (row.lottery.low, row.lottery.high), height + 0.32
+            ax.plot(ends, (at, at), "-", marker="|", color=NOISE.colour, ms=5, lw=1.2, zorder=4)
+    bare(ax)
+
+
+def _ratio(ax: Axes, rows: Sequence[SchemeRow]) -> None:
+    """KL over noise's, filled where it lies beyond the draws; the draws' own spread as a band."""
+    ax.set_title("KL ÷ that of noise of its size")
+    ax.set_xscale("log")
+    ax.axvline(1, color=GREY, lw=0.7, zorder=1)
+    ax.xaxis.set_major_locator(FixedLocator([0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50]))
+    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    for height, row in enumerate(rows):
+        ax.axhline(height, color=PALE, lw=0.4, zorder=0)
+        value, noise = drawable([row.kl.value, row.kl_floor.weights])
+        if not (value > 0 and noise > 0):
+            continue
+        if len(row.kl_floor.draws) > 1:
+            low, high = (end(row.kl_floor.draws) / noise for end in (min, max))
+            ax.plot(
+                (low, high), (height, height), "-", color=NOISE.colour, alpha=BAND, lw=6, zorder=1,
+                solid_capstyle="butt",
+            )  # fmt: skip
+        sure = row.kl_floor.corrected is not None and row.kl_floor.corrected <= LEVEL
+        face = MEASURED.colour if sure else "white"
+        ax.plot(value / noise, height, "o", color=MEASURED.colour, mfc=face, ms=5, zorder=3)
+    ax.minorticks_off()
     bare(ax)
 
 
@@ -106,9 +136,11 @@ def _change(ax: Axes, rows: Sequence[SchemeRow]) -> None:
         change = row.margin_change
         if change is None or change.value is None:
             continue
-        interval(ax, change, float(height), MEASURED)
+        p = change.p if row.change_corrected is None else row.change_corrected
+        told = p is not None and p <= LEVEL
+        interval(ax, change, float(height), MEASURED if told else UNTOLD)
         places = min(4, places_for(change.low, change.high, change.value))
-        text = estimate_text(change, partial(signed, places=places), p=p_text)
+        text = estimate_text(replace(change, p=p), partial(signed, places=places), p=p_text)
         beside(ax, float(height), text)
     bare(ax)
 

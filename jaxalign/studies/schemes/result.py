@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jaxalign.measures.estimates import Estimate
 from jaxalign.study import codec
@@ -23,6 +23,9 @@ class NoiseFloor:
         above_batching: mean over prompts of measure − batching noise, with interval and p-value.
         above_weights: mean over prompts of measure − weight noise; None without weight noise.
         below: whether the measure cannot be told from batching noise.
+        draws: the measure under each draw of weight noise; none in files up to ``schemes/2``.
+        p: of "the measure is one more draw of the weight noise"
+            (``measures.stats.one_more_draw_p``); corrected: for the number of schemes.
     """
 
     batching: float
@@ -30,6 +33,45 @@ class NoiseFloor:
     above_batching: Estimate
     above_weights: Estimate | None
     below: bool
+    draws: tuple[float, ...] = ()
+    p: float | None = None
+    corrected: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lottery:
+    """How far chance moves a method that solves: its KL when the weights move by a millionth.
+
+    Attributes:
+        kl: of each repetition, mean over prompts, nats.
+        sd: their standard deviation, the scheme's own KL among them.
+        low, high: the least and the largest of them all.
+    """
+
+    kl: tuple[float, ...]
+    sd: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rival:
+    """The scheme of at most the same bits that has the least KL.
+
+    Attributes:
+        scheme: its name.
+        difference: KL of the row's scheme less its own, nats, paired over prompts, with p.
+        corrected: the same p corrected for the number of schemes.
+        within_lottery: whether the lottery of either of them reaches the other's KL.
+        verdict: "less" or "more" where ``corrected`` is at most 0.05 and the lottery does not
+            reach, else "not told apart".
+    """
+
+    scheme: str
+    difference: Estimate
+    corrected: float | None
+    within_lottery: bool
+    verdict: Literal["less", "more", "not told apart"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +88,9 @@ class SchemeRow:
         margin: answer margin ``m`` in logits; margin_change: against f32, paired, with p-value.
         drift: mean drift of heads' contributions at the last position.
         kl_floor, drift_floor: what is noise in them.
+        change_corrected: the p of ``margin_change`` corrected for the number of schemes.
+        lottery: of a method that solves; None for others.
+        rival: what does least damage with at most as many bits; None for f32, or without one.
     """
 
     scheme: str
@@ -59,6 +104,9 @@ class SchemeRow:
     drift: Estimate
     kl_floor: NoiseFloor
     drift_floor: NoiseFloor
+    change_corrected: float | None = None
+    lottery: Lottery | None = None
+    rival: Rival | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +122,19 @@ class SchemesResult(Result, rows="rows"):
     rows: tuple[SchemeRow, ...]
     noise_draws: int
     provenance: Provenance
+
+
+def read_2(content: Any, path: Path) -> SchemesResult:
+    """A file of format ``jaxalign.schemes/2``: no tests against noise, no lottery, no rivals.
+
+    Args:
+        content: its JSON without the format.
+        path: the file, for errors.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    return codec.decode(SchemesResult, content, path)
 
 
 @dataclass(frozen=True, kw_only=True)
