@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxalign.errors import printable, shortened
-from jaxalign.measures.estimates import Estimate
+from jaxalign.measures.estimates import LEVEL, Estimate
 from jaxalign.shapes import Float
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.findings import Agreement, Likeness, RepairTest, TaskMean
@@ -61,27 +61,29 @@ def _answers(result: HeadsResult, names: Sequence[str]) -> list[str]:
         found = _agreement(result, name)
         if found is None or found.pearson.value is None:
             continue
-        shared = f"{found.top10.value:.0f} of the top {min(10, found.heads)} the same"
-        lines.append(
-            f"{name}: {_kept(found.pearson.value)} heads matter as in f32 (r = "
-            f"{found.pearson.value:.3f}, {shared}){_beside(found.pearson)}"
+        shared = f"{found.top10.value:.0f} of the top {min(10, found.heads)}"
+        line = (
+            f"{name}: {_kept(found)} heads matter as in f32 (r {found.pearson.value:.3f}, {shared})"
         )
+        lines.append(shortened(f"{line}{_beside(found.pearson)}", WIDTH))
     return lines
 
 
-def _kept(r: float) -> str:
-    return "the same" if r > 0.95 else "mostly the same" if r > 0.8 else "other"
+def _kept(found: Agreement) -> str:
+    """How many of the heads that matter most are the same ones, in words."""
+    most = min(10, found.heads)
+    share = (found.top10.value or 0) / most
+    return "the same" if share >= 0.9 else "mostly the same" if share >= 0.6 else "other"
 
 
 def _beside(likeness: Likeness) -> str:
     """What noise of the same size leaves, in words."""
     if not likeness.noise or likeness.value is None:
-        return "."
+        return ""
     mean = float(np.mean(likeness.noise))
-    told = likeness.p_adjusted is not None and likeness.p_adjusted < 0.05
-    more = "more" if likeness.value > mean else "less"
-    words = f"{more} than" if told else "no more and no less than"
-    return f": {words} weight noise of its size leaves ({mean:.3f})."
+    told = likeness.p_adjusted is not None and likeness.p_adjusted < LEVEL
+    more = "more alike than" if likeness.value > mean else "less alike than"
+    return f", {more if told else 'as alike as'} with noise of its size ({mean:.3f})"
 
 
 def _numbers(result: HeadsResult, names: Sequence[str]) -> str:
@@ -151,7 +153,7 @@ def _like(likeness: Likeness | None, form: str = "{:.3f}") -> str:
     if likeness.noise:
         noise = float(np.mean(likeness.noise))
         text += f" ({'{:.1f}' if form == '{:.0f}' else form})".format(noise)
-    told = likeness.p_adjusted is not None and likeness.p_adjusted < 0.05
+    told = likeness.p_adjusted is not None and likeness.p_adjusted < LEVEL
     return text + ("*" if told else "")
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from jaxalign.plots.labels import most_important
-from jaxalign.plots.page import GREY, Page, new_page, say, sentence_page
+from jaxalign.plots.page import GREY, Page, facets, new_page, rows_of, say, sentence_page
 from jaxalign.plots.scales import drawable, percent_axis
 from jaxalign.plots.scatter import boxed_title, dots, layer_bar, names_of, square, zero_line
 from jaxalign.plots.words import counted, precision_name
@@ -52,19 +52,28 @@ def importance_vs_drift(result: HeadsResult) -> Page:
     if any((drift_percent(result, name) == 0).any() for name in precisions):
         reading += " Heads at the left edge do not drift at all."
     reading += left_out(result)
-    page = new_page(caption(result), title, reading, width=_width(len(precisions)), body=7.4)
-    above, below = page.figure.subplots(2, len(precisions), squeeze=False)
+    rows, columns = rows_of(len(precisions))
+    width, body = _width(columns), 7.4 * rows
+    page = new_page(caption(result), title, reading, width=width, body=body)
+    grid = page.figure.subplots(2 * rows, columns, squeeze=False)
     height = importance(result)
-    for ax, precision in zip(above, precisions, strict=True):
-        _agreement_panel(page, ax, result, precision)
-    for ax, precision in zip(below, precisions, strict=True):
-        _drift_panel(page, ax, result, precision, height)
-    for ax in below[1:]:
-        ax.sharey(below[0])
-    above[0].set_ylabel(f"{IMPORTANCE.name} inside the precision ({IMPORTANCE.unit})")
-    below[0].set_ylabel(f"zero-ablation {IMPORTANCE.label}, f32")
-    for axes in (above, below):
-        layer_bar(page.figure, axes[-1], result.num_layers)
+    for n, precision in enumerate(precisions):
+        row, column = divmod(n, columns)
+        above, below = grid[2 * row : 2 * row + 2, column]
+        _agreement_panel(page, above, result, precision)
+        _drift_panel(page, below, result, precision, height)
+        if n:
+            below.sharey(grid[1, 0])
+        if not column:
+            above.set_ylabel(f"{IMPORTANCE.name} inside the precision ({IMPORTANCE.unit})")
+            below.set_ylabel(f"zero-ablation {IMPORTANCE.label}, f32")
+        if n in (columns - 1, len(precisions) - 1):
+            for ax in (above, below):
+                layer_bar(page.figure, ax, result.num_layers)
+    for ax in [ax for pair in zip(grid[::2].flat, grid[1::2].flat, strict=True) for ax in pair][
+        2 * len(precisions) :
+    ]:
+        ax.remove()
     return page
 
 
@@ -180,11 +189,14 @@ def first_order(result: HeadsResult) -> Page:
     )
     precisions = drawn(result).precisions
     reading += left_out(result)
-    page = new_page(caption(result), title, reading, width=_width(len(precisions)), body=3.75)
-    axes = page.figure.subplots(1, len(precisions), squeeze=False)[0]
+    rows, columns = rows_of(len(precisions))
+    width, body = _width(columns), 3.75 * rows
+    page = new_page(caption(result), title, reading, width=width, body=body)
+    axes = facets(page, len(precisions))
     for ax, precision in zip(axes, precisions, strict=True):
         _gain_panel(page, ax, result, precision)
-    axes[0].set_ylabel("true gain of restoring the head (logits)")
+    for ax in axes[::columns]:
+        ax.set_ylabel("true gain of restoring the head (logits)")
     layer_bar(page.figure, axes[-1], result.num_layers)
     return page
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxalign.plots.maps import MAX_NUMBERS, NUMBERED, PLAIN, signed_map, size_map
-from jaxalign.plots.page import Page, new_page
+from jaxalign.plots.page import Page, facets, new_page, rows_of
 from jaxalign.plots.words import precision_name
 from jaxalign.studies.heads.figures.values import (
     caption,
@@ -29,15 +29,16 @@ def head_map(result: HeadsResult) -> Page:
     )
     rows, columns = result.num_layers, result.num_heads
     cell = NUMBERED if rows * columns <= MAX_NUMBERS else PLAIN
-    width = max(4.6, panels * max(1.6, columns * cell[0] + 0.3) + 0.5)
-    body = max(rows, 4) * cell[1] + 1.15
+    down, across = rows_of(panels)
+    width = max(4.6, across * max(1.6, columns * cell[0] + 0.3) + 0.5)
+    body = (max(rows, 4) * cell[1] + 1.15) * down
     maps = [importance(result), *(drift_percent(result, name) for name in precisions)]
     if not all(np.isfinite(values).all() for values in maps):
         reading += " Crossed out: not finite in at least one prompt."
     title = "Where are the heads that matter, and where does precision bite?"
     reading += left_out(result)
     page = new_page(caption(result), title, reading, width=width, body=body)
-    axes = page.figure.subplots(1, panels, squeeze=False)[0]
+    axes = facets(page, panels)
     axes[0].set_title(f"{IMPORTANCE.name.capitalize()}, f32")
     signed_map(page.figure, axes[0], maps[0], IMPORTANCE.short)
     for ax, values, precision in zip(axes[1:], maps[1:], precisions, strict=True):
@@ -45,5 +46,6 @@ def head_map(result: HeadsResult) -> Page:
         size_map(page.figure, ax, values, DRIFT.short)
     for ax in axes:
         ax.set_xlabel("head")
-    axes[0].set_ylabel("layer")
+    for ax in axes[::across]:
+        ax.set_ylabel("layer")
     return page
