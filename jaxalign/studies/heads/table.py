@@ -61,10 +61,8 @@ def _answers(result: HeadsResult, names: Sequence[str]) -> list[str]:
         found = _agreement(result, name)
         if found is None or found.pearson.value is None:
             continue
-        shared = f"{found.top10.value:.0f} of the top {min(10, found.heads)}"
-        line = (
-            f"{name}: {_kept(found)} heads matter as in f32 (r {found.pearson.value:.3f}, {shared})"
-        )
+        alike = f"r {found.pearson.value:.3f}, top 10: {found.top10.value:.0f}"
+        line = f"{name}: {_kept(found)} heads matter ({alike})"
         lines.append(shortened(f"{line}{_beside(found.pearson)}", WIDTH))
     return lines
 
@@ -82,8 +80,8 @@ def _beside(likeness: Likeness) -> str:
         return ""
     mean = float(np.mean(likeness.noise))
     told = likeness.p_adjusted is not None and likeness.p_adjusted < LEVEL
-    more = "more alike than" if likeness.value > mean else "less alike than"
-    return f", {more if told else 'as alike as'} with noise of its size ({mean:.3f})"
+    more = "more than" if likeness.value > mean else "less than"
+    return f", {more if told else 'as'} with noise of its size (r {mean:.3f})"
 
 
 def _numbers(result: HeadsResult, names: Sequence[str]) -> str:
@@ -228,18 +226,13 @@ def _closing(result: HeadsResult, names: Sequence[str]) -> str:
     lines = []
     statistics = result.statistics
     if result.precisions:
-        correlations = [c for c in statistics.correlations if c.importance == "zero"]
-        told = [c for c in correlations if c.spearman.estimate.told]
-        repairs = [test for test in statistics.repair if test.verdict == "beats it"]
-        changed = [m for m in statistics.task_means if m.change is not None]
+        repairs = sum(test.verdict == "beats it" for test in statistics.repair)
+        changed = [mean for mean in statistics.task_means if mean.change is not None]
         lines.append(
-            f"Of {len(changed)} changes of the lead {sum(_told(m) for m in changed)} are told from "
-            f"none, of {len(correlations)} correlations of"
+            f"Told from chance, each family corrected: {sum(map(_told, changed))} of {len(changed)} "
+            f"changes of the lead, {repairs} of {len(statistics.repair)} repairs."
         )
-        lines.append(
-            f"importance with drift {len(told)}, and {len(repairs)} of {len(statistics.repair)} "
-            "repairs beat their control (each family corrected)."
-        )
+        lines += _drift_more(result)
     if more := len(result.precisions) - len(names):
         lines.append(f"{more} more of the {len(result.precisions)} precisions: --verbose.")
     notes = result.provenance.notes
@@ -247,6 +240,29 @@ def _closing(result: HeadsResult, names: Sequence[str]) -> str:
     if len(notes) > NOTES:
         lines.append(f"{len(notes) - NOTES} more notes: --verbose.")
     return "\n".join(lines)
+
+
+def _drift_more(result: HeadsResult) -> list[str]:
+    """Whether heads that matter drift more, or that this hangs on how drift is measured."""
+    rows = [c for c in result.statistics.correlations if (c.task, c.importance) == (ALL, "zero")]
+    values = {(c.precision, c.drift): c.spearman.value for c in rows}
+    turned = [
+        name
+        for name in result.precisions
+        if (values.get((name, "relative")) or 0) * (values.get((name, "absolute")) or 0) < 0
+    ]
+    fixed = [c.given_size for c in rows if c.given_size is not None and c.given_size.p is not None]
+    told = sum(one.estimate.told for one in fixed)
+    lines = []
+    if turned:
+        names = shortened(", ".join(turned), 40)
+        lines.append(f"Do heads that matter drift more? The sign hangs on the measure in {names}.")
+    if fixed:
+        lines.append(
+            f"With the size of a head's output held fixed, {told} of {len(fixed)} correlations of "
+            "importance with drift are told."
+        )
+    return lines
 
 
 def _told(mean: TaskMean) -> bool:
