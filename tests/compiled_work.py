@@ -133,7 +133,7 @@ def _scan(settings: dict[str, Any], inputs: list[Later]) -> tuple[int, list[Late
 # What each command is given, so small that compiling is all that takes time. The first one's count
 # holds the programs of the canary, too, which a process compiles once.
 COMMANDS = {
-    "heads": "--use-all-prompts --max-repair-k 2",
+    "heads": "--schemes f16,int8-sim,int4-g32 --use-all-prompts --max-repair-k 2",
     "schemes": "--schemes f16,int4-g32",
     "plan": "--scheme int4-g32 --noise-draws 1",
 }

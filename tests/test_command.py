@@ -158,9 +158,7 @@ def test_result_of_a_run_survives_a_round_trip(whole):
 
 def test_summary_shows_top_heads_correlations_and_verdicts(whole):
     out = whole.ran.out
-    assert re.search(
-        r"^f16: (the same|mostly the same|other) heads matter \(r ", out, re.M
-    )
+    assert re.search(r"^f16: (the same|mostly the same|other) heads matter \(r ", out, re.M)
     assert re.search(
         r"^same heads matter\? Pearson r( +\d\.\d{3}( \(\d\.\d{3}\))?\*?){2}$", out, re.M
     )

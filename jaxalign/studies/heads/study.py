@@ -18,10 +18,12 @@ import numpy as np
 from jaxalign.engine import Engine
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import AnswerMetrics
+from jaxalign.model.params import Params
 from jaxalign.model.size import deployed_bytes, mean_bits
 from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Prompt
+from jaxalign.runtime.compile import jit
 from jaxalign.studies.heads.analysis import summarize
 from jaxalign.studies.heads.calls import Runner, Variant
 from jaxalign.studies.heads.findings import Replacement
@@ -191,20 +193,23 @@ def _late_unpacked(session: Session, scheme: Scheme) -> Any:
     if scheme.weights is None or session.mesh or scheme.compute_dtype != F32.compute_dtype:
         return packed
 
-    def unpacked(w: Any) -> Any:
-        plain = isinstance(w, QTensor) and w.inputs is None and w.input_divisor is None
-        return unpack(w).astype(jnp.float32) if plain else w
-
-    def make() -> Any:
-        tree = session.low(scheme)
-        return jax.tree.map(unpacked, tree, is_leaf=lambda leaf: isinstance(leaf, QTensor))
-
     # A method may leave a divisor of the input behind, which stays packed: only a look will tell.
     same = scheme.inputs is None and scheme.to_nearest
     return Late(
-        make=lambda: session.last("unpacked", scheme, make),
+        make=lambda: session.last("unpacked", scheme, lambda: _unpacked(session.low(scheme))),
         spec=spec_of(session.model.params) if same else None,
     )
+
+
+@jit
+def _unpacked(params: Params) -> Params:
+    """The parameters with packed matrices as arrays, but for those whose input is changed, too."""
+
+    def leaf(w: Any) -> Any:
+        plain = isinstance(w, QTensor) and w.inputs is None and w.input_divisor is None
+        return unpack(w).astype(jnp.float32) if plain else w
+
+    return jax.tree.map(leaf, params, is_leaf=lambda w: isinstance(w, QTensor))
 
 
 def _low_precision(

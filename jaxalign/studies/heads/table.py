@@ -228,10 +228,9 @@ def _closing(result: HeadsResult, names: Sequence[str]) -> str:
     if result.precisions:
         repairs = sum(test.verdict == "beats it" for test in statistics.repair)
         changed = [mean for mean in statistics.task_means if mean.change is not None]
-        lines.append(
-            f"Told from chance, each family corrected: {sum(map(_told, changed))} of {len(changed)} "
-            f"changes of the lead, {repairs} of {len(statistics.repair)} repairs."
-        )
+        counted = f"{sum(map(_told, changed))} of {len(changed)} changes of the lead"
+        tested = f"{repairs} of {len(statistics.repair)} repairs"
+        lines.append(f"Told from chance, each family corrected: {counted}, {tested}.")
         lines += _drift_more(result)
     if more := len(result.precisions) - len(names):
         lines.append(f"{more} more of the {len(result.precisions)} precisions: --verbose.")
