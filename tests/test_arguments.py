@@ -210,6 +210,7 @@ WORDS = {
     "--target": " or",
     "--distractor": " and",
     "--tasks": "ioi",
+    "--ablations": "zero,mean",
 }
 # What an option needs beside it, and the value that it is compared with where it cannot be absent.
 MODEL = ("--model", "other/model")

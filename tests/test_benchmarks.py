@@ -41,7 +41,7 @@ from jaxalign.numerics.dot import dot  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RUNNABLE = sorted(set(suite.questions()) - set(suite.NEEDS_FILES))
-LONG = ("scaling", "command", "packed_product", "calibration", "agreement", "drift_and_size")
+LONG = ("scaling", "command", "packed_product", "calibration", "agreement", "random_weights")
 
 
 def run(capsys, name, *arguments):

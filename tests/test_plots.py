@@ -8,7 +8,7 @@ import time
 import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
@@ -28,7 +28,7 @@ from jaxalign.plots.words import p_text, places_for, short_names, shown, signed,
 from jaxalign.studies.heads.details import details
 from jaxalign.studies.heads.figures import FIGURES
 from jaxalign.studies.heads.figures.values import MAX_TASKS
-from jaxalign.studies.heads.findings import Correlation
+from jaxalign.studies.heads.findings import Agreement, Correlation
 from jaxalign.studies.heads.result import HeadsResult, PromptResult
 from jaxalign.studies.heads.table import screen
 
@@ -43,7 +43,10 @@ NAMES = (
     "fig7_first_order",
 )
 NUMBER = r"[+−]?\d+\.\d+"
-WHOLE_CORRELATION = re.compile(rf".*[rρ] = {NUMBER} \[{NUMBER}, {NUMBER}\], p [=<] 0?\.?\d[\d.]*")
+Record = TypeVar("Record", Correlation, Agreement)
+WHOLE_CORRELATION = re.compile(
+    rf".*[rρ] = {NUMBER} \[{NUMBER}, {NUMBER}\], p [=<] 0?\.?\d[\d.]*(; noise {NUMBER})?"
+)
 # What each result differs in, and the figures that show it.
 TASKS = (NAMES[2], NAMES[3], NAMES[4])
 VARIANTS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
@@ -183,20 +186,25 @@ def _undrawn(made: Figure) -> set[int]:
 
 
 def test_a_correlation_without_p_or_interval_is_not_shown(result: HeadsResult) -> None:
-    def stripped(record: Correlation, part: str) -> Correlation:
+    def stripped(record: Record, part: str) -> Record:
         return replace(
             record,
             pearson=replace(record.pearson, **{part: None}),
             spearman=replace(record.spearman, **{part: None}),
         )
 
-    for part in ("p", "low"):
+    for part in ("p", "over_heads"):
         records = tuple(stripped(r, part) for r in result.statistics.correlations)
+        alike = tuple(
+            stripped(r, "chance_p" if part == "p" else part) for r in result.statistics.agreement
+        )
         first = tuple(
             replace(r, spearman=replace(r.spearman, **{part: None}))
             for r in result.statistics.first_order
         )
-        statistics = replace(result.statistics, correlations=records, first_order=first)
+        statistics = replace(
+            result.statistics, agreement=alike, correlations=records, first_order=first
+        )
         for name in (NAMES[0], NAMES[2], NAMES[6]):
             text = " ".join(words(figure(name, replace(result, statistics=statistics))))
             assert "cannot be estimated" in text

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from jaxalign.engine.readout import RUNS_READ, TOKENS_READ
 from jaxalign.engine.sweep import Engine
 from jaxalign.engine.wave import block_positions
@@ -9,9 +11,9 @@ from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.size import matrix_sizes
 
-# Of one call: about a minute of two CPU cores, so that progress is seen and little is lost where a
-# run is cut off.
-MOST_OPERATIONS = 5e12
+# Of one call of one device: about a minute of two CPU cores, a quarter of one of an H100, so that
+# progress is seen and little is lost where a run is cut off.
+MOST_OPERATIONS = {"cpu": 5e12, "gpu": 5e14}
 
 
 def bytes_per_row(config: ModelConfig, length: int, engine: Engine = "wave") -> int:
@@ -80,6 +82,7 @@ def plan_chunks(
     least_rows: int = 2,
     most_prompts: int = 64,
     engine: Engine = "wave",
+    most_operations: float = math.inf,
 ) -> tuple[int, int]:
     """The number of prompts and of rows that go into one call; the clean row counts as a row.
 
@@ -92,10 +95,11 @@ def plan_chunks(
         least_rows: the fewest rows that make a call; the clean one and an edited one by default.
         most_prompts: more prompts at once gain nothing, since the weights are read often enough.
         engine: of the sweep.
+        most_operations: of one call.
 
     Returns:
         ``(prompts, rows)``; fewer rows than asked for only where one prompt alone is too much for
-        the memory, or takes more than ``MOST_OPERATIONS``.
+        the memory, or takes more than ``most_operations``.
 
     Raises:
         InputError: the budget does not hold ``least_rows`` rows of one prompt.
@@ -109,12 +113,9 @@ def plan_chunks(
             "raise --memory-gb or shorten the prompts",
         )
     operations = operations_per_row(config, length)
-    prompts = min(
-        most_prompts,
-        int((budget - call) // (values + rows * row)),
-        int(MOST_OPERATIONS // (rows * operations)),
-    )
+    fit = (budget - call) // (values + rows * row)
+    prompts = int(min(most_prompts, fit, most_operations // (rows * operations)))
     if prompts:
         return prompts, rows
-    most = min(int((budget - call - values) // row), int(MOST_OPERATIONS // operations))
+    most = int(min((budget - call - values) // row, most_operations // operations))
     return 1, min(rows, max(most, least_rows))

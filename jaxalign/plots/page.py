@@ -103,14 +103,19 @@ class Page:
         """
         self.labels.append((ax, x, y, names))
 
-    def legend(self, handles: Sequence[Artist]) -> None:
-        """One legend for all panels, in the strip under them."""
+    def legend(self, handles: Sequence[Artist], columns: int | None = None) -> None:
+        """One legend for all panels, in the strip under them.
+
+        Args:
+            handles: what it explains.
+            columns: by default all handles stand in one row.
+        """
         self.figure.legend(
             handles=handles,
             loc="lower center",
             bbox_to_anchor=(0.5, self.strip),
             borderaxespad=0.2,
-            ncols=len(handles),
+            ncols=columns or len(handles),
         )
 
     def settled(self) -> Figure:

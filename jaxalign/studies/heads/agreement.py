@@ -69,8 +69,9 @@ def agreement(
 
     def correlated(rank: bool) -> dict[str, Any]:
         rng = stats.generator(*named, "spearman" if rank else "pearson")
-        found = correlate_means(high, low, rng, rank=rank, test=False)
-        return {"over_prompts": found.over_prompts, "over_heads": found.over_heads}
+        found = correlate_means(high, low, rng, rank=rank)
+        intervals = {"over_prompts": found.over_prompts, "over_heads": found.over_heads}
+        return {**intervals, "chance_p": found.p}
 
     count = int(finite.sum())
     head, change = _largest(high, low, finite, heads, stats.generator(*named, "largest"))

@@ -15,13 +15,14 @@ from jax.sharding import Mesh
 from jaxalign.checkpoints import Model
 from jaxalign.devices.deal import rounds
 from jaxalign.devices.mesh import EDITS, MODEL, part_bytes
-from jaxalign.engine.budget import operations_per_row, plan_chunks
+from jaxalign.engine.budget import MOST_OPERATIONS, operations_per_row, plan_chunks
 from jaxalign.engine.compiled import BUCKET
 from jaxalign.measures.metrics import AnswerMetrics
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Batch, Prompt, batches, bucket_length
 from jaxalign.prompts.batches import FEW
+from jaxalign.runtime.compile import default_platform
 from jaxalign.shapes import Float
 from jaxalign.studies.heads import programs
 from jaxalign.studies.heads.findings import RANKINGS, Replacement
@@ -139,6 +140,7 @@ class Runner:
             values,
             1 + rounds(groups, devices),
             engine=self.options.engine,
+            most_operations=MOST_OPERATIONS.get(default_platform(), MOST_OPERATIONS["gpu"]),
         )
         return prompts, min(rows, 1 + devices * (each - 1))
 

@@ -58,6 +58,7 @@ class Likeness:
     Attributes:
         value: between f32 and the precision.
         over_prompts, over_heads: 95 % intervals, as in ``HeadEstimate``.
+        chance_p: of "the heads of the two profiles do not correspond", heads exchanged.
         noise: the same between f32 and f32 with noise in the weights, one a draw.
         p: of "the precision is one more draw of the noise" (``stats.beyond_draws``); p_adjusted:
             corrected for all tasks, precisions and replacements.
@@ -68,6 +69,7 @@ class Likeness:
     value: float | None = None
     over_prompts: tuple[float, float] | None = None
     over_heads: tuple[float, float] | None = None
+    chance_p: float | None = None
     noise: tuple[float, ...] = ()
     p: float | None = None
     p_adjusted: float | None = None

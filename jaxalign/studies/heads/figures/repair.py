@@ -64,7 +64,7 @@ def circuit_repair(result: HeadsResult) -> Page:
         reading + left_out(result, tasks=True),
         width=max(5.2, WIDTH * columns + 0.5),
         body=(CURVES + WORDS + LEGEND) * len(names),
-        below=0.22,
+        below=0.4,
     )
     axes = page.figure.subplots(
         2 * len(names), columns, squeeze=False, height_ratios=[CURVES, LEGEND] * len(names)
@@ -82,7 +82,7 @@ def circuit_repair(result: HeadsResult) -> Page:
                 fontsize=6.5,
             ).set_in_layout(False)
         row[0].set_ylabel(f"mean |m(f32)\u00a0−\u00a0m| ({MARGIN.unit})")
-    page.legend(_shared_legend())
+    page.legend(_shared_legend(), columns=3)
     return page
 
 

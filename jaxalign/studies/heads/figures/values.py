@@ -190,8 +190,9 @@ def likeness_text(symbol: str, likeness: Likeness | None) -> str:
         symbol: "Pearson r".
         likeness: None where it was not measured.
     """
-    if likeness is None or likeness.value is None or likeness.over_heads is None:
+    if likeness is None or None in (likeness.value, likeness.over_heads, likeness.chance_p):
         return f"{symbol}: cannot be estimated"
-    low, high = likeness.over_heads
-    text = f"{symbol} = {likeness.value:.3f} [{low:.2f}, {high:.2f}]"
+    low, high = likeness.over_heads or (None, None)
+    estimate = Estimate(likeness.value, low, high, likeness.chance_p)
+    text = f"{symbol} = {numbers_text(estimate, 3)}"
     return f"{text}; noise {np.mean(likeness.noise):.3f}" if likeness.noise else text
