@@ -31,11 +31,21 @@ class Nowhere(io.TextIOBase):
         return len(text)
 
 
+# What stands for the signs of screens where a stream's encoding lacks them.
+STAND_INS = str.maketrans(
+    {
+        **dict(zip("█▓▒░·│", "#%+-.|", strict=True)),
+        **{"−": "-", "…": "...", "±": "+-", "÷": "/", "ρ": "rho", "Δ": "d", "‖": "||", "°": "o"},
+    }
+)
+
+
 class Lasting:
     """A text stream whose writes never fail.
 
-    What its encoding lacks is written as an escape (``\\u2212``). Once it cannot be written to at
-    all, everything goes to the null device instead, after one line on stderr unless its reader has
+    What its encoding lacks is written as a stand-in (``-`` for a minus sign) or an escape. Once it
+    cannot be written to at all, everything goes to the null device instead, after one line on
+    stderr unless its reader has
     simply left (``| head``).
 
     Args:
@@ -51,7 +61,8 @@ class Lasting:
             self._stream.write(text)
         except UnicodeEncodeError:
             encoding = self._stream.encoding
-            self.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            plain = text.translate(STAND_INS)
+            self.write(plain.encode(encoding, "backslashreplace").decode(encoding))
         except (OSError, ValueError) as error:  # ValueError: it was closed
             self._give_up(error)
         return len(text)

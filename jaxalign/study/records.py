@@ -184,15 +184,22 @@ def _records(entry: Any) -> Iterator[Record]:
             plain[name] = value
     counted = [axes for axes, _ in arrays.values() if set(axes) <= set(COLUMNS)]
     axes = max(counted, key=len, default=())
-    rows = {name: value for name, (own, value) in arrays.items() if own == axes}
-    rest = {name: value.tolist() for name, (own, value) in arrays.items() if own != axes}
+    # Several values a place, such as draws, are a list in the place's row.
+    rows = {
+        name: value.transpose(
+            *range(value.ndim - len(axes), value.ndim), *range(value.ndim - len(axes))
+        )
+        for name, (own, value) in arrays.items()
+        if own[len(own) - len(axes) :] == axes
+    }
+    rest = {name: value.tolist() for name, (_, value) in arrays.items() if name not in rows}
     if not axes:
         yield plain | rest
         return
-    shape = next(iter(rows.values())).shape
+    shape = next(iter(rows.values())).shape[: len(axes)]
     for place in itertools.product(*map(range, shape)):
         at = dict(zip((COLUMNS[axis] for axis in axes), place, strict=True))
-        yield plain | at | {name: value[place].item() for name, value in rows.items()} | rest
+        yield plain | at | {name: value[place].tolist() for name, value in rows.items()} | rest
 
 
 def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, tuple[str, ...], Any]]:

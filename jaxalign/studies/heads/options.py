@@ -127,6 +127,11 @@ class HeadsOptions(Common):
                 "among them, and each once",
                 f"use zero and any of {', '.join(REPLACEMENTS[1:])}",
             )
+        if self.mean_positions != "last" and "mean" not in self.ablations:
+            raise InputError(
+                f"means are taken over {self.mean_positions} positions, but none replaces a head",
+                "leave out --mean-positions, or name mean among the ablations",
+            )
         if 0 < self.noise_draws < FEWEST_DRAWS:
             raise InputError(
                 f"{self.noise_draws} draws of noise have too little spread to test against",

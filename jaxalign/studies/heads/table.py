@@ -16,17 +16,17 @@ from jaxalign.study.tables import estimate_text, head_label, header, text_table
 
 ALL = "all"
 WIDTH, COLUMNS = 100, 4  # of the screen; precisions that stand side by side
-TOP, BAR = 8, 16  # heads drawn as bars, the longest bar
-MAP_ROWS, MAP_WIDTH = 9, 48
+TOP, BAR = 6, 16  # heads drawn as bars, the longest bar
+MAP_ROWS, MAP_WIDTH = 6, 48
 SHADES = " ·░▒▓█"
-NOTES = 2
+NOTES = 1
 # The ranking whose repair the screen tells: heads by what the gradient says of them.
 RANKING = "first_order"
 
 
 def screen(result: HeadsResult) -> str:
     """The study in one screen, at most 100 columns and 35 lines."""
-    names = result.precisions[:COLUMNS]
+    names = _shown(result)
     parts = [
         "\n".join([header("heads", result.provenance), *_answers(result, names)]),
         _numbers(result, names) if names else "",
@@ -34,6 +34,14 @@ def screen(result: HeadsResult) -> str:
         _closing(result, names),
     ]
     return "\n\n".join(part for part in parts if part)
+
+
+def _shown(result: HeadsResult) -> tuple[str, ...]:
+    """The precisions of the screen: of too many, those that change importance most."""
+    found = {name: _agreement(result, name) for name in result.precisions}
+    error = {name: one.relative_error.value or 0 for name, one in found.items() if one}
+    most = sorted(result.precisions, key=lambda name: -error.get(name, 0))[:COLUMNS]
+    return tuple(name for name in result.precisions if name in most)
 
 
 def _find(rows: Sequence[object], **fields: str) -> object | None:
@@ -77,7 +85,7 @@ def _kept(found: Agreement) -> str:
 def _beside(likeness: Likeness) -> str:
     """What noise of the same size leaves, in words."""
     if not likeness.noise or likeness.value is None:
-        return ""
+        return ""  # no weight moves, so there is no noise of its size
     mean = float(np.mean(likeness.noise))
     told = likeness.p_adjusted is not None and likeness.p_adjusted < LEVEL
     more = "more than" if likeness.value > mean else "less than"
@@ -100,14 +108,19 @@ def _numbers(result: HeadsResult, names: Sequence[str]) -> str:
     if any(compared):
         rows += [
             ["same heads matter? Pearson r", *(_like(a.pearson if a else None) for a in compared)],
-            ["  rank correlation ρ", *(_like(a.spearman if a else None) for a in compared)],
+            [
+                "  rank correlation ρ of heads",
+                *(_like(a.spearman if a else None) for a in compared),
+            ],
             ["  ρ, prompt by prompt", *(_like(a.prompt_spearman if a else None) for a in compared)],
             ["  of the top 10", *(_like(a.top10 if a else None, "{:.0f}") for a in compared)],
         ]
     if any(test.ranking == RANKING for test in result.statistics.repair):
-        rows.append(["restoring heads wins back", *(_repair(result, name) for name in names)])
-    under = "in brackets: what weight noise of the same size leaves; *: told from it (p corrected)"
-    return f"{text_table(['', *names], rows)}\n{under}"
+        rows.append(["restoring heads by gradient", *(_repair(result, name) for name in names)])
+    table = text_table(["", *names], rows)
+    if not any(a.pearson.noise for a in compared if a):
+        return table
+    return f"{table}\nin brackets: what weight noise of the same size leaves; *: told from it (corrected)"
 
 
 def _size(result: HeadsResult, name: str) -> str:
@@ -127,8 +140,8 @@ def _answers_kept(mean: TaskMean) -> str:
 
 def _change(change: Estimate | None) -> str:
     """The change, or that it cannot be told from none."""
-    if change is None or change.value is None:
-        return "–"
+    if change is None or change.value is None or change.p is None or change.low is None:
+        return "–"  # one prompt tells nothing
     if not change.told:
         return "same"
     return estimate_text(change, "{:+.2f}".format, p=None)
@@ -169,12 +182,12 @@ def _repair(result: HeadsResult, name: str) -> str:
         return "below noise"
     if not first.gap or first.closed is None:
         return "–"
-    return f"{100 * first.closed / first.gap:.0f} %, {_beaten(tests)}"
+    return f"{100 * first.closed / first.gap:.0f} % of the gap, {_beaten(tests)}"
 
 
 def _beaten(tests: Sequence[RepairTest]) -> str:
     beaten = sum(test.verdict == "beats it" for test in tests)
-    return f"beats {beaten} of {len(tests)}"
+    return f"{beaten} of {len(tests)}"
 
 
 def _heads(result: HeadsResult) -> str:
@@ -229,11 +242,12 @@ def _closing(result: HeadsResult, names: Sequence[str]) -> str:
         repairs = sum(test.verdict == "beats it" for test in statistics.repair)
         changed = [mean for mean in statistics.task_means if mean.change is not None]
         counted = f"{sum(map(_told, changed))} of {len(changed)} changes of the lead"
-        tested = f"{repairs} of {len(statistics.repair)} repairs"
-        lines.append(f"Told from chance, each family corrected: {counted}, {tested}.")
+        tests = len(statistics.repair)
+        tested = f", {repairs} of {tests} tests of repairs" if tests else ""
+        lines.append(f"Told from chance, each family corrected: {counted}{tested}.")
         lines += _drift_more(result)
     if more := len(result.precisions) - len(names):
-        lines.append(f"{more} more of the {len(result.precisions)} precisions: --verbose.")
+        lines.append(f"{more} more precisions, which change importance less: --verbose.")
     notes = result.provenance.notes
     lines += [shortened(f"note: {printable(note)}", WIDTH) for note in notes[:NOTES]]
     if len(notes) > NOTES:
