@@ -109,18 +109,19 @@ def _numbers(result: HeadsResult, names: Sequence[str]) -> str:
         rows += [
             ["same heads matter? Pearson r", *(_like(a.pearson if a else None) for a in compared)],
             [
-                "  rank correlation ρ of heads",
+                "  rank correlation ρ",
                 *(_like(a.spearman if a else None) for a in compared),
             ],
             ["  ρ, prompt by prompt", *(_like(a.prompt_spearman if a else None) for a in compared)],
             ["  of the top 10", *(_like(a.top10 if a else None, "{:.0f}") for a in compared)],
         ]
     if any(test.ranking == RANKING for test in result.statistics.repair):
-        rows.append(["restoring heads by gradient", *(_repair(result, name) for name in names)])
+        rows.append(["gap closed, heads by gradient", *(_repair(result, name) for name in names)])
     table = text_table(["", *names], rows)
     if not any(a.pearson.noise for a in compared if a):
         return table
-    return f"{table}\nin brackets: what weight noise of the same size leaves; *: told from it (corrected)"
+    under = "in brackets: what weight noise of the same size leaves; *: told from it (corrected)"
+    return f"{table}\n{under}"
 
 
 def _size(result: HeadsResult, name: str) -> str:
@@ -182,12 +183,12 @@ def _repair(result: HeadsResult, name: str) -> str:
         return "below noise"
     if not first.gap or first.closed is None:
         return "–"
-    return f"{100 * first.closed / first.gap:.0f} % of the gap, {_beaten(tests)}"
+    return f"{100 * first.closed / first.gap:.0f} %, {_beaten(tests)}"
 
 
 def _beaten(tests: Sequence[RepairTest]) -> str:
     beaten = sum(test.verdict == "beats it" for test in tests)
-    return f"{beaten} of {len(tests)}"
+    return f"beats {beaten} of {len(tests)}"
 
 
 def _heads(result: HeadsResult) -> str:
