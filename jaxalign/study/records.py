@@ -186,9 +186,7 @@ def _records(entry: Any) -> Iterator[Record]:
     axes = max(counted, key=len, default=())
     # Several values a place, such as draws, are a list in the place's row.
     rows = {
-        name: value.transpose(
-            *range(value.ndim - len(axes), value.ndim), *range(value.ndim - len(axes))
-        )
+        name: np.moveaxis(value, range(-len(axes), 0), range(len(axes)))
         for name, (own, value) in arrays.items()
         if own[len(own) - len(axes) :] == axes
     }
