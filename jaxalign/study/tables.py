@@ -9,6 +9,7 @@ from jaxalign.errors import printable, shortened
 from jaxalign.measures.estimates import Estimate
 from jaxalign.study.provenance import Provenance
 
+COMMIT = 40  # digits of one
 LONGEST_CELL = 80  # characters; a name from a file may be longer
 
 
@@ -65,7 +66,9 @@ def header(study: str, provenance: Provenance) -> str:
         provenance: of the result.
     """
     origin, machine, prompts = provenance.model, provenance.environment, provenance.prompts
-    revision = f" at {origin.revision[:12]}" if origin.revision else ""
+    revision = origin.revision or ""
+    revision = f" at {revision[:12] if len(revision) == COMMIT else one_line(revision, 20)}"
+    revision = revision if origin.revision else ""
     device = machine.device_kind or machine.device
     kept = f"{prompts.kept} of {prompts.given}" if prompts.kept < prompts.given else prompts.given
     return (

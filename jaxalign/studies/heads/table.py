@@ -71,7 +71,7 @@ def _answers(result: HeadsResult, names: Sequence[str]) -> list[str]:
             continue
         alike = f"r {found.pearson.value:.3f}, top 10: {found.top10.value:.0f}"
         line = f"{name}: {_kept(found)} heads matter ({alike})"
-        lines.append(shortened(f"{line}{_beside(found.pearson)}", WIDTH))
+        lines.append(shortened(f"{line}{_beside(found.prompt_spearman)}", WIDTH))
     return lines
 
 
@@ -83,13 +83,16 @@ def _kept(found: Agreement) -> str:
 
 
 def _beside(likeness: Likeness) -> str:
-    """What noise of the same size leaves, in words."""
+    """How it stands to what noise of the same size leaves, in words.
+
+    Prompt by prompt, since a correlation of each prompt's ranks would notice the least more.
+    """
     if not likeness.noise or likeness.value is None:
         return ""  # no weight moves, so there is no noise of its size
     mean = float(np.mean(likeness.noise))
     told = likeness.p_adjusted is not None and likeness.p_adjusted < LEVEL
     more = "more than" if likeness.value > mean else "less than"
-    return f", {more if told else 'as'} with noise of its size (r {mean:.3f})"
+    return f"; prompt by prompt {more if told else 'as'} with noise"
 
 
 def _numbers(result: HeadsResult, names: Sequence[str]) -> str:
