@@ -279,7 +279,7 @@ def test_processes_that_were_given_different_inputs_are_refused_with_what_differ
     other = "--seed", 1, "--prompts", loud, "--model", model
     with start(tmp_path, *other) as started:
         rans = [one.end() for one in started]
-    line = "weights, config, token ids, seed, calibration of process 1 differ from process 0's"
+    line = "weights, config, token ids, seed of process 1 differ from process 0's"
     for ran in rans:
         assert (ran.code, ran.err.count("\n")) == (2, 1)
         assert line in ran.err

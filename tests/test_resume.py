@@ -68,7 +68,12 @@ CUT = 5  # the call that a run is cut off at
 def inputs(tmp_path_factory):
     """A tiny model, and prompts for three batches."""
     folder = tmp_path_factory.mktemp("inputs")
-    tasks = {name: PROMPTS[name] * 33 for name in ("factual", "rivers")}
+    tasks = {
+        name: [
+            item | {"prompt": f"{n} {item['prompt']}"} for n in range(33) for item in PROMPTS[name]
+        ]
+        for name in ("factual", "rivers")
+    }
     prompts = write_prompts(folder / "prompts.json", PROMPTS | tasks)
     return write_model(folder / "model"), prompts
 
@@ -162,7 +167,7 @@ def whole(inputs, tmp_path_factory):
     output = tmp_path_factory.mktemp("whole") / "experiment.json"
     ran = go_on(inputs, output)
     assert (ran.code, ran.err) == (0, "")
-    assert len(ran.computed) == 12, "three batches through four calls"
+    assert len(ran.computed) == 21, "three batches through seven calls"
     return SimpleNamespace(computed=ran.computed, content=without_times(output), output=output)
 
 

@@ -155,9 +155,9 @@ def test_more_bits_are_nearer_to_the_weights(bits):
 def test_a_scheme_is_taken_by_its_name_and_another_type_is_refused_by_name():
     assert as_scheme("nf4") == as_scheme(scheme_named("nf4")) == scheme_named("nf4")
     assert as_schemes(["nf4", F16]) == (scheme_named("nf4"), F16)
-    with pytest.raises(InputError, match=r"not 4 \(int\)"):
+    with pytest.raises(InputError, match=r"scheme is 4 \(an int\)"):
         as_scheme(4)
-    with pytest.raises(InputError, match="tuple of schemes or names, not 'nf4'"):
+    with pytest.raises(InputError, match=r"schemes is nf4 \(a str\), expected a tuple"):
         as_schemes("nf4")
     with pytest.raises(InputError, match="unknown precision scheme 'nf5'"):
         as_schemes(("nf5",))
@@ -179,7 +179,7 @@ def test_functions_and_options_take_the_name_of_a_scheme():
     assert SchemesOptions(schemes=("nf4", "f16")).schemes == (scheme_named("nf4"), F16)
     assert PlanOptions(scheme="nf4").scheme == scheme_named("nf4")
     assert HeadsOptions(schemes=["nf4"], repaired=()).schemes == (scheme_named("nf4"),)
-    with pytest.raises(InputError, match="not 3"):
+    with pytest.raises(InputError, match="is 3"):
         PlanOptions(scheme=3)
 
 

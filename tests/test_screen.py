@@ -153,10 +153,14 @@ def test_nothing_is_calibrated_for_an_estimate(inputs, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "jaxalign.calibration.prepare.calibrate", lambda *_, **__: pytest.fail("calibrated")
     )
+    # The shipped texts are longer than this model's context.
+    texts = tmp_path / "texts.txt"
+    texts.write_text("\n".join(["It was a quiet day.", "The train is late again."] * 8))
+    own = ("--calibration", texts)
     ran = schemes(inputs, tmp_path / "s.json", "--estimate", "--json")
-    assert ran.code == 0
+    assert ran.code == 0, ran.err
     for name in ("gptq-g8", "smoothquant-static", "awq-g8"):
-        asked = ("--model", inputs.model, "--prompts", inputs.prompts, "--schemes", name)
+        asked = ("--model", inputs.model, "--prompts", inputs.prompts, "--schemes", name, *own)
         one = run("schemes", *asked, "--estimate", "--json", "--output", tmp_path / "s.json")
         assert one.code == 0, one.err
         assert {phase["precision"] for phase in json.loads(one.out)["phases"]} == {"f32", name}

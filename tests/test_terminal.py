@@ -26,9 +26,10 @@ def written(encoding, *texts):
     return raw.getvalue()
 
 
-def test_what_the_terminal_lacks_is_escaped():
-    assert written("ascii", "a − b", "c") == b"a \\u2212 b\nc\n"
-    assert written("cp1252", "Δm … −1") == b"\\u0394m \x85 \\u22121\n"
+def test_what_the_terminal_lacks_is_escaped_or_has_a_stand_in():
+    assert written("ascii", "│█░│ 日") == b"|#-| \\u65e5\n"
+    assert written("ascii", "a − b", "c") == b"a - b\nc\n"
+    assert written("cp1252", "Δm … −1") == b"dm \x85 -1\n"
     assert written("utf-8", "a\udc80−") == "a\\udc80−\n".encode()
 
 

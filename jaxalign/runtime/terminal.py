@@ -7,6 +7,7 @@ a pipe that nobody reads any more, of a full disk behind ``> log.txt``.
 from __future__ import annotations
 
 import _thread
+import codecs
 import contextlib
 import errno
 import io
@@ -32,12 +33,21 @@ class Nowhere(io.TextIOBase):
 
 
 # What stands for the signs of screens where a stream's encoding lacks them.
-STAND_INS = str.maketrans(
-    {
-        **dict(zip("█▓▒░·│", "#%+-.|", strict=True)),
-        **{"−": "-", "…": "...", "±": "+-", "÷": "/", "ρ": "rho", "Δ": "d", "‖": "||", "°": "o"},
-    }
-)
+STAND_INS = {
+    **dict(zip("█▓▒░·│", "#%+-.|", strict=True)),
+    **{"−": "-", "…": "...", "±": "+-", "÷": "/", "ρ": "rho", "Δ": "d", "‖": "||", "°": "o"},
+}
+
+
+def _stand_in(error: UnicodeError) -> tuple[str, int]:
+    """An error handler of ``str.encode``: a sign's stand-in, or its escape."""
+    assert isinstance(error, UnicodeEncodeError)
+    sign = error.object[error.start]
+    escape = sign.encode("ascii", "backslashreplace").decode()
+    return STAND_INS.get(sign, escape), error.start + 1
+
+
+codecs.register_error("jaxalign.stand_in", _stand_in)
 
 
 class Lasting:
@@ -61,8 +71,7 @@ class Lasting:
             self._stream.write(text)
         except UnicodeEncodeError:
             encoding = self._stream.encoding
-            plain = text.translate(STAND_INS)
-            self.write(plain.encode(encoding, "backslashreplace").decode(encoding))
+            self.write(text.encode(encoding, "jaxalign.stand_in").decode(encoding))
         except (OSError, ValueError) as error:  # ValueError: it was closed
             self._give_up(error)
         return len(text)

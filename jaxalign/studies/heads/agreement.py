@@ -38,6 +38,8 @@ def agreement(
     high = _maps([p.importance(kind) for p in prompts])
     low = _maps([p.precisions[precision].importance[kind] for p in prompts])
     kept, finite = comparable(high, low)
+    if not finite.any():
+        return None  # everything overflowed
     high, low = high[kept][:, finite], low[kept][:, finite]
     prompts = [p for p, own in zip(prompts, kept, strict=True) if own]
     others = [draw[:, finite] for draw in _noise(prompts, precision, kind)]

@@ -12,14 +12,14 @@ from jaxalign.shapes import Float
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.findings import Agreement, Likeness, RepairTest, TaskMean
 from jaxalign.studies.heads.result import HeadsResult
-from jaxalign.study.tables import estimate_text, head_label, header, text_table
+from jaxalign.study.tables import estimate_text, head_label, header, one_line, text_table
 
 ALL = "all"
 WIDTH, COLUMNS = 100, 4  # of the screen; precisions that stand side by side
 TOP, BAR = 6, 16  # heads drawn as bars, the longest bar
 MAP_ROWS, MAP_WIDTH = 6, 48
 SHADES = " ·░▒▓█"
-NOTES = 1
+NOTES = 3
 # The ranking whose repair the screen tells: heads by what the gradient says of them.
 RANKING = "first_order"
 
@@ -70,7 +70,7 @@ def _answers(result: HeadsResult, names: Sequence[str]) -> list[str]:
         if found is None or found.pearson.value is None:
             continue
         alike = f"r {found.pearson.value:.3f}, top 10: {found.top10.value:.0f}"
-        line = f"{name}: {_kept(found)} heads matter ({alike})"
+        line = f"{one_line(name, 30)}: {_kept(found)} heads matter ({alike})"
         lines.append(shortened(f"{line}{_beside(found.prompt_spearman)}", WIDTH))
     return lines
 
@@ -272,7 +272,7 @@ def _drift_more(result: HeadsResult) -> list[str]:
     told = sum(one.estimate.told for one in fixed)
     lines = []
     if turned:
-        names = shortened(", ".join(turned), 40)
+        names = one_line(", ".join(turned), 40)
         lines.append(f"Do heads that matter drift more? The sign hangs on the measure in {names}.")
     if fixed:
         lines.append(
