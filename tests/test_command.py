@@ -376,7 +376,8 @@ def overflow(inputs, tmp_path_factory):
     model = write_loud_model(folder / "loud")
     ran = study(model, inputs[1], folder / "experiment.json", "--no-figures")
     content = json.loads((folder / "experiment.json").read_text())
-    return SimpleNamespace(ran=ran, model=model, content=content)
+    result = HEADS.read(folder / "experiment.json")
+    return SimpleNamespace(ran=ran, model=model, content=content, result=result)
 
 
 def test_overflow_is_one_line_and_exit_code_2_after_the_result_is_written(overflow):
