@@ -29,7 +29,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Int8, UInt8
+from jaxtyping import Array, Bool, Float, Int, Int8, UInt8, UInt32
 
 # A leaf of a tree that is built or read on the host, too, where it is a NumPy array: of edits and
 # of measures.
@@ -87,6 +87,7 @@ __all__ = [
     "Residual",
     "Tokens",
     "UInt8",
+    "UInt32",
     "lead",
     "outline",
 ]

@@ -518,12 +518,13 @@ def test_control_c_stops_a_run_in_one_line_and_leaves_the_previous_result(whole,
     finally:
         process.kill()
     assert process.returncode == 2
-    assert (
-        without_progress(err)
-        == "jaxalign: error: interrupted; earlier results are unchanged. Run it again.\n"
+    # On a fast machine a call is finished by then, and kept for the next run.
+    kept = [path for path in output.parent.iterdir() if path != output]
+    more = ": with the same options it goes on from the calls that are finished" if kept else ""
+    assert without_progress(err) == (
+        f"jaxalign: error: interrupted; earlier results are unchanged. Run it again{more}.\n"
     )
     assert output.read_bytes() == whole.output.read_bytes()
-    assert list(output.parent.iterdir()) == [output]
 
 
 def test_an_output_that_is_an_input_is_refused(inputs, tmp_path):

@@ -27,7 +27,7 @@ def own_answers(model, prompts):
     """The prompts with the token that the model puts first as target."""
 
     def asked(item):
-        logits = np.asarray(model.run(item.prompt))
+        logits = np.asarray(model.run(item.prompt).logits)
         return replace(item, target=model.tokenizer.decode([int(logits.argmax())]))
 
     tasks = {

@@ -113,9 +113,9 @@ def plan_chunks(
             "raise --memory-gb or shorten the prompts",
         )
     operations = operations_per_row(config, length)
-    fit = (budget - call) // (values + rows * row)
-    prompts = int(min(most_prompts, fit, most_operations // (rows * operations)))
+    fit = (budget - call) / (values + rows * row)
+    prompts = int(min(most_prompts, fit, most_operations / (rows * operations)))
     if prompts:
         return prompts, rows
-    most = int(min((budget - call - values) // row, most_operations // operations))
+    most = int(min((budget - call - values) / row, most_operations / operations))
     return 1, min(rows, max(most, least_rows))

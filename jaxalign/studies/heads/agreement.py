@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxalign.measures import stats
 from jaxalign.measures.correlation import correlate_means
-from jaxalign.measures.estimates import NOTHING, Estimate, estimate, number
+from jaxalign.measures.estimates import estimate, number
 from jaxalign.shapes import Float, Int
-from jaxalign.studies.heads.average import comparable
+from jaxalign.studies.heads.average import comparable, flat
 from jaxalign.studies.heads.findings import Agreement, Likeness, Replacement
 from jaxalign.studies.heads.result import PromptResult
 
@@ -19,10 +20,97 @@ from jaxalign.studies.heads.result import PromptResult
 Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Profiles:
+    """Importance of heads that can be compared, ``[P, N]``.
+
+    Attributes:
+        high, low: in f32, and inside the precision.
+        noise: in f32 with noise in the weights, one a draw.
+        reordered: the precision's with its roundings in two orders; None where there are none.
+        seed, names: of the bootstraps.
+    """
+
+    high: Float[np.ndarray, "P N"]
+    low: Float[np.ndarray, "P N"]
+    noise: list[Float[np.ndarray, "P N"]]
+    reordered: tuple[np.ndarray, np.ndarray] | None
+    seed: int
+    names: tuple[str, ...]
+
+    def rng(self, *names: str) -> np.random.Generator:
+        """A stream of its own for each named use."""
+        return stats.generator(self.seed, "agreement", *self.names, *names)
+
+    def of_means(self, name: str, measure: Measure, **known: Any) -> Likeness:
+        """A measure of the averages over prompts.
+
+        Args:
+            name: "pearson", "spearman", "error" or "top".
+            measure: of two rows of heads.
+            known: fields of the likeness.
+        """
+        # A resample's own noise adds to a distance, so its percentiles lie above it: no interval.
+        if "over_prompts" not in known and len(self.high) > 1 and name != "error":
+            weights = stats.bootstrap_weights(len(self.high), self.rng())
+            low, high = stats.interval(measure(weights @ self.high, weights @ self.low))
+            known["over_prompts"] = (low, high) if np.isfinite(low) else None
+        return self._beside(
+            name, lambda a, b: float(measure(a.mean(axis=0), b.mean(axis=0))), known
+        )
+
+    def of_prompts(self, name: str, measure: Measure) -> Likeness:
+        """A measure of each prompt's heads, averaged over prompts.
+
+        Args:
+            name: "pearson" or "spearman".
+            measure: of two rows of heads.
+        """
+        found = estimate(measure(self.high, self.low), self.rng(name, "prompt"))
+        ends = None if found.low is None or found.high is None else (found.low, found.high)
+        return self._beside(name, lambda a, b: _finite_mean(measure(a, b)), {"over_prompts": ends})
+
+    def correlated(self, *, rank: bool) -> Likeness:
+        """The correlation of the averages over prompts, with both intervals.
+
+        Args:
+            rank: Spearman's instead of Pearson's.
+        """
+        name, measure = ("spearman", _spearman) if rank else ("pearson", stats.pearson)
+        found = correlate_means(self.high, self.low, self.rng(name), rank=rank)
+        return self.of_means(
+            name,
+            measure,
+            over_prompts=found.over_prompts,
+            over_heads=found.over_heads,
+            chance_p=found.p,
+        )
+
+    def shared(self, k: int) -> Likeness:
+        """How many of the ``k`` heads of largest ``|importance|`` are the same."""
+        heads = self.high.shape[1]
+        return self.of_means("top", _top(k), chance=min(k, heads) ** 2 / heads)
+
+    def _beside(
+        self, name: str, measured: Callable[[np.ndarray, np.ndarray], float], known: dict[str, Any]
+    ) -> Likeness:
+        """A measure between f32 and the precision, beside the same of every draw of noise."""
+        noise = tuple(measured(self.high, other) for other in self.noise)
+        value = number(measured(self.high, self.low))
+        tested = _transformed(name, value, noise)
+        return Likeness(
+            value=value,
+            noise=tuple(v for v in noise if np.isfinite(v)),
+            p=None if tested is None else number(float(stats.beyond_draws(*tested))),
+            reordered=None if self.reordered is None else number(measured(*self.reordered)),
+            **known,
+        )
+
+
 def agreement(
     prompts: Sequence[PromptResult], task: str, precision: str, kind: Replacement, seed: int
 ) -> Agreement | None:
-    """Compare importance in f32 with importance in a precision; None where it was not measured.
+    """Compare importance in f32 with importance in a precision.
 
     Args:
         prompts: of the task, or all.
@@ -30,100 +118,46 @@ def agreement(
         precision: the low one.
         kind: what stands in for a head.
         seed: of the bootstraps.
+
+    Returns:
+        None where importance was not measured, or nothing is finite in every prompt.
     """
     prompts = [p for p in prompts if kind in p.precisions[precision].importance]
     if not prompts:
         return None
-    heads = prompts[0].zero_importance.shape[1]
-    high = _maps([p.importance(kind) for p in prompts])
-    low = _maps([p.precisions[precision].importance[kind] for p in prompts])
+    high = flat([p.importance(kind) for p in prompts])
+    low = flat([p.precisions[precision].importance[kind] for p in prompts])
     kept, finite = comparable(high, low)
     if not finite.any():
-        return None  # everything overflowed
-    high, low = high[kept][:, finite], low[kept][:, finite]
+        return None
     prompts = [p for p, own in zip(prompts, kept, strict=True) if own]
-    others = [draw[:, finite] for draw in _noise(prompts, precision, kind)]
-    again = _reordered(prompts, precision, kind, finite)
-    named = (seed, "agreement", task, precision, kind)
-
-    weights = stats.bootstrap_weights(len(high), stats.generator(*named)) if len(high) > 1 else None
-
-    def of_means(name: str, measure: Measure, **known: Any) -> Likeness:
-        """A measure of the averages over prompts."""
-
-        def measured(a: np.ndarray, b: np.ndarray) -> float:
-            return float(measure(a.mean(axis=0), b.mean(axis=0)))
-
-        # A resample's own noise adds to a distance, so its percentiles lie above it: no interval.
-        if "over_prompts" not in known and weights is not None and name != "error":
-            known["over_prompts"] = _ends(measure(weights @ high, weights @ low))
-        return _likeness(name, measured, high, low, others, again, **known)
-
-    def of_prompts(name: str, measure: Measure) -> Likeness:
-        """A measure of each prompt's heads, averaged over prompts."""
-
-        def measured(a: np.ndarray, b: np.ndarray) -> float:
-            return _finite_mean(measure(a, b))
-
-        found = estimate(measure(high, low), stats.generator(*named, name, "prompt"))
-        ends = None if found.low is None or found.high is None else (found.low, found.high)
-        return _likeness(name, measured, high, low, others, again, over_prompts=ends)
-
-    def correlated(rank: bool) -> dict[str, Any]:
-        rng = stats.generator(*named, "spearman" if rank else "pearson")
-        found = correlate_means(high, low, rng, rank=rank)
-        intervals = {"over_prompts": found.over_prompts, "over_heads": found.over_heads}
-        return {**intervals, "chance_p": found.p}
-
-    count = int(finite.sum())
-    head, change = _largest(high, low, finite, heads, stats.generator(*named, "largest"))
+    both = Profiles(
+        high=high[kept][:, finite],
+        low=low[kept][:, finite],
+        noise=[draw[:, finite] for draw in _noise(prompts, precision, kind)],
+        reordered=_reordered(prompts, precision, kind, finite),
+        seed=seed,
+        names=(task, precision, kind),
+    )
+    change = both.low - both.high
+    most = int(np.abs(change.mean(axis=0)).argmax())
+    layer, head = divmod(int(np.flatnonzero(finite)[most]), prompts[0].zero_importance.shape[1])
     return Agreement(
         task=task,
         precision=precision,
         replacement=kind,
-        prompts=len(high),
-        heads=count,
-        pearson=of_means("pearson", stats.pearson, **correlated(rank=False)),
-        spearman=of_means("spearman", _spearman, **correlated(rank=True)),
-        prompt_pearson=of_prompts("pearson", stats.pearson),
-        prompt_spearman=of_prompts("spearman", _spearman),
-        relative_error=of_means("error", relative_error),
-        top5=of_means("top", _top(5), chance=_chance(5, count)),
-        top10=of_means("top", _top(10), chance=_chance(10, count)),
-        largest=head,
-        largest_change=change,
+        prompts=len(both.high),
+        heads=int(finite.sum()),
+        pearson=both.correlated(rank=False),
+        spearman=both.correlated(rank=True),
+        prompt_pearson=both.of_prompts("pearson", stats.pearson),
+        prompt_spearman=both.of_prompts("spearman", _spearman),
+        relative_error=both.of_means("error", relative_error),
+        top5=both.shared(5),
+        top10=both.shared(10),
+        largest=(layer, head),
+        largest_change=estimate(change[:, most], both.rng("largest")),
     )
-
-
-def _likeness(
-    name: str,
-    measured: Callable[[np.ndarray, np.ndarray], float],
-    high: Float[np.ndarray, "P N"],
-    low: Float[np.ndarray, "P N"],
-    others: Sequence[Float[np.ndarray, "P N"]],
-    again: tuple[np.ndarray, np.ndarray] | None,
-    **known: Any,
-) -> Likeness:
-    """A measure between f32 and the precision, beside the same of every draw of noise."""
-    noise = tuple(measured(high, other) for other in others)
-    value = number(measured(high, low)) if high.size else None
-    tested = _transformed(name, value, noise)
-    return Likeness(
-        value=value,
-        noise=tuple(v for v in noise if np.isfinite(v)),
-        p=None if tested is None else number(float(stats.beyond_draws(*tested))),
-        reordered=None if again is None else number(measured(*again)),
-        **known,
-    )
-
-
-def _ends(samples: np.ndarray) -> tuple[float, float] | None:
-    low, high = stats.interval(samples)
-    return (low, high) if np.isfinite(low) else None
-
-
-def _maps(maps: Sequence[Any]) -> Float[np.ndarray, "P N"]:
-    return np.array([np.ravel(one) for one in maps], np.float64)
 
 
 def _noise(
@@ -134,7 +168,7 @@ def _noise(
     found = [low.importance.get(kind) for low in lows if low is not None]
     if not found or len(found) < len(prompts) or any(one is None for one in found):
         return []
-    return [_maps(draw) for draw in zip(*found, strict=True)]
+    return [flat(draw) for draw in zip(*found, strict=True)]
 
 
 def _reordered(
@@ -144,8 +178,8 @@ def _reordered(
     lows = [p.precisions[precision] for p in prompts]
     if kind != "zero" or any(low.reordered is None for low in lows):
         return None
-    own = _maps([low.importance[kind] for low in lows])[:, finite]
-    other = _maps([low.reordered.importance for low in lows if low.reordered])[:, finite]
+    own = flat([low.importance[kind] for low in lows])[:, finite]
+    other = flat([low.reordered.importance for low in lows if low.reordered])[:, finite]
     kept = np.isfinite(other).all(axis=1)
     return (own[kept], other[kept]) if kept.any() else None
 
@@ -197,19 +231,3 @@ def _top(k: int) -> Measure:
 def largest(importance: Float[np.ndarray, "*rows N"], k: int) -> Int[np.ndarray, "*rows k"]:
     """The ``k`` heads of largest ``|importance|``, the largest first."""
     return np.argsort(-np.abs(importance), axis=-1, kind="stable")[..., :k]
-
-
-def _chance(k: int, heads: int) -> float | None:
-    """How many of the top ``k`` two random orders share on average."""
-    return min(k, heads) ** 2 / heads if heads else None
-
-
-def _largest(
-    high: np.ndarray, low: np.ndarray, finite: np.ndarray, num_heads: int, rng: Any
-) -> tuple[tuple[int, int] | None, Estimate]:
-    change = low - high
-    if not change.size:
-        return None, NOTHING
-    i = int(np.abs(change.mean(axis=0)).argmax())
-    head = int(np.flatnonzero(finite)[i])
-    return (head // num_heads, head % num_heads), estimate(change[:, i], rng)

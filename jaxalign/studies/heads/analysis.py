@@ -12,9 +12,10 @@ from jaxalign.measures import stats
 from jaxalign.measures.correlation import HeadEstimate, correlate_means
 from jaxalign.measures.estimates import adjusted, estimate
 from jaxalign.studies.heads.agreement import agreement
-from jaxalign.studies.heads.average import comparable
+from jaxalign.studies.heads.average import comparable, flat
 from jaxalign.studies.heads.drift_correlations import correlation
 from jaxalign.studies.heads.findings import (
+    ALL,
     DRIFT_MEASURES,
     REPLACEMENTS,
     DriftMeasure,
@@ -26,7 +27,6 @@ from jaxalign.studies.heads.findings import (
 from jaxalign.studies.heads.repair_tests import judged, repair_tests
 from jaxalign.studies.heads.result import PromptResult, RepairResult
 
-ALL = "all"
 Row = TypeVar("Row", bound=Any)
 # Each measure of drift is set beside zero-importance; the original's beside every other, too.
 PAIRED: list[tuple[Replacement, DriftMeasure]] = [
@@ -79,10 +79,12 @@ def summarize(
         )
     ]
     return Statistics(
-        agreement=_corrected(agreements, "pearson", "spearman", "prompt_pearson",
-                             "prompt_spearman", "relative_error"),
-        correlations=_corrected(correlations, "pearson", "spearman", "all_pearson",
-                                "all_spearman", "given_size"),
+        agreement=_corrected(
+            agreements, "pearson", "spearman", "prompt_pearson", "prompt_spearman", "relative_error"
+        ),
+        correlations=_corrected(
+            correlations, "pearson", "spearman", "all_pearson", "all_spearman", "given_size"
+        ),
         repair=tuple(judged(tests)),
         first_order=_corrected(
             [
@@ -99,7 +101,7 @@ def summarize(
             ],
             "change",
         ),
-    )  # fmt: skip
+    )
 
 
 def _corrected(rows: Sequence[Row | None], *fields: str) -> tuple[Row, ...]:
@@ -118,8 +120,7 @@ def _first_order_test(
 ) -> FirstOrderTest:
     accounts = [p.precisions[precision].first_order for p in prompts]
     predicted, restored = (
-        np.array([np.ravel(getattr(a, name)) for a in accounts])
-        for name in ("predicted", "restored")
+        flat([getattr(a, name) for a in accounts]) for name in ("predicted", "restored")
     )
     kept, heads = comparable(predicted, restored)
     rng = stats.generator(seed, "first order", task, precision)

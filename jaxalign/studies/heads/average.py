@@ -7,8 +7,20 @@ that are finite for every prompt count, so that an overflow is never averaged aw
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+
+from jaxalign.shapes import Float
+
+
+def flat(maps: Sequence[Any]) -> Float[np.ndarray, "P N"]:
+    """Maps ``[L, H]`` of prompts as rows, float64.
+
+    Args:
+        maps: one a prompt.
+    """
+    return np.array([np.ravel(one) for one in maps], np.float64)
 
 
 def comparable(*maps: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxalign.measures import stats
 from jaxalign.measures.correlation import HeadEstimate, correlate_means
 from jaxalign.shapes import Float
-from jaxalign.studies.heads.average import comparable
+from jaxalign.studies.heads.average import comparable, flat
 from jaxalign.studies.heads.findings import Correlation, DriftMeasure, Replacement
 from jaxalign.studies.heads.result import PrecisionResult, PromptResult
 
@@ -39,10 +39,10 @@ def correlation(
     if not prompts or (measure == "absolute" and any(p.size is None for p in prompts)):
         return None
     layers, heads = prompts[0].zero_importance.shape
-    x = _flat([p.importance(kind) for p in prompts])
-    y = _flat([drift(p, p.precisions[precision], measure) for p in prompts])
+    x = flat([p.importance(kind) for p in prompts])
+    y = flat([drift(p, p.precisions[precision], measure) for p in prompts])
     sized = all(p.size is not None for p in prompts)
-    z = _flat([p.size for p in prompts]) if sized else None
+    z = flat([p.size for p in prompts]) if sized else None
     kept, finite = comparable(x, y)
     x, y = x[kept][:, finite], y[kept][:, finite]
     z = None if z is None else z[kept][:, finite]
@@ -86,7 +86,3 @@ def drift(
         return low.drift * prompt.size
     account = low.first_order
     return np.abs(account.predicted if measure == "first order" else account.restored)
-
-
-def _flat(maps: Sequence[Any]) -> Float[np.ndarray, "P N"]:
-    return np.array([np.ravel(one) for one in maps], np.float64)

@@ -17,7 +17,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.runtime.compile import jit
-from jaxalign.shapes import Array, Bool, Float, Int, Leaf
+from jaxalign.shapes import Array, Bool, Float, Leaf, UInt32
 from jaxalign.studies.heads.findings import Replacement
 from jaxalign.studies.heads.programs import Question, State, contributions
 
@@ -71,41 +71,29 @@ def importance_run(
         engine, mesh: of the sweep (static).
     """
     masks = head_ablation_masks(config.num_layers, config.num_heads)[slice(*rows)]
-    values: list[Array] = []
-    counts = []  # sweeps that each kind is the mean of
-    for kind in kinds:
-        if kind == "zero":
-            given = [jnp.zeros((config.num_layers, 1, 1, 1, 1))]
-        elif kind == "mean":
-            assert means is not None
-            given = [means[:, None, None]]
-        else:
-            assert donors is not None
-            states = donors.astype(scheme.compute_dtype)
-            given = [contributions(params, donor, head_mode) for donor in states]
-        values += given
-        counts.append(len(given))
+    given: dict[Replacement, list[Array]] = {
+        "zero": [jnp.zeros((config.num_layers, 1, 1, 1, 1))],
+        "mean": [] if means is None else [means[:, None, None]],
+        "resample": []
+        if donors is None
+        else [contributions(params, d, head_mode) for d in donors.astype(scheme.compute_dtype)],
+    }
     outs = sharded_sweep(
         mesh,
         params,
         question.tokens,
         question.lengths,
         config,
-        [Edit(HeadEdit(masks, value, head_mode)) for value in values],
+        [Edit(HeadEdit(masks, value, head_mode)) for kind in kinds for value in given[kind]],
         question.answer,
         engine=engine,
         scheme=scheme,
     )
+    ends = np.cumsum([len(given[kind]) for kind in kinds])[:-1].tolist()
 
     def by_kind(m: list[Array]) -> Array:
-        effects = [each[:1] - each[1:] for each in m]
-        starts = np.cumsum([0, *counts])
-        return jnp.stack(
-            [
-                jnp.stack(effects[start : start + count]).mean(axis=0)
-                for start, count in zip(starts, counts, strict=False)
-            ]
-        )
+        effects = jnp.stack([each[:1] - each[1:] for each in m])
+        return jnp.stack([own.mean(axis=0) for own in jnp.split(effects, ends)])
 
     return Effects(
         answer=by_kind([out.logit_diff for out in outs]),
@@ -166,9 +154,9 @@ def vector_run(
     low_params: Params,
     question: Question,
     state: State,
-    low_state: State,
     masks: Bool[Array, "M L B 1 H"] | Bool[np.ndarray, "M L B 1 H"],
-    seed: Int[Array, ""],
+    low_state: State,
+    seeds: UInt32[Array, "B 2"],
     *,
     config: ModelConfig,
     scheme: Scheme,
@@ -184,7 +172,8 @@ def vector_run(
         params, low_params, question, state, masks, config, scheme, head_mode, engine, mesh: as in
             ``repair_run``.
         low_state: of the low-precision run.
-        seed: of the vectors.
+        seeds: of each prompt's vectors: the study's seed and the prompt's place in it, so that no
+            two prompts share vectors, whatever calls they are in.
         draws: how many for each head and position (static).
     """
     own = contributions(low_params, low_state.astype(scheme.compute_dtype), head_mode)
@@ -192,18 +181,21 @@ def vector_run(
         contributions(params, state, head_mode) - own, axis=-1, keepdims=True
     )
 
-    def moved(key: jax.Array) -> Array:
-        vector = jax.random.normal(key, own.shape)
-        return own + vector * (distance / jnp.linalg.norm(vector, axis=-1, keepdims=True))
+    def vector(seed: Array, draw: Array) -> Float[Array, "L S H C"]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(seed[0]), seed[1]), draw)
+        return jax.random.normal(key, (*own.shape[:1], *own.shape[2:]))
 
-    keys = jax.random.split(jax.random.key(seed), draws)
+    def moved(draw: int) -> Float[Array, "L B S H C"]:
+        way = jax.vmap(vector, in_axes=(0, None), out_axes=1)(seeds, jnp.uint32(draw))
+        return own + way * (distance / jnp.linalg.norm(way, axis=-1, keepdims=True))
+
     outs = sharded_sweep(
         mesh,
         low_params,
         question.tokens,
         question.lengths,
         config,
-        [Edit(HeadEdit(masks, moved(key), head_mode)) for key in keys],
+        [Edit(HeadEdit(masks, moved(draw), head_mode)) for draw in range(draws)],
         question.answer,
         engine=engine,
         scheme=scheme,

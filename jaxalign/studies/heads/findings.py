@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from jaxalign.measures.correlation import HeadEstimate
 from jaxalign.measures.estimates import Estimate
@@ -19,6 +20,21 @@ RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
 DRIFT_MEASURES: tuple[DriftMeasure, ...] = get_args(DriftMeasure)
 CONTROLS: tuple[Control, ...] = get_args(Control)
+ALL = "all"  # the task that takes the prompts of all tasks
+Row = TypeVar("Row")
+
+
+def find(rows: Sequence[Row], **fields: str) -> Row | None:
+    """The first row whose fields have these values, or None.
+
+    Args:
+        rows: of one kind of finding.
+        fields: ``task="all", precision="nf4"``.
+    """
+    for row in rows:
+        if all(getattr(row, name) == value for name, value in fields.items()):
+            return row
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)

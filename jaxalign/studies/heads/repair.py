@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 from jaxalign.edits import head_ablation_masks
 from jaxalign.measures.stats import generator
 from jaxalign.prompts import Batch, Prompt
+from jaxalign.runtime.compile import Program
 from jaxalign.shapes import Bool, Float, Int
 from jaxalign.studies.heads import edited, programs
 from jaxalign.studies.heads.calls import Clean, Runner, Variant, padded, padded_later, question
@@ -97,157 +99,134 @@ def rows_of(runner: Runner, wanted: bool) -> tuple[int, int]:
     return (len(RANKINGS) * k, ORDERS_BESIDE * len(control_steps(k))) if wanted else (0, 0)
 
 
-def repair_calls(
-    runner: Runner,
-    prompts: Sequence[Prompt],
-    work: list[Batch],
-    clean: Clean,
-    variant: Variant,
-    orders: Orders,
-) -> list[Call[Any]]:
-    """Each head restored alone, and the first heads of each order.
+@dataclass(frozen=True, kw_only=True)
+class Repair:
+    """The repair of one low-precision model.
 
-    Args:
+    Attributes:
         runner: the study's.
         prompts, work: the kept prompts and their batches.
         clean: their clean f32 runs.
         variant: the low-precision model.
         orders: which the calls before these decide.
     """
-    calls = []
-    total = runner.num_heads + sum(rows_of(runner, orders.wanted))
-    for number, batch in enumerate(work):
-        _, most = runner.chunks(batch.shape[1], 1 + total, 1)
-        for start in range(0, total, most - 1):
-            part = slice(start, min(start + most - 1, total))
-            calls.append(_repair_call(runner, prompts, batch, clean, variant, orders, part, number))
-    return calls
+
+    runner: Runner
+    prompts: Sequence[Prompt]
+    work: list[Batch]
+    clean: Clean
+    variant: Variant
+    orders: Orders
+
+    def restoring(self) -> list[Call[Any]]:
+        """The calls of each head restored alone, and of the first heads of each order."""
+        total = self.runner.num_heads + sum(rows_of(self.runner, self.orders.wanted))
+        return self._calls(
+            "repair",
+            edited.repair_run,
+            total,
+            1,
+            lambda batch, part: repair_part(self.runner, batch, self.orders, part)[0],
+            lambda batch: (),
+        )
+
+    def moving(self) -> list[Call[Any]]:
+        """The calls of each ranking's heads moved by random vectors as long as the repair."""
+
+        def more(batch: Batch) -> tuple[Any, ...]:
+            chosen, like = list(batch.index), self.clean.states[0]
+            states = padded_later(lambda: [self.variant.states[i] for i in chosen], like, batch)
+            seed = self.runner.options.seed
+            places = [np.array([seed, i], np.uint32) for i in range(len(self.prompts))]
+            return states, batch.fill(places)
+
+        steps = len(control_steps(self.runner.repaired_heads))
+        return self._calls(
+            "vectors",
+            edited.vector_run,
+            len(RANKINGS) * steps if self.orders.wanted else 0,
+            VECTORS,
+            lambda batch, part: vector_masks(self.runner, batch, self.orders)[part],
+            more,
+            draws=VECTORS,
+        )
+
+    def _calls(
+        self,
+        phase: str,
+        program: Program,
+        total: int,
+        times: int,
+        masks: Callable[[Batch, slice], np.ndarray],
+        more: Callable[[Batch], tuple[Any, ...]],
+        **static: Any,
+    ) -> list[Call[Any]]:
+        """Calls over all masks, as many at a time as memory holds.
+
+        Args:
+            phase: of the key.
+            program: runs them.
+            total: masks a prompt.
+            times: runs of each mask, each with values of its own.
+            masks: of a part of all, ``[M, L, B, 1, H]``.
+            more: what else the program takes.
+            static: its other static arguments.
+        """
+        runner, config = self.runner, self.runner.config
+        calls: list[Call[Any]] = []
+        tables = 1 if times == 1 else 1 + times
+        for number, batch in enumerate(self.work if total else ()):
+            _, rows = runner.chunks(batch.shape[1], 1 + times * total, tables, times)
+            each = (rows - 1) // times
+            for start in range(0, total, each):
+                part = slice(start, min(start + each, total))
+                count = part.stop - part.start
+                shape = (count, config.num_layers, batch.shape[0], 1, config.num_heads)
+                own = functools.partial(masks, batch, part)
+                calls.append(
+                    Call(
+                        key=(phase, self.variant.name, number, start),
+                        program=program,
+                        arguments=(
+                            runner.model.params,
+                            self.variant.params,
+                            question(self.prompts, batch),
+                            padded([self.clean.states[i] for i in batch.index], batch),
+                            Late(make=own, spec=jax.ShapeDtypeStruct(shape, np.bool_)),
+                            *more(batch),
+                        ),
+                        static=runner.swept(scheme=self.variant.scheme.run, **static),
+                        batch=batch,
+                        rows=1 + times * count,
+                        layer_rows=functools.partial(_passes, runner, batch, own, times),
+                        engine=runner.options.engine,
+                    )
+                )
+        return calls
 
 
-def _repair_call(
-    runner: Runner,
-    prompts: Sequence[Prompt],
-    batch: Batch,
-    clean: Clean,
-    variant: Variant,
-    orders: Orders,
-    part: slice,
-    number: int,
-) -> Call[Any]:
-    config, count = runner.config, part.stop - part.start
-
-    def masks() -> np.ndarray:
-        return repair_part(runner, batch, orders, part)[0]
-
-    shape = (count, config.num_layers, batch.shape[0], 1, config.num_heads)
-    return Call(
-        key=("repair", variant.name, number, part.start),
-        program=edited.repair_run,
-        arguments=(
-            runner.model.params,
-            variant.params,
-            question(prompts, batch),
-            padded([clean.states[i] for i in batch.index], batch),
-            Late(make=masks, spec=jax.ShapeDtypeStruct(shape, np.bool_)),
-        ),
-        static=runner.swept(scheme=variant.scheme.run),
-        batch=batch,
-        rows=1 + count,
-        layer_rows=lambda: _passes(runner, batch, masks()),
-        engine=runner.options.engine,
-    )
-
-
-def _passes(runner: Runner, batch: Batch, masks: np.ndarray, times: int = 1) -> int:
+def _passes(runner: Runner, batch: Batch, masks: Callable[[], np.ndarray], times: int) -> int:
     """Passes of runs through blocks, each run from the block where its mask begins."""
     layers = runner.config.num_layers
-    touched = np.any(masks, axis=(3, 4))  # [M, L, B]
+    touched = np.any(masks(), axis=(3, 4))  # [M, L, B]
     births = np.where(touched.any(axis=1), 1 + touched.argmax(axis=1), layers)
     rows = programs.layer_rows(runner.config, births.ravel(), runner.options.engine)
     return runner.copies(batch) + times * rows
 
 
-def vector_calls(
-    runner: Runner,
-    prompts: Sequence[Prompt],
-    work: list[Batch],
-    clean: Clean,
-    variant: Variant,
-    orders: Orders,
-) -> list[Call[Any]]:
-    """The heads of each ranking moved by random vectors as long as their distance from f32.
-
-    Args:
-        runner, prompts, work, clean, variant, orders: as in ``repair_calls``.
-    """
-    if not orders.wanted:
-        return []
-    calls = []
-    total = len(RANKINGS) * len(control_steps(runner.repaired_heads))
-    for number, batch in enumerate(work):
-        _, most = runner.chunks(batch.shape[1], 1 + VECTORS * total, 1 + VECTORS, VECTORS)
-        each = (most - 1) // VECTORS
-        for start in range(0, total, each):
-            part = slice(start, min(start + each, total))
-            calls.append(_vector_call(runner, prompts, batch, clean, variant, orders, part, number))
-    return calls
-
-
-def _vector_call(
-    runner: Runner,
-    prompts: Sequence[Prompt],
-    batch: Batch,
-    clean: Clean,
-    variant: Variant,
-    orders: Orders,
-    part: slice,
-    number: int,
-) -> Call[Any]:
-    config, count = runner.config, part.stop - part.start
-
-    def masks() -> np.ndarray:
-        return vector_masks(runner, batch, orders)[part]
-
-    shape = (count, config.num_layers, batch.shape[0], 1, config.num_heads)
-    chosen = list(batch.index)
-    return Call(
-        key=("vectors", variant.name, number, part.start),
-        program=edited.vector_run,
-        arguments=(
-            runner.model.params,
-            variant.params,
-            question(prompts, batch),
-            padded([clean.states[i] for i in chosen], batch),
-            padded_later(lambda: [variant.states[i] for i in chosen], clean.states[0], batch),
-            Late(make=masks, spec=jax.ShapeDtypeStruct(shape, np.bool_)),
-            np.uint32(runner.options.seed),
-        ),
-        static=runner.swept(scheme=variant.scheme.run, draws=VECTORS),
-        batch=batch,
-        rows=1 + VECTORS * count,
-        layer_rows=lambda: _passes(runner, batch, masks(), VECTORS),
-        engine=runner.options.engine,
-    )
-
-
-def repair(
-    runner: Runner, variant: Variant, calls: Sequence[Call[Any]], vectors: Sequence[Call[Any]],
-    count: int, orders: Orders,
-) -> Repaired:  # fmt: skip
+def repair(wanted: Repair, restoring: Sequence[Call[Any]], moving: Sequence[Call[Any]]) -> Repaired:
     """Everything that restoring heads in a low-precision model gives.
 
     Args:
-        runner: the study's.
-        variant: the low-precision model.
-        calls: from ``repair_calls``.
-        vectors: from ``vector_calls``.
-        count: prompts.
-        orders: of restoring.
+        wanted: the repair.
+        restoring, moving: its calls.
     """
+    runner, orders, name = wanted.runner, wanted.orders, wanted.variant.name
+    count = len(wanted.prompts)
     own, beside = rows_of(runner, orders.wanted)
     total, steps = runner.num_heads + own + beside, len(control_steps(runner.repaired_heads))
     out = np.zeros((count, 1 + total))
-    for call, values in runner.run(f"heads restored, {variant.name}", calls, needed=False):
+    for call, values in runner.run(f"heads restored, {name}", restoring, needed=False):
         start = int(call.key[-1])
         part = slice(start, start + call.rows - 1)
         _, first = repair_part(runner, call.batch, orders, part)
@@ -255,7 +234,7 @@ def repair(
     parts = np.split(out, np.cumsum([1, runner.num_heads, own]), axis=1)
     clean, restored, curves, controls = parts
     moved = np.zeros((VECTORS, count, 1 + len(RANKINGS) * steps if orders.wanted else 1))
-    for call, found in runner.run(f"random vectors, {variant.name}", vectors, needed=False):
+    for call, found in runner.run(f"random vectors, {name}", moving, needed=False):
         start = int(call.key[-1])
         part = slice(start, start + (call.rows - 1) // VECTORS)
         own_row = np.arange(part.stop - start)

@@ -37,7 +37,7 @@ from jaxalign.studies.heads.from_arrays import (
 from jaxalign.studies.heads.importance import Ablations, Importance, importance, importance_calls
 from jaxalign.studies.heads.options import HeadsOptions
 from jaxalign.studies.heads.rankings import DRAWS, choose_donors, repair_orders
-from jaxalign.studies.heads.repair import Orders, repair, repair_calls, vector_calls
+from jaxalign.studies.heads.repair import Orders, Repair, repair
 from jaxalign.studies.heads.result import HeadsResult, RepairResult
 from jaxalign.study.calls import Call, Late, spec_of
 from jaxalign.study.session import Session
@@ -119,9 +119,9 @@ class _Precision:
     clean: Calls
     importance: Calls
     reordered: Calls
-    repair: Calls
-    vectors: Calls
-    orders: Orders
+    repair: Repair
+    restoring: Calls
+    moving: Calls
     noise: tuple[_Noise, ...]
 
     @property
@@ -133,7 +133,7 @@ class _Precision:
     def later_calls(self) -> list[Call[Any]]:
         """The others, in the order in which they run."""
         noise = [call for one in self.noise for call in (*one.clean, *one.importance)]
-        return [*self.reordered, *self.repair, *self.vectors, *noise]
+        return [*self.reordered, *self.restoring, *self.moving, *noise]
 
 
 def _precision(
@@ -146,9 +146,15 @@ def _precision(
 ) -> _Precision:
     options = runner.options
     variant = Variant(scheme.name, _late_unpacked(session, scheme), scheme)
-    orders = Orders(scheme.name in options.repaired)
     other: Engine = "vmap" if options.engine == "wave" else "wave"
-    common = runner, asked.prompts, asked.work, asked.clean, variant, orders
+    repaired = Repair(
+        runner=runner,
+        prompts=asked.prompts,
+        work=asked.work,
+        clean=asked.clean,
+        variant=variant,
+        orders=Orders(scheme.name in options.repaired),
+    )
     in_f32 = scheme.compute_dtype == F32.compute_dtype
     draws = options.noise_draws if moves_matrices(session.model.params, scheme) else 0
     return _Precision(
@@ -157,9 +163,9 @@ def _precision(
         clean=runner.low_calls(variant, everything, work, asked.clean),
         importance=importance_calls(runner, asked, variant, options.ablations, options.engine),
         reordered=() if in_f32 else importance_calls(runner, asked, variant, ("zero",), other),
-        repair=repair_calls(*common),
-        vectors=vector_calls(*common),
-        orders=orders,
+        repair=repaired,
+        restoring=repaired.restoring(),
+        moving=repaired.moving(),
         noise=tuple(
             _noise(session, runner, scheme, draw, asked, everything, work) for draw in range(draws)
         ),
@@ -226,8 +232,8 @@ def _low_precision(
         clean.drift.last[:count].reshape(count, -1),
         clean.predicted[:count].reshape(count, -1),
     )
-    if one.orders.wanted:
-        one.orders.decide(orders, runner.config.num_heads, runner.options.seed, scheme.name)
+    if one.repair.orders.wanted:
+        one.repair.orders.decide(orders, runner.config.num_heads, runner.options.seed, scheme.name)
 
     def ablated(name: str, calls: Calls) -> Importance | None:
         title = f"importance of every head, {name}"
@@ -237,7 +243,7 @@ def _low_precision(
         own = ablated(scheme.name, one.importance)
         reordered = ablated(f"{scheme.name}, roundings reordered", one.reordered)
     with log.phase(f"repair {scheme.name}"):
-        repaired = repair(runner, one.variant, one.repair, one.vectors, count, one.orders)
+        repaired = repair(one.repair, one.restoring, one.moving)
     with log.phase(f"noise {scheme.name}"):
         noise = []
         for draw in one.noise:
@@ -255,7 +261,7 @@ def _low_precision(
     )
     one.variant.clean = None
     session.notes += _overflow_notes(scheme, low, count)
-    if not one.orders.wanted:
+    if not one.repair.orders.wanted:
         return low, []
     k = runner.repaired_heads
     return low, [repair_result(runner, base, low, orders, k, i) for i in range(count)]

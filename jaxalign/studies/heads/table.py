@@ -10,12 +10,20 @@ from jaxalign.errors import printable, shortened
 from jaxalign.measures.estimates import LEVEL, Estimate
 from jaxalign.shapes import Float
 from jaxalign.studies.heads.average import mean_maps
-from jaxalign.studies.heads.findings import Agreement, Likeness, RepairTest, TaskMean
+from jaxalign.studies.heads.findings import (
+    ALL,
+    Agreement,
+    Likeness,
+    RepairTest,
+    TaskMean,
+    find,
+)
 from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study.tables import estimate_text, head_label, header, one_line, text_table
 
-ALL = "all"
 WIDTH, COLUMNS = 100, 4  # of the screen; precisions that stand side by side
+TOP_SHARED = 10  # heads of the largest importance, of which it is said how many are shared
+HALF = 0.5  # a correlation below it is of other heads, whatever their sizes say
 TOP, BAR = 6, 16  # heads drawn as bars, the longest bar
 MAP_ROWS, MAP_WIDTH = 6, 48
 SHADES = " ·░▒▓█"
@@ -26,40 +34,41 @@ RANKING = "first_order"
 
 def screen(result: HeadsResult) -> str:
     """The study in one screen, at most 100 columns and 35 lines."""
-    names = _shown(result)
+    names, numbers = _numbers(result)
     parts = [
         "\n".join([header("heads", result.provenance), *_answers(result, names)]),
-        _numbers(result, names) if names else "",
+        numbers,
         _heads(result),
         _closing(result, names),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _shown(result: HeadsResult) -> tuple[str, ...]:
-    """The precisions of the screen: of too many, those that change importance most."""
+def _numbers(result: HeadsResult) -> tuple[tuple[str, ...], str]:
+    """The precisions that find room side by side, and their table."""
+    for count in range(min(COLUMNS, len(result.precisions)), 0, -1):
+        names = _most_changed(result, count)
+        table = _table(result, names)
+        if max(map(len, table.splitlines())) <= WIDTH or count == 1:
+            return names, table
+    return (), ""
+
+
+def _most_changed(result: HeadsResult, count: int) -> tuple[str, ...]:
+    """The precisions that change importance most, in the result's order."""
     found = {name: _agreement(result, name) for name in result.precisions}
     error = {name: one.relative_error.value or 0 for name, one in found.items() if one}
-    most = sorted(result.precisions, key=lambda name: -error.get(name, 0))[:COLUMNS]
+    most = sorted(result.precisions, key=lambda name: -error.get(name, 0))[:count]
     return tuple(name for name in result.precisions if name in most)
-
-
-def _find(rows: Sequence[object], **fields: str) -> object | None:
-    for row in rows:
-        if all(getattr(row, name) == value for name, value in fields.items()):
-            return row
-    return None
 
 
 def _agreement(result: HeadsResult, precision: str) -> Agreement | None:
     rows = result.statistics.agreement
-    found = _find(rows, task=ALL, precision=precision, replacement="zero")
-    return found if isinstance(found, Agreement) else None
+    return find(rows, task=ALL, precision=precision, replacement="zero")
 
 
 def _task_mean(result: HeadsResult, precision: str) -> TaskMean | None:
-    found = _find(result.statistics.task_means, task=ALL, precision=precision)
-    return found if isinstance(found, TaskMean) else None
+    return find(result.statistics.task_means, task=ALL, precision=precision)
 
 
 def _answers(result: HeadsResult, names: Sequence[str]) -> list[str]:
@@ -69,16 +78,17 @@ def _answers(result: HeadsResult, names: Sequence[str]) -> list[str]:
         found = _agreement(result, name)
         if found is None or found.pearson.value is None:
             continue
-        alike = f"r {found.pearson.value:.3f}, top 10: {found.top10.value:.0f}"
+        top = f"top {min(TOP_SHARED, found.heads)}: {found.top10.value:.0f}"
+        alike = f"r {found.pearson.value:.3f}, {top}"
         line = f"{one_line(name, 30)}: {_kept(found)} heads matter ({alike})"
         lines.append(shortened(f"{line}{_beside(found.prompt_spearman)}", WIDTH))
     return lines
 
 
 def _kept(found: Agreement) -> str:
-    """How many of the heads that matter most are the same ones, in words."""
-    most = min(10, found.heads)
-    share = (found.top10.value or 0) / most
+    """How many of the heads that matter most are the same, and matter in the same way, in words."""
+    share = (found.top10.value or 0) / min(TOP_SHARED, found.heads)
+    share = min(share, 1 if (found.pearson.value or 0) > HALF else 0)
     return "the same" if share >= 0.9 else "mostly the same" if share >= 0.6 else "other"
 
 
@@ -95,13 +105,13 @@ def _beside(likeness: Likeness) -> str:
     return f"; prompt by prompt {more if told else 'as'} with noise"
 
 
-def _numbers(result: HeadsResult, names: Sequence[str]) -> str:
+def _table(result: HeadsResult, names: Sequence[str]) -> str:
     """A precision a column."""
     rows = [
         ["bits a weight (model, MB)", *(_size(result, name) for name in names)],
         ["answers kept", *(_means(result, name, _answers_kept) for name in names)],
         [
-            "change of the answer's lead, logits",
+            "change of the lead, logits",
             *(_means(result, name, lambda mean: _change(mean.change)) for name in names),
         ],
         ["KL of the next token, nats", *(_means(result, name, _kl) for name in names)],
@@ -111,10 +121,7 @@ def _numbers(result: HeadsResult, names: Sequence[str]) -> str:
     if any(compared):
         rows += [
             ["same heads matter? Pearson r", *(_like(a.pearson if a else None) for a in compared)],
-            [
-                "  rank correlation ρ",
-                *(_like(a.spearman if a else None) for a in compared),
-            ],
+            ["  rank correlation ρ", *(_like(a.spearman if a else None) for a in compared)],
             ["  ρ, prompt by prompt", *(_like(a.prompt_spearman if a else None) for a in compared)],
             ["  of the top 10", *(_like(a.top10 if a else None, "{:.0f}") for a in compared)],
         ]
@@ -272,8 +279,8 @@ def _drift_more(result: HeadsResult) -> list[str]:
     told = sum(one.estimate.told for one in fixed)
     lines = []
     if turned:
-        names = one_line(", ".join(turned), 40)
-        lines.append(f"Do heads that matter drift more? The sign hangs on the measure in {names}.")
+        asked = "Do heads that matter drift more? The sign hangs on the measure in "
+        lines.append(f"{asked}{one_line(', '.join(turned), WIDTH - len(asked) - 1)}.")
     if fixed:
         lines.append(
             f"With the size of a head's output held fixed, {told} of {len(fixed)} correlations of "

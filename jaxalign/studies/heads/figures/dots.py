@@ -12,19 +12,17 @@ from jaxalign.plots.scatter import boxed_title, dots, layer_bar, names_of, squar
 from jaxalign.plots.words import counted, precision_name
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.figures.values import (
-    ALL,
     caption,
     correlation_text,
     drawn,
     drift_percent,
-    find,
     head_names,
     importance,
     left_out,
     likeness_text,
     mean_map,
 )
-from jaxalign.studies.heads.findings import Replacement
+from jaxalign.studies.heads.findings import ALL, Replacement, find
 from jaxalign.studies.heads.result import HeadsResult, PromptResult
 from jaxalign.study.measure import DRIFT, IMPORTANCE
 

@@ -15,13 +15,12 @@ from jaxalign.plots.page import GREY, INK, Page, new_page, say, sentence_page
 from jaxalign.plots.scales import drawable
 from jaxalign.plots.words import counted, precision_name
 from jaxalign.studies.heads.figures.values import (
-    ALL,
     caption,
     drawn,
     group_name,
     left_out,
 )
-from jaxalign.studies.heads.findings import RANKINGS, Control, RepairTest
+from jaxalign.studies.heads.findings import ALL, RANKINGS, Control, RepairTest
 from jaxalign.studies.heads.result import HeadsResult, RepairResult
 from jaxalign.study.measure import MARGIN
 from jaxalign.study.tables import p_text

@@ -24,7 +24,6 @@ from jaxalign.studies.heads.figures.values import (
     correlation_text,
     drawn,
     drift_percent,
-    find,
     group_name,
     groups,
     head_names,
@@ -32,6 +31,7 @@ from jaxalign.studies.heads.figures.values import (
     left_out,
     numbers_text,
 )
+from jaxalign.studies.heads.findings import find
 from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study.measure import DRIFT, IMPORTANCE, MARGIN
 

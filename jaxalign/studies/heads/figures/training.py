@@ -15,15 +15,14 @@ from jaxalign.plots.rows import interval
 from jaxalign.plots.scales import drawable, percent_axis
 from jaxalign.plots.words import precision_name, short_names
 from jaxalign.studies.heads.figures.values import (
-    ALL,
     caption,
     drawn,
     drift_percent,
-    find,
     head_names,
     importance,
     left_out,
 )
+from jaxalign.studies.heads.findings import ALL, find
 from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study.measure import DRIFT, IMPORTANCE
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
@@ -22,19 +21,16 @@ from jaxalign.plots.words import (
     signed,
 )
 from jaxalign.studies.heads.average import mean_maps
-from jaxalign.studies.heads.findings import Likeness
+from jaxalign.studies.heads.findings import ALL, Likeness
 from jaxalign.studies.heads.result import HeadsResult, PromptResult
 from jaxalign.study.tables import estimate_text, head_label
 
-ALL = "all"
 HEAD_MODES = {
     "true": "true attention heads",
     "edge-align": "head mode edge-align: blocks of the residual stream, not attention heads",
 }
 # What one page can hold, and a minute can draw: panels of a figure are tasks × precisions.
 MAX_TASKS, MAX_PRECISIONS, MAX_PANELS = 6, 18, 36
-
-Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,14 +141,6 @@ def group_name(result: HeadsResult, task: str) -> str:
         return "all tasks"
     tasks = drawn(result).tasks
     return short_names(tasks)[tasks[0] if task == ALL else task]
-
-
-def find(records: Sequence[Record], **fields: str) -> Record | None:
-    """The record with these values, or None."""
-    for record in records:
-        if all(getattr(record, name) == value for name, value in fields.items()):
-            return record
-    return None
 
 
 def complete(estimate: Estimate | None, prompts: int) -> bool:
