@@ -32,6 +32,11 @@ def shortened(text: str, longest: int) -> str:
     return f"{text[: kept - kept // 2]}…{text[len(text) - kept // 2 :]}"
 
 
+def counted(n: int, noun: str) -> str:
+    """``1 prompt``, ``2 prompts``."""
+    return f"{n} {noun}" + ("" if n == 1 else "s")
+
+
 def shown(value: Any, most: int = 80) -> str:
     """A value of a JSON file for a message: as JSON, cut after ``most`` characters.
 

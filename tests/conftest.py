@@ -1,7 +1,9 @@
 """How every test runs: strict promotion, several devices, checked shapes, no network."""
 
+import gc
 import os
 import re
+from pathlib import Path
 
 import kept_programs
 
@@ -25,6 +27,7 @@ _hook.__enter__()
 import jax  # noqa: E402 - after the hook
 
 from jaxalign.runtime import progress  # noqa: E402
+from jaxalign.runtime.compile import Program  # noqa: E402
 
 # What is said of work that takes long would depend on how busy the machine is.
 progress.SHORT = progress.FIRST = 1e6
@@ -61,6 +64,24 @@ def pytest_collection_modifyitems(items):
     for item in items:
         for tier in found[item.path]:
             item.add_marker(tier)
+
+
+# Compiled programs are mapped into memory, and Linux allows a process 65,530 maps by default: where
+# they run out, it dies without a word.
+MOST_MAPS = 20_000
+
+
+@pytest.fixture(scope="module", autouse=True)
+def room_for_programs():
+    """Forget compiled programs between files of tests, once there are many."""
+    yield
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        for program in gc.get_objects():
+            if type(program) is Program:
+                program._ahead.clear()
+        jax.clear_caches()
+        gc.collect()
 
 
 @pytest.fixture

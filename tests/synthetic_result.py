@@ -73,7 +73,7 @@ def make_result(
         head_mode="true",
         prompts=tuple(prompts),
         repairs=tuple(repairs),
-        statistics=_statistics(prompts, repairs, precisions, seed),
+        statistics=made_up_statistics(prompts, repairs, precisions, seed),
         bits=dict.fromkeys(("f32", *precisions), 16.0),
         megabytes=dict.fromkeys(("f32", *precisions), 141.0),
         provenance=_provenance(len(prompts), precisions, seed, note),
@@ -81,12 +81,13 @@ def make_result(
     return codec.decode(HeadsResult, codec.encode(result), "a result")  # with the digits of a file
 
 
-def _statistics(
+def made_up_statistics(
     prompts: Sequence[PromptResult],
     repairs: Sequence[RepairResult],
     precisions: Sequence[str],
     seed: int,
 ) -> Statistics:
+    """What the study says of these prompts and repairs, of few samples."""
     with mock.patch.multiple(stats, PERMUTATIONS=SAMPLES, BOOTSTRAP_SAMPLES=SAMPLES):
         return summarize(prompts, repairs, precisions, seed)
 

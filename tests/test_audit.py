@@ -7,6 +7,8 @@ from tiny_run import refusal, study, write_model, write_prompts
 
 from jaxalign.studies.heads import HEADS
 
+FEW = ("--ablations", "zero", "--noise-draws", 0, "--use-all-prompts", "--no-figures")
+
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
@@ -19,8 +21,8 @@ def inputs(tmp_path_factory):
 def test_an_audit_runs_the_study_on_the_files_weights_beside_other_schemes(inputs, tmp_path):
     model, quantized, prompts = inputs
     output = tmp_path / "experiment.json"
-    more = ("--quantized", quantized, "--schemes", "f16", "--repair", "quantized")
-    ran = study(model, prompts, output, *more, "--use-all-prompts", "--no-figures")
+    more = ("--quantized", quantized, "--schemes", "f16", "--repair", "quantized", *FEW)
+    ran = study(model, prompts, output, *more)
     assert ran.code == 0, ran.err
     result = HEADS.read(output)
     assert result.precisions == ("quantized", "f16")
@@ -38,8 +40,8 @@ def test_an_audit_runs_the_study_on_the_files_weights_beside_other_schemes(input
 def test_an_audit_honours_a_repair_that_leaves_it_out(inputs, tmp_path):
     model, quantized, prompts = inputs
     output = tmp_path / "experiment.json"
-    more = ("--quantized", quantized, "--repair", "none")
-    assert study(model, prompts, output, *more, "--use-all-prompts", "--no-figures").code == 0
+    more = ("--quantized", quantized, "--repair", "none", *FEW)
+    assert study(model, prompts, output, *more).code == 0
     assert not HEADS.read(output).repairs
 
 

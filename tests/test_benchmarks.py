@@ -41,7 +41,10 @@ from jaxalign.numerics.dot import dot  # noqa: E402
 
 ROOT = Path(__file__).parent.parent
 RUNNABLE = sorted(set(suite.questions()) - set(suite.NEEDS_FILES))
-LONG = ("scaling", "command", "packed_product", "calibration", "agreement", "random_weights")
+LONG = (
+    "scaling", "command", "packed_product", "calibration", "agreement", "random_weights",
+    "rounding_lottery", "packed", "products",
+)  # fmt: skip
 
 
 def run(capsys, name, *arguments):

@@ -38,7 +38,8 @@ def test_heads_study_of_a_llama_runs_end_to_end(llama, tmp_path):
     folder, _ = llama
     prompts = write_prompts(tmp_path / "prompts.json")
     output = tmp_path / "experiment.json"
-    ran = study(folder, prompts, output, "--no-figures", "--schemes", "f16", "--repair", "none")
+    few = ("--ablations", "zero", "--schemes", "int8-sim", "--repair", "none", "--no-figures")
+    ran = study(folder, prompts, output, *few)
     assert ran.code == 0, ran.err
     result = json.loads(output.read_text())
     assert (result["num_layers"], result["num_heads"]) == (2, 4)

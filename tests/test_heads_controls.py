@@ -5,7 +5,7 @@ from dataclasses import replace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from synthetic_result import make_result
+from synthetic_result import made_up_statistics, make_result
 
 import jaxalign
 from jaxalign.engine.budget import operations_per_row, plan_chunks
@@ -13,7 +13,6 @@ from jaxalign.errors import InputError
 from jaxalign.model.decoder import forward
 from jaxalign.numerics.scheme import F32
 from jaxalign.studies.heads import HeadsOptions, edited
-from jaxalign.studies.heads.analysis import summarize
 from jaxalign.studies.heads.programs import Question, contributions
 from jaxalign.studies.heads.table import screen
 
@@ -110,7 +109,7 @@ def test_ablations_are_some_of_the_three_and_zero_is_among_them(ablations):
 
 def test_of_many_precisions_the_screen_shows_those_that_change_importance_most():
     names = tuple(f"p{i}" for i in range(7))
-    result = make_result(precisions=names, repair=False)
+    result = make_result(precisions=names, repair=False, num_layers=3, prompts_per_task=2)
     worst = "p3"
 
     def spoiled(prompt):
@@ -121,7 +120,7 @@ def test_of_many_precisions_the_screen_shows_those_that_change_importance_most()
         )
 
     prompts = tuple(map(spoiled, result.prompts))
-    found = replace(result, prompts=prompts, statistics=summarize(prompts, (), names, 0))
+    found = replace(result, prompts=prompts, statistics=made_up_statistics(prompts, (), names, 0))
     text = screen(found)
     assert f"\n{worst}: other heads matter (r -" in text
     shown = sum(f"\n{name}: " in text for name in names)
@@ -129,15 +128,17 @@ def test_of_many_precisions_the_screen_shows_those_that_change_importance_most()
     assert f"\n{len(names) - shown} more precisions, which change importance less" in text
 
 
-@pytest.mark.parametrize("notes", [0, 9])
-@pytest.mark.parametrize("precisions", [1, 4, 9])
-def test_the_screen_is_one_screen(notes, precisions):
+@pytest.mark.parametrize(("precisions", "shape"), [(1, (32, 40)), (9, (6, 8))])
+def test_the_screen_is_one_screen(precisions, shape):
+    layers, heads = shape
     names = tuple(f"gptq-actorder-g{64 + i}" for i in range(precisions))
-    result = make_result(precisions=names, num_layers=40, num_heads=64, prompts_per_task=2)
-    given = tuple(f"a note that is {'very ' * 40}long" for _ in range(notes))
-    lines = screen(replace(result, provenance=replace(result.provenance, notes=given))).splitlines()
-    assert len(lines) <= 35
-    assert max(map(len, lines)) <= 100
+    result = make_result(precisions=names, num_layers=layers, num_heads=heads, prompts_per_task=2)
+    for notes in (0, 9):
+        given = tuple(f"a note that is {'very ' * 40}long" for _ in range(notes))
+        where = replace(result.provenance, notes=given)
+        lines = screen(replace(result, provenance=where)).splitlines()
+        assert len(lines) <= 35
+        assert max(map(len, lines)) <= 100
 
 
 def test_a_heads_own_record_has_its_own_noise():

@@ -116,7 +116,8 @@ def test_missing_folder_is_refused_without_asking_the_hub(name, answers):
 
 def test_weight_file_in_place_of_its_folder_is_refused(model, answers, monkeypatch):
     monkeypatch.chdir(model)
-    assert "there is no such folder" in refused(WEIGHTS)
+    said = f"--model {WEIGHTS} is a file, and not one of GGUF. give the folder that it is in"
+    assert said in refused(WEIGHTS)
     assert not answers.asked
 
 

@@ -4,6 +4,7 @@ import importlib
 from dataclasses import replace
 
 import jax
+import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
@@ -82,6 +83,14 @@ def test_activations_and_all_logits_have_the_length_of_the_texts(model, prompts)
         )
 
 
+def test_one_activation_may_be_asked_for_by_its_name(model):
+    found = model.run(TEXT, capture="z").activations
+    assert found.keys() == {"z"}
+    assert np.array_equal(found["z"], model.run(TEXT, capture=("z",)).activations["z"])
+    with pytest.raises(ValueError, match="capture asks for"):
+        model.run(TEXT, capture="zz")
+
+
 def test_batches_of_edits_are_a_sweep_whose_first_row_is_clean(model, prompts):
     heads = jaxalign.zero_ablation(2, 2)
     answers = model.encode([" Paris", " Mary"])[0][:, 0]
@@ -92,10 +101,9 @@ def test_batches_of_edits_are_a_sweep_whose_first_row_is_clean(model, prompts):
     [expected] = jaxalign.sweep(model.params, *prompts, model.config, [heads], lead)
     for how in ({"target": [" Paris", " Mary"]}, {"metric": lead}):
         np.testing.assert_allclose(model.run(TEXTS, edits=heads, **how), expected, atol=1e-4)
-        [one, two] = model.run(TEXTS, edits=[heads, heads], **how)
-        np.testing.assert_allclose(one, expected, atol=1e-4)
-        np.testing.assert_allclose(two, expected, atol=1e-4)
         np.testing.assert_allclose(model.run(TEXTS, **how), expected[0], atol=1e-4)
+    for found in model.run(TEXTS, edits=[heads, heads], metric=lead):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_edits_of_single_positions_act_where_they_acted(model):
@@ -169,10 +177,14 @@ def test_a_precision_is_named_and_its_weights_are_made_once(model, monkeypatch):
         (TEXT, {"edit": 3}, "edit is 3 (an int), expected an Edit"),
         (TEXT, {"metric": 3}, "metric is 3 (an int), expected a function of logits"),
         (TEXT, {"metric": abs, "target": " x"}, "metric and target are both given"),
-        (TEXT, {"target": [" a", " b"]}, "target names 2 answers of 1 texts"),
+        (TEXT, {"target": [" a", " b"]}, "target names 2 answers of 1 text."),
         (TEXT, {"target": " x", "capture": ["z"]}, "read the last position alone"),
         (TEXT, {"scheme": 3}, "scheme is 3 (an int), expected a scheme or its name"),
         (TEXT, {"scheme": "nf5"}, "unknown precision scheme 'nf5'"),
+        (TEXT, {"every_position": "yes"}, "every_position is yes (a str), expected True or False"),
+        (TEXT, {"target": ""}, "target[0] is empty"),
+        ([TEXT] * 2, {"metric": jnp.sum}, "metric gives shape () for logits of 2 texts"),
+        ([TEXT] * 2, {"metric": lambda x: x[0]}, "return a value for each text: [2, …]"),
     ],
 )
 def test_what_cannot_be_run_is_refused_by_name(model, texts, how, said, as_users_have_it):

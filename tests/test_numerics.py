@@ -170,7 +170,9 @@ def test_model_multiplies_16_bit_numbers_in_matrix_products_only(scheme, engine)
     assert not found & {np.dtype(scheme.compute_dtype)}
 
 
-@pytest.mark.parametrize("scheme", [F16, BF16], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "scheme", [F16, pytest.param(BF16, marks=pytest.mark.slow)], ids=lambda s: s.name
+)
 def test_compiled_model_keeps_the_roundings_of_the_eager_one(scheme):
     config = ModelConfig(64, 2, 4, 64, 128, rotary_dims=4)
     params = jax.tree.map(

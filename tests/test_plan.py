@@ -228,6 +228,7 @@ def test_the_halves_do_not_meet_and_hold_every_task():
         split(prompts[:3], 0)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_plan(model):
     units = units_of(model.config, SCHEME.weights)
     ran = [PLAN(model, PROMPTS, options(units, [0, 5], random_choices=20)) for _ in range(2)]

@@ -150,7 +150,14 @@ def test_caption_says_when_heads_are_not_heads(result: HeadsResult) -> None:
     assert "not attention heads" in text
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+# Drawn to the pixel, the many heads of a large model take long.
+LARGE = ("24 layers of 16 heads", "four tasks, another precision")
+
+
+@pytest.mark.parametrize(
+    "variant",
+    [pytest.param(name, marks=pytest.mark.slow if name in LARGE else ()) for name in VARIANTS],
+)
 def test_every_result_is_drawn_whole(variant: str) -> None:
     """No warning (they are errors), nothing cut off, and no half correlation."""
     changes, names = VARIANTS[variant]

@@ -183,7 +183,7 @@ MALFORMED = {
     "empty": ("{}", r"has no prompts. add a list such as"),
     "only empty lists": ({"factual": [], **REFERENCE}, r"has no prompts"),
     "only reference": (REFERENCE, r"has no prompts"),
-    "no reference": ({"factual": [GOOD]}, r"has no 'reference' texts.* add \"reference\""),
+    "no name": ({" ": [GOOD], **REFERENCE}, r"a task has no name"),
     "reference texts": ({"factual": [GOOD], "reference": ["a", 5]}, r"reference is \[\"a\", 5\]"),
     "reference list": ({"factual": [GOOD], "reference": "a"}, r"reference is \"a\", expected a li"),
     "task list": ({"factual": GOOD, **REFERENCE}, r"factual is .*, expected a list of prompts"),

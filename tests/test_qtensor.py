@@ -205,7 +205,9 @@ def params():
     return jax.tree_util.tree_map_with_path(draw, param_shapes(CONFIG))
 
 
-@pytest.mark.parametrize("name", ["int4-g32", "nf4", "llm-int8"])
+@pytest.mark.parametrize(
+    "name", [pytest.param("int4-g32", marks=pytest.mark.slow), "nf4", "llm-int8"]
+)
 def test_the_wave_of_packed_weights_is_what_vmap_computes(name, params):
     scheme = scheme_named(name)
     low = cast(params, scheme)

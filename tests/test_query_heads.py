@@ -85,7 +85,9 @@ def test_heads_of_one_group_have_contributions_of_their_own(models):
     ("variant", "scheme", "names"),
     [
         ("llama, scaled like 3.1", F32, ["several heads, by prompt"]),
-        ("qwen3, biases, windows", F32, ["several heads, by prompt"]),
+        pytest.param(
+            *("qwen3, biases, windows", F32, ["several heads, by prompt"]), marks=pytest.mark.slow
+        ),
         ("gemma2", F32, ["mean", "edge-align", "several heads, by prompt", "patching"]),
         ("gemma2", INT8_SIM, ["several heads, by prompt", "patching"]),
     ],

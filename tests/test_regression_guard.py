@@ -29,12 +29,14 @@ def counted():
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 def test_matrix_products_are_those_kept(counted):
     assert counted["matrix_flops"] == json.loads(KEPT.read_text())["matrix_flops"], (
         "if this change is meant: python tests/compiled_work.py --keep"
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", compiled_work.COMMANDS)
 def test_no_more_programs_are_compiled_than_kept(counted, command):
     # Each counts, also one that another test compiled and this study only loads.

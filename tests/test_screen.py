@@ -1,14 +1,18 @@
 """Claims about what a command prints: the answer on stdout, the rest as asked; and estimates."""
 
+import contextlib
+import io
 import json
 import shutil
 from types import SimpleNamespace
 
 import jax
+import numpy as np
 import pytest
 from tiny_run import PROMPTS, refusal, run, write_model, write_prompts
 
 from jaxalign import load, read
+from jaxalign.commands.main import main
 from jaxalign.numerics.scheme import scheme_named
 from jaxalign.prompts import read_prompts
 from jaxalign.studies.registry import STUDIES
@@ -64,6 +68,53 @@ def test_json_is_alone_on_stdout(inputs, tmp_path):
     assert schemes(inputs, tmp_path / "q.json", "--json", "--quiet").err == ""
 
 
+def test_an_answer_that_could_not_be_printed_is_no_success_and_its_file_is_whole(inputs, tmp_path):
+    output, err = tmp_path / "s.json", io.StringIO()
+    asked = ("--model", inputs.model, "--prompts", inputs.prompts, "--output", output, *SMALL)
+    with (
+        open("/dev/full", "w") as full,
+        contextlib.redirect_stdout(full),
+        contextlib.redirect_stderr(err),
+    ):
+        assert main(["schemes", *map(str, asked), "--json", "--quiet"]) == 2
+    said = "jaxalign: note: the output cannot be written (No space left on device)\n"
+    assert err.getvalue() == said
+    assert len(read(output).rows) == 2
+
+
+def test_reference_texts_are_asked_for_where_heads_are_replaced_by_means_alone(inputs, tmp_path):
+    file = {name: given for name, given in PROMPTS.items() if name != "reference"}
+    prompts = write_prompts(tmp_path / "p.json", file)
+    asked = ("--model", inputs.model, "--prompts", prompts, "--output", tmp_path / "h.json", *SMALL)
+    line = refusal("heads", *asked, "--quiet")
+    assert "come without reference texts, which mean ablation averages over" in line
+    ran = run("heads", *asked, "--ablations", "zero", "--repair", "none")
+    assert ran.code == 0, ran.err
+    assert read(tmp_path / "h.json").reference_count == 0
+    whole = ("--prompts", inputs.prompts, "--output", tmp_path / "w.json", "--ablations", "zero")
+    assert run("heads", *asked, *whole, "--repair", "none").code == 2  # an option twice
+    whole = ("--model", inputs.model, *whole, *SMALL, "--repair", "none")
+    assert run("heads", *whole).code == 0
+    for with_texts, without in zip(
+        read(tmp_path / "w.json").prompts, read(tmp_path / "h.json").prompts, strict=True
+    ):
+        np.testing.assert_allclose(
+            with_texts.zero_importance, without.zero_importance, rtol=1e-4, atol=1e-5
+        )
+
+
+def test_draws_that_no_precision_has_are_a_note(inputs, tmp_path):
+    ran = schemes(inputs, tmp_path / "s.json", "--lottery-draws", 3)
+    assert ran.code == 0, ran.err
+    said = "no scheme is solved for, as by AWQ or GPTQ, so none has a lottery"
+    assert said in read(tmp_path / "s.json").provenance.notes
+    asked = ("--model", inputs.model, "--prompts", inputs.prompts, "--output", tmp_path / "h.json")
+    small = (*SMALL[:3], "--schemes", "int8-sim", "--ablations", "zero")
+    assert run("heads", *asked, *small).code == 0
+    said = "no precision moves a weight, so none stands beside weight noise"
+    assert said in read(tmp_path / "h.json").provenance.notes
+
+
 def test_one_prompt_needs_no_file(inputs, tmp_path):
     output = tmp_path / "one.json"
     one = ("--prompt", "The capital of France is", "--target", " Paris", "--distractor", " Rome")
@@ -72,7 +123,8 @@ def test_one_prompt_needs_no_file(inputs, tmp_path):
     where = read(output).provenance.prompts
     assert (where.file, where.given, where.positions) == ("--prompt", 1, 5)
     heads = tmp_path / "heads.json"
-    assert run("--model", inputs.model, "--output", heads, *SMALL, *one).code == 0
+    few = ("--ablations", "zero", "--repair", "none")
+    assert run("--model", inputs.model, "--output", heads, *SMALL, *one, *few).code == 0
     [prompt] = read(heads).prompts
     assert (prompt.prompt, prompt.target, prompt.distractor) == (one[1], one[3], one[5])
 
@@ -102,7 +154,9 @@ def test_an_input_that_a_figure_would_be_drawn_over_is_refused(inputs, tmp_path)
 # Estimates.
 
 
-@pytest.mark.parametrize("name", STUDIES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "plan" else n for n in STUDIES]
+)
 def test_an_estimate_counts_the_calls_that_the_study_makes(inputs, name, tmp_path, monkeypatch):
     """Zeros in the place of results: every study makes all of its calls, and computes none."""
     computed = []
@@ -142,7 +196,7 @@ def test_an_estimate_is_printed_in_words_and_writes_nothing(inputs, tmp_path):
         "memory",
         "compute",
         "time",
-        "GFLOP/s here",
+        "GFLOP/s of f32 products here",
         "calibration and statistics",
     ):
         assert word in ran.out

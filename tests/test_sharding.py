@@ -137,7 +137,13 @@ def test_many_devices_differ_from_one_by_less_than_the_precision_does(
 
 @pytest.mark.usefixtures("users_programs")
 @pytest.mark.parametrize(
-    ("scheme", "engine"), [(F32, "wave"), (F16, "wave"), (INT8_SIM, "wave"), (F16, "vmap")]
+    ("scheme", "engine"),
+    [
+        (F32, "wave"),
+        pytest.param(F16, "wave", marks=pytest.mark.slow),
+        (INT8_SIM, "wave"),
+        pytest.param(F16, "vmap", marks=pytest.mark.slow),
+    ],
 )
 def test_the_clean_run_has_the_same_bits_on_every_device(tokens, scheme, engine):
     params, config = tiny(scheme=scheme)
@@ -212,7 +218,9 @@ def test_a_copy_sharded_over_devices_equals_a_whole_one_in_f32(edits, tokens, by
         assert np.abs(ours - theirs).max() <= 1e-6 * np.abs(theirs).max(), name
 
 
-@pytest.mark.parametrize("scheme", [F16, INT8_SIM], ids=lambda s: s.name)
+@pytest.mark.parametrize(
+    "scheme", [pytest.param(F16, marks=pytest.mark.slow), INT8_SIM], ids=lambda s: s.name
+)
 def test_a_sharded_copy_differs_from_a_whole_one_by_less_than_the_precision_does(
     edits, tokens, by_one_in, scheme
 ):
@@ -278,7 +286,7 @@ def exchanges(spread, edit, **other):
 
 
 @pytest.mark.usefixtures("users_programs")
-@pytest.mark.parametrize("spread", [2, 4])
+@pytest.mark.parametrize("spread", [pytest.param(2, marks=pytest.mark.slow), 4])
 def test_a_layer_of_a_sharded_copy_makes_megatrons_two_sums_and_one_for_births(edits, spread):
     # After W_O and after the MLP; and each head that a birth replaces, which one device holds.
     assert exchanges(spread, edits["zero"]) == {"sums": 2 + 1}

@@ -27,7 +27,7 @@ def test_every_revision_has_a_result_and_a_figure_shows_them_all(inputs, tmp_pat
     output = tmp_path / "experiment.json"
     ran = study(
         run, prompts, output, "--revisions", "step10,step100", "--schemes", "int4-g8@bf16",
-        "--use-all-prompts",
+        "--use-all-prompts", "--ablations", "zero", "--noise-draws", 0,
     )  # fmt: skip
     assert ran.code == 0, ran.err
     first, second = (

@@ -7,6 +7,7 @@ import pytest
 
 import jaxalign
 from jaxalign.errors import InputError, require_type
+from jaxalign.prompts import one_prompt
 from jaxalign.studies.registry import STUDIES
 
 
@@ -66,6 +67,8 @@ CASES = {
         lambda m: jaxalign.heads_study(m, ["The capital of France is"]),
         "prompts is a list, expected prompts, from jaxalign.read_prompts",
     ),
+    "no layers": (lambda m: jaxalign.zero_ablation(0, 8), "num_layers is 0, and there is nothing"),
+    "one_prompt": (lambda m: one_prompt(5, " x"), "prompt is 5 (an int), expected a text"),
     "options of another study": (
         lambda m: STUDIES["plan"](m, jaxalign.read_prompts(), jaxalign.HeadsOptions()),
         "options is a HeadsOptions, expected a PlanOptions",

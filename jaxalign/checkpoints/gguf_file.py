@@ -20,11 +20,20 @@ import numpy as np
 from jaxalign.checkpoints.files import check_unchanged, state_of
 from jaxalign.errors import InputError
 
-VERSIONS = (2, 3)
+MAGIC, VERSIONS = b"GGUF", (2, 3)
 MOST_DIMENSIONS = 4
 SCALARS = {0: "u1", 1: "i1", 2: "u2", 3: "i2", 4: "u4", 5: "i4", 6: "f4", 7: "?", 10: "u8",
            11: "i8", 12: "f8"}  # fmt: skip
 TEXT, ARRAY = 8, 9
+
+
+def is_gguf(path: Path) -> bool:
+    """Whether a file can be read and begins as a GGUF file does, whatever its name."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    except OSError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +125,7 @@ def open_gguf(path: Path) -> GGUFFile:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror})", "check it") from error
     head = _Head(path, data)
-    if bytes(head.take(4)) != b"GGUF":
+    if bytes(head.take(4)) != MAGIC:
         raise head.damaged("it does not begin with GGUF")
     if (version := head.number("u4")) not in VERSIONS:
         raise head.damaged(f"version {version}, expected {' or '.join(map(str, VERSIONS))}")

@@ -11,7 +11,7 @@ import huggingface_hub
 from huggingface_hub import errors as hub_errors
 
 from jaxalign.checkpoints.files import INDEX, SINGLE
-from jaxalign.checkpoints.gguf_file import open_gguf
+from jaxalign.checkpoints.gguf_file import is_gguf, open_gguf
 from jaxalign.checkpoints.gguf_model import blocks_note, check_readable
 from jaxalign.checkpoints.packaged import PACKAGED, packaged
 from jaxalign.errors import InputError
@@ -87,12 +87,16 @@ def locate(model: str | Path | None = None, revision: str | None = None) -> Sour
     if model and os.path.isdir(path):  # pathlib's own raises for a name that is too long
         _refuse_revision(revision, f"--model {model} is a local folder")
         return Source(path, model)
-    if path.suffix == ".gguf":
+    if path.suffix == ".gguf" or os.path.isfile(path):
         _refuse_revision(revision, f"--model {model} is a file")
         if not os.path.isfile(path):
             raise InputError(f"--model {model}: there is no such file", "check the path")
+        if path.suffix != ".gguf" and not is_gguf(path):
+            raise InputError(
+                f"--model {model} is a file, and not one of GGUF", "give the folder that it is in"
+            )
         return _from_file(path, model)
-    if model.startswith((".", "/", "~")) or model.count("/") > 1 or os.path.isfile(model):
+    if model.startswith((".", "/", "~")) or model.count("/") > 1:
         raise InputError(f"--model {model}: there is no such folder", "check the path")
     return _from_hub(model, revision)
 

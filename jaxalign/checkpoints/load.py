@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
@@ -19,7 +20,7 @@ from jaxalign.checkpoints.parameters import load_params, unembeddings
 from jaxalign.checkpoints.tokenizer import check_vocabulary, encode, read_tokenizer
 from jaxalign.edits.site import Edit
 from jaxalign.engine.compiled import run_edits, run_once
-from jaxalign.errors import InputError, require_type
+from jaxalign.errors import InputError, counted, require_type
 from jaxalign.measures.metrics import Answer
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, cast, count, param_shapes
@@ -68,7 +69,7 @@ class Model:
         metric: Callable[[Any], Any] | None = None,
         target: str | Sequence[str] | None = None,
         scheme: Scheme | str = F32,
-        capture: Sequence[str] = (),
+        capture: str | Sequence[str] = (),
         every_position: bool = False,
     ) -> Any:
         """Run the model on texts: clean, under one edit, or under many at once.
@@ -86,7 +87,7 @@ class Model:
             target: each text's answer with its space in front, or one for all: the metric then is
                 its first token's lead over the best other token, in logits.
             scheme: the precision, or its name: ``"nf4"``. The weights are rounded to it once.
-            capture: activations to return, names of ``jaxalign.model.CAPTURES``.
+            capture: activations to return, a name of ``jaxalign.model.CAPTURES`` or several.
             every_position: logits of all positions, not of each text's last one alone.
 
         Returns:
@@ -97,7 +98,7 @@ class Model:
         Raises:
             InputError: texts that the model cannot read, arguments that exclude each other, or one
                 of another type.
-            ValueError: an edit that does not fit the run.
+            ValueError: an edit that does not fit the run, or no name of an activation.
 
         Example:
             >>> model = jaxalign.load("demo")
@@ -107,8 +108,10 @@ class Model:
             >>> m = model.run("The capital of France is", edits=heads, target=" Paris")  # [49, 1]
         """
         scheme = as_scheme(scheme)
+        require_type("every_position", every_position, bool, "True or False")
         tokens, lengths = self._prompts(texts)
         readout = self._readout(metric, target, len(tokens))
+        capture = (capture,) if isinstance(capture, str) else capture
         params, config, run = self._in(scheme), self.config, scheme.run
         read_last = edits is not None or readout is not None
         if read_last and (capture or every_position):
@@ -156,8 +159,8 @@ class Model:
         self, metric: Callable[[Any], Any] | None, target: str | Sequence[str] | None, count: int
     ) -> Callable[[Any], Any] | None:
         if target is None:
-            if metric is not None and not callable(metric):
-                require_type("metric", metric, (), "a function of logits [B, V]")
+            if metric is not None:
+                self._check_metric(metric, count)
             return metric
         if metric is not None:
             raise InputError("metric and target are both given", "leave one of them out")
@@ -165,10 +168,23 @@ class Model:
         answers = [target] * count if isinstance(target, str) else list(target)
         if len(answers) != count:
             raise InputError(
-                f"target names {len(answers)} answers of {count} texts", "give one for each text"
+                f"target names {counted(len(answers), 'answer')} of {counted(count, 'text')}",
+                "give one for each text",
             )
-        first = self.encode(answers)[0][:, 0]
+        first = self._encoded("target", answers)[0][:, 0]
         return Answer(first, first)
+
+    def _check_metric(self, metric: Any, count: int) -> None:
+        """Refuse what is no function from logits ``[B, V]`` to values ``[B, …]``."""
+        if not callable(metric):
+            require_type("metric", metric, (), "a function of logits [B, V]")
+        logits = jax.ShapeDtypeStruct((count, self.config.vocab_size), jnp.float32)
+        for leaf in jax.tree.leaves(jax.eval_shape(metric, logits)):
+            if leaf.shape[:1] != (count,):
+                raise InputError(
+                    f"metric gives shape {leaf.shape} for logits of {counted(count, 'text')}",
+                    f"return a value for each text: [{count}, …]",
+                )
 
     def _in(self, scheme: Scheme) -> Params:
         """The parameters as a scheme has them, made once."""
@@ -197,10 +213,16 @@ class Model:
             InputError: no text, one without tokens, one longer than the model's context, or one
                 with a token that the model has no row for.
         """
+        return self._encoded("texts", texts, special)
+
+    def _encoded(
+        self, name: str, texts: Sequence[str], special: bool = False
+    ) -> tuple[Tokens, Lengths]:
+        """``encode`` of the texts of an argument, whose name errors have."""
         if isinstance(texts, str) or not texts:
-            raise InputError(f"texts are {texts!r}", "give a list of one text or more")
+            raise InputError(f"{name} are {texts!r}", "give a list of one text or more")
         rows = [
-            encode(text, f"texts[{i}]", self.tokenizer, self.config, special)
+            encode(text, f"{name}[{i}]", self.tokenizer, self.config, special)
             for i, text in enumerate(texts)
         ]
         lengths = np.array([len(row) for row in rows], np.int32)

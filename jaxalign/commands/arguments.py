@@ -57,7 +57,8 @@ are optional, and any other list of such objects is a task of its own.
 
 EXIT_CODES = """\
 exit codes: 0 done; 1 verify or selftest found something that differs; 2 bad input, an
-interruption, or activations that left a precision's range; 3 verify could check nothing.
+interruption, an answer that could not be printed, or activations that left a precision's range;
+3 verify could check nothing.
 """
 
 

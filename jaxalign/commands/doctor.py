@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import textwrap
 
 import jax
 
@@ -13,6 +14,8 @@ from jaxalign.runtime.canary import check_canary
 from jaxalign.runtime.compilation_cache import VARIABLE, default_folder
 from jaxalign.runtime.environment import describe, select_device
 from jaxalign.runtime.memory import available_bytes, default_memory_gb
+
+WIDTH, INDENT = 100, 19
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -26,8 +29,14 @@ def run(arguments: argparse.Namespace) -> int:
     """
     device = select_device(arguments.device)
     for name, value in findings(device).items():
-        print(f"{name:<18} {value}", flush=True)
+        print(_wrapped(f"{name:<{INDENT}}{value}"), flush=True)
     return 0
+
+
+def _wrapped(line: str) -> str:
+    return textwrap.fill(
+        line, WIDTH, subsequent_indent=" " * INDENT, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def findings(device: jax.Device) -> dict[str, str]:

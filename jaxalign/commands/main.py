@@ -25,13 +25,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: after the help or the version was printed.
     """
     arguments = argparse.Namespace()
-    with lasting_streams(), interruptible() as interruption:
+    with lasting_streams() as out, interruptible() as interruption:
         try:
             arguments = parse(sys.argv[1:] if argv is None else argv)
             command = COMMANDS[arguments.command]
             module = importlib.import_module(f"jaxalign.commands.{command.module}")
             code: int = module.run(arguments)
-            return code
+            out.flush()
+            return code or (BAD_INPUT if out.lost else 0)
         except (Exception, KeyboardInterrupt) as error:
             # What an interruption breaks may raise an error of any kind.
             stopped = interruption.asked or isinstance(error, KeyboardInterrupt)

@@ -106,7 +106,7 @@ def run_study(
         raise InputError(
             f"--estimate is of the whole study, and --shard {shard} of a share", "leave one out"
         )
-    if first and not estimate:
+    if first:
         check_output(output, not arguments.no_figures)
         _check_inputs_stay(arguments, () if arguments.no_figures else study.figures)
     _check_texts_are_used(arguments.calibration, options)

@@ -304,5 +304,8 @@ def _hint(name: str, base: str, group: str | None, compute: str | None) -> str:
         return f"{base}, which packs no weights that @{compute} could compute with"
     if (base in SCHEMES or base in _GROUPED) and compute not in COMPUTE:
         return f"@{' or @'.join(COMPUTE)} behind a name"
+    digits = re.match(r"int(\d+)", name)
+    if digits and (len(digits[1]) > 1 or int(digits[1]) not in WHOLE_NUMBERS):
+        return f"int{min(WHOLE_NUMBERS)} … int{max(WHOLE_NUMBERS)}, for example int4-g128"
     near = difflib.get_close_matches(name.lower(), EXAMPLES, n=3, cutoff=0.4)
     return f"one of {', '.join(near or EXAMPLES)}"

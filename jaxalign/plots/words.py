@@ -85,11 +85,6 @@ def listed(parts: Sequence[str]) -> str:
     return ", ".join([*parts[:LISTED], *([f"and {more} more"] if more > 0 else [])])
 
 
-def counted(n: int, noun: str) -> str:
-    """``1 prompt``, ``2 prompts``."""
-    return f"{n} {noun}" + ("" if n == 1 else "s")
-
-
 def model_words(model: dict[str, str]) -> tuple[str, str]:
     """A model's name and revision for a caption.
 

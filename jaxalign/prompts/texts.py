@@ -29,7 +29,8 @@ class PromptText:
 
 @dataclass(frozen=True)
 class PromptSet:
-    """A prompts file. ``tasks`` maps a task's name to its prompts; ``reference`` are texts."""
+    """A prompts file. ``tasks`` maps a task's name to its prompts; ``reference`` are texts that
+    mean ablation averages over, perhaps none."""
 
     tasks: dict[str, tuple[PromptText, ...]]
     reference: tuple[str, ...]
@@ -71,9 +72,15 @@ def one_prompt(prompt: str, target: str, distractor: str | None = None) -> Promp
         target: how it should go on, with its space in front: ``" Paris"``.
         distractor: a wrong answer that the target is held against.
 
+    Raises:
+        InputError: one of them is no text.
+
     Example:
         >>> heads_study(jaxalign.load("demo"), one_prompt("The capital of France is", " Paris"))
     """
+    require_type("prompt", prompt, str, "a text")
+    require_type("target", target, str, "a text")
+    require_type("distractor", distractor, (str, type(None)), "a text, or None")
     given = PromptText(prompt, target, distractor)
     return PromptSet({ONE: (given,)}, read_prompts().reference)
 
@@ -92,6 +99,8 @@ def read_prompts(path: Path | str | None = None) -> PromptSet:
     for name in content:
         if any("\ud800" <= c <= "\udfff" for c in name):
             raise InputError(f"prompts file {path}: {name!r} is not Unicode text", "rename it")
+        if not name.strip():
+            raise InputError(f"prompts file {path}: a task has no name", "give it one")
     reference = content.pop(REFERENCE, [])
     if not isinstance(reference, list) or not all(isinstance(text, str) for text in reference):
         raise _malformed(path, REFERENCE, "a list of texts", reference)
@@ -105,11 +114,6 @@ def read_prompts(path: Path | str | None = None) -> PromptSet:
             )
     if not any(tasks.values()):
         raise InputError(f"prompts file {path} has no prompts", 'add a list such as "factual"')
-    if not reference:
-        raise InputError(
-            f"prompts file {path} has no {REFERENCE!r} texts, which mean ablation averages over",
-            f'add "{REFERENCE}": ["…", …]',
-        )
     return PromptSet({name: items for name, items in tasks.items() if items}, tuple(reference))
 
 

@@ -56,6 +56,7 @@ class Resume:
 
     Attributes:
         folder: this study's own, in that folder.
+        spent: seconds that the calls which were found took, in the runs that computed them.
 
     Raises:
         InputError: in every process, where a study with other facts is running with this folder;
@@ -74,6 +75,7 @@ class Resume:
         text = json.dumps(self._facts, sort_keys=True).encode()
         self._study = hashlib.sha256(text).hexdigest()
         self.folder = folder and folder / self._study[:NAME]
+        self.spent = 0.0
         self._used: set[str] = set()
         self._writable = True
         self._release: Callable[[], Any] = lambda: None
@@ -107,13 +109,15 @@ class Resume:
         if found is not None:
             return found
         structure: Any = jax.tree.structure(like)
+        start = time.perf_counter()
         out = compute()
         if jax.tree.structure(out) != structure:
             raise ValueError(f"call {key} gave {jax.tree.structure(out)}, not {structure}")
         if self.folder:
             arrays = fetch(jax.tree.leaves(out))  # by all processes, since it may take all of them
             if is_first():
-                self._write(self.folder, name, _encode(self._head(key), arrays))
+                took = {"seconds": time.perf_counter() - start}
+                self._write(self.folder, name, _encode(self._head(key) | took, arrays))
         return out
 
     def has(self, key: Sequence[str | int]) -> bool:
@@ -132,9 +136,10 @@ class Resume:
             like: as for ``keep``.
         """
         structure: Any = jax.tree.structure(like)
-        leaves = self._read(_file_name(key), key)
+        leaves, seconds = self._read(_file_name(key), key)
         if leaves is None or len(leaves) != structure.num_leaves:
             return None
+        self.spent += seconds
         return jax.tree.unflatten(structure, leaves)
 
     def remove(self) -> None:
@@ -185,10 +190,10 @@ class Resume:
     def _head(self, key: Sequence[str | int]) -> dict[str, Any]:
         return {"study": self._study, "key": [*key]}
 
-    def _read(self, name: str, key: Sequence[str | int]) -> list[np.ndarray] | None:
-        """The arrays of a call; None where there is no file of it, or one that does not fit."""
+    def _read(self, name: str, key: Sequence[str | int]) -> tuple[list[np.ndarray] | None, float]:
+        """A call's arrays and seconds; None where there is no file of it, or one that is unfit."""
         if self.folder is None:
-            return None
+            return None, 0.0
         content = b"none"
         if is_first():
             with contextlib.suppress(InputError):
@@ -197,7 +202,7 @@ class Resume:
         try:
             return _decode(self._head(key), content)
         except Exception:  # many kinds, for as many places where a file may be damaged
-            return None
+            return None, 0.0
 
     def _write(self, folder: Path, name: str, content: bytes) -> None:
         if not (self._writable and (folder / FACTS).exists()):
@@ -303,11 +308,11 @@ def _encode(head: Mapping[str, Any], leaves: Sequence[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def _decode(head: Mapping[str, Any], content: bytes) -> list[np.ndarray] | None:
+def _decode(head: Mapping[str, Any], content: bytes) -> tuple[list[np.ndarray] | None, float]:
     with np.load(io.BytesIO(content), allow_pickle=False) as file:
         text, *bits = (file[f"arr_{i}"] for i in range(len(file.files)))
     found = json.loads(str(text))
-    dtypes = found.pop("dtypes")
+    dtypes, seconds = found.pop("dtypes"), found.pop("seconds")
     if found != head:
-        return None
-    return [a.view(jnp.dtype(name)) for name, a in zip(dtypes, bits, strict=True)]
+        return None, 0.0
+    return [a.view(jnp.dtype(name)) for name, a in zip(dtypes, bits, strict=True)], float(seconds)

@@ -55,15 +55,18 @@ class Lasting:
 
     What its encoding lacks is written as a stand-in (``-`` for a minus sign) or an escape. Once it
     cannot be written to at all, everything goes to the null device instead, after one line on
-    stderr unless its reader has
-    simply left (``| head``).
+    stderr unless its reader has simply left (``| head``).
 
     Args:
         stream: where the text goes; None for a process that was started without.
+
+    Attributes:
+        lost: whether something was not written that a reader still waits for.
     """
 
     def __init__(self, stream: Any) -> None:
         self._stream = Nowhere() if stream is None else stream
+        self.lost = False
 
     def write(self, text: str) -> int:
         """Write ``text``; returns how many characters that were."""
@@ -95,20 +98,22 @@ class Lasting:
             self._stream = Nowhere()
         os.close(null)
         if self is not sys.stderr and getattr(error, "errno", None) != errno.EPIPE:
+            self.lost = True
             note(f"the output cannot be written ({getattr(error, 'strerror', None) or error})")
 
 
 @contextlib.contextmanager
-def lasting_streams() -> Iterator[None]:
-    """Make stdout and stderr ``Lasting`` for as long as the context lasts."""
+def lasting_streams() -> Iterator[Lasting]:
+    """Make stdout and stderr ``Lasting`` for as long as the context lasts; yields stdout."""
+    out = Lasting(sys.stdout)
     with (
         contextlib.redirect_stderr(Lasting(sys.stderr)),
-        contextlib.redirect_stdout(Lasting(sys.stdout)),
+        contextlib.redirect_stdout(out),
     ):
         try:
-            yield
+            yield out
         finally:
-            sys.stdout.flush()
+            out.flush()
 
 
 class Interruption:

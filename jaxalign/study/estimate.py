@@ -68,12 +68,12 @@ class Taken:
                 *lines,
                 f"calls     {self.calls}, of {self.programs} programs",
                 f"memory    {self.bytes / 1e9:.2g} GB for weights and activations",
-                f"compute   {self.operations / 1e9:,.0f} GFLOP; f32 products run at "
-                f"{self.rate / 1e9:,.0f} GFLOP/s here, of which about half is reached",
+                f"compute   {self.operations / 1e9:,.0f} GFLOP",
+                f"rate      {self.rate / 1e9:,.0f} GFLOP/s of f32 products here, of which about "
+                "half is reached",
                 f"time      about {span(self.compiling + self.computing)}: "
-                f"{span(self.computing)} of computing and {span(self.compiling)} of compiling "
-                "what the cache does not have;",
-                "          calibration and statistics come on top",
+                f"{span(self.computing)} of computing and {span(self.compiling)} of compiling",
+                "          what the cache does not have; calibration and statistics come on top",
             ]
         )
 

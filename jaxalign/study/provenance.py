@@ -138,7 +138,8 @@ class Provenance:
             ``Inputs`` has them.
         notes: what a reader of the result has to know.
         timestamp: when the study ended, UTC.
-        total_seconds: of all; seconds: by phase, compilation included.
+        total_seconds: of all, with the calls that runs before had finished; seconds: of this
+            run, by phase, compilation included.
         calls: what was computed.
         layer_rows: passes of one run of one prompt through one block.
         bootstrap_samples, permutations: behind every interval and p-value.

@@ -331,7 +331,7 @@ class Session:
             processes=given.processes,
             notes=tuple(self.notes),
             timestamp=datetime.now(UTC).isoformat(timespec="seconds"),
-            total_seconds=time.perf_counter() - self._start,
+            total_seconds=time.perf_counter() - self._start + self.resume.spent,
             seconds=dict(self.log.seconds),
             calls=self.log.counts(),
             layer_rows=self.log.layer_rows,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxalign.errors import printable, shortened
+from jaxalign.errors import counted, printable, shortened
 from jaxalign.measures.estimates import Estimate
 from jaxalign.study.provenance import Provenance
 
@@ -70,9 +70,10 @@ def header(study: str, provenance: Provenance) -> str:
     revision = f" at {revision[:12] if len(revision) == COMMIT else one_line(revision, 20)}"
     revision = revision if origin.revision else ""
     device = machine.device_kind or machine.device
-    kept = f"{prompts.kept} of {prompts.given}" if prompts.kept < prompts.given else prompts.given
+    kept = counted(prompts.given, "prompt")
+    kept = f"{prompts.kept} of {kept}" if prompts.kept < prompts.given else kept
     return (
-        f"{study}: {one_line(origin.name, 40)}{revision} · {device} · {kept} prompts · "
+        f"{study}: {one_line(origin.name, 40)}{revision} · {device} · {kept} · "
         f"{provenance.total_seconds:.0f} s"
     )
 

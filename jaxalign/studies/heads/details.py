@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from jaxalign.errors import printable
+from jaxalign.errors import counted, printable
 from jaxalign.measures.estimates import Estimate
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.findings import Likeness
@@ -61,8 +61,8 @@ def _top_heads(result: HeadsResult) -> str:
         cells = [head_label(layer, head), *(_lost(m[at]) for m in (zero, mean, resample))]
         rows.append([*cells, *(f"{drift[at]:.2e}" for drift in drifts.values())])
     title = (
-        f"heads that matter most (mean over {len(result.prompts)} prompts, logits lost when "
-        "replaced), and how far precision moves them"
+        f"heads that matter most (mean over {counted(len(result.prompts), 'prompt')}, logits lost "
+        "when replaced), and how far precision moves them"
     )
     names = [f"{DRIFT.name} {name}" for name in drifts]
     return f"{title}\n{text_table(['head', 'zero', 'mean', f'resample{count}', *names], rows)}"

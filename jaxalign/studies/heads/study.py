@@ -58,8 +58,15 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
         options: precisions, ablations, head mode, repairs.
 
     Raises:
-        InputError: the model's logits are not finite, or the memory budget is too small.
+        InputError: the model's logits are not finite, the memory budget is too small, or there are
+            no texts that mean ablation could average over.
     """
+    means = "mean" in options.ablations
+    if means and not session.reference:
+        raise InputError(
+            "the prompts come without reference texts, which mean ablation averages over",
+            'add "reference": ["…", …] to the prompts file, or leave mean out of --ablations',
+        )
     heads = session.model.config.num_layers * session.model.config.num_heads
     if options.repaired and options.max_repair_k > heads:
         session.notes.append(f"--max-repair-k {options.max_repair_k}: the model has {heads} heads")
@@ -67,7 +74,8 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
         mean_bits(session.config, scheme)  # refuses groups that do not divide, before any work
     runner = Runner(session.model, options, session.mesh, session.run)
     given, log = session.prompts, session.log
-    texts = [Prompt(given[0].text, "reference", ids, 0) for ids in session.reference]
+    reference = session.reference if means else ()
+    texts = [Prompt(given[0].text, "reference", ids, 0) for ids in reference]
     with log.phase("clean f32"):
         every = runner.clean([*given, *texts], runner.study_batches([*given, *texts]))
     kept = _validate(given, every.metrics, options.use_all_prompts, session.notes)
@@ -86,6 +94,8 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
     precisions = [
         _precision(session, runner, scheme, asked, everything, work) for scheme in options.schemes
     ]
+    if options.noise_draws and precisions and not any(one.noise for one in precisions):
+        session.notes.append("no precision moves a weight, so none stands beside weight noise")
     session.ahead([*important, *(call for one in precisions for call in one.first_calls)])
     session.ahead([call for one in precisions for call in one.later_calls])
     with log.phase("importance f32"):
@@ -224,7 +234,7 @@ def _low_precision(
     """Everything the study asks of one low precision."""
     scheme, count, log = one.scheme, len(base.asked.prompts), session.log
     with log.phase(f"clean {scheme.name}"):
-        runner.low(one.variant, one.clean, count + len(session.reference))
+        runner.low(one.variant, one.clean, len(base.asked.clean.states))
     clean = one.variant.clean
     assert clean is not None
     orders = repair_orders(
@@ -247,7 +257,7 @@ def _low_precision(
     with log.phase(f"noise {scheme.name}"):
         noise = []
         for draw in one.noise:
-            runner.low(draw.variant, draw.clean, count + len(session.reference))
+            runner.low(draw.variant, draw.clean, len(base.asked.clean.states))
             noise.append(ablated(draw.variant.name, draw.importance))
             draw.variant.clean = None  # its states are many
     assert own is not None
@@ -284,7 +294,7 @@ def _result(
     return HeadsResult(
         num_layers=session.config.num_layers,
         num_heads=session.config.num_heads,
-        reference_count=len(session.reference),
+        reference_count=len(base.asked.clean.states) - count,
         resample_draws=DRAWS,
         head_mode=runner.options.head_mode,
         prompts=tuple(results),

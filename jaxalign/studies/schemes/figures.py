@@ -12,12 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
+from jaxalign.errors import counted
 from jaxalign.plots.looks import MEASURED, NOISE, Look
 from jaxalign.plots.page import GREY, INK, PALE, Page, new_page
 from jaxalign.plots.rows import bare, beside, interval
 from jaxalign.plots.scales import drawable
 from jaxalign.plots.words import (
-    counted,
     model_words,
     p_text,
     places_for,

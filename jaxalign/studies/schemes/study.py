@@ -43,6 +43,8 @@ def run(session: Session, options: SchemesOptions) -> SchemesResult:
     for scheme in schemes.values():
         mean_bits(session.config, scheme)  # refuses groups that do not divide, before any work
     work, draws = batches(session), (options.noise_draws, options.lottery_draws)
+    if options.lottery_draws and not any(scheme.solves for scheme in options.schemes):
+        session.notes.append("no scheme is solved for, as by AWQ or GPTQ, so none has a lottery")
     every = [call for scheme in schemes.values() for call in calls(session, scheme, work, *draws)]
     found: Found = {}
     memory: dict[str, int] = {}

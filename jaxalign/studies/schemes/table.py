@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jaxalign.errors import counted
 from jaxalign.measures.estimates import Estimate
 from jaxalign.studies.schemes.result import NoiseFloor, SchemeRow, SchemesResult
 from jaxalign.study.tables import estimate_text, header, one_line, text_table
@@ -152,7 +153,7 @@ def details(result: SchemesResult) -> str:
     head = ["scheme", "bits", "MB", "KL, nats", *noise, "top-1 %"]
     head += ["change of m, logits", "corrected", "head drift", *noise]
     prompts = result.provenance.prompts
-    counts = f"{prompts.kept} prompts, {prompts.positions} positions"
+    counts = f"{counted(prompts.kept, 'prompt')}, {counted(prompts.positions, 'position')}"
     return (
         f"precision schemes against f32 ({counts})\n{text_table(head, rows)}\n"
         "bits: of a weight in the blocks, scales included; MB: the model as deployed. batching: the"

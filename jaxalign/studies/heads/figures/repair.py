@@ -11,9 +11,10 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
+from jaxalign.errors import counted
 from jaxalign.plots.page import GREY, INK, Page, new_page, say, sentence_page
 from jaxalign.plots.scales import drawable
-from jaxalign.plots.words import counted, precision_name
+from jaxalign.plots.words import precision_name
 from jaxalign.studies.heads.figures.values import (
     caption,
     drawn,

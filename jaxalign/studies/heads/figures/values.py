@@ -9,10 +9,10 @@ from functools import partial
 
 import numpy as np
 
+from jaxalign.errors import counted
 from jaxalign.measures.estimates import Estimate
 from jaxalign.plots.scales import drawable
 from jaxalign.plots.words import (
-    counted,
     listed,
     model_words,
     p_text,
