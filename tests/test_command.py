@@ -513,7 +513,9 @@ def test_control_c_stops_a_run_in_one_line_and_leaves_the_previous_result(whole,
     try:
         assert process.stdout.readline().startswith("heads study of ")
         time.sleep(1)
-        process.send_signal(signal.SIGINT)
+        for _ in range(3):  # people press it again
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.1)
         _, err = process.communicate(timeout=3600)
     finally:
         process.kill()

@@ -21,4 +21,4 @@ def main() -> int:
             signal.signal(number, _stop)
     from jaxalign.commands.main import main as run  # takes seconds
 
-    return run()
+    return run(alone=True)

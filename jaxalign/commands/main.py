@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -15,11 +16,13 @@ BAD_INPUT = 2
 OUT_OF_MEMORY = "RESOURCE_EXHAUSTED"  # as XLA says it
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, *, alone: bool = False) -> int:
     """Run the command; returns the exit code.
 
     Args:
         argv: what was typed behind the program's name; this process's by default.
+        alone: the process is the command's, so an interruption ends it at once: Python would wait
+            for programs that are still being compiled, and a second interruption would break that.
 
     Raises:
         SystemExit: after the help or the version was printed.
@@ -41,6 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise
             interruption.answered = True
             print(f"jaxalign: error: {line}", file=sys.stderr)
+            if alone and stopped:
+                out.flush()
+                sys.stderr.flush()
+                os._exit(BAD_INPUT)
             return BAD_INPUT
 
 
