@@ -11,6 +11,7 @@ import numpy as np
 from jaxalign.measures import stats
 from jaxalign.measures.correlation import HeadEstimate, correlate_means
 from jaxalign.measures.estimates import adjusted, estimate
+from jaxalign.shapes import Float
 from jaxalign.studies.heads.agreement import agreement
 from jaxalign.studies.heads.average import comparable, flat
 from jaxalign.studies.heads.drift_correlations import correlation
@@ -25,7 +26,7 @@ from jaxalign.studies.heads.findings import (
     TaskMean,
 )
 from jaxalign.studies.heads.repair_tests import judged, repair_tests
-from jaxalign.studies.heads.result import PromptResult, RepairResult
+from jaxalign.studies.heads.result import PrecisionResult, PromptResult, RepairResult
 
 Row = TypeVar("Row", bound=Any)
 # Each measure of drift is set beside zero-importance; the original's beside every other, too.
@@ -141,6 +142,7 @@ def _task_mean(prompts: Sequence[PromptResult], task: str, precision: str, seed:
     rng = stats.generator(seed, "task mean", task, precision)
     high = np.array([p.logit_diff for p in prompts])
     low, change, kl = high, None, None
+    noise: tuple[float, ...] = ()
     if precision != "f32":
         lows = [p.precisions[precision] for p in prompts]
         low = _numbers(lows, lambda one: one.logit_diff)
@@ -148,6 +150,7 @@ def _task_mean(prompts: Sequence[PromptResult], task: str, precision: str, seed:
         divergence = _numbers(lows, lambda one: one.kl)
         known = np.isfinite(divergence).any()
         kl = estimate(divergence, stats.generator(seed, "kl", task, precision)) if known else None
+        noise = _noise_changes(lows, high)
     return TaskMean(
         task=task,
         precision=precision,
@@ -156,7 +159,19 @@ def _task_mean(prompts: Sequence[PromptResult], task: str, precision: str, seed:
         change=change,
         kept=int((low > 0).sum()),
         kl=kl,
+        noise=noise,
     )
+
+
+def _noise_changes(
+    lows: Sequence[PrecisionResult], high: Float[np.ndarray, " P"]
+) -> tuple[float, ...]:
+    """The mean change of ``m`` under each draw of noise; none where a prompt has no noise."""
+    draws = [low.noise.logit_diff for low in lows if low.noise is not None]
+    if not draws or len(draws) < len(lows):
+        return ()
+    changes = (np.array(draws) - high[:, None]).mean(axis=0)
+    return tuple(float(change) for change in changes if np.isfinite(change))
 
 
 def _numbers(items: Sequence[Any], of: Callable[[Any], float | None]) -> np.ndarray:

@@ -80,11 +80,14 @@ def _task_means(result: HeadsResult) -> str:
             str(row.prompts),
             _estimate(row.logit_diff, 3),
             "" if row.change is None else _estimate(row.change, 4),
+            f"{np.mean(row.noise):+.4f}" if row.noise else "",
         ]
         for row in result.statistics.task_means
     ]
-    title = "answer margin m = logit(target) − best other, and its change against f32"
-    return f"{title}\n{text_table(['task', 'precision', 'prompts', 'm', 'change'], rows)}"
+    title = "answer margin m = logit(target) − best other, its change against f32, and what weight"
+    head = ["task", "precision", "prompts", "m", "change", "noise's change"]
+    more = "noise of the precision's size changes (mean of its draws)"
+    return f"{title}\n{more}\n{text_table(head, rows)}"
 
 
 def _agreements(result: HeadsResult) -> str:

@@ -170,6 +170,7 @@ class TaskMean:
         logit_diff: mean ``m``.
         change: against f32, paired, corrected for all tasks and precisions; None for f32.
         kl: mean ``KL(f32 ‖ precision)`` of the next token; None where not known.
+        noise: the mean change under weight noise of the precision's size, one a draw.
     """
 
     task: str
@@ -179,6 +180,7 @@ class TaskMean:
     change: Estimate | None
     kept: int = 0
     kl: Estimate | None = None
+    noise: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxalign.errors import printable, shortened
-from jaxalign.measures.estimates import LEVEL, Estimate
+from jaxalign.measures.estimates import LEVEL
 from jaxalign.shapes import Float
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.findings import (
@@ -112,7 +112,7 @@ def _table(result: HeadsResult, names: Sequence[str]) -> str:
         ["answers kept", *(_means(result, name, _answers_kept) for name in names)],
         [
             "change of the lead, logits",
-            *(_means(result, name, lambda mean: _change(mean.change)) for name in names),
+            *(_means(result, name, _change) for name in names),
         ],
         ["KL of the next token, nats", *(_means(result, name, _kl) for name in names)],
         ["a head's output moves by", *(_drift(result, name) for name in names)],
@@ -149,13 +149,14 @@ def _answers_kept(mean: TaskMean) -> str:
     return f"{mean.kept} of {mean.prompts}"
 
 
-def _change(change: Estimate | None) -> str:
-    """The change, or that it cannot be told from none."""
+def _change(mean: TaskMean) -> str:
+    """The change, or that it is not told from none and how much it may be; and the noise's."""
+    change = mean.change
     if change is None or change.value is None or change.p is None or change.low is None:
         return "–"  # one prompt tells nothing
-    if not change.told:
-        return "same"
-    return estimate_text(change, "{:+.2f}".format, p=None)
+    most = max(abs(change.low), abs(change.high or 0))
+    text = estimate_text(change, "{:+.2f}".format, p=None) if change.told else f"same ± {most:.2g}"
+    return text + (f" ({np.mean(mean.noise):+.2f})" if mean.noise else "")
 
 
 def _kl(mean: TaskMean) -> str:
