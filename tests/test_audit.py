@@ -18,6 +18,7 @@ def inputs(tmp_path_factory):
     return model, folder / "gptq", write_prompts(folder / "prompts.json")
 
 
+@pytest.mark.slow
 def test_an_audit_runs_the_study_on_the_files_weights_beside_other_schemes(inputs, tmp_path):
     model, quantized, prompts = inputs
     output = tmp_path / "experiment.json"
@@ -42,7 +43,10 @@ def test_an_audit_honours_a_repair_that_leaves_it_out(inputs, tmp_path):
     output = tmp_path / "experiment.json"
     more = ("--quantized", quantized, "--repair", "none", *FEW)
     assert study(model, prompts, output, *more).code == 0
-    assert not HEADS.read(output).repairs
+    result = HEADS.read(output)
+    assert not result.repairs
+    assert 0.01 < np.mean([p.precisions["quantized"].drift for p in result.prompts]) < 1
+    assert any("GPTQ" in note and str(quantized) in note for note in result.provenance.notes)
 
 
 def test_an_audit_without_its_original_is_refused(inputs, tmp_path):

@@ -43,7 +43,7 @@ ROOT = Path(__file__).parent.parent
 RUNNABLE = sorted(set(suite.questions()) - set(suite.NEEDS_FILES))
 LONG = (
     "scaling", "command", "packed_product", "calibration", "agreement", "random_weights",
-    "rounding_lottery", "packed", "products",
+    "rounding_lottery", "packed", "products", "blocks",
 )  # fmt: skip
 
 
@@ -95,6 +95,7 @@ def test_a_benchmark_runs_at_a_tiny_size_and_ends_with_its_record(capsys, name):
     assert {"processor", "cores", "versions", "commit", "quick"} <= found.keys()
 
 
+@pytest.mark.slow
 def test_every_baseline_finds_the_importance_of_the_wave(capsys):
     pytest.importorskip("transformer_lens")
     code, found = run(capsys, "heads", "--quick", "--device", "cpu")

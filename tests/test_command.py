@@ -234,8 +234,10 @@ def test_head_mode_and_mean_positions_are_recorded(other):
 
 def test_using_all_prompts_is_recorded_and_needs_no_note(other):
     assert other.result.provenance.options["use_all_prompts"] is True
-    assert other.result.provenance.notes == ()
-    assert "note:" not in other.ran.out
+    # f16 holds the weights as they are on disk.
+    said = "no precision moves a weight, so none stands beside weight noise"
+    assert other.result.provenance.notes == (said,)
+    assert other.ran.out.count("note:") == 1
     assert not any(prompt.validated for prompt in other.result.prompts)
 
 
@@ -521,7 +523,7 @@ def test_control_c_stops_a_run_in_one_line_and_leaves_the_previous_result(whole,
         process.kill()
     assert process.returncode == 2
     # On a fast machine a call is finished by then, and kept for the next run.
-    kept = [path for path in output.parent.iterdir() if path != output]
+    kept = [*output.parent.rglob("*.npz")]
     more = ": with the same options it goes on from the calls that are finished" if kept else ""
     assert without_progress(err) == (
         f"jaxalign: error: interrupted; earlier results are unchanged. Run it again{more}.\n"

@@ -106,6 +106,7 @@ def test_batches_of_edits_are_a_sweep_whose_first_row_is_clean(model, prompts):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_edits_of_single_positions_act_where_they_acted(model):
     """Texts are padded to few lengths; edits have to be, too."""
     prompts = model.encode([TEXT], special=True)

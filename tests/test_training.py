@@ -22,6 +22,7 @@ def inputs(tmp_path_factory):
     return folder / "run", write_prompts(folder / "prompts.json")
 
 
+@pytest.mark.slow
 def test_every_revision_has_a_result_and_a_figure_shows_them_all(inputs, tmp_path):
     run, prompts = inputs
     output = tmp_path / "experiment.json"

@@ -150,9 +150,11 @@ class Session:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._products.close()
-        self._pool.shutdown(cancel_futures=True)
-        self.resume.close()
+        try:
+            self._products.close()
+            self._pool.shutdown(cancel_futures=True)
+        finally:  # whoever is in a hurry interrupts twice
+            self.resume.close()
 
     @property
     def config(self) -> ModelConfig:
