@@ -141,6 +141,23 @@ def test_the_screen_is_one_screen(precisions, shape):
         assert max(map(len, lines)) <= 100
 
 
+def test_one_prompt_has_no_verdict_on_the_screen():
+    result = make_result(precisions=("nf4",), tasks=("IOI",), prompts_per_task=1, num_layers=3)
+    assert "nf4: one prompt is a picture, no finding" in screen(result)
+    assert "heads matter (r" not in screen(result)
+
+
+def test_answers_and_lead_stand_beside_those_of_the_noise():
+    result = make_result(precisions=("nf4",), num_layers=2, num_heads=3)
+    [mean] = [m for m in result.statistics.task_means if (m.task, m.precision) == ("all", "nf4")]
+    noise = np.array([p.precisions["nf4"].noise.logit_diff for p in result.prompts]).T
+    high = np.array([p.logit_diff for p in result.prompts])
+    np.testing.assert_allclose(mean.noise, (noise - high).mean(axis=1), rtol=1e-5, atol=1e-6)
+    assert mean.noise_kept == tuple((noise > 0).sum(axis=1))
+    assert f"of {mean.prompts} ({np.mean(mean.noise_kept):.0f})" in screen(result)
+    assert f"({np.mean(mean.noise):+.2f})" in screen(result)
+
+
 def test_a_heads_own_record_has_its_own_noise():
     result = make_result(precisions=("nf4",), num_layers=2, num_heads=3)
     rows = [row for row in result.records() if row["prompt"] == result.prompts[0].prompt]

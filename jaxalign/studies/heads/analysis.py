@@ -142,7 +142,7 @@ def _task_mean(prompts: Sequence[PromptResult], task: str, precision: str, seed:
     rng = stats.generator(seed, "task mean", task, precision)
     high = np.array([p.logit_diff for p in prompts])
     low, change, kl = high, None, None
-    noise: tuple[float, ...] = ()
+    noise = np.zeros((0, len(prompts)))
     if precision != "f32":
         lows = [p.precisions[precision] for p in prompts]
         low = _numbers(lows, lambda one: one.logit_diff)
@@ -150,7 +150,7 @@ def _task_mean(prompts: Sequence[PromptResult], task: str, precision: str, seed:
         divergence = _numbers(lows, lambda one: one.kl)
         known = np.isfinite(divergence).any()
         kl = estimate(divergence, stats.generator(seed, "kl", task, precision)) if known else None
-        noise = _noise_changes(lows, high)
+        noise = _noise(lows)
     return TaskMean(
         task=task,
         precision=precision,
@@ -159,19 +159,18 @@ def _task_mean(prompts: Sequence[PromptResult], task: str, precision: str, seed:
         change=change,
         kept=int((low > 0).sum()),
         kl=kl,
-        noise=noise,
+        noise=tuple(float(change) for change in (noise - high).mean(axis=1)),
+        noise_kept=tuple(int(count) for count in (noise > 0).sum(axis=1)),
     )
 
 
-def _noise_changes(
-    lows: Sequence[PrecisionResult], high: Float[np.ndarray, " P"]
-) -> tuple[float, ...]:
-    """The mean change of ``m`` under each draw of noise; none where a prompt has no noise."""
+def _noise(lows: Sequence[PrecisionResult]) -> Float[np.ndarray, "draws P"]:
+    """``m`` under each draw of noise that is finite; no draw where a prompt has none."""
     draws = [low.noise.logit_diff for low in lows if low.noise is not None]
     if not draws or len(draws) < len(lows):
-        return ()
-    changes = (np.array(draws) - high[:, None]).mean(axis=0)
-    return tuple(float(change) for change in changes if np.isfinite(change))
+        return np.zeros((0, len(lows)))
+    found = np.array(draws).T
+    return found[np.isfinite(found).all(axis=1)]
 
 
 def _numbers(items: Sequence[Any], of: Callable[[Any], float | None]) -> np.ndarray:

@@ -170,7 +170,8 @@ class TaskMean:
         logit_diff: mean ``m``.
         change: against f32, paired, corrected for all tasks and precisions; None for f32.
         kl: mean ``KL(f32 ‖ precision)`` of the next token; None where not known.
-        noise: the mean change under weight noise of the precision's size, one a draw.
+        noise: the mean change under weight noise of the precision's size, one a draw;
+            noise_kept: prompts that are answered under it.
     """
 
     task: str
@@ -181,6 +182,7 @@ class TaskMean:
     kept: int = 0
     kl: Estimate | None = None
     noise: tuple[float, ...] = ()
+    noise_kept: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxalign.errors import printable, shortened
+from jaxalign.errors import shortened
 from jaxalign.measures.estimates import LEVEL
 from jaxalign.shapes import Float
 from jaxalign.studies.heads.average import mean_maps
@@ -78,6 +78,9 @@ def _answers(result: HeadsResult, names: Sequence[str]) -> list[str]:
         found = _agreement(result, name)
         if found is None or found.pearson.value is None:
             continue
+        if found.prompts == 1:
+            lines.append(f"{one_line(name, 30)}: one prompt is a picture, no finding")
+            continue
         top = f"top {min(TOP_SHARED, found.heads)}: {found.top10.value:.0f}"
         alike = f"r {found.pearson.value:.3f}, {top}"
         line = f"{one_line(name, 30)}: {_kept(found)} heads matter ({alike})"
@@ -146,7 +149,8 @@ def _means(result: HeadsResult, name: str, write: Callable[[TaskMean], str]) -> 
 
 
 def _answers_kept(mean: TaskMean) -> str:
-    return f"{mean.kept} of {mean.prompts}"
+    noise = f" ({np.mean(mean.noise_kept):.0f})" if mean.noise_kept else ""
+    return f"{mean.kept} of {mean.prompts}{noise}"
 
 
 def _change(mean: TaskMean) -> str:
@@ -261,7 +265,7 @@ def _closing(result: HeadsResult, names: Sequence[str]) -> str:
     if more := len(result.precisions) - len(names):
         lines.append(f"{more} more precisions, which change importance less: --verbose.")
     notes = result.provenance.notes
-    lines += [shortened(f"note: {printable(note)}", WIDTH) for note in notes[:NOTES]]
+    lines += [shortened(f"note: {one_line(note, 10 * WIDTH)}", WIDTH) for note in notes[:NOTES]]
     if len(notes) > NOTES:
         lines.append(f"{len(notes) - NOTES} more notes: --verbose.")
     return "\n".join(lines)

@@ -24,6 +24,7 @@ from jaxalign.studies.schemes.result import Lottery, NoiseFloor, SchemeRow, Sche
 from jaxalign.studies.schemes.rivals import with_rivals
 from jaxalign.study.calls import places
 from jaxalign.study.session import Session
+from jaxalign.study.weight_noise import moves_matrices
 
 LEVEL = 0.05
 Found = dict[tuple[str, str], Comparison]
@@ -45,6 +46,8 @@ def run(session: Session, options: SchemesOptions) -> SchemesResult:
     work, draws = batches(session), (options.noise_draws, options.lottery_draws)
     if options.lottery_draws and not any(scheme.solves for scheme in options.schemes):
         session.notes.append("no scheme is solved for, as by AWQ or GPTQ, so none has a lottery")
+    if not any(moves_matrices(session.model.params, scheme) for scheme in options.schemes):
+        session.notes.append("no scheme moves a weight, so none stands beside weight noise")
     every = [call for scheme in schemes.values() for call in calls(session, scheme, work, *draws)]
     found: Found = {}
     memory: dict[str, int] = {}

@@ -52,11 +52,11 @@ def task_specificity(result: HeadsResult) -> Page:
     reading = (
         "Top: one dot is one head, seen in two tasks; on the dashed line it is the same in both. "
         "Bottom: the correlation over heads of importance with drift in each task, with its 95 % "
-        "interval over prompts; right of 0, the heads that matter for the task drift more."
+        "interval over heads and prompts; right of 0, heads that matter for the task drift more."
         if pairs
         else f"There is one task only ({group_name(result, result.tasks[0])}), so no other to "
         "compare heads with. Shown: the correlation over heads of importance with drift, with its "
-        "95 % interval over prompts; right of 0, the heads that matter drift more."
+        "95 % interval over heads and prompts; right of 0, the heads that matter drift more."
     )
     reading += left_out(result, tasks=True)
     total = len(shown.tasks) * (len(shown.tasks) - 1) // 2
