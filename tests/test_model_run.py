@@ -184,6 +184,8 @@ def test_a_precision_is_named_and_its_weights_are_made_once(model, monkeypatch):
         (TEXT, {"scheme": "nf5"}, "unknown precision scheme 'nf5'"),
         (TEXT, {"every_position": "yes"}, "every_position is yes (a str), expected True or False"),
         (TEXT, {"target": ""}, "target[0] is empty"),
+        (TEXT, {"target": [5]}, "target[0] is 5 (an int), expected a text"),
+        (TEXT, {"capture": 3}, "capture is 3 (an int), expected the name of an activation"),
         ([TEXT] * 2, {"metric": jnp.sum}, "metric gives shape () for logits of 2 texts"),
         ([TEXT] * 2, {"metric": lambda x: x[0]}, "return a value for each text: [2, …]"),
     ],

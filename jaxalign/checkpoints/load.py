@@ -112,6 +112,7 @@ class Model:
         tokens, lengths = self._prompts(texts)
         readout = self._readout(metric, target, len(tokens))
         capture = (capture,) if isinstance(capture, str) else capture
+        require_type("capture", capture, (list, tuple), "the name of an activation, or a list")
         params, config, run = self._in(scheme), self.config, scheme.run
         read_last = edits is not None or readout is not None
         if read_last and (capture or every_position):
@@ -166,6 +167,8 @@ class Model:
             raise InputError("metric and target are both given", "leave one of them out")
         require_type("target", target, (str, list, tuple), "a text, or one for each text")
         answers = [target] * count if isinstance(target, str) else list(target)
+        for number, answer in enumerate(answers):
+            require_type(f"target[{number}]", answer, str, "a text")
         if len(answers) != count:
             raise InputError(
                 f"target names {counted(len(answers), 'answer')} of {counted(count, 'text')}",
