@@ -24,10 +24,10 @@ from jaxalign.measures.estimates import Estimate
 from jaxalign.model.matrices import TOKEN_MATRICES, matrix_name
 from jaxalign.model.params import compiled_cast
 from jaxalign.numerics.scheme import scheme_named
-from jaxalign.prompts import PromptSet, PromptText
+from jaxalign.prompts import ALL_TASKS, PromptSet, PromptText
 from jaxalign.runtime.files import read_json
 from jaxalign.shapes import Array
-from jaxalign.studies.heads.findings import ALL, find
+from jaxalign.studies.heads.findings import find
 from jaxalign.study.session import Prepare
 from jaxalign.study.tables import estimate_text, text_table
 from jaxalign.study.weight_noise import noisy_params
@@ -92,18 +92,18 @@ def answers(model: Model, prompts: PromptSet, prepare: Prepare = compiled_cast) 
     )
     result = jaxalign.heads_study(model, prompts, options, prepare=prepare)
     statistics = result.statistics
-    agreement = find(statistics.agreement, task=ALL)
-    mean = find(statistics.task_means, task=ALL, precision=PRECISION)
+    agreement = find(statistics.agreement, task=ALL_TASKS)
+    mean = find(statistics.task_means, task=ALL_TASKS, precision=PRECISION)
     assert agreement is not None
     assert mean is not None
     found: dict[str, Any] = {"prompts": len(result.prompts), KEPT: mean.kept}
     found |= {name: asdict(getattr(agreement, name)) for name in AGREEMENT}
     for drift in ("relative", "absolute"):
-        row = find(statistics.correlations, task=ALL, importance="zero", drift=drift)
+        row = find(statistics.correlations, task=ALL_TASKS, importance="zero", drift=drift)
         assert row is not None
         for field, words in CORRELATIONS.items():
             found[f"{drift} drift: {words}"] = asdict(getattr(row, field).estimate)
-    tests = [t for t in statistics.repair if (t.task, t.ranking) == (ALL, "first_order")]
+    tests = [t for t in statistics.repair if (t.task, t.ranking) == (ALL_TASKS, "first_order")]
     found[CLOSED] = {
         "share": (tests[0].closed or 0) / (tests[0].gap or 1),
         "beaten": sum(test.verdict == "beats it" for test in tests),

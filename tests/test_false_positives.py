@@ -2,7 +2,6 @@
 
 import tempfile
 from collections import defaultdict
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +10,7 @@ from pythia_shape import tiny_checkpoint
 from tiny_run import TOKENIZER
 
 import jaxalign
+from benchmarks.random_weights import own_answers
 from jaxalign.studies.heads import HeadsOptions, heads_study
 
 SEEDS, LEVEL = 20, 0.05
@@ -21,20 +21,6 @@ SHAPE = {
     "hidden_size": 64,
     "intermediate_size": 256,
 }
-
-
-def own_answers(model, prompts):
-    """The prompts with the token that the model puts first as target."""
-
-    def asked(item):
-        logits = np.asarray(model.run(item.prompt).logits)
-        return replace(item, target=model.tokenizer.decode([int(logits.argmax())]))
-
-    tasks = {
-        name: tuple(item for item in map(asked, items) if item.target.strip("\ufffd"))
-        for name, items in prompts.tasks.items()
-    }
-    return replace(prompts, tasks=tasks)
 
 
 # Where targets are the model's own, importance follows size inside layers, too, and so only the

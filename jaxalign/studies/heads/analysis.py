@@ -11,12 +11,12 @@ import numpy as np
 from jaxalign.measures import stats
 from jaxalign.measures.correlation import HeadEstimate, correlate_means
 from jaxalign.measures.estimates import adjusted, estimate
+from jaxalign.prompts import ALL_TASKS
 from jaxalign.shapes import Float
 from jaxalign.studies.heads.agreement import agreement
 from jaxalign.studies.heads.average import comparable, flat
 from jaxalign.studies.heads.drift_correlations import correlation
 from jaxalign.studies.heads.findings import (
-    ALL,
     DRIFT_MEASURES,
     REPLACEMENTS,
     DriftMeasure,
@@ -52,10 +52,10 @@ def summarize(
         seed: of bootstraps and permutations.
     """
     tasks = list(dict.fromkeys(prompt.task for prompt in prompts))
-    groups = [*tasks, ALL] if len(tasks) > 1 else [*tasks[:-1], ALL]
+    groups = [*tasks, ALL_TASKS] if len(tasks) > 1 else [*tasks[:-1], ALL_TASKS]
 
     def within(task: str, items: Iterable[Any]) -> list[Any]:
-        return [item for item in items if task in (ALL, item.task)]
+        return [item for item in items if task in (ALL_TASKS, item.task)]
 
     pairs = [(task, precision) for task in groups for precision in precisions]
     agreements = [

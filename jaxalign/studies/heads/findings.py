@@ -20,7 +20,6 @@ RANKINGS: tuple[Ranking, ...] = get_args(Ranking)
 REPLACEMENTS: tuple[Replacement, ...] = get_args(Replacement)
 DRIFT_MEASURES: tuple[DriftMeasure, ...] = get_args(DriftMeasure)
 CONTROLS: tuple[Control, ...] = get_args(Control)
-ALL = "all"  # the task that takes the prompts of all tasks
 Row = TypeVar("Row")
 
 

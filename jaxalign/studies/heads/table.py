@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxalign.errors import shortened
-from jaxalign.measures.estimates import LEVEL
+from jaxalign.measures.estimates import LEVEL, Estimate
+from jaxalign.prompts import ALL_TASKS
 from jaxalign.shapes import Float
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.findings import (
-    ALL,
     Agreement,
     Likeness,
-    RepairTest,
     TaskMean,
     find,
 )
@@ -64,11 +63,11 @@ def _most_changed(result: HeadsResult, count: int) -> tuple[str, ...]:
 
 def _agreement(result: HeadsResult, precision: str) -> Agreement | None:
     rows = result.statistics.agreement
-    return find(rows, task=ALL, precision=precision, replacement="zero")
+    return find(rows, task=ALL_TASKS, precision=precision, replacement="zero")
 
 
 def _task_mean(result: HeadsResult, precision: str) -> TaskMean | None:
-    return find(result.statistics.task_means, task=ALL, precision=precision)
+    return find(result.statistics.task_means, task=ALL_TASKS, precision=precision)
 
 
 def _answers(result: HeadsResult, names: Sequence[str]) -> list[str]:
@@ -156,9 +155,9 @@ def _answers_kept(mean: TaskMean) -> str:
 def _change(mean: TaskMean) -> str:
     """The change, or that it is not told from none and how much it may be; and the noise's."""
     change = mean.change
-    if change is None or change.value is None or change.p is None or change.low is None:
+    if change is None or change.low is None or change.high is None:
         return "–"  # one prompt tells nothing
-    most = max(abs(change.low), abs(change.high or 0))
+    most = max(abs(change.low), abs(change.high))
     text = estimate_text(change, "{:+.2f}".format, p=None) if change.told else f"same ± {most:.2g}"
     return text + (f" ({np.mean(mean.noise):+.2f})" if mean.noise else "")
 
@@ -189,7 +188,7 @@ def _repair(result: HeadsResult, name: str) -> str:
     tests = [
         test
         for test in result.statistics.repair
-        if (test.task, test.precision, test.ranking) == (ALL, name, RANKING)
+        if (test.task, test.precision, test.ranking) == (ALL_TASKS, name, RANKING)
     ]
     if not tests:
         return "not run"
@@ -198,12 +197,11 @@ def _repair(result: HeadsResult, name: str) -> str:
         return "below noise"
     if not first.gap or first.closed is None:
         return "–"
-    return f"{100 * first.closed / first.gap:.0f} %, {_beaten(tests)}"
-
-
-def _beaten(tests: Sequence[RepairTest]) -> str:
+    closed = f"{100 * first.closed / first.gap:.0f} %"
+    if not _is_tested(first.difference):
+        return closed
     beaten = sum(test.verdict == "beats it" for test in tests)
-    return f"beats {beaten} of {len(tests)}"
+    return f"{closed}, beats {beaten} of {len(tests)}"
 
 
 def _heads(result: HeadsResult) -> str:
@@ -255,12 +253,16 @@ def _closing(result: HeadsResult, names: Sequence[str]) -> str:
     lines = []
     statistics = result.statistics
     if result.precisions:
-        repairs = sum(test.verdict == "beats it" for test in statistics.repair)
-        changed = [mean for mean in statistics.task_means if mean.change is not None]
-        counted = f"{sum(map(_told, changed))} of {len(changed)} changes of the lead"
-        tests = len(statistics.repair)
-        tested = f", {repairs} of {tests} tests of repairs" if tests else ""
-        lines.append(f"Told from chance, each family corrected: {counted}{tested}.")
+        changes = [mean.change for mean in statistics.task_means if _is_tested(mean.change)]
+        repairs = [test for test in statistics.repair if _is_tested(test.difference)]
+        families = {
+            "changes of the lead": [change is not None and change.told for change in changes],
+            "tests of repairs": [test.verdict == "beats it" for test in repairs],
+        }
+        told = ", ".join(
+            f"{sum(own)} of {len(own)} {name}" for name, own in families.items() if own
+        )
+        lines += [f"Told from chance, each family corrected: {told}."] if told else []
         lines += _drift_more(result)
     if more := len(result.precisions) - len(names):
         lines.append(f"{more} more precisions, which change importance less: --verbose.")
@@ -273,7 +275,9 @@ def _closing(result: HeadsResult, names: Sequence[str]) -> str:
 
 def _drift_more(result: HeadsResult) -> list[str]:
     """Whether heads that matter drift more, or that this hangs on how drift is measured."""
-    rows = [c for c in result.statistics.correlations if (c.task, c.importance) == (ALL, "zero")]
+    rows = [
+        c for c in result.statistics.correlations if (c.task, c.importance) == (ALL_TASKS, "zero")
+    ]
     values = {(c.precision, c.drift): c.spearman.value for c in rows}
     turned = [
         name
@@ -294,5 +298,6 @@ def _drift_more(result: HeadsResult) -> list[str]:
     return lines
 
 
-def _told(mean: TaskMean) -> bool:
-    return mean.change is not None and mean.change.told
+def _is_tested(change: Estimate | None) -> bool:
+    """Whether there are prompts enough for an interval, and so for a verdict."""
+    return change is not None and change.low is not None

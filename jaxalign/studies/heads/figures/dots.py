@@ -11,6 +11,7 @@ from jaxalign.plots.page import GREY, Page, facets, new_page, rows_of, say, sent
 from jaxalign.plots.scales import drawable, percent_axis
 from jaxalign.plots.scatter import boxed_title, dots, layer_bar, names_of, square, zero_line
 from jaxalign.plots.words import precision_name
+from jaxalign.prompts import ALL_TASKS
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.figures.values import (
     caption,
@@ -23,7 +24,7 @@ from jaxalign.studies.heads.figures.values import (
     likeness_text,
     mean_map,
 )
-from jaxalign.studies.heads.findings import ALL, Replacement, find
+from jaxalign.studies.heads.findings import Replacement, find
 from jaxalign.studies.heads.result import HeadsResult, PromptResult
 from jaxalign.study.measure import DRIFT, IMPORTANCE
 
@@ -78,7 +79,9 @@ def importance_vs_drift(result: HeadsResult) -> Page:
 
 def _agreement_panel(page: Page, ax: Axes, result: HeadsResult, precision: str) -> None:
     """Importance in f32 against importance in a precision, noise of its size behind it."""
-    found = find(result.statistics.agreement, task=ALL, precision=precision, replacement="zero")
+    found = find(
+        result.statistics.agreement, task=ALL_TASKS, precision=precision, replacement="zero"
+    )
     lines = [
         likeness_text(symbol, one)
         for symbol, one in (
@@ -114,7 +117,7 @@ def _drift_panel(
     drift = drift_percent(result, precision)
     found = find(
         result.statistics.correlations,
-        task=ALL,
+        task=ALL_TASKS,
         precision=precision,
         importance="zero",
         drift="relative",
@@ -201,7 +204,7 @@ def first_order(result: HeadsResult) -> Page:
 
 
 def _gain_panel(page: Page, ax: Axes, result: HeadsResult, precision: str) -> None:
-    found = find(result.statistics.first_order, task=ALL, precision=precision)
+    found = find(result.statistics.first_order, task=ALL_TASKS, precision=precision)
     prompts = found.prompts if found else 0
     held = f"{found.bound_held} of {prompts}" if found else "none"
     lines = (

@@ -15,13 +15,14 @@ from jaxalign.errors import counted
 from jaxalign.plots.page import GREY, INK, Page, new_page, say, sentence_page
 from jaxalign.plots.scales import drawable
 from jaxalign.plots.words import precision_name
+from jaxalign.prompts import ALL_TASKS
 from jaxalign.studies.heads.figures.values import (
     caption,
     drawn,
     group_name,
     left_out,
 )
-from jaxalign.studies.heads.findings import ALL, RANKINGS, Control, RepairTest
+from jaxalign.studies.heads.findings import RANKINGS, Control, RepairTest
 from jaxalign.studies.heads.result import HeadsResult, RepairResult
 from jaxalign.study.measure import MARGIN
 from jaxalign.study.tables import p_text
@@ -88,7 +89,7 @@ def circuit_repair(result: HeadsResult) -> Page:
 
 def _panel(ax: Axes, result: HeadsResult, task: str, precision: str) -> list[Line2D]:
     """Draw one panel; return its rankings, labelled with their verdicts."""
-    group = task if len(result.tasks) > 1 else ALL
+    group = task if len(result.tasks) > 1 else ALL_TASKS
     curves = [r for r in result.repairs if (r.task, r.precision) == (task, precision)]
     kept = [r for r in curves if _finite(r)]
     count = counted(len(kept), "prompt")

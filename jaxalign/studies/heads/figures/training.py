@@ -14,6 +14,7 @@ from jaxalign.plots.page import GREY, INK, PALE, Page, new_page, say
 from jaxalign.plots.rows import interval
 from jaxalign.plots.scales import drawable, percent_axis
 from jaxalign.plots.words import precision_name, short_names
+from jaxalign.prompts import ALL_TASKS
 from jaxalign.studies.heads.figures.values import (
     caption,
     drawn,
@@ -22,7 +23,7 @@ from jaxalign.studies.heads.figures.values import (
     importance,
     left_out,
 )
-from jaxalign.studies.heads.findings import ALL, find
+from jaxalign.studies.heads.findings import find
 from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.study.measure import DRIFT, IMPORTANCE
 
@@ -124,7 +125,7 @@ def _correlations(ax: Axes, places: np.ndarray, results: Sequence[HeadsResult]) 
         for place, result in zip(aside, results, strict=True):
             found = find(
                 result.statistics.correlations,
-                task=ALL,
+                task=ALL_TASKS,
                 precision=precision,
                 importance="zero",
                 drift="relative",

@@ -20,8 +20,9 @@ from jaxalign.plots.words import (
     short_names,
     signed,
 )
+from jaxalign.prompts import ALL_TASKS
 from jaxalign.studies.heads.average import mean_maps
-from jaxalign.studies.heads.findings import ALL, Likeness
+from jaxalign.studies.heads.findings import Likeness
 from jaxalign.studies.heads.result import HeadsResult, PromptResult
 from jaxalign.study.tables import estimate_text, head_label
 
@@ -105,14 +106,14 @@ def mean_map(
     return drawable(mean_maps(maps)[0]) if maps else None
 
 
-def importance(result: HeadsResult, task: str = ALL) -> np.ndarray:
+def importance(result: HeadsResult, task: str = ALL_TASKS) -> np.ndarray:
     """Mean zero-ablation importance of each head, ``[L, H]``, logits."""
     found = mean_map(of_task(result, task), lambda prompt: prompt.zero_importance)
     assert found is not None
     return found
 
 
-def drift_percent(result: HeadsResult, precision: str, task: str = ALL) -> np.ndarray:
+def drift_percent(result: HeadsResult, precision: str, task: str = ALL_TASKS) -> np.ndarray:
     """Mean drift of each head, ``[L, H]``, in ``measure.DRIFT``'s unit, per cent.
 
     Args:
@@ -127,20 +128,20 @@ def drift_percent(result: HeadsResult, precision: str, task: str = ALL) -> np.nd
 
 def of_task(result: HeadsResult, task: str) -> list[PromptResult]:
     """The prompts of a task; of every task for "all"."""
-    return [prompt for prompt in result.prompts if task in (ALL, prompt.task)]
+    return [prompt for prompt in result.prompts if task in (ALL_TASKS, prompt.task)]
 
 
 def groups(result: HeadsResult) -> tuple[str, ...]:
     """Groups drawn apart: tasks, "all" last; a single task is only found as "all"."""
-    return (*drawn(result).tasks, ALL) if len(result.tasks) > 1 else (ALL,)
+    return (*drawn(result).tasks, ALL_TASKS) if len(result.tasks) > 1 else (ALL_TASKS,)
 
 
 def group_name(result: HeadsResult, task: str) -> str:
     """The group in words, short enough for an axis; the caption has a longer name."""
-    if task == ALL and len(result.tasks) > 1:
+    if task == ALL_TASKS and len(result.tasks) > 1:
         return "all tasks"
     tasks = drawn(result).tasks
-    return short_names(tasks)[tasks[0] if task == ALL else task]
+    return short_names(tasks)[tasks[0] if task == ALL_TASKS else task]
 
 
 def complete(estimate: Estimate | None, prompts: int) -> bool:
