@@ -17,7 +17,8 @@ WIDTH = 100
 def table(result: SchemesResult) -> str:
     """The answer as one screen: what costs least for its size, then a scheme a line."""
     low = sorted((row for row in result.rows if row.margin_change), key=lambda row: -row.bits)
-    before = [header("schemes", result.provenance), "", *_summary(low), ""]
+    summary = _summary(low)
+    before = [header("schemes", result.provenance), "", *summary, *([""] if summary else [])]
     after = ["", *_lotteries(low), *_notes(result)]
     room = MOST_LINES - len(before) - len(after) - 2  # lines of the table's head
     shown = low if len(low) <= room else low[: room - 1]
@@ -29,13 +30,14 @@ def table(result: SchemesResult) -> str:
 
 
 def _summary(low: list[SchemeRow]) -> list[str]:
-    """Which schemes nothing smaller beats, and which are not to be told from something smaller."""
+    """Which schemes beat all of at most their size, and which are not to be told from one of these.
+
+    The smallest has none beside it, so nothing is said of it.
+    """
     judged = [row for row in low if row.rival is not None]
     if not judged:
         return []
     least = [row.scheme for row in judged if row.rival and row.rival.verdict == "less"]
-    # The smallest of all has nothing of at most its size beside it.
-    least += [row.scheme for row in low if row.rival is None][-1:]
     even = [
         f"{row.scheme} from {row.rival.scheme}"
         for row in judged
