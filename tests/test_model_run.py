@@ -13,6 +13,7 @@ from tiny_run import write_model
 import jaxalign
 from jaxalign import Edit, HeadEdit, InputError, ResidualEdit
 from jaxalign.engine import compiled
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import CAPTURES
 
 TEXT = "The capital of France is"
@@ -186,6 +187,13 @@ def test_a_precision_is_named_and_its_weights_are_made_once(model, monkeypatch):
         (TEXT, {"target": ""}, "target[0] is empty"),
         (TEXT, {"target": [5]}, "target[0] is 5 (an int), expected a text"),
         (TEXT, {"capture": 3}, "capture is 3 (an int), expected the name of an activation"),
+        ([1, 2], {}, "tokens and lengths have shapes () and (), expected [B, S] and [B]"),
+        ((np.ones((1, 999), int), np.array([999])), {}, "tokens have 999 positions, more than"),
+        (
+            [TEXT] * 2,
+            {"metric": Answer(jnp.array([5]), jnp.array([6]))},
+            "the answer has targets of shape (1,) for 2 texts",
+        ),
         ([TEXT] * 2, {"metric": jnp.sum}, "metric gives shape () for logits of 2 texts"),
         ([TEXT] * 2, {"metric": lambda x: x[0]}, "return a value for each text: [2, …]"),
     ],

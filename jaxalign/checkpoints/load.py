@@ -153,8 +153,20 @@ class Model:
             raise InputError(
                 "texts are neither all texts nor (tokens, lengths)", "give one or the other"
             )
-        tokens, lengths = texts
-        return jnp.asarray(tokens), jnp.asarray(lengths)
+        tokens, lengths = map(jnp.asarray, texts)
+        if tokens.ndim != 2 or lengths.shape != tokens.shape[:1]:
+            raise InputError(
+                f"tokens and lengths have shapes {tokens.shape} and {lengths.shape}, expected "
+                "[B, S] and [B]",
+                "give them as encode returns them",
+            )
+        if tokens.shape[1] > self.config.max_positions:
+            raise InputError(
+                f"tokens have {tokens.shape[1]} positions, more than the model's context of "
+                f"{self.config.max_positions}",
+                "shorten them",
+            )
+        return tokens, lengths
 
     def _readout(
         self, metric: Callable[[Any], Any] | None, target: str | Sequence[str] | None, count: int
@@ -181,6 +193,12 @@ class Model:
         """Refuse what is no function from logits ``[B, V]`` to values ``[B, …]``."""
         if not callable(metric):
             require_type("metric", metric, (), "a function of logits [B, V]")
+        if isinstance(metric, Answer) and metric.target.shape != (count,):
+            raise InputError(
+                f"the answer has targets of shape {metric.target.shape} for "
+                f"{counted(count, 'text')}",
+                "give a token for each text",
+            )
         logits = jax.ShapeDtypeStruct((count, self.config.vocab_size), jnp.float32)
         for leaf in jax.tree.leaves(jax.eval_shape(metric, logits)):
             if leaf.shape[:1] != (count,):
