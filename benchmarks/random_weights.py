@@ -20,11 +20,11 @@ import numpy as np
 import jaxalign
 from benchmarks.record import ROOT, answer, grammar
 from jaxalign.checkpoints import Model
-from jaxalign.measures.estimates import Estimate
+from jaxalign.measures.estimates import ALL_TASKS, Estimate
 from jaxalign.model.matrices import TOKEN_MATRICES, matrix_name
 from jaxalign.model.params import compiled_cast
 from jaxalign.numerics.scheme import scheme_named
-from jaxalign.prompts import ALL_TASKS, PromptSet, PromptText
+from jaxalign.prompts import PromptSet, PromptText
 from jaxalign.runtime.files import read_json
 from jaxalign.shapes import Array
 from jaxalign.studies.heads.findings import find

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 from synthetic_result import make_result
 
-from jaxalign.prompts import ALL_TASKS
+from jaxalign.measures.estimates import ALL_TASKS
 from jaxalign.studies.heads.agreement import agreement
 
 

@@ -41,6 +41,7 @@ class Estimate:
 
 NOTHING = Estimate()
 LEVEL = 0.05  # of every verdict
+ALL_TASKS = "all"  # what results call the prompts of all tasks together
 Tested = TypeVar("Tested", bound=Any)
 
 

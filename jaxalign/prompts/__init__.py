@@ -4,7 +4,6 @@ from jaxalign.checkpoints.tokenizer import encode
 from jaxalign.engine.compiled import BUCKET, bucket_length
 from jaxalign.prompts.batches import FEW, Batch, batches
 from jaxalign.prompts.texts import (
-    ALL_TASKS,
     REFERENCE,
     SHIPPED,
     TASK_NAMES,
@@ -16,7 +15,6 @@ from jaxalign.prompts.texts import (
 from jaxalign.prompts.tokens import Prompt, continuation, tokenize
 
 __all__ = [
-    "ALL_TASKS",
     "BUCKET",
     "FEW",
     "REFERENCE",

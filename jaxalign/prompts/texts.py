@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.errors import InputError, require_type, shown
+from jaxalign.measures.estimates import ALL_TASKS
 from jaxalign.runtime.files import read_json
 
 SHIPPED = Path(__file__).parent / "shipped.json"
 REFERENCE = "reference"
 # What results call these tasks, as the original program did; any other keeps its name.
 TASK_NAMES = {"factual": "FactualRecall", "ioi": "IOI"}
-# What results call the prompts of all tasks together.
-ALL_TASKS = "all"
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import numpy as np
 
 from jaxalign.measures import stats
 from jaxalign.measures.correlation import HeadEstimate, correlate_means
-from jaxalign.measures.estimates import adjusted, estimate
-from jaxalign.prompts import ALL_TASKS
+from jaxalign.measures.estimates import ALL_TASKS, adjusted, estimate
 from jaxalign.shapes import Float
 from jaxalign.studies.heads.agreement import agreement
 from jaxalign.studies.heads.average import comparable, flat

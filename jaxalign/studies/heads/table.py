@@ -7,8 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from jaxalign.errors import shortened
-from jaxalign.measures.estimates import LEVEL, Estimate
-from jaxalign.prompts import ALL_TASKS
+from jaxalign.measures.estimates import ALL_TASKS, LEVEL, Estimate
 from jaxalign.shapes import Float
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.findings import (

@@ -6,12 +6,12 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from jaxalign.errors import counted
+from jaxalign.measures.estimates import ALL_TASKS
 from jaxalign.plots.labels import most_important
 from jaxalign.plots.page import GREY, Page, facets, new_page, rows_of, say, sentence_page
 from jaxalign.plots.scales import drawable, percent_axis
 from jaxalign.plots.scatter import boxed_title, dots, layer_bar, names_of, square, zero_line
 from jaxalign.plots.words import precision_name
-from jaxalign.prompts import ALL_TASKS
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.figures.values import (
     caption,

@@ -12,10 +12,10 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from jaxalign.errors import counted
+from jaxalign.measures.estimates import ALL_TASKS
 from jaxalign.plots.page import GREY, INK, Page, new_page, say, sentence_page
 from jaxalign.plots.scales import drawable
 from jaxalign.plots.words import precision_name
-from jaxalign.prompts import ALL_TASKS
 from jaxalign.studies.heads.figures.values import (
     caption,
     drawn,

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 from matplotlib.axes import Axes
 
+from jaxalign.measures.estimates import ALL_TASKS
 from jaxalign.plots.labels import most_important
 from jaxalign.plots.looks import look
 from jaxalign.plots.page import GREY, INK, PALE, Page, new_page, say
 from jaxalign.plots.rows import interval
 from jaxalign.plots.scales import drawable, percent_axis
 from jaxalign.plots.words import precision_name, short_names
-from jaxalign.prompts import ALL_TASKS
 from jaxalign.studies.heads.figures.values import (
     caption,
     drawn,

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 
 from jaxalign.errors import counted
-from jaxalign.measures.estimates import Estimate
+from jaxalign.measures.estimates import ALL_TASKS, Estimate
 from jaxalign.plots.scales import drawable
 from jaxalign.plots.words import (
     listed,
@@ -20,7 +20,6 @@ from jaxalign.plots.words import (
     short_names,
     signed,
 )
-from jaxalign.prompts import ALL_TASKS
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.findings import Likeness
 from jaxalign.studies.heads.result import HeadsResult, PromptResult
