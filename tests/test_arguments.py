@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import re
 import shlex
+from pathlib import Path
 
 import jax
 import pytest
@@ -258,6 +259,14 @@ def test_every_option_of_a_command_changes_what_the_command_does(command, flag, 
 
 def test_without_a_command_it_is_heads(called):
     assert called("--model", "some/model") == called("heads", "--model", "some/model")
+
+
+def test_the_study_of_one_prompt_does_not_replace_that_of_a_file():
+    given = ("--prompt", "a", "--target", " b")
+    assert parse(given).output == Path("results/prompt/experiment.json")
+    assert parse(("plan", *given)).output == Path("results/prompt/plan.json")
+    assert parse((*given, "--output", "results/experiment.json")).output == parse(()).output
+    assert parse(()).output == Path("results/experiment.json")
 
 
 def test_verify_asks_for_the_model_that_is_named(called):

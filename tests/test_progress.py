@@ -50,6 +50,14 @@ def test_lines_say_what_is_done_elapsed_and_left(spoken, short):
     assert re.fullmatch(r"repair: done, 4 of 4 in .+", spoken.lines[-1])
 
 
+def test_work_that_was_cut_off_is_not_called_done(spoken, short):
+    with pytest.raises(KeyboardInterrupt), Progress().phase("parameters nf4"):
+        raise KeyboardInterrupt
+    for _ in Progress().track(range(4), "repair"):
+        break
+    assert not [line for line in spoken.lines if "done" in line]
+
+
 def test_what_is_left_is_taken_from_what_is_done():
     work = progress._Work("repair", 10, done=4, started=100.0, last_done=140.0)
     assert work.line(145.0) == "repair: 4 of 10, 45 s so far, about 55 s left"

@@ -82,6 +82,17 @@ def test_an_answer_that_could_not_be_printed_is_no_success_and_its_file_is_whole
     assert len(read(output).rows) == 2
 
 
+@pytest.mark.parametrize("asked", [["--help"], ["plan", "--help"], ["--version"]])
+def test_help_that_could_not_be_printed_is_no_success(asked):
+    with (
+        open("/dev/full", "w") as full,
+        contextlib.redirect_stdout(full),
+        contextlib.redirect_stderr(io.StringIO()) as err,
+    ):
+        assert main(asked) == 2
+    assert "the output cannot be written" in err.getvalue()
+
+
 def test_reference_texts_are_asked_for_where_heads_are_replaced_by_means_alone(inputs, tmp_path):
     file = {name: given for name, given in PROMPTS.items() if name != "reference"}
     prompts = write_prompts(tmp_path / "p.json", file)
@@ -189,7 +200,7 @@ def test_an_estimate_counts_the_calls_that_the_study_makes(inputs, name, tmp_pat
 
 
 def test_an_estimate_is_printed_in_words_and_writes_nothing(inputs, tmp_path):
-    ran = schemes(inputs, tmp_path / "s.json", "--estimate")
+    ran = schemes(inputs, tmp_path / "folder" / "s.json", "--estimate")
     assert ran.code == 0
     for word in (
         "calls",
@@ -200,7 +211,7 @@ def test_an_estimate_is_printed_in_words_and_writes_nothing(inputs, tmp_path):
         "calibration and statistics",
     ):
         assert word in ran.out
-    assert not (tmp_path / "s.json").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_calibrated_for_an_estimate(inputs, tmp_path, monkeypatch):

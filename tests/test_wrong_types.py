@@ -30,6 +30,8 @@ CASES = {
     "load": (lambda m: jaxalign.load(7), "model is 7 (an int), expected a name, a folder"),
     "load a list": (lambda m: jaxalign.load(["demo"]), "model is a list, expected a name"),
     "revision": (lambda m: jaxalign.load("demo", 3), "revision is 3 (an int)"),
+    "load, dtype": (lambda m: jaxalign.load("demo", dtype=jnp.int8), "dtype is int8, and"),
+    "load, no dtype": (lambda m: jaxalign.load("demo", dtype="fp9"), "dtype is fp9, and"),
     "memory": (lambda m: jaxalign.load("demo", memory_gb="4"), "memory_gb is 4 (a str)"),
     "forward, a model": (
         lambda m: jaxalign.forward(m, TOKENS, m.config),

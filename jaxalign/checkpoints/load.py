@@ -16,7 +16,7 @@ from jaxalign.checkpoints.families import read_settings
 from jaxalign.checkpoints.files import Checkpoint, StateDict, open_checkpoint
 from jaxalign.checkpoints.gguf_model import open_gguf_model
 from jaxalign.checkpoints.hub import BUNDLED_NAME, Source, locate
-from jaxalign.checkpoints.parameters import load_params, unembeddings
+from jaxalign.checkpoints.parameters import float_type, load_params, unembeddings
 from jaxalign.checkpoints.tokenizer import check_vocabulary, encode, read_tokenizer
 from jaxalign.edits.site import Edit
 from jaxalign.engine.compiled import run_edits, run_once
@@ -267,7 +267,7 @@ def load(
             an installed package), None (the default model or the bundled one in its place), or a
             ``Source`` already located.
         revision: of the hub repository.
-        dtype: of the parameters in memory, whatever it is on disk.
+        dtype: of the parameters in memory, whatever it is on disk: float32, float16 or bfloat16.
         memory_gb: what they may take, in 1e9 bytes; the memory that is available by default.
         ignore_settings: settings of ``config.json``, or keys of the GGUF file, that are not known
             here and that you know to change nothing of what the model computes; ``Model.source``
@@ -285,6 +285,7 @@ def load(
     require_type("revision", revision, (str, type(None)), "the name of a revision")
     require_type("memory_gb", memory_gb, (int, float, type(None)), "a number of 1e9 bytes")
     source = model if isinstance(model, Source) else locate(model, revision)
+    dtype = float_type(dtype)
     opened = _opened(source, tuple(ignore_settings))
     check_vocabulary(opened.tokenizer, opened.config)
     require_room(count(param_shapes(opened.config)), dtype, memory_gb)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Iterable, Mapping
@@ -19,6 +20,7 @@ from jaxalign.checkpoints.tables import TensorRule
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, param_shapes
+from jaxalign.numerics.scheme import COMPUTE
 from jaxalign.runtime.files import check_writable, replace_file
 
 ALIGNMENT = 64  # bytes, as XLA's buffers
@@ -182,6 +184,25 @@ def _check_tied(checkpoint: Checkpoint | StateDict, embed: str, unembed: str) ->
         )
 
 
+def float_type(dtype: Any) -> np.dtype:
+    """The dtype of parameters that are not packed.
+
+    Args:
+        dtype: its name, or what NumPy or JAX take for it.
+
+    Raises:
+        InputError: models do not compute in it.
+    """
+    with contextlib.suppress(TypeError):  # of a name that is no dtype's
+        if (found := jnp.dtype(dtype)) in map(jnp.dtype, COMPUTE.values()):
+            return found
+    raise InputError(
+        f"dtype is {getattr(dtype, '__name__', dtype)}, and parameters are in one of "
+        f"{', '.join(COMPUTE.values())}",
+        "give one of these; codes come from jaxalign.cast(params, scheme)",
+    )
+
+
 def save_checkpoint(
     params: Params, config: ModelConfig, folder: Path | str, dtype: str = "float16"
 ) -> None:
@@ -191,13 +212,14 @@ def save_checkpoint(
         params: of any family, not packed.
         config: of the model.
         folder: where to; made where it is missing.
-        dtype: of the numbers on disk, by its NumPy name.
+        dtype: of the numbers on disk: float32, float16 or bfloat16.
 
     Raises:
-        InputError: the folder cannot be written to.
+        InputError: another dtype, or the folder cannot be written to.
     """
-    folder = Path(folder)
+    folder, numbers = Path(folder), float_type(dtype)
     check_writable(folder / SINGLE)
+    folder.mkdir(parents=True, exist_ok=True)
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
     leaves = {".".join(key.name for key in path): np.asarray(leaf) for path, leaf in paths}
     tensors = {}
@@ -207,8 +229,8 @@ def save_checkpoint(
                 target.of(leaves[target.leaf][layer] if rule.layered else leaves[target.leaf])
                 for target in rule.targets
             ]
-            tensors[name] = np.ascontiguousarray(rule.save(found, config)).astype(jnp.dtype(dtype))
+            tensors[name] = np.ascontiguousarray(rule.save(found, config)).astype(numbers)
     save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
     (folder / SINGLE).chmod(0o644)  # the library leaves it to its owner alone
-    settings = config_to_hf(config) | {"torch_dtype": dtype}
+    settings = config_to_hf(config) | {"torch_dtype": numbers.name}
     replace_file(folder / "config.json", (json.dumps(settings, indent=2) + "\n").encode())

@@ -224,6 +224,9 @@ def parse(given: Sequence[str]) -> argparse.Namespace:
     if unknown:
         raise _refusal(name, unknown, leading=bool(given) and given[0] != name)
     arguments.command = name
+    if getattr(arguments, "prompt", None) is not None and "output" not in arguments._given:
+        # A look at one prompt does not replace the study of a whole file.
+        arguments.output = arguments.output.parent / "prompt" / arguments.output.name
     return arguments
 
 

@@ -94,7 +94,12 @@ def texts(parser: Parser) -> None:
     """Prompts, and texts for calibration."""
     add = parser.group("the study").add_argument
     add("--prompts", type=path, metavar="F", help="prompts file (default: shipped)")
-    add("--prompt", metavar="TEXT", help="one prompt in place of a file; needs --target")
+    add(
+        "--prompt",
+        metavar="TEXT",
+        help="one prompt in place of a file; needs --target; without --output its result goes to a "
+        "folder 'prompt' of its own",
+    )
     add("--target", metavar="TEXT", help="the answer to --prompt, with its space in front")
     add("--distractor", metavar="TEXT", help="a wrong answer to --prompt that it is held against")
     add("--tasks", metavar="LIST", help="only these tasks of the prompts file, with commas")

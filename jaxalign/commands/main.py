@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None, *, alone: bool = False) -> int:
             code: int = module.run(arguments)
             out.flush()
             return code or (BAD_INPUT if out.lost else 0)
+        except SystemExit:  # the help or the version was printed, or could not be
+            out.flush()
+            if out.lost:
+                return BAD_INPUT
+            raise
         except (Exception, KeyboardInterrupt) as error:
             # What an interruption breaks may raise an error of any kind.
             stopped = interruption.asked or isinstance(error, KeyboardInterrupt)

@@ -141,6 +141,8 @@ def run_study(
             screen.say(f"shard {shard}: its calls are in {resume_folder(output)}")
             return None
         except Estimated as estimated:
+            for text in session.notes if first else ():
+                note(text)
             if first:
                 screen.estimate(estimated.taken)
             return None

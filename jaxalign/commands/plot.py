@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from jaxalign.errors import InputError
 from jaxalign.runtime.files import check_writable
 from jaxalign.studies.registry import read_any
 
@@ -17,7 +18,10 @@ def run(arguments: argparse.Namespace) -> int:
     Raises:
         InputError: the file is no result, or the folder cannot be written.
     """
-    study, result = read_any(arguments.input)
+    try:
+        study, result = read_any(arguments.input)
+    except InputError as error:
+        raise InputError(f"--input: {error.problem}", error.remedy) from error
     folder = arguments.figures or arguments.input.parent / "figures"
     check_writable(folder / "figure.png")
     for path in study.draw(result, folder):

@@ -98,7 +98,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file whole or not at all: to a temporary file beside it, then renamed.
 
-    A link stays, and the file that it leads to is replaced.
+    Its folder is made where it is missing. A link stays, and the file that it leads to is replaced.
 
     Raises:
         InputError: the file cannot be written.
@@ -106,6 +106,7 @@ def replace_file(path: Path, content: bytes) -> None:
     check_writable(path)
     path = Path(os.path.realpath(path))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
@@ -122,15 +123,15 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def check_writable(path: Path) -> None:
-    """Make the folder of ``path``; raise ``InputError`` where a file cannot be written there.
+    """Raise ``InputError`` where ``path`` could not be written; nothing is made.
 
     What exists there must be a regular file: a device or a pipe would be replaced by one.
     """
     try:
         path = Path(os.path.realpath(path))
-        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = next(folder for folder in path.parents if os.path.lexists(folder))
         # Named as ``replace_file`` will name its own, which is longer than the file's name.
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}."):
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{path.name}."):
             pass
         if path.is_dir():
             raise IsADirectoryError(f"{path} is a folder")

@@ -99,10 +99,10 @@ class _Running:
             speaker = threading.Thread(target=self._speak, args=(self._stop,), daemon=True)
             speaker.start()
 
-    def end(self, work: _Work) -> None:
+    def end(self, work: _Work, whole: bool) -> None:
         self.works.remove(work)
         took = time.monotonic() - work.started
-        if took >= SHORT and not work.said and not watched():
+        if whole and took >= SHORT and not work.said and not watched():
             counted = f"{work.done} of {work.total} in " if work.total else ""
             _say(f"{work.name}: done, {counted}{span(took)}")
             for outer in self.works:
@@ -168,10 +168,12 @@ class Progress:
             yield
             return
         _RUNNING.begin(work)
+        whole = False
         try:
             yield
+            whole = True
         finally:
-            _RUNNING.end(work)
+            _RUNNING.end(work, whole)
 
 
 def _say(text: str) -> None:
