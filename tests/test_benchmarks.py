@@ -207,18 +207,23 @@ def test_the_baseline_of_the_study_makes_the_passes_that_the_study_stands_for(ca
     code, found = run(capsys, "study", "--quick", "--device", "cpu")
     assert (code, found["benchmark"]) == (0, "study")
     [one, every, last] = found["rows"]
-    heads, orders, prompts = 12, 12, 3
+    heads, prompts = 12, 3
     assert every["passes"] == last["passes"]
     assert one["passes"] == {kind: prompts * count for kind, count in every["passes"].items()}
-    # Two tasks, one batch each; 3 precisions, 4 draws, 2 low precisions, 10 heads restored in turn.
+    # Two tasks, one batch each; 3 precisions, 4 draws, 2 low precisions. Four rankings restore 10
+    # heads in turn; 8 random orders, and 4 orders and 8 vectors a ranking, restore 1, 3 and 10.
+    curves = 4 * 10 + (8 + 4 * (4 + 8)) * 3
     assert every["passes"] == {
         "clean": 2 * 3,
         "zero": 2 * heads,
         "mean": 2 * heads,
         "resample": 2 * 4 * heads,
+        "zero in low precision": 2 * 2 * heads,
+        "mean in low precision": 2 * 2 * heads,
+        "resample in low precision": 2 * 2 * 4 * heads,
         "backward": 2,
         "restore": 2 * 2 * heads,
-        "repair": 2 * 2 * orders * 10,
+        "repair": 2 * 2 * curves,
     }
     assert all(row["largest_difference"] <= 1e-4 for row in found["rows"])
     assert not every["estimated"]

@@ -177,6 +177,10 @@ def chunks(journal):
     return {name: (state.st_ino, state.st_mtime_ns) for name, state in states.items()}
 
 
+def of_phase(journal, start):
+    return [name for name in chunks(journal) if name.startswith(start)]
+
+
 @pytest.fixture(scope="module")
 def cut_off(start, together, tmp_path_factory):
     """A run whose second process is killed, started again and left in peace."""
@@ -184,14 +188,14 @@ def cut_off(start, together, tmp_path_factory):
     output = folder / "output 0" / "experiment.json"
     journal = output.with_name(f"{output.name}.journal")
     with start(folder) as started:
-        wait_until(lambda: "importance-f32-1-0.npz" in chunks(journal), started)
+        wait_until(lambda: len(of_phase(journal, "importance-f32-")) > 1, started)
         killed = started[1].process.pid
         os.kill(killed, signal.SIGKILL)
         left = started[0].end()
     before = chunks(journal)
     unfinished = not output.exists()
     with start(folder) as started:
-        wait_until(lambda: "clean-f16-1.npz" in chunks(journal), started)
+        wait_until(lambda: of_phase(journal, "clean-f16-"), started)
         after = chunks(journal)
         rans = [one.end() for one in started]
     return SimpleNamespace(**locals())
@@ -210,7 +214,7 @@ def test_a_killed_process_ends_the_others_with_one_line_that_names_it(cut_off):
 
 @pytest.mark.slow
 def test_chunks_that_were_finished_are_not_computed_again(cut_off):
-    assert {"clean-f32-0.npz", "importance-f32-1-0.npz"} <= cut_off.before.keys()
+    assert any(name.startswith("clean-f32-") for name in cut_off.before)
     assert cut_off.before.items() <= cut_off.after.items()
     assert len(cut_off.after) > len(cut_off.before)
 
