@@ -38,6 +38,7 @@ def test_an_audit_runs_the_study_on_the_files_weights_beside_other_schemes(input
     assert {repair.precision for repair in result.repairs} == {"quantized"}
 
 
+@pytest.mark.slow
 def test_an_audit_honours_a_repair_that_leaves_it_out(inputs, tmp_path):
     model, quantized, prompts = inputs
     output = tmp_path / "experiment.json"

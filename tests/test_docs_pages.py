@@ -9,6 +9,7 @@ import pytest
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
 ELSEWHERE = {"api.md", "scaling_out.md"}  # their examples have tests of their own
+LONG = {"calibration.md"}
 NEEDS = re.compile(r"\bneeds?\b")
 
 
@@ -19,7 +20,8 @@ def examples():
             parts = re.split(r"^```python\n(.*?)^```$", page.read_text(), flags=re.M | re.S)
             for number, (before, code) in enumerate(zip(parts[::2], parts[1::2], strict=False)):
                 said = bool(NEEDS.search(before[-300:]))
-                yield pytest.param(code, said, id=f"{page.stem}-{number}")
+                marks = [pytest.mark.slow] if page.name in LONG else []
+                yield pytest.param(code, said, id=f"{page.stem}-{number}", marks=marks)
 
 
 @pytest.mark.parametrize(("code", "needs_more"), [*examples()])

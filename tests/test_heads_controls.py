@@ -128,7 +128,9 @@ def test_of_many_precisions_the_screen_shows_those_that_change_importance_most()
     assert f"\n{len(names) - shown} more precisions, which change importance less" in text
 
 
-@pytest.mark.parametrize(("precisions", "shape"), [(1, (32, 40)), (9, (6, 8))])
+@pytest.mark.parametrize(
+    ("precisions", "shape"), [(1, (32, 40)), pytest.param(9, (6, 8), marks=pytest.mark.slow)]
+)
 def test_the_screen_is_one_screen(precisions, shape):
     layers, heads = shape
     names = tuple(f"gptq-actorder-g{64 + i}" for i in range(precisions))

@@ -206,7 +206,7 @@ def params():
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param("int4-g32", marks=pytest.mark.slow), "nf4", "llm-int8"]
+    "name", [*(pytest.param(n, marks=pytest.mark.slow) for n in ("int4-g32", "nf4")), "llm-int8"]
 )
 def test_the_wave_of_packed_weights_is_what_vmap_computes(name, params):
     scheme = scheme_named(name)

@@ -250,6 +250,7 @@ def test_calls_of_other_options_are_not_used_and_stay_and_one_line_says_so(
     assert chunks(output) == before
 
 
+@pytest.mark.slow
 def test_tokenizer_that_changed_is_another_study(inputs, output, whole, tmp_path):
     """Weights, config and texts are the same, and no number would be."""
     model = tmp_path / "model"
@@ -320,6 +321,7 @@ def test_full_disk_for_finished_calls_costs_one_line_and_no_result(inputs, tmp_p
     assert_finished(output, whole)
 
 
+@pytest.mark.slow
 def test_chunk_damaged_after_the_kill_is_computed_again(inputs, output, whole):
     damaged = sorted(folder_of(output).rglob("*.npz"))[0]
     damaged.write_bytes(damaged.read_bytes()[:-100])

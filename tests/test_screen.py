@@ -166,7 +166,7 @@ def test_an_input_that_a_figure_would_be_drawn_over_is_refused(inputs, tmp_path)
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "plan" else n for n in STUDIES]
+    "name", [n if n == "schemes" else pytest.param(n, marks=pytest.mark.slow) for n in STUDIES]
 )
 def test_an_estimate_counts_the_calls_that_the_study_makes(inputs, name, tmp_path, monkeypatch):
     """Zeros in the place of results: every study makes all of its calls, and computes none."""

@@ -273,6 +273,7 @@ def test_repairs_that_repeat_another_are_not_computed_and_have_its_bits(
     assert rows[0] < rows[1]
 
 
+@pytest.mark.slow
 def test_memory_budget_changes_chunks_but_not_numbers(model, studies):
     # Room for the weights, the shared replacement values and forty rows of sixteen positions.
     needed = (
