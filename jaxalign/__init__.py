@@ -16,15 +16,19 @@ if TYPE_CHECKING:
     from jaxalign.checkpoints import Model, load, locate, params_from_state_dict
     from jaxalign.checkpoints.families import config_from_hf
     from jaxalign.edits import (
-        AttentionAdd,
+        Add,
         Edit,
         HeadEdit,
-        ResidualEdit,
+        Replace,
+        Scale,
         head_ablation_masks,
+        knock_out,
         residual_patch_masks,
         zero_ablation,
     )
     from jaxalign.engine import sweep
+    from jaxalign.engine.lens import head_scores, logit_lens
+    from jaxalign.engine.patching import activation_patching, attribution_patching
     from jaxalign.errors import InputError
     from jaxalign.measures.metrics import Answer, logit_difference
     from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
@@ -41,9 +45,11 @@ __version__ = VERSION
 _HOMES = {
     "jaxalign.checkpoints": "Model load locate params_from_state_dict",
     "jaxalign.checkpoints.families": "config_from_hf",
-    "jaxalign.edits": "AttentionAdd Edit HeadEdit ResidualEdit",
-    "jaxalign.edits.ready": "head_ablation_masks residual_patch_masks zero_ablation",
+    "jaxalign.edits": "Add Edit HeadEdit Replace Scale",
+    "jaxalign.edits.ready": "head_ablation_masks knock_out residual_patch_masks zero_ablation",
     "jaxalign.engine": "sweep",
+    "jaxalign.engine.lens": "head_scores logit_lens",
+    "jaxalign.engine.patching": "activation_patching attribution_patching",
     "jaxalign.errors": "InputError",
     "jaxalign.measures.metrics": "Answer logit_difference",
     "jaxalign.model": "ModelConfig Params cast forward head_contributions init_params",
@@ -73,8 +79,8 @@ __all__ = [
     "F16",
     "F32",
     "INT8_SIM",
+    "Add",
     "Answer",
-    "AttentionAdd",
     "Edit",
     "HeadEdit",
     "HeadsOptions",
@@ -82,20 +88,26 @@ __all__ = [
     "Model",
     "ModelConfig",
     "Params",
-    "ResidualEdit",
+    "Replace",
+    "Scale",
     "Scheme",
+    "activation_patching",
+    "attribution_patching",
     "cast",
     "config_from_hf",
     "enable_compilation_cache",
     "forward",
     "head_ablation_masks",
     "head_contributions",
+    "head_scores",
     "heads_study",
     "init_params",
     "jit",
+    "knock_out",
     "load",
     "locate",
     "logit_difference",
+    "logit_lens",
     "one_prompt",
     "params_from_state_dict",
     "read",

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.edits import (
-    AttentionAdd,
+    Add,
     Edit,
     HeadEdit,
-    ResidualEdit,
+    Replace,
     head_ablation_masks,
     residual_patch_masks,
     zero_ablation,
@@ -73,16 +73,16 @@ def edits_for(config: ModelConfig, batch: int, length: int) -> dict[str, Edit]:
     # Row by row fewer heads; those of one row lie in several layers, other ones for each prompt.
     several = np.sort(rng.random((6, L, batch, 1, H)) < 0.3, axis=0)[::-1].copy()
     nothing = HeadEdit(np.zeros((3, L, 1, 1, H), bool), jnp.full((L, 1, 1, H, D), jnp.nan))
-    steered = np.eye(L, dtype=bool).reshape(L, L, 1, 1)
+    steered = np.eye(L, dtype=bool).reshape(L, L, 1, 1, 1)
     return {
         "zero": zero_ablation(L, H),
         "mean": Edit(HeadEdit(masks, draw(L, 1, 1, H, D))),
         "edge-align": Edit(HeadEdit(masks, draw(L, 1, 1, H, D // H), "edge-align")),
         "several heads, by prompt": Edit(HeadEdit(several, draw(L, batch, length, H, D))),
         "patching": Edit(
-            ResidualEdit(residual_patch_masks(L, length), draw(L + 1, batch, length, D))
+            Replace("resid", residual_patch_masks(L, length), draw(L + 1, batch, length, D))
         ),
-        "steering": Edit(AttentionAdd(steered, draw(L, 1, 1, D))),
+        "steering": Edit(Add("attn_out", steered, value=draw(L, 1, 1, D))),
         "nothing": Edit(nothing),
     }
 

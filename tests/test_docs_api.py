@@ -34,7 +34,7 @@ def examples():
 
 
 EXAMPLES = examples()
-_, ABLATION, _, METRIC, GATES, PATCHING, STATE_DICT, TRANSFORMED = EXAMPLES
+_, ABLATION, _, METRIC, GATES, PATCHING, _, STATE_DICT, TRANSFORMED = EXAMPLES
 RAN = {}
 
 
@@ -151,16 +151,16 @@ def patching_run():
 def test_patching_map_equals_a_loop_over_steps_and_positions():
     names, run, stream = patching_run()
     masks = jaxalign.residual_patch_masks(names["L"], names["S"])
-    edit = jaxalign.Edit(jaxalign.ResidualEdit(masks, stream))
+    edit = jaxalign.Edit(jaxalign.Replace("resid", masks, stream))
     expected = margins_of_single_runs(run, edit, names["margin"])
     np.testing.assert_allclose(names["m"][1:], expected[:, 0], atol=1e-5 * np.abs(expected).max())
 
 
 def test_patching_every_position_at_the_embedding_is_the_clean_run():
     names, (*run, config), stream = patching_run()
-    mask = np.zeros((1, names["L"] + 1, 1, 1), bool)
+    mask = np.zeros((1, names["L"] + 1, 1, 1, 1), bool)
     mask[:, 0] = True
-    edit = jaxalign.Edit(jaxalign.ResidualEdit(mask, stream))
+    edit = jaxalign.Edit(jaxalign.Replace("resid", mask, stream))
     [m] = jaxalign.jit(lambda *run: jaxalign.sweep(*run, config, [edit], names["margin"]))(*run)
     np.testing.assert_allclose(m[1, 0], names["m_clean"], atol=1e-4)
     np.testing.assert_allclose(m[0, 0], names["m"][0], atol=1e-4)

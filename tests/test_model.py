@@ -10,7 +10,7 @@ from pythia_shape import PYTHIA_SIZES, pythia_config, tiny_checkpoint
 
 from jaxalign.checkpoints import load_params, open_checkpoint, save_checkpoint
 from jaxalign.checkpoints.families import config_from_hf, config_to_hf
-from jaxalign.edits import AttentionAdd, Edit, HeadEdit, ResidualEdit, head_ablation_masks
+from jaxalign.edits import Add, Edit, HeadEdit, Replace, head_ablation_masks
 from jaxalign.errors import InputError
 from jaxalign.model import (
     CAPTURES,
@@ -138,8 +138,8 @@ def test_an_edit_that_edits_nothing_changes_no_bit(tiny, tokens, scheme):
     L, H, D, S = config.num_layers, config.num_heads, config.hidden_size, tokens.shape[1]
     nothing = Edit(
         HeadEdit(jnp.zeros((L, 1, 1, H), bool), jnp.full((L, 1, 1, H, D), jnp.nan)),
-        AttentionAdd(jnp.zeros((L, 1, S), bool), jnp.full((L, 1, 1, D), jnp.nan)),
-        ResidualEdit(jnp.zeros((L + 1, 1, S), bool), jnp.full((L + 1, 1, 1, D), jnp.inf)),
+        Add("attn_out", jnp.zeros((L, 1, S, 1), bool), value=jnp.full((L, 1, 1, D), jnp.nan)),
+        Replace("resid", jnp.zeros((L + 1, 1, S, 1), bool), jnp.full((L + 1, 1, 1, D), jnp.inf)),
     )
     plain = ran(params, tokens, config, scheme=scheme).logits
     edited = ran(params, tokens, config, scheme=scheme, edit=nothing).logits
@@ -174,16 +174,18 @@ def test_patching_the_whole_stream_from_another_run_gives_that_run(tiny, tokens)
     donor = ran(params, other, config, capture=("resid", "embed"))
     streams = jnp.concatenate([donor.activations["embed"][None], donor.activations["resid"]])
     for step in range(L + 1):
-        mask = jnp.zeros((L + 1, 1, S), bool).at[step].set(True)
-        patched = ran(params, tokens, config, edit=Edit(ResidualEdit(mask, streams)))
+        mask = jnp.zeros((L + 1, 1, S, 1), bool).at[step].set(True)
+        patched = ran(params, tokens, config, edit=Edit(Replace("resid", mask, streams)))
         np.testing.assert_allclose(patched.logits, donor.logits, atol=1e-5)
 
 
 def test_patching_one_position_moves_only_later_positions(tiny, tokens):
     params, config = tiny
     L, S, D = config.num_layers, tokens.shape[1], config.hidden_size
-    mask = jnp.zeros((L + 1, 1, S), bool).at[1, 0, 4].set(True)
-    off, edit = (Edit(ResidualEdit(m, jnp.ones((L + 1, 1, 1, D)))) for m in (mask & False, mask))
+    mask = jnp.zeros((L + 1, 1, S, 1), bool).at[1, 0, 4].set(True)
+    off, edit = (
+        Edit(Replace("resid", m, jnp.ones((L + 1, 1, 1, D)))) for m in (mask & False, mask)
+    )
     clean, patched = (ran(params, tokens, config, edit=e).logits for e in (off, edit))
     assert np.array_equal(clean[:, :4], patched[:, :4])
     assert not np.allclose(clean[:, 4:], patched[:, 4:], atol=1e-3)
@@ -193,15 +195,19 @@ def test_every_site_can_be_returned(tiny, tokens):
     params, config = tiny
     B, S = tokens.shape
     L, D, H, h = config.num_layers, config.hidden_size, config.num_heads, config.head_size
-    out = ran(params, tokens, config, capture=CAPTURES)
+    between = ("resid_mid",) if config.parallel_residual else ()
+    asked = [name for name in CAPTURES if name not in between]
+    out = ran(params, tokens, config, capture=tuple(asked))
+    heads, pairs, stream = (L, B, S, H, h), (L, B, H, S, S), (L, B, S, D)
+    shapes = {"embed": (B, S, D), "final_norm": (B, S, D)}
+    shapes |= {"q": heads, "k": heads, "v": heads, "z": heads, "scores": pairs, "pattern": pairs}
+    shapes |= {"mlp_hidden": (L, B, S, config.intermediate_size)}
     assert {name: a.shape for name, a in out.activations.items()} == {
-        "embed": (B, S, D),
-        "z": (L, B, S, H, h),
-        "attn_out": (L, B, S, D),
-        "mlp_out": (L, B, S, D),
-        "resid": (L, B, S, D),
-        "final_norm": (B, S, D),
+        name: shapes.get(name, stream) for name in asked
     }
+    for name in between:
+        with pytest.raises(ValueError, match="resid_mid"):
+            forward(params, tokens, config, capture=(name,))
     with pytest.raises(ValueError, match="attention_pattern"):
         forward(params, tokens, config, capture=("attention_pattern",))
 
@@ -223,11 +229,11 @@ def test_vmap_over_masks_ablates_every_head(tiny, tokens):
 def test_gradient_at_the_attention_output_is_the_slope_of_steering(tiny, tokens):
     params, config = tiny
     shape = (config.num_layers, 1, 1, config.hidden_size)
-    mask = np.ones(shape[:3], bool)
+    mask = np.ones((*shape[:3], 1), bool)
 
     def loss(add):
         return (
-            forward(params, tokens, config, edit=Edit(AttentionAdd(mask, add)))
+            forward(params, tokens, config, edit=Edit(Add("attn_out", mask, value=add)))
             .logits[:, -1, 3]
             .sum()
         )

@@ -13,7 +13,7 @@ from tiny_run import WEIGHTS, write_model
 import jaxalign
 from jaxalign import InputError, params_from_state_dict
 from jaxalign.checkpoints.families import config_from_hf
-from jaxalign.edits import AttentionAdd
+from jaxalign.edits import Add
 from jaxalign.edits.batch import rows
 from jaxalign.model import ModelConfig, init_params
 from jaxalign.model.decoder import check_edit
@@ -110,7 +110,7 @@ def head(mask, *value, mode="true"):
 
 
 def residual(mask, *value):
-    return jaxalign.Edit(jaxalign.ResidualEdit(mask, np.zeros(value, np.float32)))
+    return jaxalign.Edit(jaxalign.Replace("resid", mask, np.zeros(value, np.float32)))
 
 
 def first_row(edit):
@@ -136,19 +136,19 @@ def first_row(edit):
         (head(HEADS, 3), "HeadEdit.value has shape (3,), expected [3, 2|1, 5|1, 4|1, 32|1]"),
         (
             residual(STEPS[:, :3], 4, 1, 5, 32),
-            "ResidualEdit.mask has shape {}3, 1, 5), expected [{}4",
+            "Replace.mask has shape {}3, 1, 5, 1), expected [{}4",
         ),
         (
             residual(STEPS, 3, 1, 5, 32),
-            "ResidualEdit.value has shape (3, 1, 5, 32), expected [4, 2|1",
+            "Replace.value has shape (3, 1, 5, 32), expected [4, 2|1",
         ),
         (
             residual(STEPS, 4, 3, 5, 32),
-            "ResidualEdit.value has shape (4, 3, 5, 32), expected [4, 2|1",
+            "Replace.value has shape (4, 3, 5, 32), expected [4, 2|1",
         ),
         (
-            jaxalign.Edit(AttentionAdd(STEPS[:, :3], np.zeros((3, 1, 1, 31)))),
-            "AttentionAdd.value has shape (3, 1, 1, 31), expected [3, 2|1, 5|1, 32]",
+            jaxalign.Edit(Add("attn_out", STEPS[:, :3], value=np.zeros((3, 1, 1, 31)))),
+            "Add.value has shape (3, 1, 1, 31), expected [3, 2|1, 5|1, 32|1]",
         ),
     ],
 )

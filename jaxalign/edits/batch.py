@@ -6,7 +6,7 @@ Each function reads the declarations of the sites (``site.Declared``) and knows 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -71,7 +71,8 @@ def touched(
 ) -> Bool[Array, "M B steps"] | Bool[np.ndarray, "M B steps"]:
     """Which steps of the model each row of a batch of edits touches on each prompt.
 
-    Step 0 is the embedding, step ``l + 1`` is block ``l``.
+    Step 0 is the embedding, step ``l + 1`` is block ``l``. What acts behind the last block touches
+    none of them: ``touched_at_end``.
 
     Args:
         edit: a batch of edits.
@@ -89,15 +90,27 @@ def touched(
                 f"{type(site).__name__} has no array by row that says where it acts, so the rows "
                 "of a batch cannot choose it: give it to forward"
             )
-        for declared in places:
+        for declared in filter(lambda declared: declared.layered, places):
             where = by.asarray(getattr(site, declared.name))
             some = where.any(axis=tuple(range(3, where.ndim)))  # [M, L, B|1]
             before = 1 if declared.axes[:1] == ("L",) else 0
             some = by.pad(some, ((0, 0), (before, 0), (0, 0)))
             parts.append(by.broadcast_to(some, (*some.shape[:2], batch)).swapaxes(1, 2))
-    if not parts:
+    if not edit.sites:
         raise ValueError("a batch of edits needs a site, such as HeadEdit(mask, value)")
-    return functools.reduce(by.logical_or, parts)
+    return functools.reduce(by.logical_or, parts, by.zeros((rows(edit), batch, 1), bool))
+
+
+def touched_at_end(edit: Edit, batch: int) -> Bool[Array, "M B"]:
+    """Which rows of a batch of edits act behind the last block on which prompts.
+
+    Args:
+        edit: a batch of edits.
+        batch: ``B``, how many prompts there are.
+    """
+    late = [a for _, d, a in edit.arrays() if d.acts and not d.layered]
+    some = (jnp.asarray(a).any(axis=tuple(range(2, jnp.ndim(a)))) for a in late)
+    return functools.reduce(jnp.logical_or, some, jnp.zeros((rows(edit), batch), bool))
 
 
 def touches_one_step(edits: Sequence[Edit], batch: int) -> bool:
@@ -145,13 +158,13 @@ def _joined(declared: Declared, arrays: Sequence[Any]) -> Array:
 
 
 def check(
-    edit: Edit, sizes: Mapping[str, int], points: Sequence[str], *, batch: bool = False
+    edit: Edit, sizes: Mapping[str, int], points: Collection[str], *, batch: bool = False
 ) -> None:
     """Check an edit against a run, before broadcasting or indexing hides a misfit.
 
     Args:
         edit: what a run changes.
-        sizes: of the run, by axis letter: ``L B S H h D``.
+        sizes: of the run, by axis letter.
         points: where the model applies sites.
         batch: whether arrays by row carry the axis ``M`` of a batch of edits.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from typing import Any
 
 from flax import struct
@@ -29,13 +29,30 @@ class Declared:
         """Whether the first axis runs over layers, or over the embedding and the layers."""
         return self.axes[:1] in (("L",), ("L+1",))
 
+    @property
+    def by_position(self) -> bool:
+        """Whether the axis behind that of prompts runs over positions."""
+        return self._inside[1:2] in (("S",), ("S|1",))
+
+    @property
+    def query(self) -> int | None:
+        """Which axis, behind that of layers, runs over the positions that attend; None where none
+        does."""
+        return self._inside.index("Q|1") if "Q|1" in self._inside else None
+
+    @property
+    def _inside(self) -> tuple[str, ...]:
+        """The axes of one layer."""
+        return self.axes[1:] if self.layered else self.axes
+
     def has(self, letter: str) -> bool:
         """Whether an axis is ``letter``, or ``letter`` or 1."""
         return letter in self.axes or f"{letter}|1" in self.axes
 
 
-def _declare(axes: str, **settings: Any) -> Any:
-    return struct.field(metadata={"site": {"axes": tuple(axes.split())} | settings})
+def _declare(axes: str, default: Any = MISSING, **settings: Any) -> Any:
+    given = {} if default is MISSING else {"default": default}
+    return struct.field(metadata={"site": {"axes": tuple(axes.split())} | settings}, **given)
 
 
 def acts(axes: str) -> Any:
@@ -43,21 +60,32 @@ def acts(axes: str) -> Any:
 
     Args:
         axes: of one row, for example ``"L B|1 S|1 H"``: ``L`` (blocks) or ``L+1`` (the embedding,
-            then blocks), ``B|1``, and any others.
+            then blocks), none at the point ``final_norm``; ``B|1``; and any others.
 
     Raises:
-        ValueError: the first two axes are others.
+        ValueError: the first axes are others.
     """
-    if tuple(axes.split()[:2]) not in {("L", "B|1"), ("L+1", "B|1")}:
+    first, second = (*axes.split(), "", "")[:2]
+    if first != "B|1" and (first not in ("L", "L+1") or second != "B|1"):
         raise ValueError(f"acts({axes!r}): the first axes have to be L or L+1, then B|1")
     return _declare(axes, per_row=True, acts=True)
 
 
-def per_row(axes: str) -> Any:
-    """Declare an array of which each row has its own, for example ``"D"``, a direction a row."""
-    return _declare(axes, per_row=True)
+def per_row(axes: str, default: Any = MISSING) -> Any:
+    """Declare an array of which each row has its own, for example ``"D"``, a direction a row.
+
+    Args:
+        axes: of one row.
+        default: None for an array that may be left out.
+    """
+    return _declare(axes, default, per_row=True)
 
 
-def shared(axes: str) -> Any:
-    """Declare an array that all rows share, for example ``"L B|1 S|1 D"``."""
-    return _declare(axes, per_row=False)
+def shared(axes: str, default: Any = MISSING) -> Any:
+    """Declare an array that all rows share, for example ``"L B|1 S|1 D"``.
+
+    Args:
+        axes: of the array.
+        default: None for an array that may be left out.
+    """
+    return _declare(axes, default, per_row=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from jaxalign.edits.anywhere import Replace
 from jaxalign.edits.heads import HeadEdit
 from jaxalign.edits.site import Edit
 from jaxalign.errors import InputError, require_type
@@ -40,11 +41,51 @@ def zero_ablation(num_layers: int, num_heads: int) -> Edit:
     return Edit(HeadEdit(masks, np.zeros((num_layers, 1, 1, 1, 1), np.float32)))
 
 
-def residual_patch_masks(num_layers: int, length: int) -> Bool[np.ndarray, "M steps 1 S"]:
+def residual_patch_masks(num_layers: int, length: int) -> Bool[np.ndarray, "M steps 1 S 1"]:
     """One edit a step and position: ``M = (L + 1)·S`` masks, step by step from the embedding.
 
     Row ``step·S + position`` replaces the residual stream there; step 0 is the embedding, step
-    ``l + 1`` is after block ``l``.
+    ``l + 1`` is after block ``l``: the mask of ``Replace("resid", …)``.
+
+    Args:
+        num_layers: ``L`` of the model.
+        length: ``S``, positions of the prompts.
     """
     rows = np.eye((num_layers + 1) * length, dtype=bool)
-    return rows.reshape(-1, num_layers + 1, 1, length)
+    return rows.reshape(-1, num_layers + 1, 1, length, 1)
+
+
+def knock_out(edges: Bool[np.ndarray, "*rows L #B #H #Q #S"]) -> Edit:
+    """Cut attention from some positions to others (attention knock-out, Geva et al. 2023, section
+    6, arXiv 2304.14767): their scores are −∞, so that the rest of a position's sources share all
+    of its attention.
+
+    To take edges away and leave the others as they are, scale the pattern instead:
+    ``Scale("pattern", -edges)``.
+
+    Args:
+        edges: bool: which edges, from the position ``Q`` that attends to the source ``S``. For one
+            run; a batch of M edits has ``M`` in front.
+
+    Raises:
+        InputError: a position would have no source left, so that its attention is not defined.
+
+    Example:
+        >>> edges = np.zeros((1, 6, 1, 1, 5, 5), bool)
+        >>> edges[0, 2:4, ..., 4, 1] = True  # in layers 2 and 3 the last position does not see 1
+        >>> edit = jaxalign.knock_out(edges)
+    """
+    edges = np.asarray(edges)
+    queries, sources = edges.shape[-2:]
+    size = max(queries, sources)
+    causal = np.tril(np.ones((size, size), bool))
+    blind = (edges | ~causal).all(axis=-1)
+    if blind.any():
+        position = int(np.argwhere(blind)[0][-1])
+        raise InputError(
+            f"position {position} has every source knocked out, and then its attention is not "
+            "defined",
+            "leave it one, or scale the pattern: Scale('pattern', -edges)",
+        )
+    value = np.full((edges.shape[-5], 1, 1, 1, 1), -np.inf, np.float32)
+    return Edit(Replace("scores", edges, value))

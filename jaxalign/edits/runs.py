@@ -96,7 +96,7 @@ class Pick:
         if not declared.has("B"):
             return []
         prompt = self.runs.prompt if array.shape[1] > 1 else jnp.zeros_like(self.runs.prompt)
-        if not declared.has("S"):
+        if not declared.by_position:
             return [prompt]
         length = array.shape[2]
         position = jnp.arange(length)[None] if self.query is None else self.query[:, None]

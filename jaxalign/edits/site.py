@@ -21,7 +21,7 @@ To add a site: write its class in a file of ``jaxalign/edits`` (or in your own),
 
 ``forward``, ``vmap``, the wave, sharding and generation then apply it, because all of them reach
 sites by ``apply_at(point, …)`` alone. A point that the model does not have yet is one such call in
-``jaxalign.model.decoder`` or ``layers`` and its name in ``decoder.POINTS``.
+``jaxalign.model.decoder`` or ``layers`` and its name in ``edits.points``.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Site:
     """What a run changes at one point of the model; the base of all sites.
 
     Attributes:
-        point: a name of ``jaxalign.model.decoder.POINTS``.
+        point: a name of ``edits.points.POINTS``.
         kind: decides the order among the sites of one edit at one point (``KINDS``).
     """
 
@@ -131,7 +131,7 @@ class Edits(Protocol):
         """The value at a point after the edits there (``Site.apply``).
 
         Args:
-            point: a name of ``jaxalign.model.decoder.POINTS``.
+            point: a name of ``edits.points.POINTS``.
             x: the value.
             inputs: what the matrix product that made ``x`` has read.
             weights: the matrix of that product.
@@ -209,6 +209,11 @@ class Edit:
         early = [s for s in self.sites if any(d.axes[:1] == ("L+1",) for d in s.declared())]
         return Edit(*early).map_arrays(first)
 
+    def at_end(self) -> Edit:
+        """The sites that act behind the last layer."""
+        late = [s for s in self.sites if any(d.acts and not d.layered for d in s.declared())]
+        return Edit(*late)
+
     def layered(self) -> list[dict[str, Any]]:
         """For each site its arrays with an axis of layers, blocks only: to scan or index."""
         return [
@@ -232,8 +237,14 @@ class Edit:
         prompt = jnp.arange(len(positions))[:, None]
 
         def chosen(declared: Declared, a: Any) -> Any:
-            if not declared.has("S") or a.shape[1] == 1:
+            axis = 1 if declared.by_position else declared.query
+            if axis is None or a.shape[axis] == 1:
                 return a
-            return jnp.asarray(a)[prompt if len(a) > 1 else 0, positions]
+            first = jnp.moveaxis(jnp.asarray(a), axis, 1)
+            taken = first[prompt if len(a) > 1 else 0, positions]
+            return jnp.moveaxis(taken, 1, axis)
 
         return self.map_arrays(chosen)
+
+
+NOTHING = Edit()

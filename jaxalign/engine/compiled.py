@@ -11,6 +11,7 @@ import numpy as np
 
 from jaxalign.edits import batch as batches
 from jaxalign.edits.declare import Declared
+from jaxalign.edits.points import POINTS
 from jaxalign.edits.site import Edit
 from jaxalign.engine.sweep import sweep
 from jaxalign.measures.metrics import Answer
@@ -23,7 +24,7 @@ from jaxalign.shapes import Array, Int, Lengths, Tokens
 
 # Lengths are rounded up to a multiple of this, so that few shapes have to be compiled.
 BUCKET = 8
-POSITIONS = "S|1"  # as sites declare that axis
+POSITIONS = ("S|1", "Q|1")  # as sites declare such axes
 
 
 def bucket_length(length: int, limit: int) -> int:
@@ -87,12 +88,15 @@ def run_once(
         last_only=last_only,
     )  # fmt: skip
     logits = out.logits if last_only else out.logits[:, :size]
-    # Positions are the second axis of what stands at the ends of the model, the third of blocks'.
-    cut = {
-        name: a[:, :size] if name in ("embed", "final_norm") else a[:, :, :size]
-        for name, a in out.activations.items()
-    }
+    cut = {name: _cut(name, a, size) for name, a in out.activations.items()}
     return Output(logits=logits, activations=cut)
+
+
+def _cut(name: str, a: Array, size: int) -> Array:
+    """An activation without the positions that padding added."""
+    if name in ("embed", "final_norm"):
+        return a[:, :size]
+    return a[:, :, :size] if POINTS[name].position else a[..., :size, :size]
 
 
 def run_edits(
@@ -139,12 +143,16 @@ def _widened(
     size, more = tokens.shape[1], padded.shape[1] - tokens.shape[1]
 
     def widen(declared: Declared, array: Any) -> Any:
-        if not more or POSITIONS not in declared.axes:
+        first = int(batch and declared.per_row)
+        shape = np.shape(array)
+        # An axis of size 1 broadcasts, and one of another size is wrong, which is said later.
+        wide = [
+            axis in POSITIONS and len(shape) > place and shape[place] == size > 1
+            for place, axis in enumerate(declared.axes, first)
+        ]
+        if not more or not any(wide) or len(shape) != first + len(wide):
             return np.asarray(array)
-        axis = declared.axes.index(POSITIONS) + (batch and declared.per_row)
-        if np.ndim(array) <= axis or np.shape(array)[axis] != size or size == 1:
-            return np.asarray(array)  # it broadcasts, or its shape is wrong, which is said later
-        ends = [(0, more if place == axis else 0) for place in range(np.ndim(array))]
+        ends = [(0, 0)] * first + [(0, more if each else 0) for each in wide]
         return np.pad(np.asarray(array), ends)
 
     return edit.map_arrays(widen)

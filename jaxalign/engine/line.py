@@ -35,7 +35,7 @@ class EditedRuns:
         """The runs' values at a point after the edits there (``Site.apply_runs``).
 
         Args:
-            point: a name of ``decoder.POINTS``.
+            point: a name of ``edits.points.POINTS``.
             x: the value of each run, ``[N, S, …]``.
             inputs: what the matrix product that made ``x`` has read, ``[N, S, …]``.
             weights: the matrix of that product.
@@ -81,7 +81,9 @@ def births(edit: Edit, batch: int, layers: int) -> Int[Array, "M B"]:
         layers: ``L``.
     """
     touched = batches.touched(edit, batch)  # [M, B, L + 1]
-    return jnp.where(touched.any(axis=-1), touched.argmax(axis=-1), layers + 1)
+    # What acts behind the last block alone goes through that block as the clean run does.
+    late = jnp.where(batches.touched_at_end(edit, batch), layers, layers + 1)
+    return jnp.where(touched.any(axis=-1), touched.argmax(axis=-1), late)
 
 
 def line_up(

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.edits import batch as batches
+from jaxalign.edits.points import BEHIND_ATTENTION, INSIDE_MLP
 from jaxalign.edits.runs import Runs
 from jaxalign.edits.site import Edit
 from jaxalign.engine.inputs import Inputs
@@ -59,9 +60,6 @@ LEAST_POSITIONS = 512
 # tokens): 4096 positions 0.0315 s, 16 384 0.038 s, 65 536 0.073 s. Of 129 thousand positions that
 # the six layers need, such blocks compute 147, 197 and 393 thousand (``walked_positions``).
 GPU_POSITIONS = 4096
-# Points of a block behind its attention. Runs whose edits act nowhere else share the clean run's
-# attention where they are born, and leave the last layer at one position.
-BEHIND_ATTENTION = ("attn_out", "mlp_out", "resid")
 
 Carry = TypeVar("Carry")
 Place = int | Int[Array, ""]
@@ -190,7 +188,8 @@ class _Wave:
             if not _behind_attention(edits):
                 return _put(x, block(skip[prompt], weights, own, mine)[0], at)
             edited = mine.fork(attn_out, z, weights.attention.out, contributions)
-            y, _ = add_to_stream(skip[prompt], edited, weights, own, mine, mlp_out[prompt])
+            known = None if _acts_at(INSIDE_MLP, edits) else mlp_out[prompt]
+            y, _ = add_to_stream(skip[prompt], edited, weights, own, mine, known)
             return _put(x, y, at)
 
         return self.walk(self.alive[step], self.alive[step + 1], born, x)
@@ -250,6 +249,11 @@ def _put(a: Array, block: Array, at: Place) -> Array:
 def _behind_attention(edits: Sequence[Edit]) -> bool:
     """Whether all sites act behind the attention of their block."""
     return all(site.point in BEHIND_ATTENTION for edit in edits for site in edit.sites)
+
+
+def _acts_at(points: Sequence[str], edits: Sequence[Edit]) -> bool:
+    """Whether any site acts at one of some points."""
+    return any(site.point in points for edit in edits for site in edit.sites)
 
 
 def _contributions(z: Array, weights: Block, edits: Sequence[Edit]) -> Array | None:
@@ -313,5 +317,8 @@ def wave(inputs: Inputs, single_step: bool) -> Float[Array, "rows B D"]:
     if everywhere:
         assert inputs.run.real is not None
         normed = round_activation(normed, "final_norm", scheme, inputs.run.real[runs.prompt])
+    late = EditedRuns(stacks, runs, None if everywhere else last[runs.prompt])
+    normed = late.apply_at("final_norm", normed)
+    if everywhere:
         normed = at_position(normed, last[runs.prompt])
     return normed[place, 0]

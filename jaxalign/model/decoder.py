@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -14,7 +14,8 @@ from flax import struct
 from jax import lax
 
 from jaxalign.edits.batch import check
-from jaxalign.edits.site import Edit, Edits
+from jaxalign.edits.points import POINTS
+from jaxalign.edits.site import NOTHING, Edit, Edits
 from jaxalign.errors import require_type
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.layers import Pass, at_position, attention, mlp, normalize, soft_cap
@@ -26,12 +27,9 @@ from jaxalign.numerics.scheme import F32, Scheme, as_scheme
 from jaxalign.runtime.products import precision_for
 from jaxalign.shapes import Array, ArrayLeaf, Bool, Float, Int, Lengths, Tokens
 
-# Activations that a run can return. Those of blocks come stacked, [L, …].
-CAPTURES = ("embed", "z", "attn_out", "mlp_out", "resid", "final_norm")
-# Where a run can be edited, in the order in which a block computes them: each is one call of
-# ``apply_at``. ``resid`` is the stream after the embedding and after every block.
-POINTS = ("z", "attn_out", "mlp_out", "resid")
-NOTHING = Edit()
+# Activations that a run can return: what stands at each point after its edits. Those of blocks come
+# stacked, [L, …]; ``resid`` is then the stream after each block, ``embed`` that before the first.
+CAPTURES = ("embed", *POINTS)
 
 
 @struct.dataclass
@@ -40,13 +38,40 @@ class Output:
 
     Attributes:
         logits: f32 ``[B, S, V]``, or ``[B, V]`` when only the last position was asked for.
-        activations: by name of ``CAPTURES``: ``embed`` and ``final_norm`` ``[B, S, D]``,
-            ``z`` ``[L, B, S, H, h]``, ``attn_out`` (before edits) and ``mlp_out`` (both before
-            post norms), and ``resid`` (after block and edits) ``[L, B, S, D]``.
+        activations: by name of ``CAPTURES``, after edits: ``embed`` ``[B, S, D]``, ``resid`` after
+            each block ``[L, B, S, D]``, and the others as ``edits.points`` has them.
     """
 
     logits: ArrayLeaf
     activations: dict[str, ArrayLeaf]
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Edits that keep what stands at some points, after the edits there.
+
+    Attributes:
+        edit: what is applied.
+        names: of the points.
+        seen: by name, filled while the layer is computed.
+    """
+
+    edit: Edits
+    names: Sequence[str]
+    seen: dict[str, Array] = field(default_factory=dict)
+
+    def apply_at(
+        self, point: str, x: Array, inputs: Array | None = None, weights: Any = None
+    ) -> Array:
+        """The value at a point after the edits there (``Edits.apply_at``).
+
+        Args:
+            point, x, inputs, weights: as in ``Edits.apply_at``.
+        """
+        x = self.edit.apply_at(point, x, inputs, weights)
+        if point in self.names:
+            self.seen[point] = x
+        return x
 
 
 def real_positions(lengths: Lengths, size: int) -> Bool[Array, "B S"]:
@@ -150,7 +175,12 @@ def check_edit(
     sizes = {"L": config.num_layers, "B": tokens[0], "S": tokens[1], "D": config.hidden_size}
     sizes |= {"H": config.num_heads, "K": config.num_kv_heads, "h": config.head_size}
     sizes |= {"F": config.intermediate_size, "C": config.hidden_size // config.num_heads}
-    check(edit, sizes, POINTS, batch=batch)
+    check(edit, sizes | {"Q": tokens[1]}, points_of(config), batch=batch)
+
+
+def points_of(config: ModelConfig) -> tuple[str, ...]:
+    """The points that a model has: no stream between attention and MLP where both read one."""
+    return tuple(p for p in POINTS if p != "resid_mid" or not config.parallel_residual)
 
 
 def read_heads(
@@ -195,10 +225,11 @@ def add_to_stream(
     config = run.config
     middle = attended = _post_norm(attn_out, weights.attention_post_norm, config)
     if not config.parallel_residual:
-        middle = attended + x
+        middle = edit.apply_at("resid_mid", attended + x)
     if mlp_out is None or not config.parallel_residual:
         normed = normalize(x if config.parallel_residual else middle, weights.mlp_norm, config)
-        mlp_out = _rounded(mlp(normed, weights.mlp, config, run.real), "mlp_out", run)
+        normed = edit.apply_at("mlp_in", normed)
+        mlp_out = _rounded(mlp(normed, weights.mlp, config, run.real, edit), "mlp_out", run)
     added = _post_norm(edit.apply_at("mlp_out", mlp_out), weights.mlp_post_norm, config)
     y = (added + attended) + x if config.parallel_residual else added + middle
     return edit.apply_at("resid", _rounded(y, "resid", run)), mlp_out
@@ -287,9 +318,10 @@ def forward(
     require_type("edit", edit, (Edit, type(None)), "an Edit")
     if isinstance(capture, str):
         capture = (capture,)
-    unknown = [name for name in capture if name not in CAPTURES]
+    known = ("embed", *points_of(config))
+    unknown = [name for name in capture if name not in known]
     if unknown:
-        raise ValueError(f"capture asks for {unknown}, expected names of {CAPTURES}")
+        raise ValueError(f"capture asks for {unknown}, expected names of {known}")
     scheme = check_dtype(params, scheme)
     tokens, lengths = check_prompts(tokens, lengths, config)
     edit = jax.tree.map(jnp.asarray, edit or NOTHING)
@@ -300,12 +332,14 @@ def forward(
 
     def step(x: Array, layer: tuple[Block, Any, Array | None]) -> tuple[Array, dict[str, Array]]:
         weights, arrays, window = layer
-        y, activations = block(x, weights, replace(run, window=window), edit.layer(arrays))
-        return y, {name: activations[name] for name in capture if name in activations}
+        reading = Reading(edit.layer(arrays), capture)
+        y, _ = block(x, weights, replace(run, window=window), reading)
+        return y, reading.seen
 
     layers = (params.blocks, edit.layered(), layer_windows(config))
     x, activations = lax.scan(step, x, layers)
     normed = _rounded(normalize(x, params.final_norm, config), "final_norm", run)
+    normed = edit.at_end().apply_at("final_norm", normed)
     activations |= {k: v for k, v in (("embed", start), ("final_norm", normed)) if k in capture}
     if last_only:
         normed = at_position(normed, lengths - 1)[..., 0, :]

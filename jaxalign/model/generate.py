@@ -17,11 +17,10 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from jaxalign.edits.site import Edit
+from jaxalign.edits.site import NOTHING, Edit
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import (
-    NOTHING,
     add_to_stream,
     check_dtype,
     check_edit,
@@ -88,11 +87,11 @@ def _extend(
         weights, keys, values, window, arrays = given
         own, here = replace(run, window=window), edit.layer(arrays).at_positions(positions)
         normed = normalize(x, weights.attention_norm, config)
-        q = queries(normed, positions, weights.attention, own)
-        k, v = keys_values(normed, weights.attention, own, positions)
+        q = queries(normed, positions, weights.attention, own, here)
+        k, v = keys_values(normed, weights.attention, own, positions, here)
         place = jnp.arange(len(x))[:, None], positions
         keys, values = keys.at[place].set(k), values.at[place].set(v)
-        z = here.apply_at("z", attend(q, keys, values, positions, own))
+        z = here.apply_at("z", attend(q, keys, values, positions, own, here))
         attn_out = project_heads(z, weights.attention, own.real)
         edited = here.apply_at("attn_out", attn_out, z, weights.attention.out)
         y, _ = add_to_stream(x, edited, weights, own, here)
@@ -103,7 +102,9 @@ def _extend(
     layers = params.blocks, cache.keys, cache.values, layer_windows(config), edit.layered()
     x, (keys, values) = lax.scan(layer, x, layers)
     lengths = cache.lengths + run.real.sum(axis=1, dtype=cache.lengths.dtype)
-    return normalize(x, params.final_norm, config), Cache(keys, values, lengths)
+    last = edit.at_end().at_positions(positions)
+    normed = last.apply_at("final_norm", normalize(x, params.final_norm, config))
+    return normed, Cache(keys, values, lengths)
 
 
 def prefill(

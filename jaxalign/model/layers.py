@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from jaxalign.edits.site import Edits
+from jaxalign.edits.site import NOTHING, Edits
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MLP, Attention, Norm
 from jaxalign.model.rotary import frequencies
@@ -143,6 +143,7 @@ def keys_values(
     weights: Attention,
     run: Pass,
     positions: Int[Array, "#B S"] | None = None,
+    edit: Edits = NOTHING,
 ) -> tuple[Float[Array, "*rows B S K h"], Float[Array, "*rows B S K h"]]:
     """Rotated keys and the values of normed inputs.
 
@@ -151,9 +152,11 @@ def keys_values(
         weights: of the layer's attention.
         run: the pass.
         positions: where the inputs stand; at every position by default.
+        edit: of this layer; nothing by default.
     """
     y = _project(x, weights.key_value, weights.key_value_bias, run.real)
     k, v = (_heads(part, run.config) for part in jnp.moveaxis(y, -2, 0))
+    k, v = edit.apply_at("k", k), edit.apply_at("v", v)
     if weights.key_norm is not None:
         k = normalize(k, weights.key_norm, run.config)
     positions = jnp.arange(x.shape[-2])[None] if positions is None else positions
@@ -165,6 +168,7 @@ def queries(
     positions: Int[Array, "#B Q"],
     weights: Attention,
     run: Pass,
+    edit: Edits = NOTHING,
 ) -> Float[Array, "*rows B Q H h"]:
     """Rotated queries of normed inputs.
 
@@ -173,8 +177,10 @@ def queries(
         positions: where they stand.
         weights: of the layer's attention.
         run: the pass, with ``real`` of these positions.
+        edit: of this layer; nothing by default.
     """
     q = _heads(_project(x, weights.query, weights.query_bias, run.real), run.config)
+    q = edit.apply_at("q", q)
     if weights.query_norm is not None:
         q = normalize(q, weights.query_norm, run.config)
     return rotate(q, positions, run.config)
@@ -196,10 +202,12 @@ def attend(
     v: Float[Array, "*rows B S K h"],
     positions: Int[Array, "#B Q"],
     run: Pass,
+    edit: Edits = NOTHING,
 ) -> Float[Array, "*rows B Q H h"]:
     """What each head reads, ``z``: causal; ``H / K`` query heads share a head of keys and values.
 
-    Scores and softmax are f32; the probabilities are rounded to the run's dtype.
+    Scores and softmax are f32; the probabilities are rounded to the run's dtype. An edit never lets
+    a position see one behind it.
 
     Args:
         q: rotated queries.
@@ -207,6 +215,7 @@ def attend(
         v: values of every position.
         positions: where the queries stand.
         run: the pass: scale and soft cap of the scores, and the layer's window.
+        edit: of this layer; nothing by default.
     """
     config, window = run.config, run.window
     # To a head of keys and values, the G query heads of its group are more queries at the same
@@ -227,7 +236,18 @@ def attend(
     if window is not None:
         visible = visible & (keys > positions[:, :, None] - window)
     visible = lead(visible[:, None], scores)
-    probabilities = jax.nn.softmax(jnp.where(visible, scores, -jnp.inf), axis=-1)
+
+    def edited(point: str, x: Array) -> Array:
+        """``x`` after its edits, which take heads and positions apart: ``[…, H, Q, S]``."""
+        apart = x.reshape(*x.shape[:-3], q.shape[-2], q.shape[-3], x.shape[-1])
+        after = edit.apply_at(point, apart)
+        return x if after is apart else after.reshape(x.shape)
+
+    masked = jnp.where(visible, scores, -jnp.inf)
+    scores = edited("scores", masked)
+    if scores is not masked:
+        scores = jnp.where(visible, scores, -jnp.inf)
+    probabilities = edited("pattern", jax.nn.softmax(scores, axis=-1))
     z = jnp.einsum(
         "...kqs,...ske->...qke",
         probabilities.astype(v.dtype),
@@ -265,9 +285,9 @@ def attention(
         edit: of this layer.
     """
     everywhere = jnp.arange(x.shape[-2])[None]
-    q = queries(x, everywhere, weights, run)
-    k, v = keys_values(x, weights, run)
-    z = edit.apply_at("z", attend(q, k, v, everywhere, run))
+    q = queries(x, everywhere, weights, run, edit)
+    k, v = keys_values(x, weights, run, edit=edit)
+    z = edit.apply_at("z", attend(q, k, v, everywhere, run, edit))
     return z, project_heads(z, weights, run.real)
 
 
@@ -293,6 +313,7 @@ def mlp(
     weights: MLP,
     config: ModelConfig,
     real: Bool[Array, "B S"] | None = None,
+    edit: Edits = NOTHING,
 ) -> Float[Array, "*rows D"]:
     """``activation(x W_up + b) W_down + b`` of normed inputs, rounded after each step.
 
@@ -303,12 +324,14 @@ def mlp(
         weights: of the layer's MLP.
         config: the architecture.
         real: True at positions of ``x`` that hold a token of the prompt.
+        edit: of this layer; nothing by default.
     """
     hidden = _project(x, weights.up, weights.up_bias, real)
     if weights.gate is None:
         hidden = _active(hidden, config)
     else:
         hidden = _active(_project(x, weights.gate, weights.gate_bias, real), config) * hidden
+    hidden = edit.apply_at("mlp_hidden", hidden)
     return _project(hidden, weights.down, weights.down_bias, real)
 
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from jaxalign.edits import AttentionAdd, Edit, HeadMode
+from jaxalign.edits import Add, Edit, HeadMode
 from jaxalign.engine import Engine
 from jaxalign.measures.metrics import (
     Answer,
@@ -127,10 +127,10 @@ def clean_run(
         head_mode: what a head is (static).
     """
     shape = (config.num_layers, *question.tokens.shape, config.hidden_size)
-    everywhere = np.ones((config.num_layers, 1, 1), bool)
+    everywhere = np.ones((config.num_layers, 1, 1, 1), bool)
 
     def total(added: Array) -> tuple[Array, tuple[AnswerMetrics, State]]:
-        steered = Edit(AttentionAdd(everywhere, added))
+        steered = Edit(Add("attn_out", everywhere, value=added))
         logits, state = _clean(params, question, config, F32, head_mode, steered)
         metrics = question.answer(logits)
         return metrics.logit_diff.sum(), (metrics, state)

@@ -1,0 +1,92 @@
+"""The points of a decoder at which a run is read and edited, in the order in which it passes them.
+
+================  ========================  ======================================================
+point             one run's value           what it is
+================  ========================  ======================================================
+``resid``         ``[L+1, B, S, D]``        the residual stream after the embedding and each block
+``q``             ``[L, B, S, H, h]``       queries, before their norm and rotation
+``k``, ``v``      ``[L, B, S, K, h]``       keys, before their norm and rotation; values
+``scores``        ``[L, B, H, Q, S]``       attention scores, f32: scaled, capped, masked
+``pattern``       ``[L, B, H, Q, S]``       attention probabilities, f32
+``z``             ``[L, B, S, H, h]``       what each head has gathered, before ``W_O``
+``attn_out``      ``[L, B, S, D]``          what ``W_O`` writes, before a post norm
+``resid_mid``     ``[L, B, S, D]``          the stream between attention and MLP (sequential blocks)
+``mlp_in``        ``[L, B, S, D]``          what the MLP reads: after its norm
+``mlp_hidden``    ``[L, B, S, F]``          neurons: what the MLP's last product reads
+``mlp_out``       ``[L, B, S, D]``          what the MLP writes, before a post norm
+``final_norm``    ``[B, S, D]``             what the unembedding reads
+================  ========================  ======================================================
+
+``Q`` are the positions that attend and ``S`` those attended to. The stream before block ``l`` is
+``resid`` at step ``l``, the embedding's is step 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """The axes of a value, around the prompts' ``B``.
+
+    Attributes:
+        layers: ``L``, or ``L+1`` for the embedding and then the layers; none at the model's end.
+        position: ``S``, where the value has one vector or more a position.
+        unit: what is left: of a position, or of a pair of positions.
+    """
+
+    layers: tuple[str, ...] = ("L",)
+    position: tuple[str, ...] = ("S",)
+    unit: tuple[str, ...] = ("D",)
+
+
+_PAIRS = Point(position=(), unit=("H", "Q", "S"))
+
+POINTS = {
+    "resid": Point(layers=("L+1",)),
+    "q": Point(unit=("H", "h")),
+    "k": Point(unit=("K", "h")),
+    "v": Point(unit=("K", "h")),
+    "scores": _PAIRS,
+    "pattern": _PAIRS,
+    "z": Point(unit=("H", "h")),
+    "attn_out": Point(),
+    "resid_mid": Point(),
+    "mlp_in": Point(),
+    "mlp_hidden": Point(unit=("F",)),
+    "mlp_out": Point(),
+    "final_norm": Point(layers=()),
+}
+
+# Inside an MLP: whatever acts there, the MLP is computed again.
+INSIDE_MLP = ("mlp_in", "mlp_hidden")
+# Behind the attention of their block: runs that are edited nowhere else share the clean run's
+# attention where they are born, and leave the last layer at one position.
+BEHIND_ATTENTION = ("attn_out", "resid_mid", *INSIDE_MLP, "mlp_out", "resid", "final_norm")
+
+
+def axes_at(point: str, axes: tuple[str, ...]) -> tuple[str, ...]:
+    """Axes of an array of a site at a point, from those that hold at any.
+
+    Args:
+        point: a name of ``POINTS``.
+        axes: ``L``, ``position`` and ``unit`` stand for the point's own, with ``|1`` behind them
+            for axes that may also be 1; letters stay.
+
+    Raises:
+        ValueError: there is no such point.
+
+    Example:
+        >>> axes_at("q", ("L", "B|1", "position|1", "unit|1"))
+        ('L', 'B|1', 'S|1', 'H|1', 'h|1')
+    """
+    if point not in POINTS:
+        raise ValueError(f"there is no point {point!r}, only {', '.join(POINTS)}")
+    at = POINTS[point]
+    own = {"L": at.layers, "position": at.position, "unit": at.unit}
+    found: list[str] = []
+    for axis in axes:
+        name, bar, one = axis.partition("|")
+        found += [f"{letter}{bar}{one}" for letter in own.get(name, (name,))]
+    return tuple(found)

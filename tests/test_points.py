@@ -1,0 +1,317 @@
+"""Every point of every layout: edited by every engine as PyTorch with hooks edits it."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from family_checkpoints import prompts, read, torch_and_transformers
+from torch_points import MODELS, build, changed, logits
+
+from jaxalign.devices.deal import sharded_sweep
+from jaxalign.devices.mesh import make_mesh, shard_params
+from jaxalign.edits import Add, Edit, Replace, Scale, knock_out
+from jaxalign.edits.points import BEHIND_ATTENTION, POINTS
+from jaxalign.errors import InputError
+from jaxalign.model import forward
+from jaxalign.model.decoder import CAPTURES, points_of
+from jaxalign.model.generate import generate, prefill, step
+from jaxalign.numerics import BF16, F16, INT8_SIM, jit
+from testing.edits import logits_of, swept, tiny
+
+LENGTHS = jnp.array([11, 4, 7])
+KINDS = ("replace", "add", "scale")
+ROWS = 2  # one changes a single layer, one every layer
+
+
+def sizes_of(config, batch, length):
+    letters = {"L": config.num_layers, "B": batch, "S": length, "Q": length, "h": config.head_size}
+    letters |= {"H": config.num_heads, "K": config.num_kv_heads, "D": config.hidden_size}
+    return letters | {"F": config.intermediate_size, "L+1": config.num_layers + 1}
+
+
+def shape_at(point, config, batch, length):
+    """``(steps, B, …)`` of a point's value; one step where it stands at the model's end."""
+    at, sizes = POINTS[point], sizes_of(config, batch, length)
+    layers = [sizes[axis] for axis in at.layers] or [1]
+    return (*layers, batch, *(sizes[axis] for axis in (*at.position, *at.unit)))
+
+
+def drawn(point, kind, config, batch=3, length=11):
+    """A batch of two edits, as a site and as ``(row, step, x) → x`` of NumPy."""
+    rng = np.random.default_rng([*map(ord, point + kind)])
+    steps, *shape = shape_at(point, config, batch, length)
+    mask = rng.random((ROWS, steps, *shape)) < 0.3
+    mask[0, np.arange(steps) != steps // 2] = False
+    value = rng.standard_normal((steps, *shape)).astype(np.float32)
+    unit = shape[1 + len(POINTS[point].position) :]
+    direction = rng.standard_normal((ROWS, *unit)).astype(np.float32)
+    amount = np.where(mask, rng.standard_normal(mask.shape), 0).astype(np.float32)
+    # What stands once has no axis of layers.
+    cut = (lambda a, axis: a) if POINTS[point].layers else (lambda a, axis: a.squeeze(axis))
+    if kind == "replace":
+        site = Replace(point, cut(mask, 1), cut(value, 0))
+        return site, lambda row, step, x: np.where(mask[row, step], value[step], x)
+    if kind == "add":
+        site = Add(point, cut(amount, 1), direction)
+        return site, lambda row, step, x: x + amount[row, step] * direction[row]
+    site = Scale(point, cut(amount, 1))
+    return site, lambda row, step, x: np.where(
+        mask[row, step], x * np.where(mask[row, step], 1 + amount[row, step], 1), x
+    )
+
+
+def by_hooks(model, point, change, config, tokens):
+    """Last logits of the clean run and of every row, ``[1 + M, B, V]``, by PyTorch."""
+    torch, _ = torch_and_transformers()
+    steps, _, *shape = shape_at(point, config, *tokens.shape)
+    found = [logits(model, tokens)]
+    for row in range(ROWS):
+        with contextlib.ExitStack() as stack:
+            for at in range(steps):
+
+                def given(x, row=row, at=at):
+                    with np.errstate(invalid="ignore"):  # −∞ · 0, where nothing is changed
+                        return torch.from_numpy(change(row, at, x.numpy()).astype(np.float32))
+
+                stack.enter_context(changed(model, point, at, tuple(shape), given))
+            found.append(logits(model, tokens))
+    return np.stack(found)[:, np.arange(len(tokens)), np.asarray(LENGTHS) - 1]
+
+
+def sharded(params, tokens, lengths, config, edits, readout):
+    mesh = make_mesh(jax.devices()[:3], 1)
+    call = jax.jit(lambda p: sharded_sweep(mesh, p, tokens, lengths, config, edits, readout))
+    return call(shard_params(params, mesh, config))
+
+
+ENGINES = {
+    "wave": functools.partial(swept, engine="wave"),
+    "vmap": functools.partial(swept, engine="vmap"),
+    "sharded": sharded,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """transformers' model and ours, made once."""
+    pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    kept = {}
+
+    def get(variant):
+        if variant not in kept:
+            folder = tmp_path_factory.mktemp("checkpoint")
+            model = build(variant)
+            model.save_pretrained(folder)
+            kept[variant] = model, *read(folder)
+        return kept[variant]
+
+    return get
+
+
+def compare(models, variant, kinds, engines):
+    """All points in one call, and those behind the attention, which share more, in another."""
+    model, params, config = models(variant)
+    tokens = prompts()
+    every = [(p, kind) for n, p in enumerate(points_of(config)) for kind in kinds(n)]
+    expected, sites = {}, {}
+    for point, kind in every:
+        site, change = drawn(point, kind, config)
+        sites[point, kind] = Edit(site)
+        expected[point, kind] = by_hooks(model, point, change, config, tokens)
+    behind = [key for key in every if key[0] in BEHIND_ATTENTION]
+    for engine in engines:
+        for keys in [every, *([behind] if engine == "wave" else [])]:
+            found = ENGINES[engine](
+                params, jnp.asarray(tokens), LENGTHS, config, [sites[k] for k in keys], logits_of
+            )
+            for key, ours in zip(keys, found, strict=True):
+                wanted = expected[key]
+                far = np.abs(ours - wanted).max() / np.abs(wanted).max()
+                assert far <= 1e-5, (engine, *key)
+                moved = np.abs(wanted[1:] - wanted[0]).max(axis=(1, 2))
+                assert (moved > 1e-3 * np.abs(wanted).max()).all(), (key, "changes nothing")
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", ["gpt_neox, sequential", "gemma2"])
+def test_each_point_is_edited_as_pytorch_with_hooks_edits_it(models, variant):
+    compare(models, variant, lambda n: [KINDS[n % 3]], ["wave", "vmap"])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", MODELS)
+def test_each_kind_at_each_point_is_what_pytorch_with_hooks_computes(models, variant):
+    compare(models, variant, lambda n: KINDS, ENGINES)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("variant", ["gpt_neox, parallel", "gemma2"])
+def test_each_point_is_read_as_pytorch_with_hooks_reads_it(models, variant):
+    model, params, config = models(variant)
+    tokens = prompts()
+    names = ("embed", *points_of(config))
+    found = jit(lambda p, t: forward(p, t, config, capture=names))(params, tokens).activations
+    for point in points_of(config):
+        steps, _, *shape = shape_at(point, config, *tokens.shape)
+        for at in range(steps):
+            seen = []
+
+            def keep(x, seen=seen):
+                seen.append(x.numpy().copy())
+                return x
+
+            with changed(model, point, at, tuple(shape), keep):
+                logits(model, tokens)
+            if point == "resid":
+                ours = found["embed"] if at == 0 else found["resid"][at - 1]
+            else:
+                ours = found[point][at] if POINTS[point].layers else found[point]
+            np.testing.assert_allclose(ours, seen[0], atol=2e-5, err_msg=f"{point} {at}")
+
+
+def every_point(config, batch, length, sites):
+    """One run with a site at each point of a model: ``sites(point, shape)``."""
+    shapes = {p: shape_at(p, config, batch, length) for p in points_of(config)}
+    whole = {p: s if POINTS[p].layers else s[1:] for p, s in shapes.items()}
+    return Edit(*(sites(point, shape) for point, shape in whole.items()))
+
+
+@pytest.mark.parametrize("scheme", [F16, BF16, INT8_SIM], ids=lambda s: s.name)
+@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
+def test_what_acts_nowhere_changes_no_bit_at_any_point(scheme, parallel):
+    params, config = tiny(parallel, scheme)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 96, (2, 5)))
+    run = jit(lambda edit: forward(params, tokens, config, scheme=scheme, edit=edit).logits)
+    clean = run(None)
+    nowhere = {
+        "replace": lambda p, s: Replace(p, np.zeros(s, bool), np.full(s, np.nan, np.float32)),
+        "add": lambda p, s: Add(p, np.zeros(s, bool), value=np.full(s, np.inf, np.float32)),
+        "scale": lambda p, s: Scale(p, np.zeros(s, np.float32)),
+    }
+    for kind, site in nowhere.items():
+        assert np.array_equal(run(every_point(config, 2, 5, site)), clean), kind
+
+
+def test_generation_edits_every_point_as_a_pass_over_the_whole_text_does():
+    params, config = tiny(parallel=False)
+    rng = np.random.default_rng(0)
+    tokens, lengths = jnp.asarray(rng.integers(0, 96, (2, 5))), jnp.array([5, 5])
+    room = 8
+
+    def scaled(point, shape):
+        return Scale(point, (rng.standard_normal(shape) * (rng.random(shape) < 0.2)).astype("f4"))
+
+    edit = every_point(config, 2, room, scaled)
+    logits, cache = prefill(params, tokens, lengths, config, positions=room, edit=edit)
+    one_more = jit(lambda new, cache: step(params, new, cache, config, edit=edit))
+    text = tokens
+    for _ in range(room - 5):
+        new = logits.argmax(axis=-1)
+        text = jnp.concatenate([text, new[:, None]], axis=1)
+        logits, cache = one_more(new, cache)
+    whole = jit(lambda edit: forward(params, text, config, edit=edit).logits)(edit)
+    np.testing.assert_allclose(logits, whole[:, -1], atol=1e-5 * np.abs(whole).max())
+    made = generate(params, tokens, lengths, config, steps=room - 5, edit=edit)
+    assert np.array_equal(made.tokens, text[:, 5:])
+
+
+def test_a_scheme_that_sees_whole_examples_is_edited_alike_by_both_engines():
+    params, config = tiny(scheme=INT8_SIM)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 96, (3, 11)))
+    edits = [Edit(drawn(p, "add", config)[0]) for p in ("q", "mlp_hidden", "final_norm")]
+    wave, plain = (
+        swept(params, tokens, LENGTHS, config, edits, logits_of, engine=engine, scheme=INT8_SIM)
+        for engine in ("wave", "vmap")
+    )
+    for ours, expected in zip(wave, plain, strict=True):
+        far = np.abs(ours - expected).max(axis=-1) / np.abs(expected).max()
+        assert (far <= 1e-5).mean() >= 0.8
+        assert far.max() <= 5e-2
+
+
+def test_an_edit_never_lets_a_position_see_one_behind_it():
+    params, config = tiny()
+    rng = np.random.default_rng(0)
+    tokens = jnp.asarray(rng.integers(0, 96, (2, 6)))
+    shape = shape_at("scores", config, 2, 6)
+    edit = Edit(Replace("scores", np.ones(shape, bool), rng.standard_normal(shape).astype("f4")))
+    run = jit(lambda t: forward(params, t, config, edit=edit, capture=("pattern",)))
+    out, other = run(tokens), run(tokens.at[:, -1].add(-3))
+    assert np.array_equal(np.triu(out.activations["pattern"], 1), np.zeros(shape))
+    assert np.array_equal(out.logits[:, :-1], other.logits[:, :-1])
+
+
+def test_knocked_out_edges_leave_their_attention_to_the_others():
+    params, config = tiny()
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 96, (1, 6)))
+    edges = np.zeros((config.num_layers, 1, config.num_heads, 6, 6), bool)
+    edges[1, 0, 2, 5, 1:3] = True
+    run = jit(lambda e: forward(params, tokens, config, edit=e, capture=("pattern",)).activations)
+    clean, cut = (np.asarray(run(e)["pattern"]) for e in (None, knock_out(edges)))
+    rest = np.where(edges, 0, clean)
+    np.testing.assert_allclose(
+        cut[1, 0, 2, 5], rest[1, 0, 2, 5] / rest[1, 0, 2, 5].sum(), atol=1e-6
+    )
+    assert np.array_equal(cut[0], clean[0])
+    taken = np.asarray(run(Edit(Scale("pattern", -edges.astype("f4"))))["pattern"])
+    np.testing.assert_allclose(taken[1, 0, 2, 5], rest[1, 0, 2, 5], atol=1e-7)
+
+
+def test_a_position_without_any_source_is_refused():
+    edges = np.zeros((1, 2, 1, 1, 5, 5), bool)
+    edges[..., 3, :4] = True
+    with pytest.raises(InputError, match="position 3 has every source knocked out"):
+        knock_out(edges)
+    with pytest.raises(InputError, match="position 0 has every source knocked out"):
+        knock_out(np.eye(5, dtype=bool)[None, None, None, None])
+
+
+@pytest.mark.parametrize(
+    ("site", "said"),
+    [
+        (
+            lambda: Replace("patern", np.ones((3, 1)), np.ones((3, 1))),
+            "at the point 'patern'",
+        ),
+        (lambda: Replace("q", np.ones((3, 1, 1, 4, 1), bool)), "Replace takes value or own, and n"),
+        (
+            lambda: Add("q", np.ones((3, 1, 1, 4, 1)), np.ones((4, 8)), np.ones((3, 1, 1, 4, 8))),
+            "Add takes direction or value, and both",
+        ),
+        (
+            lambda: Add("resid", np.ones((4, 1, 1, 1)), np.ones(31)),
+            r"Add.direction has shape \(31,\), expected \[32|1\]",
+        ),
+        (
+            lambda: Scale("mlp_hidden", np.ones((3, 1, 1, 63))),
+            r"Scale.by has shape \(3, 1, 1, 63\), expected \[3, 2|1, 5|1, 64|1\]",
+        ),
+        (lambda: Scale("resid_mid", np.ones((3, 1, 1, 32))), "at the point 'resid_mid', which"),
+    ],
+)
+def test_a_site_that_does_not_fit_is_refused_by_name(site, said):
+    params, config = tiny()
+    with pytest.raises(ValueError, match=said):
+        forward(params, jnp.ones((2, 5), jnp.int32), config, edit=Edit(site()))
+
+
+def test_what_is_at_the_end_of_the_model_may_be_all_that_a_row_edits():
+    params, config = tiny()
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 96, (3, 11)))
+    edit = Edit(drawn("final_norm", "add", config)[0])
+    wave, plain = (
+        swept(params, tokens, LENGTHS, config, [edit], logits_of, engine=engine)[0]
+        for engine in ("wave", "vmap")
+    )
+    np.testing.assert_allclose(wave, plain, atol=1e-5 * np.abs(plain).max())
+    assert np.abs(plain[1:] - plain[:1]).max(axis=(1, 2)).min() > 1e-3
+
+
+def test_captures_are_the_points_and_the_stream_before_the_first_block():
+    assert set(CAPTURES) == {"embed", *POINTS}

@@ -1,0 +1,164 @@
+"""transformers' models with something changed at any point, by hooks: independent of our code."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from family_checkpoints import SIZES, theirs, torch_and_transformers
+
+NEOX = {"gpt_neox, parallel": True, "gpt_neox, sequential": False}
+MODELS = (*NEOX, "llama, scaled like 3.1", "gemma2")
+PROBE = "probe"  # the attention whose scores and pattern can be changed
+Change = Callable[[Any], Any]  # from a tensor to what stands in its place
+
+
+def build(variant: str) -> Any:
+    """A model of ``MODELS``, every parameter random, in f32; its attention is the one below."""
+    torch, transformers = torch_and_transformers()
+    if variant not in NEOX:
+        model = theirs(variant)
+    else:
+        sizes = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
+        more = {"use_parallel_residual": NEOX[variant], "rotary_pct": 0.5}
+        config = transformers.AutoConfig.for_model("gpt_neox", **sizes, **more)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        draw = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                noise = torch.randn(parameter.shape, generator=draw)
+                one = "norm" in name and name.endswith("weight")
+                parameter.copy_(0.3 * noise + one if parameter.ndim == 1 else 0.25 * noise)
+    _register(transformers)
+    model.config._attn_implementation = PROBE
+    return model
+
+
+def _register(transformers: Any) -> None:
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    transformers.AttentionInterface.register(PROBE, attention)
+    AttentionMaskInterface.register(PROBE, eager_mask)
+
+
+def attention(
+    module: Any, query: Any, key: Any, value: Any, mask: Any, scaling: float, **how: Any
+) -> tuple[Any, None]:
+    """Attention by its definition, with the module's ``scores`` and ``pattern`` changed."""
+    torch, _ = torch_and_transformers()
+    groups = query.shape[1] // key.shape[1]
+    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
+    scores = query @ key.transpose(2, 3) * scaling
+    if cap := how.get("softcap"):
+        scores = cap * torch.tanh(scores / cap)
+    hidden = mask[..., : key.shape[2]] < 0
+    changes = getattr(module, "changes", {})
+
+    def changed(point: str, x: Any) -> Any:
+        return changes[point](x) if point in changes else x
+
+    scores = changed("scores", scores.masked_fill(hidden, -torch.inf))
+    pattern = torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
+    return (changed("pattern", pattern) @ value).transpose(1, 2).contiguous(), None
+
+
+def _named(model: Any, layer: int) -> dict[str, tuple[Any, str]]:
+    """For each point of a block that a module has: the module, and which end of it."""
+    if hasattr(model, "gpt_neox"):
+        block = model.gpt_neox.layers[layer]
+        wide, norm = block.attention, block.post_attention_layernorm
+        out, down = wide.dense, block.mlp.dense_4h_to_h
+    else:
+        block = model.model.layers[layer]
+        wide, norm = block.self_attn, block.post_attention_layernorm
+        norm = getattr(block, "pre_feedforward_layernorm", norm)
+        out, down = wide.o_proj, block.mlp.down_proj
+    return {
+        "z": (out, "in"),
+        "attn_out": (out, "out"),
+        "resid_mid": (norm, "in place"),
+        "mlp_in": (block.mlp, "in"),
+        "mlp_hidden": (down, "in"),
+        "mlp_out": (block.mlp, "out"),
+        "resid": (block, "out"),
+        "before": (block, "in"),
+        "attention": (wide, ""),
+    }
+
+
+def _hook(module: Any, end: str, change: Change) -> Any:
+    if end == "out":
+
+        def after(module: Any, given: Any, out: Any) -> Any:
+            return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
+
+        return module.register_forward_hook(after)
+
+    def before(module: Any, given: Any) -> Any:
+        if end == "in place":  # what is added to the stream later is this same tensor
+            given[0].copy_(change(given[0].clone()))
+            return None
+        return (change(given[0]), *given[1:])
+
+    return module.register_forward_pre_hook(before)
+
+
+def _projection(model: Any, layer: int, point: str, heads: int, width: int, change: Change) -> Any:
+    """A hook on queries, keys or values, ``[B, S, heads, width]``."""
+
+    def apart(x: Any) -> Any:
+        return change(x.reshape(*x.shape[:2], heads, width)).reshape(x.shape)
+
+    if not hasattr(model, "gpt_neox"):
+        return _hook(getattr(model.model.layers[layer].self_attn, f"{point}_proj"), "out", apart)
+    place = "qkv".index(point)
+
+    def fused(x: Any) -> Any:
+        parts = x.reshape(*x.shape[:2], heads, 3, width).clone()
+        parts[..., place, :] = change(parts[..., place, :].clone())
+        return parts.reshape(x.shape)
+
+    return _hook(model.gpt_neox.layers[layer].attention.query_key_value, "out", fused)
+
+
+@contextlib.contextmanager
+def changed(model: Any, point: str, step: int, shape: tuple[int, ...], change: Change) -> Iterator:
+    """The model with a value changed at one point and step, ``change`` from ``[B, *shape]``.
+
+    ``step`` is the layer; of ``resid`` 0 is the stream before the first block.
+    """
+    handle = None
+    if point == "final_norm":
+        norm = model.gpt_neox.final_layer_norm if hasattr(model, "gpt_neox") else model.model.norm
+        handle = _hook(norm, "out", change)
+    elif point in ("scores", "pattern"):
+        module, _ = _named(model, step)["attention"]
+        module.changes = {point: change}
+    elif point in ("q", "k", "v"):
+        handle = _projection(model, step, point, *shape[-2:], change)
+    else:
+        before = point == "resid" and step == 0
+        layer = max(step - 1, 0) if point == "resid" else step
+        module, end = _named(model, layer)["before" if before else point]
+
+        def apart(x: Any) -> Any:
+            return change(x.reshape(x.shape[0], *shape)).reshape(x.shape)
+
+        handle = _hook(module, end, apart)
+    try:
+        yield
+    finally:
+        if handle is None:
+            del module.changes
+        else:
+            handle.remove()
+
+
+def logits(model: Any, tokens: np.ndarray) -> np.ndarray:
+    """All logits of a pass."""
+    torch, _ = torch_and_transformers()
+    with torch.no_grad():
+        found: np.ndarray = model(torch.from_numpy(tokens).long(), use_cache=False).logits.numpy()
+    return found
