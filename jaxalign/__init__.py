@@ -27,7 +27,7 @@ if TYPE_CHECKING:
         zero_ablation,
     )
     from jaxalign.engine import sweep
-    from jaxalign.engine.lens import head_scores, logit_lens
+    from jaxalign.engine.lens import direct_logit_attribution, head_scores, logit_lens
     from jaxalign.engine.patching import activation_patching, attribution_patching
     from jaxalign.errors import InputError
     from jaxalign.measures.metrics import Answer, logit_difference
@@ -48,7 +48,7 @@ _HOMES = {
     "jaxalign.edits": "Add Edit HeadEdit Replace Scale",
     "jaxalign.edits.ready": "head_ablation_masks knock_out residual_patch_masks zero_ablation",
     "jaxalign.engine": "sweep",
-    "jaxalign.engine.lens": "head_scores logit_lens",
+    "jaxalign.engine.lens": "direct_logit_attribution head_scores logit_lens",
     "jaxalign.engine.patching": "activation_patching attribution_patching",
     "jaxalign.errors": "InputError",
     "jaxalign.measures.metrics": "Answer logit_difference",
@@ -95,6 +95,7 @@ __all__ = [
     "attribution_patching",
     "cast",
     "config_from_hf",
+    "direct_logit_attribution",
     "enable_compilation_cache",
     "forward",
     "head_ablation_masks",

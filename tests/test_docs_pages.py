@@ -8,7 +8,11 @@ import pytest
 
 DOCS = Path(__file__).parent.parent / "docs"
 PAGES = sorted(DOCS.glob("*.md"))
-ELSEWHERE = {"api.md", "scaling_out.md"}  # their examples have tests of their own
+ELSEWHERE = {
+    "api.md",
+    "from_transformerlens.md",
+    "scaling_out.md",
+}  # their examples have tests of their own
 LONG = {"calibration.md"}
 NEEDS = re.compile(r"\bneeds?\b")
 

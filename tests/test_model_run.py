@@ -214,3 +214,10 @@ def test_a_model_with_other_parameters_begins_without_the_precisions_of_the_firs
     assert np.abs(other.run(TEXT, scheme="int4-g8").logits - model.run(TEXT).logits).max() > 1e-3
     assert [*other._low] != []
     assert other._low is not model._low
+
+
+def test_an_edit_of_another_shape_is_refused_with_the_texts_own_length(model):
+    size = model.encode([TEXT], special=True)[0].shape[1]
+    wrong = jaxalign.Scale("mlp_out", np.ones((2, 1, size + 1, 1), np.float32))
+    with pytest.raises(ValueError, match=rf"expected \[2, 1, {size}\|1, "):
+        model.run(TEXT, edit=Edit(wrong))

@@ -8,7 +8,7 @@ import pytest
 
 from jaxalign.edits import Add, Edit, Replace
 from jaxalign.edits.points import POINTS
-from jaxalign.engine.lens import head_scores, logit_lens
+from jaxalign.engine.lens import direct_logit_attribution, head_scores, logit_lens
 from jaxalign.engine.patching import (
     Patched,
     activation_patching,
@@ -192,3 +192,51 @@ def test_the_bundled_model_has_a_head_that_looks_back():
     assert all(score.shape == (6, 8) for score in scores.values())
     assert float(scores["previous token"].max()) > 5 * uniform
     assert jax.tree.all(jax.tree.map(lambda a: bool((a >= 0).all() and (a <= 1).all()), scores))
+
+
+GEMMA = {"num_kv_heads": 2, "head_size": 12, "rotary_dims": 12, "gated": True, "mlp_bias": False}
+GEMMA |= {"norm": "rms+1", "post_norms": True, "attention_bias": False}
+
+
+@pytest.mark.parametrize(
+    ("parallel", "settings"),
+    [(True, {}), (False, {}), (False, GEMMA)],
+    ids=["parallel", "sequential", "post norms"],
+)
+def test_what_the_parts_write_adds_up_to_the_difference_of_the_logits(pair, parallel, settings):
+    params, config = tiny(parallel, **settings)
+    target, other = jnp.array([3, 9]), jnp.array([7, 1])
+    parts = jit(lambda t: direct_logit_attribution(params, t, LENGTHS, config, target, other))(
+        pair[0]
+    )
+    out = jit(lambda t: forward(params, t, config, lengths=LENGTHS, last_only=True))(pair[0])
+    wanted = out.logits[np.arange(2), target] - out.logits[np.arange(2), other]
+    np.testing.assert_allclose(parts.total, wanted, atol=2e-4)
+    assert parts.heads.shape == (3, 4, 2)
+    assert (np.abs(parts.heads).max(axis=(0, 1)) > 1e-3).all()
+
+
+def test_a_head_of_the_last_layer_writes_what_it_takes_away_with_it(pair):
+    """Behind the last layer there is the norm alone, and a small enough change leaves its scale."""
+    params, config = tiny()
+    target, other = jnp.array([3, 9]), jnp.array([7, 1])
+    parts = direct_logit_attribution(params, pair[0], LENGTHS, config, target, other)
+    last = jax.tree.map(lambda a: a, params)
+    rows = slice(8, 16)  # head 1
+    out = last.blocks.attention.out.at[2, rows].multiply(1 - 2.0**-6)
+    blocks = last.blocks.replace(attention=last.blocks.attention.replace(out=out))
+    ends = [
+        forward(p, pair[0], config, lengths=LENGTHS, capture=("resid",), last_only=True)
+        for p in (params, params.replace(blocks=blocks))
+    ]
+    moved = (ends[0].activations["resid"] - ends[1].activations["resid"])[-1]
+    moved = moved[np.arange(2), np.asarray(LENGTHS) - 1] * 2.0**6
+    whole = ends[0].activations["resid"][-1][np.arange(2), np.asarray(LENGTHS) - 1]
+    scale = params.final_norm.scale[None] / jnp.sqrt(
+        whole.var(axis=-1, keepdims=True) + config.norm_eps
+    )
+    matrix = params.embed if params.unembed is None else params.unembed
+    by_hand = ((moved - moved.mean(axis=-1, keepdims=True)) * scale) * (
+        matrix[target] - matrix[other]
+    )
+    np.testing.assert_allclose(parts.heads[2, 1], by_hand.sum(axis=-1), rtol=2e-2, atol=2e-3)

@@ -15,6 +15,7 @@ import numpy as np
 from jax import lax
 
 from jaxalign.edits.declare import Declared
+from jaxalign.edits.points import POINTS
 from jaxalign.edits.site import Edit
 from jaxalign.shapes import Array, Bool, Int
 
@@ -181,6 +182,15 @@ def check(
         if problem := site.problem(dict(sizes)):
             raise ValueError(problem)
     for site, declared, array in edit.arrays():
+        layers = POINTS[site.point].layers
+        if declared.acts and declared.layered != bool(layers):
+            name = f"{type(site).__name__}.{declared.name}"
+            if layers:
+                problem = f"where the site acts, but {site.point} is in every layer"
+            else:
+                problem = f"by layer where the site acts, but {site.point} is behind them"
+            begin = layers[0] if layers else "B|1"
+            raise ValueError(f"{name} says {problem}: begin its axes with {begin}")
         expected = (["M"] if batch and declared.per_row else []) + [
             _size(axis, sizes) for axis in declared.axes
         ]

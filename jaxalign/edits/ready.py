@@ -68,7 +68,8 @@ def knock_out(edges: Bool[np.ndarray, "*rows L #B #H #Q #S"]) -> Edit:
             run; a batch of M edits has ``M`` in front.
 
     Raises:
-        InputError: a position would have no source left, so that its attention is not defined.
+        InputError: another shape or dtype, or a position would have no source left, so that its
+            attention is not defined.
 
     Example:
         >>> edges = np.zeros((1, 6, 1, 1, 5, 5), bool)
@@ -76,6 +77,12 @@ def knock_out(edges: Bool[np.ndarray, "*rows L #B #H #Q #S"]) -> Edit:
         >>> edit = jaxalign.knock_out(edges)
     """
     edges = np.asarray(edges)
+    if edges.ndim < 5 or edges.dtype != bool:
+        raise InputError(
+            f"edges are {edges.dtype}{list(edges.shape)}, expected bool [L, B, H, Q, S], or M in "
+            "front of it",
+            "give axes that all share as 1",
+        )
     queries, sources = edges.shape[-2:]
     size = max(queries, sources)
     causal = np.tril(np.ones((size, size), bool))

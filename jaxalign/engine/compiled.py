@@ -16,7 +16,7 @@ from jaxalign.edits.site import Edit
 from jaxalign.engine.sweep import sweep
 from jaxalign.measures.metrics import Answer
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import Output, check_prompts, forward
+from jaxalign.model.decoder import Output, check_edit, check_prompts, forward
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.runtime.compile import jit
@@ -82,6 +82,8 @@ def run_once(
     """
     tokens, lengths = check_prompts(tokens, lengths, config)
     size, padded = tokens.shape[1], _padded(tokens, config)
+    if edit is not None:  # before it is padded, too
+        check_edit(edit, config, tokens.shape)
     edit = None if edit is None else _widened(edit, tokens, padded)
     out = _forward(
         params, padded, lengths, edit, config=config, scheme=scheme, capture=tuple(capture),
@@ -121,6 +123,8 @@ def run_edits(
     """
     tokens, lengths = check_prompts(tokens, lengths, config)
     padded = _padded(tokens, config)
+    for edit in edits:
+        check_edit(edit, config, tokens.shape, batch=True)
     answer = readout if isinstance(readout, Answer) else None
     return _sweep(
         params, padded, lengths, [_widened(edit, tokens, padded, batch=True) for edit in edits],

@@ -1,17 +1,21 @@
-"""What can be read off a run without an edit: what the stream says, and where heads look."""
+"""What a run without an edit shows: what its stream says, who wrote it, and where heads look."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import forward, unembed
+from jaxalign.model.decoder import forward, head_contributions, unembed
 from jaxalign.model.layers import at_position, normalize
-from jaxalign.model.params import Params
+from jaxalign.model.params import Norm, Params
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.shapes import Array, Float, Lengths, Tokens
+from jaxalign.shapes import Array, ArrayLeaf, Float, Int, Lengths, Tokens, lead
 
 
 def logit_lens(
@@ -46,6 +50,120 @@ def logit_lens(
     stream = jnp.stack([out.activations["embed"], *out.activations["resid"]])
     last = at_position(stream, jnp.asarray(lengths) - 1)[..., 0, :]
     return unembed(params, normalize(last, params.final_norm, config), config)
+
+
+@struct.dataclass
+class DirectEffects:
+    """What each part of a model writes to a difference of two logits, through a norm held fixed.
+
+    The parts add up to the difference, before a soft cap of the logits where the model has one.
+
+    Attributes:
+        embed: ``[B]``.
+        heads: ``[L, H, B]``.
+        attention_bias: ``[L, B]``, of ``W_O``; 0 where there is none.
+        mlp: ``[L, B]``.
+        norm_bias: ``[B]``, of the final norm.
+    """
+
+    embed: ArrayLeaf
+    heads: ArrayLeaf
+    attention_bias: ArrayLeaf
+    mlp: ArrayLeaf
+    norm_bias: ArrayLeaf
+
+    @property
+    def total(self) -> Float[Array, " B"]:
+        """The sum of all parts."""
+        layers = self.attention_bias.sum(axis=0) + self.mlp.sum(axis=0)
+        return self.embed + self.heads.sum(axis=(0, 1)) + layers + self.norm_bias
+
+
+def direct_logit_attribution(
+    params: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    config: ModelConfig,
+    target: Int[Array, " B"],
+    other: Int[Array, " B"],
+    *,
+    scheme: Scheme | str = F32,
+) -> DirectEffects:
+    """What embedding, heads and MLPs each write to ``logit(target) − logit(other)`` at the last
+    position (Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits").
+
+    Norms between a part and the logits are held at what they are in this run, so that every part
+    acts linearly. What a part does through later layers is not in it: that is ablation.
+
+    Args:
+        params: in the scheme's dtype.
+        tokens: ``[B, S]``, padded on the right.
+        lengths: ``[B]`` real tokens.
+        config: the architecture (static).
+        target, other: the two tokens of each prompt.
+        scheme: the precision, or its name (static).
+
+    Example:
+        >>> parts = jaxalign.direct_logit_attribution(
+        ...     model.params, *model.encode(["The capital is"]), model.config, paris, tokyo)
+        >>> parts.heads.shape
+        (6, 8, 1)
+    """
+    names = ("embed", "z", "attn_out", "mlp_out", "resid")
+    out = forward(
+        params, tokens, config, lengths=lengths, scheme=scheme, capture=names, last_only=True
+    )
+    last = jnp.asarray(lengths) - 1
+
+    def ending(name: str) -> Array:
+        """An activation of the last position, ``[…, B, width]``, in f32."""
+        x = out.activations[name]
+        x = x.reshape(*x.shape[:-2], -1) if name == "z" else x
+        return at_position(x, last)[..., 0, :].astype(jnp.float32)
+
+    matrix = params.embed if params.unembed is None else params.unembed
+    direction = matrix[target].astype(jnp.float32) - matrix[other].astype(jnp.float32)  # [B, D]
+    blocks = params.blocks
+    z = ending("z")
+    z = z.reshape(*z.shape[:-1], config.num_heads, config.head_size)
+    heads = jax.vmap(head_contributions)(z, blocks.attention.out)  # [L, H, B, D]
+    bias = blocks.attention.out_bias
+    written = jnp.zeros_like(heads[:, 0, 0]) if bias is None else bias.astype(jnp.float32)
+    attention = _held(blocks.attention_post_norm, ending("attn_out"), config)
+    mlp = _held(blocks.mlp_post_norm, ending("mlp_out"), config)
+    final = _held(params.final_norm, ending("resid")[-1], config)
+    norm_bias = params.final_norm.bias
+
+    def effect(part: Array) -> Array:
+        return (final(part) * lead(direction, part)).sum(axis=-1)
+
+    of_heads = jnp.moveaxis(attention(jnp.moveaxis(heads, 1, 0)), 0, 1)
+    everywhere = jnp.broadcast_to(written[:, None], heads[:, 0].shape)
+    return DirectEffects(
+        embed=effect(ending("embed")),
+        heads=effect(of_heads),
+        attention_bias=effect(attention(everywhere)),
+        mlp=effect(mlp(ending("mlp_out"))),
+        norm_bias=jnp.zeros(len(last))
+        if norm_bias is None
+        else (direction * norm_bias.astype(jnp.float32)[None]).sum(axis=-1),
+    )
+
+
+def _held(norm: Norm | None, x: Array, config: ModelConfig) -> Callable[[Array], Array]:
+    """The norm as it acts on parts of ``x``, ``[…, B, D]``: its scale is that of the whole, and its
+    bias is left out. The identity where there is no norm."""
+    if norm is None:
+        return lambda part: part
+    centred = config.norm == "layer"
+
+    def centre(a: Array) -> Array:
+        return a - a.mean(axis=-1, keepdims=True) if centred else a
+
+    scale = norm.scale.astype(jnp.float32) + float(config.norm == "rms+1")
+    size = jnp.sqrt(jnp.square(centre(x)).mean(axis=-1, keepdims=True) + config.norm_eps)
+    by = scale[..., None, :] / size if scale.ndim > 1 else lead(scale, x) / size
+    return lambda part: centre(part) * lead(by, part)
 
 
 def head_scores(

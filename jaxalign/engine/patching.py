@@ -192,7 +192,7 @@ def attribution_patching(
     config: ModelConfig,
     metric: Metric,
     *,
-    points: Sequence[str] = ("resid", "z", "attn_out", "mlp_out"),
+    points: Sequence[str] | str = ("resid", "z", "attn_out", "mlp_out"),
     scheme: Scheme | str = F32,
 ) -> Attributed:
     """Estimate ``activation_patching`` of every place at once (Nanda 2023, "Attribution patching";
@@ -203,7 +203,7 @@ def attribution_patching(
 
     Args:
         params, clean, corrupted, lengths, config, metric, scheme: as for ``activation_patching``.
-        points: names of ``edits.points.POINTS`` (static).
+        points: names of ``edits.points.POINTS``, or one (static).
 
     Raises:
         InputError: pairs of unequal length, or no such point in this model.
@@ -213,6 +213,7 @@ def attribution_patching(
         >>> found.estimates["z"].shape  # [L, B, S, H]
         (6, 1, 15, 8)
     """
+    points = (points,) if isinstance(points, str) else tuple(points)
     _check(clean, corrupted, points, config)
     capture = _captured(points)
     how: dict[str, Any] = {"lengths": lengths, "scheme": scheme, "last_only": True}
