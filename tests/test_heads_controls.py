@@ -107,6 +107,7 @@ def test_ablations_are_some_of_the_three_and_zero_is_among_them(ablations):
         HeadsOptions(ablations=ablations)
 
 
+@pytest.mark.slow
 def test_of_many_precisions_the_screen_shows_those_that_change_importance_most():
     names = tuple(f"p{i}" for i in range(7))
     result = make_result(precisions=names, repair=False, num_layers=3, prompts_per_task=2)

@@ -86,7 +86,11 @@ def test_an_effect_is_one_where_all_comes_back_and_unknown_where_nothing_was_los
     assert np.isnan(effect[:, 1]).all()
 
 
-@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
+@pytest.mark.parametrize(
+    "parallel",
+    [pytest.param(True, marks=pytest.mark.slow), False],
+    ids=["parallel", "sequential"],
+)
 def test_an_estimate_is_the_slope_of_patching(pair, parallel):
     params, config = tiny(parallel)
     clean, corrupted = pair
@@ -122,8 +126,9 @@ def test_an_estimate_is_the_slope_of_patching(pair, parallel):
 
 def test_the_estimate_is_exact_where_the_metric_is_linear(pair):
     params, config = tiny()
-    exact = activation_patching(params, *pair, LENGTHS, config, metric, point="final_norm")
-    found = attribution_patching(params, *pair, LENGTHS, config, metric, points=("final_norm",))
+    how = LENGTHS, config, metric
+    exact = jit(lambda c, d: activation_patching(params, c, d, *how, point="final_norm"))(*pair)
+    found = jit(lambda c, d: attribution_patching(params, c, d, *how, points="final_norm"))(*pair)
     moved = (exact.patched - exact.corrupted[None]).T  # [B, S]
     np.testing.assert_allclose(found.estimates["final_norm"], moved, atol=1e-4)
     last = np.asarray(LENGTHS) - 1

@@ -269,6 +269,7 @@ def test_a_difference_that_the_lottery_reaches_is_not_told_apart():
         assert (rival.verdict, rival.within_lottery) == (verdict, high > 1.1)
 
 
+@pytest.mark.slow
 def test_the_lottery_moves_weights_by_a_millionth_and_gptq_by_much_more(inputs):
     """Where weights stand half-way between two codes, each draw is another KL."""
     model = jaxalign.load(str(inputs[0]))

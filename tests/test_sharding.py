@@ -124,7 +124,9 @@ def test_many_devices_equal_one_device_in_f32(edits, tokens, by_one, devices, en
 
 
 @pytest.mark.parametrize(
-    "scheme", [INT8_SIM, pytest.param(F16, marks=pytest.mark.slow)], ids=lambda s: s.name
+    "scheme",
+    [pytest.param(scheme, marks=pytest.mark.slow) for scheme in (INT8_SIM, F16)],
+    ids=lambda s: s.name,
 )
 def test_many_devices_differ_from_one_by_less_than_the_precision_does(
     edits, tokens, by_one_in, scheme

@@ -184,7 +184,11 @@ def runs(params, config, tokens, edits, parallel):
     return found
 
 
-@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
+@pytest.mark.parametrize(
+    "parallel",
+    [pytest.param(True, marks=pytest.mark.slow), False],
+    ids=["parallel", "sequential"],
+)
 def test_sites_at_every_point_equal_a_model_written_by_hand_in_every_engine(tokens, parallel):
     params, config = tiny(parallel, layers=L)
     edits = batches()

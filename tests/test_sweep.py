@@ -50,7 +50,12 @@ def assert_rows_equal(rows):
 
 @pytest.mark.parametrize(
     ("scheme", "parallel"),
-    [(F32, True), (F32, False), (INT8_SIM, True), pytest.param(INT8_SIM, False, marks=SLOW)],
+    [
+        (F32, True),
+        (F32, False),
+        pytest.param(INT8_SIM, True, marks=SLOW),
+        pytest.param(INT8_SIM, False, marks=SLOW),
+    ],
     ids=["f32, parallel", "f32, sequential", "int8-sim, parallel", "int8-sim, sequential"],
 )
 def test_wave_equals_vmap_over_masks(edits, tokens, scheme, parallel):
@@ -265,7 +270,7 @@ def test_chunks_stay_within_the_budget(engine):
 
 @pytest.mark.usefixtures("users_programs")
 @pytest.mark.parametrize("engine", ["wave", "vmap"])
-@pytest.mark.parametrize("length", [16, 128])
+@pytest.mark.parametrize("length", [pytest.param(16, marks=SLOW), 128])
 def test_a_compiled_sweep_needs_no_more_memory_than_was_planned(length, engine):
     config = ModelConfig(512, 3, 4, 64, 256, rotary_dims=4)
     params = init_params(jax.random.key(0), config)
