@@ -17,6 +17,7 @@ from jaxalign.edits import (
 )
 from jaxalign.engine import sweep
 from jaxalign.model import ModelConfig, Params, cast, init_params
+from jaxalign.model.generate import prefill, step
 from jaxalign.numerics import F32, Scheme, jit
 from jaxalign.shapes import Array
 
@@ -85,6 +86,27 @@ def edits_for(config: ModelConfig, batch: int, length: int) -> dict[str, Edit]:
         "steering": Edit(Add("attn_out", steered, value=draw(L, 1, 1, D))),
         "nothing": Edit(nothing),
     }
+
+
+def continued(
+    params: Params, tokens: Array, config: ModelConfig, room: int, edit: Edit
+) -> tuple[Array, Array]:
+    """Prompts continued greedily to ``room`` tokens, one call a token; and the next one's logits.
+
+    Args:
+        params, config: of the model.
+        tokens: int ``[B, S]``, all of them real.
+        room: ``T``, tokens in the end.
+        edit: of one run, with ``T`` positions.
+    """
+    lengths = jnp.full(len(tokens), tokens.shape[1])
+    one_more = jit(lambda new, cache: step(params, new, cache, config, edit=edit))
+    logits, cache = prefill(params, tokens, lengths, config, positions=room, edit=edit)
+    for _ in range(room - tokens.shape[1]):
+        new = logits.argmax(axis=-1)
+        tokens = jnp.concatenate([tokens, new[:, None]], axis=1)
+        logits, cache = one_more(new, cache)
+    return tokens, logits
 
 
 def chosen(edits: dict[str, Edit], *names: str) -> dict[str, Edit]:

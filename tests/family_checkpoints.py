@@ -6,8 +6,10 @@ missing norm or bias.
 
 from __future__ import annotations
 
+import functools
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,20 @@ def read(folder: Path) -> tuple[Params, ModelConfig]:
     """A checkpoint as ours."""
     config = config_from_hf(json.loads((folder / "config.json").read_text()))
     return load_params(open_checkpoint(folder), config), config
+
+
+def made_once(tmp_path_factory: Any, write: Callable[[Path, str], Any]) -> Callable[[str], Any]:
+    """From a variant to transformers' model, our parameters and our configuration, made once.
+
+    ``write`` writes a variant's checkpoint into a folder and returns transformers' model.
+    """
+
+    @functools.cache
+    def get(variant: str) -> tuple[Any, Params, ModelConfig]:
+        folder = tmp_path_factory.mktemp("checkpoint")
+        return write(folder, variant), *read(folder)
+
+    return get
 
 
 def prompts(batch: int = 3, length: int = 11) -> np.ndarray:

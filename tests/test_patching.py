@@ -13,7 +13,6 @@ from jaxalign.engine.patching import (
     Patched,
     activation_patching,
     attribution_patching,
-    axes_of,
     value_at,
 )
 from jaxalign.errors import InputError
@@ -72,7 +71,8 @@ def test_each_place_is_one_run_with_that_place_of_the_clean_run(pair, point, apa
         mask = np.zeros(value.shape, bool)
         own = iter(place)
         index = tuple(
-            next(own) if axis in (*apart, "L", "L+1") else slice(None) for axis in axes_of(point)
+            next(own) if axis in (*apart, "L", "L+1") else slice(None)
+            for axis in POINTS[point].axes
         )
         mask[index] = True
         expected = metric(one(corrupted, Edit(Replace(point, mask, value))).logits)

@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
-from family_checkpoints import prompts, read, torch_and_transformers
+from family_checkpoints import made_once, prompts, torch_and_transformers
 from flax import struct
-from torch_points import MODELS, build, changed, logits
+from torch_points import MODELS, changed, logits, write
 
 from jaxalign.devices.deal import sharded_sweep
 from jaxalign.devices.mesh import make_mesh, shard_params
@@ -22,9 +22,9 @@ from jaxalign.edits.points import BEHIND_ATTENTION, POINTS
 from jaxalign.errors import InputError
 from jaxalign.model import forward
 from jaxalign.model.decoder import CAPTURES, points_of
-from jaxalign.model.generate import generate, prefill, step
+from jaxalign.model.generate import generate
 from jaxalign.numerics import BF16, F16, INT8_SIM, jit
-from testing.edits import logits_of, swept, tiny
+from testing.edits import continued, logits_of, swept, tiny
 
 LENGTHS = jnp.array([11, 4, 7])
 KINDS = ("replace", "add", "scale")
@@ -104,17 +104,7 @@ def models(tmp_path_factory):
     """transformers' model and ours, made once."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    kept = {}
-
-    def get(variant):
-        if variant not in kept:
-            folder = tmp_path_factory.mktemp("checkpoint")
-            model = build(variant)
-            model.save_pretrained(folder)
-            kept[variant] = model, *read(folder)
-        return kept[variant]
-
-    return get
+    return made_once(tmp_path_factory, write)
 
 
 def compare(models, variant, kinds, engines):
@@ -211,13 +201,7 @@ def test_generation_edits_every_point_as_a_pass_over_the_whole_text_does():
         return Scale(point, (rng.standard_normal(shape) * (rng.random(shape) < 0.2)).astype("f4"))
 
     edit = every_point(config, 2, room, scaled)
-    logits, cache = prefill(params, tokens, lengths, config, positions=room, edit=edit)
-    one_more = jit(lambda new, cache: step(params, new, cache, config, edit=edit))
-    text = tokens
-    for _ in range(room - 5):
-        new = logits.argmax(axis=-1)
-        text = jnp.concatenate([text, new[:, None]], axis=1)
-        logits, cache = one_more(new, cache)
+    text, logits = continued(params, tokens, config, room, edit)
     whole = jit(lambda edit: forward(params, text, config, edit=edit).logits)(edit)
     np.testing.assert_allclose(logits, whole[:, -1], atol=1e-5 * np.abs(whole).max())
     made = generate(params, tokens, lengths, config, steps=room - 5, edit=edit)

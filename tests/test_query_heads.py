@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from family_checkpoints import prompts, read, torch_and_transformers, write
+from family_checkpoints import made_once, prompts, torch_and_transformers, write
 
 from benchmarks.flops import wave_flops
 from jaxalign.devices.deal import sharded_sweep
@@ -26,15 +26,7 @@ def models(tmp_path_factory):
     """transformers' model and ours of a variant, made once."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
-    kept = {}
-
-    def get(variant):
-        if variant not in kept:
-            folder = tmp_path_factory.mktemp("checkpoint")
-            kept[variant] = write(folder, variant), *read(folder)
-        return kept[variant]
-
-    return get
+    return made_once(tmp_path_factory, write)
 
 
 def ablated(model, layer, head, width, tokens):

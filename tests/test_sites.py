@@ -21,11 +21,11 @@ from jaxalign.edits.site import KINDS
 from jaxalign.engine import sweep
 from jaxalign.model import ModelConfig, forward, init_params
 from jaxalign.model.decoder import POINTS
-from jaxalign.model.generate import generate, prefill, step
+from jaxalign.model.generate import generate
 from jaxalign.model.layers import Pass, attend, keys_values, mlp, normalize, project_heads, queries
 from jaxalign.numerics import INT8_SIM, jit
 from jaxalign.shapes import lead
-from testing.edits import logits_of, swept, tiny
+from testing.edits import continued, logits_of, swept, tiny
 
 L, H, D, S, B, V = 2, 4, 32, 7, 3, 96
 LENGTHS = jnp.array([7, 4, 6])
@@ -229,13 +229,7 @@ def test_generation_applies_sites_in_the_prompt_and_in_what_is_new(tokens):
         NegateZ(np.arange(L * H).reshape(L, 1, 1, H) % 3 == 0),
     )
     lengths = jnp.full(B, S)
-    one_more = jit(lambda new, cache: step(params, new, cache, config, edit=edit))
-    logits, cache = prefill(params, tokens, lengths, config, positions=room, edit=edit)
-    text = tokens
-    for _ in range(2):
-        new = logits.argmax(axis=-1)
-        text = jnp.concatenate([text, new[:, None]], axis=1)
-        logits, cache = one_more(new, cache)
+    text, logits = continued(params, tokens, config, room, edit)
     run = jit(lambda edit: forward(params, text, config, edit=edit).logits)
     whole, clean = run(edit), run(jax.tree.map(np.zeros_like, edit))
     np.testing.assert_allclose(logits, whole[:, -1], atol=1e-5 * np.abs(whole).max())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,13 @@ def build(variant: str) -> Any:
                 parameter.copy_(0.3 * noise + one if parameter.ndim == 1 else 0.25 * noise)
     _register(transformers)
     model.config._attn_implementation = PROBE
+    return model
+
+
+def write(folder: Path, variant: str) -> Any:
+    """Write a model's checkpoint as transformers publishes it; the model."""
+    model = build(variant)
+    model.save_pretrained(folder)
     return model
 
 

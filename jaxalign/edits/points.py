@@ -40,6 +40,11 @@ class Point:
     position: tuple[str, ...] = ("S",)
     unit: tuple[str, ...] = ("D",)
 
+    @property
+    def axes(self) -> tuple[str, ...]:
+        """All axes of a value: ``("L", "B", "S", "H", "h")``."""
+        return (*self.layers, "B", *self.position, *self.unit)
+
 
 _PAIRS = Point(position=(), unit=("H", "Q", "S"))
 

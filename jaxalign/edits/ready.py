@@ -6,6 +6,7 @@ import numpy as np
 
 from jaxalign.edits.anywhere import Replace
 from jaxalign.edits.heads import HeadEdit
+from jaxalign.edits.points import POINTS
 from jaxalign.edits.site import Edit
 from jaxalign.errors import InputError, require_type
 from jaxalign.shapes import Bool
@@ -41,6 +42,30 @@ def zero_ablation(num_layers: int, num_heads: int) -> Edit:
     return Edit(HeadEdit(masks, np.zeros((num_layers, 1, 1, 1, 1), np.float32)))
 
 
+def patch_masks(point: str, value: tuple[int, ...], apart: str) -> Bool[np.ndarray, "M *point"]:
+    """One row a place: a layer, and what is taken apart in it.
+
+    Args:
+        point: a name of ``edits.points.POINTS``.
+        value: the shape of the point's value.
+        apart: letters of its axes, of which each place has its own: ``"S"`` positions, ``"HS"``
+            heads and positions, ``""`` whole layers.
+
+    Raises:
+        InputError: the point has no such axis.
+    """
+    axes = POINTS[point].axes
+    if strange := [letter for letter in apart if letter not in axes or letter in "BL"]:
+        raise InputError(
+            f"{point} has no axis {strange[0]!r} to take apart",
+            f"name some of {', '.join(axis for axis in axes if axis not in ('B', 'L', 'L+1'))}",
+        )
+    alone = [axis in (*apart, "L", "L+1") for axis in axes]
+    shape = [size if own else 1 for own, size in zip(alone, value, strict=True)]
+    rows = np.eye(int(np.prod(shape)), dtype=bool)
+    return rows.reshape(-1, *shape)
+
+
 def residual_patch_masks(num_layers: int, length: int) -> Bool[np.ndarray, "M steps 1 S 1"]:
     """One edit a step and position: ``M = (L + 1)·S`` masks, step by step from the embedding.
 
@@ -51,8 +76,7 @@ def residual_patch_masks(num_layers: int, length: int) -> Bool[np.ndarray, "M st
         num_layers: ``L`` of the model.
         length: ``S``, positions of the prompts.
     """
-    rows = np.eye((num_layers + 1) * length, dtype=bool)
-    return rows.reshape(-1, num_layers + 1, 1, length, 1)
+    return patch_masks("resid", (num_layers + 1, 1, length, 1), "S")
 
 
 def knock_out(edges: Bool[np.ndarray, "*rows L #B #H #Q #S"]) -> Edit:

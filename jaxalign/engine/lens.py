@@ -37,7 +37,8 @@ def logit_lens(
         scheme: the precision, or its name (static).
 
     Returns:
-        f32, ``steps = L + 1``; the last step is what the model says.
+        f32, ``steps = L + 1``; the last step is what the model says, but for the rounding of
+        activations behind the final norm that some schemes have.
 
     Example:
         >>> logits = jaxalign.logit_lens(model.params, *model.encode(["The capital of France is"]),
@@ -56,7 +57,8 @@ def logit_lens(
 class DirectEffects:
     """What each part of a model writes to a difference of two logits, through a norm held fixed.
 
-    The parts add up to the difference, before a soft cap of the logits where the model has one.
+    In f32 the parts add up to the difference, before a soft cap of the logits where the model has
+    one; a precision that rounds activations leaves its roundings out.
 
     Attributes:
         embed: ``[B]``.

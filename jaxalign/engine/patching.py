@@ -17,6 +17,7 @@ from flax import struct
 
 from jaxalign.edits.anywhere import Add, Replace
 from jaxalign.edits.points import POINTS
+from jaxalign.edits.ready import patch_masks
 from jaxalign.edits.site import Edit
 from jaxalign.engine.sweep import Engine, sweep
 from jaxalign.errors import InputError
@@ -24,7 +25,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import Output, forward, points_of
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.shapes import Array, ArrayLeaf, Bool, Float, Lengths, Tokens, lead
+from jaxalign.shapes import Array, ArrayLeaf, Float, Lengths, Tokens, lead
 
 Metric = Callable[[Float[Array, "B V"]], Float[Array, " B"]]
 
@@ -72,36 +73,6 @@ class Attributed:
     clean: ArrayLeaf
     corrupted: ArrayLeaf
     estimates: dict[str, ArrayLeaf]
-
-
-def axes_of(point: str) -> tuple[str, ...]:
-    """The axes of a point's value: ``("L", "B", "S", "H", "h")``."""
-    at = POINTS[point]
-    return (*at.layers, "B", *at.position, *at.unit)
-
-
-def patch_masks(point: str, value: tuple[int, ...], apart: str) -> Bool[np.ndarray, "M *point"]:
-    """One row a place: a layer, and what is taken apart in it.
-
-    Args:
-        point: a name of ``edits.points.POINTS``.
-        value: the shape of the point's value.
-        apart: letters of its axes, of which each place has its own: ``"S"`` positions, ``"HS"``
-            heads and positions, ``""`` whole layers.
-
-    Raises:
-        InputError: the point has no such axis.
-    """
-    axes = axes_of(point)
-    if strange := [letter for letter in apart if letter not in axes or letter in "BL"]:
-        raise InputError(
-            f"{point} has no axis {strange[0]!r} to take apart",
-            f"name some of {', '.join(axis for axis in axes if axis not in ('B', 'L', 'L+1'))}",
-        )
-    alone = [axis in (*apart, "L", "L+1") for axis in axes]
-    shape = [size if own else 1 for own, size in zip(alone, value, strict=True)]
-    rows = np.eye(int(np.prod(shape)), dtype=bool)
-    return rows.reshape(-1, *shape)
 
 
 def value_at(out: Output, point: str) -> Array:
@@ -179,7 +150,7 @@ def activation_patching(
     masks = patch_masks(point, value.shape, apart)
     edits = [Edit(Replace(point, masks, value))]
     [m] = sweep(params, corrupted, lengths, config, edits, metric, engine=engine, scheme=scheme)
-    sizes = zip(axes_of(point), masks.shape[1:], strict=True)
+    sizes = zip(POINTS[point].axes, masks.shape[1:], strict=True)
     places = [size for axis, size in sizes if axis in (*apart, "L", "L+1")]
     return Patched(metric(run.logits), m[0], m[1:].reshape(*places, m.shape[-1]))
 
@@ -236,6 +207,6 @@ def attribution_patching(
         # Hidden scores are −∞ in both runs, and nothing hangs on them.
         change = jnp.where(slope == 0, 0, (there[point] - here[point]).astype(jnp.float32))
         product = slope * change
-        return product.sum(axis=-1) if axes_of(point)[-1] in VECTORS else product
+        return product.sum(axis=-1) if POINTS[point].axes[-1] in VECTORS else product
 
     return Attributed(m_clean, m, {point: estimate(point) for point in points})

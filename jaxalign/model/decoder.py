@@ -248,7 +248,7 @@ def _post_norm(x: Array, norm: Norm | None, config: ModelConfig) -> Array:
 def block(
     x: Float[Array, "*rows B S D"], weights: Block, run: Pass, edit: Edits = NOTHING
 ) -> tuple[Float[Array, "*rows B S D"], dict[str, Array]]:
-    """One decoder block and its activations.
+    """One decoder block, and its ``z``, ``attn_out`` and ``mlp_out`` (both before their edits).
 
     Edits of heads act on what ``W_O`` writes: where a post norm follows, before it.
 
@@ -261,7 +261,7 @@ def block(
     z, attn_out = read_heads(x, weights, run, edit)
     edited = edit.apply_at("attn_out", attn_out, z, weights.attention.out)
     y, mlp_out = add_to_stream(x, edited, weights, run, edit)
-    return y, {"z": z, "attn_out": attn_out, "mlp_out": mlp_out, "resid": y}
+    return y, {"z": z, "attn_out": attn_out, "mlp_out": mlp_out}
 
 
 def unembed(
