@@ -292,10 +292,12 @@ def test_a_site_that_does_not_fit_is_refused_by_name(site, said):
         forward(params, jnp.ones((2, 5), jnp.int32), config, edit=Edit(site()))
 
 
-def test_what_is_at_the_end_of_the_model_may_be_all_that_a_row_edits():
+@pytest.mark.parametrize("point", ["final_norm", "mlp_in", "mlp_hidden"])
+def test_what_shares_the_clean_attention_may_be_all_that_a_row_edits(point):
+    """Inside an MLP of a parallel block, whose clean output is at hand, or behind the last layer."""
     params, config = tiny()
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 96, (3, 11)))
-    edit = Edit(drawn("final_norm", "add", config)[0])
+    edit = Edit(drawn(point, "add", config)[0])
     wave, plain = (
         swept(params, tokens, LENGTHS, config, [edit], logits_of, engine=engine)[0]
         for engine in ("wave", "vmap")
