@@ -294,7 +294,7 @@ def test_a_site_that_does_not_fit_is_refused_by_name(site, said):
 
 @pytest.mark.parametrize("point", ["final_norm", "mlp_in", "mlp_hidden"])
 def test_what_shares_the_clean_attention_may_be_all_that_a_row_edits(point):
-    """Inside an MLP of a parallel block, whose clean output is at hand, or behind the last layer."""
+    """Behind the last layer, or inside the MLP of a parallel block, whose clean output is there."""
     params, config = tiny()
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 96, (3, 11)))
     edit = Edit(drawn(point, "add", config)[0])
