@@ -13,6 +13,7 @@ from jaxalign.engine import sweep
 from jaxalign.engine import wave as waves
 from jaxalign.engine.budget import bytes_per_call, bytes_per_row, plan_chunks
 from jaxalign.engine.line import line_up
+from jaxalign.engine.walk import Line
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import Answer, logit_difference
 from jaxalign.model import ModelConfig, forward, init_params
@@ -298,7 +299,7 @@ def test_budget_too_small_for_one_row_is_refused_with_the_arithmetic():
 def test_positions_walked_are_those_of_whole_blocks(size):
     alive = [2, 5, 8]
     four = [jnp.zeros(max(alive) + size, jnp.int32)] * 4
-    line = waves._Wave(
+    line = Line(
         runs=Runs(*four),
         alive=jnp.array(alive),
         size=size,

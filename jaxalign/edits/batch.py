@@ -114,6 +114,35 @@ def touched_at_end(edit: Edit, batch: int) -> Bool[Array, "M B"]:
     return functools.reduce(jnp.logical_or, some, jnp.zeros((rows(edit), batch), bool))
 
 
+def first_positions(edit: Edit, batch: int, length: int) -> Int[np.ndarray, "M B"]:
+    """The first position at which each row of a batch of edits acts on each prompt.
+
+    Nothing before it changes, since a position of a causal model never sees those after it; a score
+    or a pattern acts where its query stands. ``length`` where a row acts nowhere.
+
+    Args:
+        edit: a batch of edits, its arrays known.
+        batch: ``B``, how many prompts there are.
+        length: ``S``, positions.
+    """
+    first = np.full((rows(edit), batch), length)
+    for _, declared, array in edit.arrays():
+        if not declared.acts:
+            continue
+        some = np.asarray(array) != 0
+        if declared.layered:
+            some = some.any(axis=1)
+        axis = declared.query or (1 if declared.by_position else None)  # behind M: [M, B|1, …]
+        if axis is not None:
+            some = np.moveaxis(some, axis + 1, 2)
+            some = some.any(axis=tuple(range(3, some.ndim)))  # [M, B|1, S|1]
+        else:
+            some = some.any(axis=tuple(range(2, some.ndim)))[..., None]
+        at = np.where(some.any(axis=-1), some.argmax(axis=-1), length)
+        first = np.minimum(first, at)
+    return first
+
+
 def touches_one_step(edits: Sequence[Edit], batch: int) -> bool:
     """Whether no row touches a second step of the model; False where its arrays are traced."""
     places = (array for edit in edits for _, declared, array in edit.arrays() if declared.acts)

@@ -44,13 +44,13 @@ class Pick:
         of: the site, its arrays by row ``[R, …]``, shared ones ``[G, …]``.
         number: of its stack.
         runs: ``N`` of them.
-        query: int ``[N]``, the one position of each run that is computed; None for all.
+        positions: int ``[N, Q]``, those of each run that are computed; None for all.
     """
 
     of: Any
     number: int
     runs: Runs
-    query: Int[Array, " N"] | None
+    positions: Int[Array, "N Q"] | None
 
     def __call__(self, name: str, *index: Array) -> Array:
         """Each run's part of an array, ``[N, S|1, …]`` (the axis S only where it is declared).
@@ -86,6 +86,12 @@ class Pick:
         places = self._places(declared, array)
         rank = max([1, *(place.ndim for place in places)])
         gathered = array[(which.reshape(-1, *[1] * (rank - 1)), *places, *index)]
+        asking = declared.query
+        if self.positions is not None and asking is not None and gathered.shape[asking] > 1:
+            at = jnp.expand_dims(
+                self.positions, [i for i in range(1, gathered.ndim) if i != asking]
+            )
+            gathered = jnp.take_along_axis(gathered, at, axis=asking)
         if not declared.acts:
             return gathered
         mine = member.reshape(-1, *[1] * (gathered.ndim - 1))
@@ -99,7 +105,7 @@ class Pick:
         if not declared.by_position:
             return [prompt]
         length = array.shape[2]
-        position = jnp.arange(length)[None] if self.query is None else self.query[:, None]
+        position = jnp.arange(length)[None] if self.positions is None else self.positions
         return [prompt[:, None], position if length > 1 else jnp.zeros((1, 1), int)]
 
 

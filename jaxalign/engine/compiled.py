@@ -13,6 +13,7 @@ from jaxalign.edits import batch as batches
 from jaxalign.edits.declare import Declared
 from jaxalign.edits.points import POINTS
 from jaxalign.edits.site import Edit
+from jaxalign.engine.suffix import Suffixes, suffixes_of
 from jaxalign.engine.sweep import sweep
 from jaxalign.measures.metrics import Answer
 from jaxalign.model.config import ModelConfig
@@ -48,17 +49,18 @@ def _forward(
     )  # fmt: skip
 
 
-@functools.partial(jit, static_argnames=("config", "metric", "scheme", "single_step"))
+@functools.partial(jit, static_argnames=("config", "metric", "scheme", "single_step", "suffixes"))
 def _sweep(
     params: Params, tokens: Tokens, lengths: Lengths, edits: list[Edit], answer: Answer | None, *,
     config: ModelConfig, metric: Callable[[Any], Any] | None, scheme: Scheme,
-    single_step: bool,
+    single_step: bool, suffixes: Suffixes,
 ) -> list[Any]:  # fmt: skip
     readout = answer if metric is None else metric
     assert readout is not None
     return sweep(
-        params, tokens, lengths, config, edits, readout, scheme=scheme, single_step=single_step
-    )
+        params, tokens, lengths, config, edits, readout, scheme=scheme, single_step=single_step,
+        suffixes=suffixes,
+    )  # fmt: skip
 
 
 def run_once(
@@ -126,10 +128,11 @@ def run_edits(
     for edit in edits:
         check_edit(edit, config, tokens.shape, batch=True)
     answer = readout if isinstance(readout, Answer) else None
+    wide = [_widened(edit, tokens, padded, batch=True) for edit in edits]
     return _sweep(
-        params, padded, lengths, [_widened(edit, tokens, padded, batch=True) for edit in edits],
-        answer, config=config, metric=None if answer else readout, scheme=scheme,
-        single_step=batches.touches_one_step(edits, len(tokens)),
+        params, padded, lengths, wide, answer, config=config, metric=None if answer else readout,
+        scheme=scheme, single_step=batches.touches_one_step(edits, len(tokens)),
+        suffixes=suffixes_of(wide, lengths, padded.shape[1], config, scheme),
     )  # fmt: skip
 
 

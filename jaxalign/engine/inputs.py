@@ -24,16 +24,20 @@ class Inputs:
         tokens: int ``[B, S]``, padded on the right.
         lengths: int ``[B]``, real tokens.
         edits: batches of edits.
+        read: int ``[B, P]``, the positions that are read out.
         config: the architecture (static).
         scheme: the precision (static).
+        every_layer: whether the stream is read out before and after every block (static).
     """
 
     params: Params
     tokens: ArrayLeaf
     lengths: ArrayLeaf
     edits: Sequence[Edit]
+    read: ArrayLeaf
     config: ModelConfig = struct.field(pytree_node=False)
     scheme: Scheme = struct.field(pytree_node=False)
+    every_layer: bool = struct.field(pytree_node=False)
 
     @property
     def run(self) -> Pass:

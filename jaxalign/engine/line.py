@@ -22,12 +22,12 @@ class EditedRuns:
     Attributes:
         stacks: arrays by row ``[R, …]``, shared ones ``[G, …]``.
         runs: ``N`` of them.
-        query: int ``[N]``, the one position of each run that is computed; None for all.
+        positions: int ``[N, Q]``, those of each run that are computed; None for all.
     """
 
     stacks: Sequence[Edit]
     runs: Runs
-    query: Int[Array, " N"] | None = None
+    positions: Int[Array, "N Q"] | None = None
 
     def apply_at(
         self, point: str, x: Array, inputs: Array | None = None, weights: Any = None
@@ -65,7 +65,7 @@ class EditedRuns:
 
     def _picks(self, point: str) -> list[Pick]:
         return [
-            Pick(site, number, self.runs, self.query)
+            Pick(site, number, self.runs, self.positions)
             for number, stack in enumerate(self.stacks)
             for site in stack.sites
             if site.point == point
@@ -87,7 +87,12 @@ def births(edit: Edit, batch: int, layers: int) -> Int[Array, "M B"]:
 
 
 def line_up(
-    edits: Sequence[Edit], places: Sequence[tuple[int, int, int]], batch: int, layers: int
+    edits: Sequence[Edit],
+    places: Sequence[tuple[int, int, int]],
+    batch: int,
+    layers: int,
+    *,
+    whole_rows: bool = False,
 ) -> tuple[Runs, Array, Array]:
     """Sort the runs of some batches of edits by the first step that they touch.
 
@@ -96,12 +101,13 @@ def line_up(
         places: of each in the stacks, from ``edits.batch.stack``.
         batch: ``B``, how many prompts there are.
         layers: ``L``.
+        whole_rows: a row is born on all prompts at once, so that its runs stand together.
 
     Returns:
-        The runs; ``alive`` ``[L + 2]``, how many are born before each step (step 0 is the
-        embedding, ``l + 1`` block ``l``; a run that edits nothing is never born); and ``place``
-        ``[1 + ΣM, B]``, where the run of each row and prompt stands, clean row first (the clean
-        run's place for one that is never born).
+        The runs, the clean ones first; ``alive`` ``[L + 2]``, how many are born before each step
+        (step 0 is the embedding, ``l + 1`` block ``l``; a run that edits nothing is never born);
+        and ``place`` ``[1 + ΣM, B]``, where the run of each row and prompt stands, clean row first
+        (the clean run's place for one that is never born).
     """
     born = [jnp.full((1, batch), -1)] + [births(edit, batch, layers) for edit in edits]
     columns = [np.zeros((batch, 3), int) - [1, 0, 0]]
@@ -109,9 +115,10 @@ def line_up(
         rows = np.repeat(first + np.arange(batches.rows(edit)), batch)
         columns.append(np.stack(np.broadcast_arrays(stack, rows, value), axis=1))
     birth = jnp.concatenate(born)
-    order = jnp.argsort(birth.reshape(-1), stable=True)
+    begin = jnp.broadcast_to(birth.min(axis=1, keepdims=True), birth.shape) if whole_rows else birth
+    order = jnp.argsort(begin.reshape(-1), stable=True)
     place = jnp.argsort(order).reshape(birth.shape)
     stack, row, value = jnp.asarray(np.concatenate(columns).T, jnp.int32)[:, order]
     runs = Runs(stack, row, value, (order % batch).astype(jnp.int32))
-    alive = (birth[None] < jnp.arange(layers + 2)[:, None, None]).sum(axis=(1, 2))
+    alive = (begin[None] < jnp.arange(layers + 2)[:, None, None]).sum(axis=(1, 2))
     return runs, alive, jnp.where(birth <= layers, place, place[:1])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -26,33 +29,62 @@ RUNS_READ = 512
 TOKENS_READ = 2096
 
 
+@dataclass(frozen=True)
+class FromClean:
+    """A readout that compares each row with the clean one of the same call.
+
+    Attributes:
+        measure: from the clean row's f32 logits and the edited row's, ``[B, V]`` each (or as the
+            sweep reads them), to a pytree of ``[B, …]``.
+
+    Example:
+        >>> [kl] = sweep(params, tokens, lengths, config, [edit], FromClean(kl_divergence))
+    """
+
+    measure: Callable[[Float[Array, "B *P V"], Float[Array, "B *P V"]], Any]
+
+
 def read_out(
-    params: Params, final: Float[Array, "R B D"], config: ModelConfig, readout: Readout
+    params: Params,
+    final: Float[Array, "R *steps B *P D"],
+    config: ModelConfig,
+    readout: Readout | FromClean,
+    *,
+    steps: bool = False,
 ) -> Any:
     """Unembed and read out; rows and vocabulary in blocks that stay in cache where it can be.
 
     Args:
         params: the embedding, or the unembedding where there is one.
-        final: the final norm's output at the last position of every row and prompt.
+        final: the final norm's output at the last position of every row and prompt, or at ``P``.
         config: the architecture.
         readout: from f32 logits ``[B, V]`` to a pytree of ``[B, …]``; an ``Answer`` is folded over
             blocks of the vocabulary.
+        steps: whether an axis of the model's steps stands behind that of rows.
 
     Returns:
-        The readout's pytree of ``[R, B, …]``.
+        The readout's pytree of ``[R, *steps, B, …]``.
     """
     if isinstance(readout, Answer):
-        return _fold(params, final, config, readout)
+        flat = final.reshape(-1, *final.shape[-2:])
+        values = _fold(params, flat, config, readout)
+        return jax.tree.map(lambda v: v.reshape(final.shape[:-1]), values)
     vocab = params.embed.shape[0]
-    rows, batch, width = final.shape
-    blocks = max(1, -(-rows * batch * vocab * 4 // LOGIT_BYTES))
+    rows, shape = len(final), final.shape[1:]
+    blocks = max(1, -(-rows * math.prod(shape[:-1]) * vocab * 4 // LOGIT_BYTES))
     size = -(-rows // blocks)
-    padded = jnp.pad(final, ((0, blocks * size - rows), (0, 0), (0, 0)))
+    padded = jnp.pad(final, ((0, blocks * size - rows), *[(0, 0)] * len(shape)))
+    each: Any = readout
+    if isinstance(readout, FromClean):
+        measure = jax.vmap(readout.measure) if steps else readout.measure
+        each = functools.partial(measure, unembed(params, final[0], config))
+    elif steps:
+        each = jax.vmap(readout)
 
-    def read(block: Float[Array, "R B D"]) -> Any:
-        return jax.vmap(readout)(unembed(params, block, config))
+    def read(block: Float[Array, "R *steps B *P D"]) -> Any:
+        return jax.vmap(each)(unembed(params, block, config))
 
-    values = jax.lax.map(read, padded.reshape(blocks, size, batch, width))
+    values = jax.lax.map(read, padded.reshape(blocks, size, *shape))
     return jax.tree.map(lambda v: v.reshape(blocks * size, *v.shape[2:])[:rows], values)
 
 

@@ -14,15 +14,17 @@ import numpy as np
 from jaxalign.edits import batch as batches
 from jaxalign.edits.site import Edit
 from jaxalign.engine.inputs import Inputs
-from jaxalign.engine.readout import Readout, read_out
+from jaxalign.engine.readout import FromClean, Readout, read_out
+from jaxalign.engine.suffix import Suffixes, misfit, suffixes_of
 from jaxalign.engine.wave import wave
 from jaxalign.errors import InputError, require_type
+from jaxalign.measures.metrics import Answer
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import check_dtype, check_edit, check_prompts, forward
-from jaxalign.model.layers import at_position
+from jaxalign.model.layers import normalize
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme, as_scheme
-from jaxalign.shapes import Array, Float, Lengths, Tokens
+from jaxalign.shapes import Array, Float, Int, Lengths, Tokens, lead
 
 if TYPE_CHECKING:
     Engine = Literal["wave", "vmap"]
@@ -37,13 +39,16 @@ def sweep(
     lengths: Lengths,
     config: ModelConfig,
     edits: Sequence[Edit],
-    readout: Readout,
+    readout: Readout | FromClean,
     *,
     engine: Engine = "wave",
     scheme: Scheme | str = F32,
     single_step: bool | None = None,
+    suffixes: Suffixes | None = None,
+    at: Array | None = None,
+    every_layer: bool = False,
 ) -> list[Any]:
-    """Run the model under every edit and read out each prompt's last logits.
+    """Run the model under every edit and read out each prompt's last logits, or others.
 
     Works inside ``jit``, ``vmap`` and ``grad``. Row 0 of every result is the clean run of the same
     call: in 16-bit floats only rows of one call may be compared.
@@ -54,15 +59,25 @@ def sweep(
         lengths: ``[B]`` real tokens.
         config: the architecture (static).
         edits: batches of edits (``edits.Edit``); each shares some arrays among its rows.
-        readout: from f32 logits ``[B, V]`` at the last real position to a pytree of ``[B, …]``.
+        readout: from f32 logits ``[B, V]`` at the last real position (with ``at`` ``[B, P, V]``) to
+            a pytree of ``[B, …]``; or ``FromClean``, which sees the clean row's beside them.
         engine: "wave" (``engine.wave``), or "vmap": ``jax.vmap`` of ``forward`` over the rows,
             which defines what the wave computes (static).
         scheme: the precision, or its name (static).
         single_step: True promises that no row edits a step after the first one it touches, which
             saves the wave work; read off the edits by default (static).
+        suffixes: for each batch of edits, how many of its prompt's last real positions each row
+            computes, in f32: promises that it edits none before them. Read off the edits by
+            default, where they are not traced and it saves more than it takes to compile; ``()``
+            computes all (static).
+        at: int ``[B, P]``: positions of each prompt whose logits are read; its last real one by
+            default.
+        every_layer: read out what the stream stands for before the first block and after each, too
+            (logit lens): the final norm's and the unembedding's word on it (static).
 
     Returns:
-        For each batch of edits the readout with a leading axis ``[1 + M_g, …]``.
+        For each batch of edits the readout with a leading axis ``[1 + M_g, …]``, with
+        ``every_layer`` ``[1 + M_g, L + 1, …]``.
 
     Raises:
         InputError: unknown engine or scheme, or an argument of another type.
@@ -79,7 +94,7 @@ def sweep(
     scheme = as_scheme(scheme)
     require_type("params", params, Params, "the parameters of a model, model.params")
     require_type("config", config, ModelConfig, "the architecture, model.config")
-    if not callable(readout):
+    if not callable(readout) and not isinstance(readout, FromClean):
         require_type("readout", readout, (), "a function of logits [B, V]")
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown", f"use {' or '.join(ENGINES)}")
@@ -89,32 +104,43 @@ def sweep(
         raise ValueError(f"edits are {type(edits).__name__}, expected a list of Edit")
     for edit in edits:
         check_edit(edit, config, tokens.shape, batch=True)
+    read = (lengths - 1)[:, None] if at is None else check_positions(at, lengths, readout)
     read_off = batches.touches_one_step(edits, len(tokens))
     single_step = read_off if single_step is None else single_step
+    if suffixes is None:
+        suffixes = suffixes_of(edits, lengths, tokens.shape[1], config, scheme)
+    elif problem := misfit(suffixes, edits, tokens.shape[1], scheme):
+        raise ValueError(problem)
     edits = [jax.tree.map(jnp.asarray, batches.hold_rows(edit)) for edit in edits]
-    inputs = Inputs(params, tokens, lengths, edits, config, scheme)
-    final = _plain(inputs) if engine == "vmap" else _wave(inputs, single_step)
-    values = read_out(params, final, config, readout)
+    inputs = Inputs(params, tokens, lengths, edits, read, config, scheme, every_layer)
+    final = _plain(inputs) if engine == "vmap" else _wave(inputs, single_step, suffixes)
+    final = final[..., 0, :] if at is None else final
+    values = read_out(params, final, config, readout, steps=every_layer)
     starts = np.cumsum([1] + [batches.rows(edit) for edit in edits])
     rows = [np.r_[0, a:b] for a, b in itertools.pairwise(starts)]
     return [jax.tree.map(lambda v, i=i: v[i], values) for i in rows]
 
 
-def _plain(inputs: Inputs) -> Float[Array, "rows B D"]:
+def _plain(inputs: Inputs) -> Float[Array, "rows *steps B P D"]:
     """``vmap`` over the rows of each batch of edits, with a row before them that edits nothing."""
-    lengths = inputs.lengths
+    capture = ("embed", "resid", "final_norm") if inputs.every_layer else ("final_norm",)
 
     def run(row: Edit) -> Array:
         out = forward(
             inputs.params,
             inputs.tokens,
             inputs.config,
-            lengths=lengths,
+            lengths=inputs.lengths,
             scheme=inputs.scheme,
             edit=row,
-            capture=("final_norm",),
+            capture=capture,
         )
-        return at_position(out.activations["final_norm"], lengths - 1)[:, 0]
+        value = out.activations["final_norm"]
+        if inputs.every_layer:
+            before = jnp.stack([out.activations["embed"], *out.activations["resid"][:-1]])
+            before = normalize(before, inputs.params.final_norm, inputs.config)
+            value = jnp.concatenate([before, value[None]])
+        return jnp.take_along_axis(value, lead(inputs.read[..., None], value), axis=-2)
 
     finals: list[Array] = []
     for edit in inputs.edits:
@@ -124,16 +150,46 @@ def _plain(inputs: Inputs) -> Float[Array, "rows B D"]:
     return jnp.concatenate(finals)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _wave(inputs: Inputs, single_step: bool) -> Float[Array, "rows B D"]:
-    return wave(inputs, single_step)
+def check_positions(at: Array, lengths: Lengths, readout: Any) -> Int[Array, "B P"]:
+    """Positions that are read, as an array of JAX, checked as far as they are known.
+
+    Args:
+        at: of each prompt.
+        lengths: real tokens of each prompt.
+        readout: what reads them.
+
+    Raises:
+        ValueError: another shape or dtype, a position outside a prompt, or a readout of one
+            position.
+    """
+    at, batch = jnp.asarray(at), len(lengths)
+    if at.ndim != 2 or len(at) != batch or not at.size or not jnp.issubdtype(at.dtype, jnp.integer):
+        raise ValueError(f"at is {at.dtype}{list(at.shape)}, expected int [{batch}, P]")
+    if isinstance(readout, Answer):
+        raise ValueError("an Answer reads one position: give a function of logits [B, P, V]")
+    if not isinstance(at, jax.core.Tracer) and not isinstance(lengths, jax.core.Tracer):
+        places, ends = np.asarray(at), np.asarray(lengths)[:, None]
+        if strange := np.argwhere((places < 0) | (places >= ends)).tolist():
+            prompt, place = strange[0]
+            raise ValueError(
+                f"at reads position {places[prompt, place]} of prompt {prompt}, expected 0 … "
+                f"{ends[prompt, 0] - 1}"
+            )
+    return at
 
 
-def _wave_forward(inputs: Inputs, single_step: bool) -> tuple[Array, Inputs]:
-    return wave(inputs, single_step), inputs
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _wave(
+    inputs: Inputs, single_step: bool, suffixes: Suffixes
+) -> Float[Array, "rows *steps B P D"]:
+    return wave(inputs, single_step, suffixes)
 
 
-def _wave_backward(single_step: bool, inputs: Inputs, cotangent: Array) -> Any:
+def _wave_forward(inputs: Inputs, single_step: bool, suffixes: Suffixes) -> tuple[Array, Inputs]:
+    return wave(inputs, single_step, suffixes), inputs
+
+
+def _wave_backward(single_step: bool, suffixes: Suffixes, inputs: Inputs, cotangent: Array) -> Any:
     """The plain path's: the wave's loops end where the data say, which has no reverse."""
     _, pull = jax.vjp(_plain, inputs)
     return pull(cotangent)

@@ -1,4 +1,4 @@
-"""The wave: every edited run starts where its edit first changes something.
+"""The wave: every edited run starts in the layer and at the position that its edit first changes.
 
 An edit in layer ``l`` cannot change anything before layer ``l``. So one clean run of each prompt
 goes up the model, and an edited run is *born* at the first step it touches: as a copy of the clean
@@ -10,46 +10,37 @@ All runs stand in one line, sorted by birth, so those alive are a prefix of it. 
 that prefix in blocks: a block is a batch whose activations stay in cache, and all blocks of all
 layers have one shape, so the layers share one compiled body whatever the edits are. The clean runs
 stand first in the line and go through the same products as the edited ones.
+
+An edit that acts from position ``p`` on changes nothing before ``p`` either. Rows that are edited
+late in their prompts can stand in lines of their own (``engine.suffix``), whose runs hold the last
+positions only and read the clean run's keys and values before them (``model.prefix``): a row of
+layer ``l`` and position ``p`` costs ``(L − l) · (S − p)`` in place of ``L · S``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxalign.edits import batch as batches
-from jaxalign.edits.points import BEHIND_ATTENTION, INSIDE_MLP
 from jaxalign.edits.runs import Runs
 from jaxalign.edits.site import Edit
 from jaxalign.engine.inputs import Inputs
-from jaxalign.engine.line import EditedRuns, line_up
+from jaxalign.engine.line import line_up
+from jaxalign.engine.suffix import Suffixes
+from jaxalign.engine.walk import BEGIN, PREFIX, Clean, Line, put
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import (
-    add_to_stream,
-    block,
-    embed,
-    head_contributions,
-    layer_windows,
-    num_layers,
-)
-from jaxalign.model.layers import (
-    Pass,
-    at_position,
-    attend,
-    keys_values,
-    normalize,
-    project_heads,
-    queries,
-)
-from jaxalign.model.params import Block
+from jaxalign.model.decoder import embed, layer_windows, num_layers
+from jaxalign.model.layers import normalize
 from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.runtime.compile import default_platform
-from jaxalign.shapes import Array, Float, Int
+from jaxalign.shapes import Array, Float
 
 # On a CPU a block's widest activation, the MLP's, stays in cache beside a layer's weights; fewer
 # positions than the least leave the matrix product short of work (measured in benchmarks/LOG.md).
@@ -61,9 +52,6 @@ LEAST_POSITIONS = 512
 # the six layers need, such blocks compute 147, 197 and 393 thousand (``walked_positions``).
 GPU_POSITIONS = 4096
 
-Carry = TypeVar("Carry")
-Place = int | Int[Array, ""]
-
 
 def block_positions(config: ModelConfig) -> int:
     """About how many positions a block holds, on the platform that programs run on."""
@@ -72,17 +60,21 @@ def block_positions(config: ModelConfig) -> int:
     return max(LEAST_POSITIONS, BLOCK_BYTES // (4 * config.intermediate_size))
 
 
-def block_size(batch: int, length: int, config: ModelConfig) -> int:
+def block_size(batch: int, length: int, config: ModelConfig, *, whole_rows: bool = False) -> int:
     """Runs in a block: whole batches as far as they fit, or a part of one.
 
     Args:
         batch: ``B``, prompts.
-        length: ``S``, positions.
+        length: positions of a run.
         config: the architecture.
+        whole_rows: a part of a batch divides it, so that no block has the end of one row and the
+            beginning of another.
     """
     most = max(1, block_positions(config) // length)
     if most >= batch:
         return most // batch * batch
+    if whole_rows:
+        return max(size for size in range(1, most + 1) if batch % size == 0)
     return -(-batch // -(-batch // most))
 
 
@@ -98,227 +90,198 @@ def walked_positions(alive: Sequence[int], length: int, size: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Wave:
-    """The line of runs and what every layer needs to walk it.
+class _Part:
+    """The rows of a wave whose runs stand at the same positions.
 
     Attributes:
-        runs: sorted by birth, with ``size`` more behind the last one.
-        alive: int ``[L + 2]``, how many runs are born before each step.
-        size: runs in a block.
-        last: int ``[B]``, each prompt's last real position.
-        run: the pass; ``real`` is ``[B, S]``.
-        single_step: whether no run is edited after the step that it is born at.
+        line: their runs.
+        stacks: their edits.
+        place: int ``[rows, B]``, where the run of each row and prompt stands in the line; negative
+            for one that is never born, of which there are none in the line of the clean runs.
+        order: which rows of the wave they are.
     """
 
-    runs: Runs
-    alive: Array
-    size: int
-    last: Array
-    run: Pass
-    single_step: bool
-
-    def walk(
-        self, start: Place, stop: Place, visit: Callable[[Array, Runs, Carry], Carry], carry: Carry
-    ) -> Carry:
-        """Visit the blocks between two places, from the last one down to the clean runs'.
-
-        Args:
-            start, stop: places in the line.
-            visit: from the place of a block, its runs and the carry to the next carry.
-            carry: what the first visit is given.
-        """
-        count = (stop - start + self.size - 1) // self.size
-
-        def body(i: Array, carry: Carry) -> Carry:
-            at = start + (count - 1 - i) * self.size
-            block = jax.tree.map(lambda a: self.cut(a, at), self.runs)
-            return visit(at, block, carry)
-
-        return lax.fori_loop(0, count, body, carry)
-
-    def cut(self, a: Array, at: Place) -> Array:
-        """The block at a place of the line."""
-        return lax.dynamic_slice_in_dim(a, at, self.size)
-
-    def of(self, block: Runs, window: Array | None) -> Pass:
-        """The pass of some runs through one layer."""
-        assert self.run.real is not None
-        return replace(self.run, real=self.run.real[block.prompt], window=window)
-
-    def layer(
-        self,
-        x: Float[Array, "N S D"],
-        weights: Block,
-        edits: Sequence[Edit],
-        step: Array,
-        window: Array | None,
-    ) -> Float[Array, "N S D"]:
-        """All runs through one block; those born in it start from the clean runs.
-
-        Args:
-            x: the residual stream of every run.
-            weights: of the block.
-            edits: stacks of edits, the arrays of this block.
-            step: of the block, ``l + 1``.
-            window: of the block's attention.
-        """
-        config = self.run.config
-        rooms = -(-len(self.last) // self.size)  # blocks that hold clean runs
-        shape = (rooms * self.size, *x.shape[1:])
-        heads = (*shape[:2], config.num_heads, config.head_size)
-        empty = [lax.empty(heads, x.dtype)] + [lax.empty(shape, x.dtype)] * 3
-
-        def live(at: Array, runs: Runs, carry: tuple[Array, list[Array]]) -> Any:
-            after, clean = carry
-            rows = self.cut(x, at)
-            mine = EditedRuns([] if self.single_step else edits, runs)
-            y, parts = block(rows, weights, self.of(runs, window), mine)
-            found = parts["z"], parts["attn_out"], parts["mlp_out"], rows
-            # The clean runs' blocks come last, so they overwrite what others leave here.
-            room = jnp.minimum(at, (rooms - 1) * self.size)
-            return _put(after, y, at), [_put(a, b, room) for a, b in zip(clean, found, strict=True)]
-
-        # Blocks read x and write a copy: reading what is being written, XLA copies it every time.
-        x, clean = self.walk(0, self.alive[step], live, (x, empty))
-        z, attn_out, mlp_out, skip = clean
-        contributions = _contributions(z, weights, edits)
-
-        def born(at: Array, runs: Runs, x: Array) -> Array:
-            own, mine, prompt = self.of(runs, window), EditedRuns(edits, runs), runs.prompt
-            if not _behind_attention(edits):
-                return _put(x, block(skip[prompt], weights, own, mine)[0], at)
-            edited = mine.fork(attn_out, z, weights.attention.out, contributions)
-            known = None if _acts_at(INSIDE_MLP, edits) else mlp_out[prompt]
-            y, _ = add_to_stream(skip[prompt], edited, weights, own, mine, known)
-            return _put(x, y, at)
-
-        return self.walk(self.alive[step], self.alive[step + 1], born, x)
-
-    def last_layer(
-        self,
-        x: Float[Array, "N S D"],
-        weights: Block,
-        edits: Sequence[Edit],
-        step: Array,
-        window: Array | None,
-    ) -> Float[Array, "N 1 D"]:
-        """The last block, which only each prompt's last real position leaves.
-
-        Args:
-            x, weights, edits, step, window: as in ``layer``; the edits act behind the attention.
-        """
-        query = self.last[self.runs.prompt]
-        skip = at_position(x, query)
-        run = replace(self.run, real=None, window=window)
-        norm, config = weights.attention_norm, run.config
-        q = queries(normalize(skip, norm, config), query[:, None], weights.attention, run)
-
-        def read(at: Array, runs: Runs, z: Array) -> Array:
-            k, v = keys_values(normalize(self.cut(x, at), norm, config), weights.attention, run)
-            last = self.last[runs.prompt]
-            return _put(z, attend(self.cut(q, at), k, v, last[:, None], run), at)
-
-        z = self.walk(0, self.alive[step], read, jnp.zeros_like(q))
-        attn_out = project_heads(z, weights.attention)
-
-        def touch(at: Array, runs: Runs, attn_out: Array) -> Array:
-            mine = EditedRuns(edits, runs, self.last[runs.prompt])
-            given = self.cut(attn_out, at), self.cut(z, at), weights.attention.out
-            return _put(attn_out, mine.apply_at("attn_out", *given), at)
-
-        if not self.single_step:
-            attn_out = self.walk(0, self.alive[step], touch, attn_out)
-        clean = len(self.last)
-        contributions = _contributions(z[:clean], weights, edits)
-        clean_out, clean_z, clean_skip = attn_out[:clean], z[:clean], skip[:clean]
-
-        def born(at: Array, runs: Runs, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            attn_out, skip = carry
-            mine = EditedRuns(edits, runs, self.last[runs.prompt])
-            edited = mine.fork(clean_out, clean_z, weights.attention.out, contributions)
-            return _put(attn_out, edited, at), _put(skip, clean_skip[runs.prompt], at)
-
-        attn_out, skip = self.walk(self.alive[step], self.alive[step + 1], born, (attn_out, skip))
-        return add_to_stream(skip, attn_out, weights, run, EditedRuns(edits, self.runs, query))[0]
+    line: Line
+    stacks: list[Edit]
+    place: Array
+    order: np.ndarray
 
 
-def _put(a: Array, block: Array, at: Place) -> Array:
-    return lax.dynamic_update_slice_in_dim(a, block, at, 0)
-
-
-def _behind_attention(edits: Sequence[Edit]) -> bool:
-    """Whether all sites act behind the attention of their block."""
-    return all(site.point in BEHIND_ATTENTION for edit in edits for site in edit.sites)
-
-
-def _acts_at(points: Sequence[str], edits: Sequence[Edit]) -> bool:
-    """Whether any site acts at one of some points."""
-    return any(site.point in points for edit in edits for site in edit.sites)
-
-
-def _contributions(z: Array, weights: Block, edits: Sequence[Edit]) -> Array | None:
-    """What each head of the clean runs adds, where a site asks for it."""
-    if any(site.reads_contributions for edit in edits for site in edit.sites):
-        return head_contributions(z, weights.attention.out)
-    return None
-
-
-def wave(inputs: Inputs, single_step: bool) -> Float[Array, "rows B D"]:
-    """The final norm's output at each prompt's last real position, under every edit.
+def _part(
+    inputs: Inputs, rows: Sequence[np.ndarray], size: int, single_step: bool, kept: tuple[str, ...]
+) -> _Part:
+    """Line up some rows of each batch of edits, which hold the last ``size`` positions.
 
     Args:
         inputs: model, prompts and batches of edits.
+        rows: of each batch of edits, which.
+        size: how many positions are computed.
         single_step: promises that no row edits a step after the first one it touches.
+        kept: what is kept of the clean runs; nothing where they stand in another line.
+    """
+    batch, layers = len(inputs.tokens), num_layers(inputs.params)
+    first = np.cumsum([1] + [batches.rows(edit) for edit in inputs.edits])
+    chosen = [(e, r, f) for e, r, f in zip(inputs.edits, rows, first, strict=False) if len(r)]
+    whole = [len(r) == batches.rows(e) for e, r, _ in chosen]
+    edits = [
+        e if all_of else batches.take_rows(e, jnp.asarray(r))
+        for (e, r, _), all_of in zip(chosen, whole, strict=True)
+    ]
+    stacks, places = batches.stack(edits)
+    runs, alive, place = line_up(edits, places, batch, layers, whole_rows=not kept)
+    order = np.concatenate([np.zeros(1, int), *(f + r for _, r, f in chosen)])
+    positions = None
+    if not kept:  # the clean runs stand in another line
+        runs, alive = jax.tree.map(lambda a: a[batch:], runs), alive - batch
+        place, order = place[1:] - batch, order[1:]
+        begin = jnp.maximum(inputs.lengths - size, 0)
+        positions = begin[:, None] + jnp.arange(size)[None]
+    # No block is larger than the line: all beyond it would be filler.
+    most = block_size(batch, size, inputs.config, whole_rows=not kept)
+    block = min(most, len(runs.prompt))
+    line = Line(
+        # The last block may reach past the last run.
+        runs=jax.tree.map(lambda a: jnp.pad(a, (0, block)), runs),
+        alive=alive,
+        size=block,
+        read=inputs.read,
+        run=inputs.run,
+        single_step=single_step,
+        positions=positions,
+        kept=kept,
+    )
+    return _Part(line=line, stacks=stacks, place=place, order=order)
+
+
+def _parts(inputs: Inputs, single_step: bool, suffixes: Suffixes) -> list[_Part]:
+    """The rows of a wave by the positions that they hold; the line of all positions first."""
+    length = inputs.tokens.shape[1]
+    own = [np.asarray(s) for s in suffixes] or [
+        np.full(batches.rows(edit), length) for edit in inputs.edits
+    ]
+    sizes = sorted({int(s) for each in own for s in each} - {length}, reverse=True)
+    kept = BEGIN + PREFIX if sizes else BEGIN
+
+    def rows(size: int) -> list[np.ndarray]:
+        return [np.flatnonzero(each == size) for each in own]
+
+    whole = _part(inputs, rows(length), length, single_step, kept)
+    return [whole, *(_part(inputs, rows(size), size, single_step, ()) for size in sizes)]
+
+
+def _begin(part: _Part, clean: Float[Array, "B S D"]) -> Float[Array, "N Q D"]:
+    """The stream of a line before the first block, with the runs that are born there."""
+    line = part.line
+    here = line.here(clean)
+    x = lax.empty((len(line.runs.prompt), *here.shape[1:]), here.dtype)
+    if line.positions is None:
+        x = put(x, clean, 0)
+    early = [stack.at_embedding() for stack in part.stacks]
+    if not any(stack.sites for stack in early):
+        return x
+
+    def born(at: Array, block: Runs, x: Array) -> Array:
+        mine = line.edited(early, block)
+        return put(x, mine.apply_at("resid", here[block.prompt]), at)
+
+    return line.walk(line.alive[0], line.alive[1], born, x)
+
+
+def wave(
+    inputs: Inputs, single_step: bool, suffixes: Suffixes = ()
+) -> Float[Array, "rows *steps B P D"]:
+    """The final norm's output at the positions that are read, under every edit.
+
+    Args:
+        inputs: model, prompts, batches of edits, and what is read.
+        single_step: promises that no row edits a step after the first one it touches.
+        suffixes: for each batch of edits, how many of the prompts' last positions each row's runs
+            hold: promises that none is edited before them. All of them by default.
 
     Returns:
-        ``[1 + ΣM, B, D]``: the clean run, then the rows of each batch of edits in turn.
+        ``[1 + ΣM, B, P, D]``: the clean run, then the rows of each batch of edits in turn. With
+        ``every_layer`` ``[1 + ΣM, L + 1, B, P, D]``: the final norm of the stream before and after
+        every block, the last of them what the model says.
     """
-    params, config, scheme = inputs.params, inputs.config, inputs.scheme
-    (batch, length), layers = inputs.tokens.shape, num_layers(params)
-    stacks, places = batches.stack(inputs.edits)
-    runs, alive, place = line_up(inputs.edits, places, batch, layers)
-    # No block is larger than the line: all beyond it would be filler.
-    size = min(block_size(batch, length, config), len(runs.prompt))
-    last = inputs.lengths - 1
-    # The last block may reach past the last run.
-    runs = jax.tree.map(lambda a: jnp.pad(a, (0, size)), runs)
-    line = _Wave(
-        runs=runs, alive=alive, size=size, last=last, run=inputs.run, single_step=single_step
-    )
+    params, config = inputs.params, inputs.config
+    layers = num_layers(params)
+    parts = _parts(inputs, single_step, suffixes)
     clean = embed(params, inputs.tokens, inputs.run)
-    x = _put(lax.empty((len(runs.prompt), *clean.shape[1:]), clean.dtype), clean, 0)
-    early = [stack.at_embedding() for stack in stacks]
-    if any(stack.sites for stack in early):
-
-        def born(at: Array, block: Runs, x: Array) -> Array:
-            mine = EditedRuns(early, block)
-            return _put(x, mine.apply_at("resid", clean[block.prompt]), at)
-
-        x = line.walk(alive[0], alive[1], born, x)
-    arrays = [stack.layered() for stack in stacks]
+    streams = [_begin(part, clean) for part in parts]
+    arrays = [[stack.layered() for stack in part.stacks] for part in parts]
     steps = params.blocks, arrays, jnp.arange(1, layers + 1), layer_windows(config)
 
-    def through(layer: Callable[..., Array], x: Array, cut: Callable[[Array], Array]) -> Array:
+    def through(
+        visit: Callable[..., tuple[Array, Clean]], streams: list[Array], cut: Callable[[Any], Any]
+    ) -> list[Array]:
         weights, own, step, window = jax.tree.map(cut, steps)
-        edits = [stack.layer(mine) for stack, mine in zip(stacks, own, strict=True)]
-        return layer(x, weights, edits, step, window)
+        after, known = [], None
+        for part, mine, x in zip(parts, own, streams, strict=True):
+            edits = [stack.layer(a) for stack, a in zip(part.stacks, mine, strict=True)]
+            y, known = visit(part.line, x, weights, edits, step, window, known)
+            after.append(y)
+        return after
 
-    def layer(number: Array, x: Array) -> Array:
+    def seen(streams: list[Array], step: Any) -> Array:
+        return _rows(parts, [p.line.at_read(x) for p, x in zip(parts, streams, strict=True)], step)
+
+    def layer(number: Array, carry: tuple[list[Array], Any]) -> tuple[list[Array], Any]:
+        streams, lens = carry
         cut = lambda a: lax.dynamic_index_in_dim(a, number, keepdims=False)  # noqa: E731
-        return through(line.layer, x, cut)
+        streams = through(Line.layer, streams, cut)
+        if inputs.every_layer:
+            lens = lax.dynamic_update_index_in_dim(lens, seen(streams, number + 1), number + 1, 0)
+        return streams, lens
 
-    # int8's scale sees every position of an example, and so do queries: only edits behind the
-    # attention of unrounded runs may skip positions.
-    everywhere = scheme.rounds_activations or not _behind_attention(stacks)
-    x = lax.fori_loop(0, layers if everywhere else layers - 1, layer, x)
+    lens: Any = ()
+    if inputs.every_layer:
+        first = seen(streams, 0)
+        lens = put(lax.empty((layers + 1, *first.shape), first.dtype), first[None], 0)
+    # int8's scale sees every position of an example, so none may be left out.
+    everywhere = inputs.scheme.rounds_activations
+    steps_alike = layers if everywhere else layers - 1
+    streams, lens = lax.fori_loop(0, steps_alike, layer, (streams, lens))
     if not everywhere:
-        x = through(line.last_layer, x, lambda a: a[-1])
-    normed = normalize(x, params.final_norm, config)
-    if everywhere:
-        assert inputs.run.real is not None
-        normed = round_activation(normed, "final_norm", scheme, inputs.run.real[runs.prompt])
-    late = EditedRuns(stacks, runs, None if everywhere else last[runs.prompt])
-    normed = late.apply_at("final_norm", normed)
-    if everywhere:
-        normed = at_position(normed, last[runs.prompt])
-    return normed[place, 0]
+        streams = through(Line.last_layer, streams, lambda a: a[-1])
+    final = _rows(parts, [_end(p, x, inputs) for p, x in zip(parts, streams, strict=True)], layers)
+    if not inputs.every_layer:
+        return final
+    lens = normalize(lens[:-1], params.final_norm, config)
+    return jnp.moveaxis(jnp.concatenate([lens, final[None]]), 0, 1)
+
+
+def _rows(
+    parts: Sequence[_Part], values: Sequence[Array], step: int | Array
+) -> Float[Array, "rows B P D"]:
+    """The rows' values in the wave's order after a step; the clean run's for what is not born yet.
+
+    Args:
+        parts: of the wave, the line of all positions first.
+        values: of each part's runs, ``[N, P, D]``.
+        step: 0 the embedding, ``l + 1`` block ``l``.
+    """
+    whole = parts[0]
+    found = []
+    for part, value in zip(parts, values, strict=True):
+        line, place = part.line, part.place
+        if isinstance(step, int) and step > 0 and part is whole:
+            found.append(value[place])  # in the end all are born that ever will be
+            continue
+        born = (place >= 0) & (place < line.alive[step + 1])
+        there = born[..., None, None] & (line.own_read >= 0)[None, ..., None]
+        clean = values[0][whole.place[:1]]
+        found.append(jnp.where(there, value[jnp.maximum(place, 0)], clean))
+    if len(found) == 1:
+        return found[0]
+    return jnp.concatenate(found)[np.argsort(np.concatenate([part.order for part in parts]))]
+
+
+def _end(part: _Part, x: Float[Array, "N Q D"], inputs: Inputs) -> Float[Array, "N P D"]:
+    """The final norm's output of a line's runs at the positions that are read."""
+    line, runs = part.line, part.line.runs
+    normed = normalize(x, inputs.params.final_norm, inputs.config)
+    if not inputs.scheme.rounds_activations:  # the last block has left those positions alone
+        return line.edited_where_read(part.stacks, runs).apply_at("final_norm", normed)
+    assert inputs.run.real is not None
+    normed = round_activation(normed, "final_norm", inputs.scheme, inputs.run.real[runs.prompt])
+    return line.at_read(line.edited(part.stacks, runs).apply_at("final_norm", normed))

@@ -42,6 +42,38 @@ def pick(logits: Float[Array, "*rows B V"], token: Int[Array, " B"]) -> Float[Ar
     return jnp.take_along_axis(logits, index, axis=-1)[..., 0]
 
 
+def probability_of(
+    logits: Float[Array, "*rows V"], tokens: Int[Array, "#B n"] | Int[Array, " n"]
+) -> Float[Array, "*rows"]:
+    """The probability that the next token is one of a set.
+
+    Args:
+        logits: f32, ``[*rows, B, V]`` where each prompt has its own tokens.
+        tokens: int ``[n]``, or ``[B, n]``; a token twice counts twice.
+    """
+    tokens = jnp.asarray(tokens)
+    index = jnp.broadcast_to(lead(tokens, logits), (*logits.shape[:-1], tokens.shape[-1]))
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), index, axis=-1)
+    return jnp.exp(chosen).sum(axis=-1)
+
+
+def continuation_loss(
+    logits: Float[Array, "*rows B P V"], continuation: Int[Array, "B P"]
+) -> Float[Array, "*rows B"]:
+    """Cross entropy of a continuation, nats a token.
+
+    Args:
+        logits: f32, at the positions before each of its tokens: ``sweep``'s, read ``at`` them.
+        continuation: its tokens, -1 behind the end of a shorter one.
+    """
+    said = jax.nn.log_softmax(logits, axis=-1)
+    index = lead(jnp.maximum(continuation, 0)[..., None], said)
+    index = jnp.broadcast_to(index, (*said.shape[:-1], 1))
+    real = lead(continuation >= 0, said[..., 0])
+    each = jnp.where(real, -jnp.take_along_axis(said, index, axis=-1)[..., 0], 0)
+    return each.sum(axis=-1) / real.sum(axis=-1)
+
+
 def answer_metrics(
     logits: Float[Array, "*rows B V"], target: Int[Array, " B"], distractor: Int[Array, " B"]
 ) -> AnswerMetrics:

@@ -183,22 +183,6 @@ def points_of(config: ModelConfig) -> tuple[str, ...]:
     return tuple(p for p in POINTS if p != "resid_mid" or not config.parallel_residual)
 
 
-def read_heads(
-    x: Float[Array, "*rows B S D"], weights: Block, run: Pass, edit: Edits
-) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S D"]]:
-    """First half of a block: each head's ``z`` and the attention output before its edits.
-
-    Args:
-        x: the residual stream.
-        weights: of the block.
-        run: the pass.
-        edit: of this block.
-    """
-    normed = normalize(x, weights.attention_norm, run.config)
-    z, attn_out = attention(normed, weights.attention, run, edit)
-    return z, _rounded(attn_out, "attn_out", run)
-
-
 def add_to_stream(
     x: Float[Array, "*rows B S D"],
     attn_out: Float[Array, "*rows B S D"],
@@ -207,7 +191,7 @@ def add_to_stream(
     edit: Edits,
     mlp_out: Float[Array, "*rows B S D"] | None = None,
 ) -> tuple[Float[Array, "*rows B S D"], Float[Array, "*rows B S D"]]:
-    """Second half of a block: the stream after attention, MLP and edits, and the MLP's output.
+    """The end of a block: the stream after attention, MLP and edits, and the MLP's output.
 
     Parallel residual: ``x + Attn(LN1(x)) + MLP(LN2(x))``; sequential: the MLP reads
     ``x + Attn(LN1(x))``. The parallel sum is taken in the order ``(mlp + attn) + x``, which is
@@ -248,7 +232,8 @@ def _post_norm(x: Array, norm: Norm | None, config: ModelConfig) -> Array:
 def block(
     x: Float[Array, "*rows B S D"], weights: Block, run: Pass, edit: Edits = NOTHING
 ) -> tuple[Float[Array, "*rows B S D"], dict[str, Array]]:
-    """One decoder block, and its ``z``, ``attn_out`` and ``mlp_out`` (both before their edits).
+    """One decoder block, and its parts: ``z``, ``attn_out`` and ``mlp_out`` (both before their
+    edits), rotated ``keys`` and ``values``.
 
     Edits of heads act on what ``W_O`` writes: where a post norm follows, before it.
 
@@ -258,10 +243,13 @@ def block(
         run: the pass.
         edit: of this block; nothing by default.
     """
-    z, attn_out = read_heads(x, weights, run, edit)
+    normed = normalize(x, weights.attention_norm, run.config)
+    z, attn_out, (keys, values) = attention(normed, weights.attention, run, edit)
+    attn_out = _rounded(attn_out, "attn_out", run)
     edited = edit.apply_at("attn_out", attn_out, z, weights.attention.out)
     y, mlp_out = add_to_stream(x, edited, weights, run, edit)
-    return y, {"z": z, "attn_out": attn_out, "mlp_out": mlp_out}
+    parts = {"z": z, "attn_out": attn_out, "mlp_out": mlp_out, "keys": keys, "values": values}
+    return y, parts
 
 
 def unembed(

@@ -12,6 +12,7 @@ from jax import lax
 from jaxalign.edits.site import NOTHING, Edits
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import MLP, Attention, Norm
+from jaxalign.model.prefix import Prefix
 from jaxalign.model.rotary import frequencies
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.qtensor import QTensor
@@ -31,12 +32,15 @@ class Pass:
             nothing is rounded over a whole example.
         window: int, how many positions a query of this layer sees, its own the last; None for all
             before it.
+        prefix: what stands before runs that hold the last positions of their prompts only; None
+            where runs hold all.
     """
 
     config: ModelConfig = struct.field(pytree_node=False)
     scheme: Scheme = struct.field(pytree_node=False, default=F32)
     real: ArrayLeaf | None = None
     window: ArrayLeaf | None = None
+    prefix: Prefix | None = None
 
 
 def layer_norm(x: Float[Array, "*rows D"], norm: Norm, eps: float) -> Float[Array, "*rows D"]:
@@ -211,10 +215,10 @@ def attend(
 
     Args:
         q: rotated queries.
-        k: rotated keys of every position.
-        v: values of every position.
+        k: rotated keys of every position, or of those behind the pass's prefix.
+        v: values of the same positions.
         positions: where the queries stand.
-        run: the pass: scale and soft cap of the scores, and the layer's window.
+        run: the pass: prefix, scale and soft cap of the scores, and the layer's window.
         edit: of this layer; nothing by default.
     """
     config, window = run.config, run.window
@@ -223,15 +227,18 @@ def attend(
     groups = q.shape[-2] // k.shape[-2]
     grouped = jnp.moveaxis(q.reshape(*q.shape[:-2], -1, groups, q.shape[-1]), -2, -4)
     positions = jnp.tile(positions, (1, groups))
+    asking = grouped.reshape(*q.shape[:-3], -1, *k.shape[-2:])
     scores = jnp.einsum(
         "...qke,...ske->...kqs",
-        grouped.reshape(*q.shape[:-3], -1, *k.shape[-2:]),
+        asking,
         k,
         precision=precision_for(q, k),
         preferred_element_type=jnp.float32,
     )
+    if run.prefix is not None:
+        scores = run.prefix.scores(asking, scores)
     scores = soft_cap(scores * (1 / math.sqrt(config.query_scalar)), config.attention_cap)
-    keys = jnp.arange(k.shape[-3])[None, None]
+    keys = jnp.arange(scores.shape[-1])[None, None]
     visible = keys <= positions[:, :, None]  # [B|1, G·Q, S]
     if window is not None:
         visible = visible & (keys > positions[:, :, None] - window)
@@ -247,14 +254,21 @@ def attend(
     scores = edited("scores", masked)
     if scores is not masked:
         scores = jnp.where(visible, scores, -jnp.inf)
-    probabilities = edited("pattern", jax.nn.softmax(scores, axis=-1))
+    softmax = jax.nn.softmax(scores, axis=-1)
+    probabilities = edited("pattern", softmax)
+    if probabilities is not softmax:
+        probabilities = jnp.where(visible, probabilities, 0)
+    before = None
+    if run.prefix is not None:
+        before, probabilities = run.prefix.gather(probabilities)
     z = jnp.einsum(
         "...kqs,...ske->...qke",
         probabilities.astype(v.dtype),
         v,
         precision=precision_for(v),
         preferred_element_type=jnp.float32,
-    ).astype(v.dtype)
+    )
+    z = (z if before is None else z + before).astype(v.dtype)
     return jnp.moveaxis(z.reshape(grouped.shape), -4, -2).reshape(q.shape)
 
 
@@ -275,20 +289,25 @@ def project_heads(
 
 def attention(
     x: Float[Array, "*rows B S D"], weights: Attention, run: Pass, edit: Edits
-) -> tuple[Float[Array, "*rows B S H h"], Float[Array, "*rows B S D"]]:
-    """Causal self-attention of normed inputs: ``z`` after its edits and the projected output.
+) -> tuple[Array, Array, tuple[Array, Array]]:
+    """Causal self-attention of normed inputs.
 
     Args:
-        x: the inputs.
+        x: the inputs, ``[*rows, B, S, D]``.
         weights: of the layer's attention.
         run: the pass.
         edit: of this layer.
+
+    Returns:
+        ``z`` after its edits ``[*rows, B, S, H, h]``, the projected output ``[*rows, B, S, D]``,
+        and rotated keys and values ``[*rows, B, S, K, h]``.
     """
-    everywhere = jnp.arange(x.shape[-2])[None]
-    q = queries(x, everywhere, weights, run, edit)
-    k, v = keys_values(x, weights, run, edit=edit)
-    z = edit.apply_at("z", attend(q, k, v, everywhere, run, edit))
-    return z, project_heads(z, weights, run.real)
+    prefix = run.prefix
+    positions = jnp.arange(x.shape[-2])[None] if prefix is None else prefix.positions
+    q = queries(x, positions, weights, run, edit)
+    k, v = keys_values(x, weights, run, positions, edit)
+    z = edit.apply_at("z", attend(q, k, v, positions, run, edit))
+    return z, project_heads(z, weights, run.real), (k, v)
 
 
 def activate(x: Float[Array, "*rows F"], name: str) -> Float[Array, "*rows F"]:
