@@ -8,13 +8,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign.edits.batch import by_row, take_rows
+from jaxalign.edits.site import NOTHING, Edit
 from jaxalign.measures.metrics import Answer, AnswerLogits, AnswerMetrics
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import unembed
+from jaxalign.model.decoder import logits_at, unembed
 from jaxalign.model.layers import soft_cap
 from jaxalign.model.params import Params
 from jaxalign.numerics.dot import dot
-from jaxalign.shapes import Array, Float
+from jaxalign.shapes import Array, Float, Int
 
 Readout = Callable[[Float[Array, "B V"]], Any]
 
@@ -27,7 +29,12 @@ TOKENS_READ = 2096
 
 
 def read_out(
-    params: Params, final: Float[Array, "R B D"], config: ModelConfig, readout: Readout
+    params: Params,
+    final: Float[Array, "R B D"],
+    config: ModelConfig,
+    readout: Readout,
+    edit: Edit = NOTHING,
+    last: Int[Array, " B"] | None = None,
 ) -> Any:
     """Unembed and read out; rows and vocabulary in blocks that stay in cache where it can be.
 
@@ -37,11 +44,13 @@ def read_out(
         config: the architecture.
         readout: from f32 logits ``[B, V]`` to a pytree of ``[B, …]``; an ``Answer`` is folded over
             blocks of the vocabulary.
+        edit: sites at the logits, ``R`` rows; then no row's logits are read in parts.
+        last: int ``[B]``, where ``final`` stands, for an edit.
 
     Returns:
         The readout's pytree of ``[R, B, …]``.
     """
-    if isinstance(readout, Answer):
+    if isinstance(readout, Answer) and not edit.sites:
         return _fold(params, final, config, readout)
     vocab = params.embed.shape[0]
     rows, batch, width = final.shape
@@ -49,10 +58,20 @@ def read_out(
     size = -(-rows // blocks)
     padded = jnp.pad(final, ((0, blocks * size - rows), (0, 0), (0, 0)))
 
-    def read(block: Float[Array, "R B D"]) -> Any:
-        return jax.vmap(readout)(unembed(params, block, config))
+    def read(given: tuple[Float[Array, "R B D"], Int[Array, " R"]]) -> Any:
+        block, numbers = given
+        if not edit.sites:
+            return jax.vmap(readout)(unembed(params, block, config))
+        rows = take_rows(edit, numbers)
 
-    values = jax.lax.map(read, padded.reshape(blocks, size, batch, width))
+        def one(normed: Float[Array, "B D"], row: Edit) -> Any:
+            assert last is not None
+            return readout(logits_at(last, params, normed, config, row))
+
+        return jax.vmap(one, in_axes=(0, by_row(rows, 0, None)))(block, rows)
+
+    numbers = jnp.arange(blocks * size).reshape(blocks, size)
+    values = jax.lax.map(read, (padded.reshape(blocks, size, batch, width), numbers))
     return jax.tree.map(lambda v: v.reshape(blocks * size, *v.shape[2:])[:rows], values)
 
 

@@ -94,9 +94,16 @@ def sweep(
     edits = [jax.tree.map(jnp.asarray, batches.hold_rows(edit)) for edit in edits]
     inputs = Inputs(params, tokens, lengths, edits, config, scheme)
     final = _plain(inputs) if engine == "vmap" else _wave(inputs, single_step)
-    values = read_out(params, final, config, readout)
     starts = np.cumsum([1] + [batches.rows(edit) for edit in edits])
     rows = [np.r_[0, a:b] for a, b in itertools.pairwise(starts)]
+    late = [batches.with_clean(edit.at_logits()) for edit in edits]
+    if any(edit.sites for edit in late):
+        # Each with a clean row of its own, read as its rows are.
+        return [
+            read_out(params, final[i], config, readout, edit, lengths - 1)
+            for i, edit in zip(rows, late, strict=True)
+        ]
+    values = read_out(params, final, config, readout)
     return [jax.tree.map(lambda v, i=i: v[i], values) for i in rows]
 
 

@@ -26,8 +26,8 @@ from jaxalign.model.decoder import (
     check_edit,
     embed,
     layer_windows,
+    logits_at,
     real_positions,
-    unembed,
 )
 from jaxalign.model.layers import (
     Pass,
@@ -147,7 +147,8 @@ def prefill(
     cache = Cache(empty, empty, jnp.zeros_like(lengths))
     run = Pass(config, scheme, real_positions(lengths, size))
     normed, cache = _extend(params, tokens, everywhere, cache, run, edit)
-    return unembed(params, at_position(normed, lengths - 1)[:, 0], config), cache
+    last = lengths - 1
+    return logits_at(last, params, at_position(normed, last)[:, 0], config, edit), cache
 
 
 def step(
@@ -172,7 +173,7 @@ def step(
     positions = cache.lengths[:, None]
     run = Pass(config, as_scheme(scheme), jnp.ones_like(positions, bool))
     normed, cache = _extend(params, token[:, None], positions, cache, run, edit)
-    return unembed(params, normed[:, 0], config), cache
+    return logits_at(positions[:, 0], params, normed[:, 0], config, edit), cache
 
 
 def generate(
