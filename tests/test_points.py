@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from typing import ClassVar
 
 import jax
@@ -11,12 +10,11 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from engines import ENGINES, LENGTHS
 from family_checkpoints import made_once, prompts, torch_and_transformers
 from flax import struct
 from torch_points import MODELS, changed, logits, write
 
-from jaxalign.devices.deal import sharded_sweep
-from jaxalign.devices.mesh import make_mesh, shard_params
 from jaxalign.edits import Add, Edit, Replace, Scale, Site, acts, knock_out
 from jaxalign.edits.points import BEHIND_ATTENTION, POINTS
 from jaxalign.errors import InputError
@@ -26,7 +24,6 @@ from jaxalign.model.generate import generate
 from jaxalign.numerics import BF16, F16, INT8_SIM, jit
 from testing.edits import continued, logits_of, swept, tiny
 
-LENGTHS = jnp.array([11, 4, 7])
 KINDS = ("replace", "add", "scale")
 ROWS = 2  # one changes a single layer, one every layer
 
@@ -34,7 +31,8 @@ ROWS = 2  # one changes a single layer, one every layer
 def sizes_of(config, batch, length):
     letters = {"L": config.num_layers, "B": batch, "S": length, "Q": length, "h": config.head_size}
     letters |= {"H": config.num_heads, "K": config.num_kv_heads, "D": config.hidden_size}
-    return letters | {"F": config.intermediate_size, "L+1": config.num_layers + 1}
+    letters |= {"F": config.intermediate_size, "L+1": config.num_layers + 1}
+    return letters | {"V": config.vocab_size}
 
 
 def shape_at(point, config, batch, length):
@@ -84,19 +82,6 @@ def by_hooks(model, point, change, config, tokens):
                 stack.enter_context(changed(model, point, at, tuple(shape), given))
             found.append(logits(model, tokens))
     return np.stack(found)[:, np.arange(len(tokens)), np.asarray(LENGTHS) - 1]
-
-
-def sharded(params, tokens, lengths, config, edits, readout):
-    mesh = make_mesh(jax.devices()[:3], 1)
-    call = jax.jit(lambda p: sharded_sweep(mesh, p, tokens, lengths, config, edits, readout))
-    return call(shard_params(params, mesh, config))
-
-
-ENGINES = {
-    "wave": functools.partial(swept, engine="wave"),
-    "vmap": functools.partial(swept, engine="vmap"),
-    "sharded": sharded,
-}
 
 
 @pytest.fixture(scope="module")
@@ -292,7 +277,7 @@ def test_a_site_that_does_not_fit_is_refused_by_name(site, said):
         forward(params, jnp.ones((2, 5), jnp.int32), config, edit=Edit(site()))
 
 
-@pytest.mark.parametrize("point", ["final_norm", "mlp_in", "mlp_hidden"])
+@pytest.mark.parametrize("point", ["final_norm", "logits", "mlp_in", "mlp_up"])
 def test_what_shares_the_clean_attention_may_be_all_that_a_row_edits(point):
     """Behind the last layer, or inside the MLP of a parallel block, whose clean output is there."""
     params, config = tiny()

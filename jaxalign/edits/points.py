@@ -20,8 +20,8 @@ point             one run's value           what it is
 ``logits``        ``[B, S, V]``             f32, capped where the model caps them
 ================  ========================  ======================================================
 
-Only gated MLPs have ``mlp_gate``. ``Q`` are the positions that attend and ``S`` those attended to. The stream before block ``l`` is
-``resid`` at step ``l``, the embedding's is step 0.
+``Q`` are the positions that attend and ``S`` those attended to. The stream before block ``l`` is
+``resid`` at step ``l``, the embedding's is step 0. Only gated MLPs have ``mlp_gate``.
 """
 
 from __future__ import annotations
