@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from engines import ENGINES, LENGTHS
 from family_checkpoints import made_once, prompts, torch_and_transformers
-from torch_points import MODELS, changed, logits, spliced, weighed, write
+from torch_points import MODELS, logits, spliced, weighed, write
 
-from jaxalign.edits import MATRIX_NAMES, Edit, HeadEdit, Scale, Splice, WeightEdit
+from jaxalign.edits import MATRIX_NAMES, Edit, HeadEdit, Splice, WeightEdit
 from jaxalign.edits.points import BEHIND_ATTENTION
 from jaxalign.edits.weights import _AXES as AXES
-from jaxalign.errors import InputError
 from jaxalign.model import cast, forward
 from jaxalign.model.generate import generate
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, jit
+from jaxalign.numerics.dot import dense
+from jaxalign.numerics.qtensor import QTensor
 from testing.edits import continued, logits_of, swept, tiny
 
 ROWS, FEATURES = 2, 24
@@ -196,17 +197,20 @@ def sites_of(config):
     return {name: weights_of(name, config) for name in matrices_of(config)} | splices_of(config)
 
 
-@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
-def test_both_engines_agree_in_every_layout(tokens, parallel):
-    params, config = tiny(parallel)
-    sites = sites_of(config)
+@pytest.mark.parametrize(
+    "parallel",
+    [True, pytest.param(False, marks=pytest.mark.slow)],
+    ids=["parallel", "sequential"],
+)
+def test_a_row_may_have_all_of_them(tokens, parallel):
+    params, config = tiny(parallel, layers=2)
+    edit = Edit(*sites_of(config).values())
     wave, plain = (
-        swept(params, tokens, LENGTHS, config, [Edit(s) for s in sites.values()], logits_of, engine=e)
-        for e in ("wave", "vmap")
-    )  # fmt: skip
-    for name, ours, expected in zip(sites, wave, plain, strict=True):
-        np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max(), err_msg=name)
-        assert np.abs(expected[1:] - expected[:1]).max(axis=(1, 2)).min() > 1e-4, name
+        swept(params, tokens, LENGTHS, config, [edit], logits_of, engine=engine)[0]
+        for engine in ("wave", "vmap")
+    )
+    np.testing.assert_allclose(wave, plain, atol=1e-5 * np.abs(plain).max())
+    assert np.abs(plain[1:] - plain[:1]).max(axis=(1, 2)).min() > 1e-2
 
 
 @pytest.mark.parametrize("name", ["down", "a transcoder, without its error"])
@@ -228,28 +232,25 @@ def one_row(site, row):
 
 @pytest.mark.parametrize("scheme", [F32, F16, BF16, INT8_SIM], ids=lambda s: s.name)
 def test_what_changes_nothing_keeps_every_bit(tokens, scheme):
-    params, config = tiny(False, scheme)
+    params, config = tiny(False, scheme, layers=2)
     run = jit(lambda edit: forward(params, tokens, config, scheme=scheme, edit=edit).logits)
     clean = run(None)
-    for name, site in sites_of(config).items():
-        acting = one_row(site, 1)
-        off = acting.map_arrays(lambda d, a: np.zeros_like(a) if d.acts else a)
-        assert np.array_equal(run(Edit(off)), clean), name
-        assert not np.array_equal(run(Edit(acting)), clean), name
-    # A dictionary that is in place, with its error, and no feature changed.
+    acting = [one_row(site, 1) for site in sites_of(config).values()]
+    off = [site.map_arrays(lambda d, a: np.zeros_like(a) if d.acts else a) for site in acting]
+    assert np.array_equal(run(Edit(*off)), clean)
+    # Dictionaries that are in place, with their errors, and no feature changed.
     whole = one_row(splices_of(config)["a dictionary of each step"], 0)
-    assert np.array_equal(run(Edit(whole.replace(by=np.zeros(2, np.float32)))), clean)
-    assert np.array_equal(run(Edit(whole.replace(feature=None, by=None))), clean)
+    idle = whole.replace(by=np.zeros(2, np.float32)), whole.replace(feature=None, by=None)
+    assert np.array_equal(run(Edit(*idle)), clean)
 
 
 def test_generation_has_the_weights_and_the_dictionary_in_every_step():
-    params, config = tiny(parallel=False)
+    params, config = tiny(parallel=False, layers=2)
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 96, (2, 5)))
     room = 8
-    sites = sites_of(config).items()
-    kept = [one_row(s, 1) for n, s in sites if n != "a reconstruction"]
-    whole = [s.replace(mask=s.mask[..., :room]) if isinstance(s, Splice) else s for s in kept]
-    edit = Edit(*whole)
+    weights = [weights_of(matrix, config) for matrix in ("key", "down")]
+    splices = [site.replace(mask=site.mask[..., :room]) for site in splices_of(config).values()]
+    edit = Edit(*(one_row(site, 1) for site in (*weights, *splices)))
     text, found = continued(params, tokens, config, room, edit)
     every = jit(lambda edit: forward(params, text, config, edit=edit).logits)(edit)
     np.testing.assert_allclose(found, every[:, -1], atol=1e-5 * np.abs(every).max())
@@ -259,9 +260,6 @@ def test_generation_has_the_weights_and_the_dictionary_in_every_step():
 
 def test_packed_weights_count_as_what_they_stand_for(tokens):
     """Removing weights of a packed matrix is unpacking it and setting them to zero."""
-    from jaxalign.numerics.dot import dense
-    from jaxalign.numerics.qtensor import QTensor
-
     params, config = tiny(False)
     packed = cast(params, "int4-g32")
     down = packed.blocks.mlp.down
@@ -320,8 +318,8 @@ def dictionary(point="resid", width=32, mask=(4, 1, 1), **how):
         (lambda: coordinates(0, 0, "gate"), "WeightEdit acts at the point 'mlp_gate', which the m"),
         (lambda: coordinates(0, 0, "W_down"), "WeightEdit.matrix is 'W_down', .* use query, key,"),
         (
-            lambda: WeightEdit("up", np.ones((3, 1, 2)), row=np.array([0, 1]), column=np.array([1])),
-            r"WeightEdit.column has shape \(1,\), expected \[2\]",
+            lambda: coordinates(0, 0).replace(row=np.array([0, 1])),
+            r"WeightEdit.by has shape \(3, 1, 1\), expected \[3, 2|1, 2\]",
         ),
         (lambda: dictionary(width=31), "Splice at resid: encode does not take width 32 of the mo"),
         (
@@ -339,9 +337,7 @@ def dictionary(point="resid", width=32, mask=(4, 1, 1), **how):
         ),
         (lambda: dictionary(feature=np.array([2])), "by feature and by, and by is not given"),
         (
-            lambda: Splice(
-                "resid", np.ones((4, 1, 1), bool), dictionary_of(32, 3), encode, decode, stacked=True
-            ),
+            lambda: dictionary().replace(dictionary=dictionary_of(32, 3), stacked=True),
             r"Splice.dictionary has shape \(3,\), expected \[4\]",
         ),
         (lambda: dictionary(mask=(4, 1, 6)), r"Splice.mask has shape \(4, 1, 6\), expected \[4, 2"),
@@ -352,3 +348,12 @@ def test_what_does_not_fit_is_refused_by_name(site, said):
     with pytest.raises(ValueError, match=said) as refused:
         forward(params, jnp.ones((2, 5), jnp.int32), config, edit=Edit(site()))
     assert "\n" not in str(refused.value)
+
+
+def test_a_head_is_not_replaced_where_its_weights_are_edited():
+    """It would take away what the stored weights write."""
+    params, config = tiny()
+    head = HeadEdit(np.ones((3, 1, 1, 4), bool), np.zeros((3, 1, 1, 1, 1)))
+    edit = Edit(coordinates(0, 0, "out"), head)
+    with pytest.raises(ValueError, match="WeightEdit and HeadEdit of one edit act at attn_out"):
+        forward(params, jnp.ones((2, 5), jnp.int32), config, edit=edit)

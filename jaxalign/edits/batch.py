@@ -6,6 +6,7 @@ Each function reads the declarations of the sites (``site.Declared``) and knows 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -201,6 +202,15 @@ def check(
             )
         if problem := site.problem(dict(sizes), windows):
             raise ValueError(problem)
+    weighed = [site for site in edit.sites if site.kind == "weight"]
+    for site, late in itertools.product(weighed, edit.sites):
+        if late.point == site.point and late.reads_contributions:
+            name = type(late).__name__
+            raise ValueError(
+                f"{type(site).__name__} and {name} of one edit act at {site.point}, and {name} "
+                "takes away what the stored weights write: scale or replace z instead, or give "
+                "each a batch of its own"
+            )
     for site, declared, array in edit.arrays():
         layers = POINTS[site.point].layers
         if declared.acts and declared.layered != bool(layers):

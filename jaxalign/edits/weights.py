@@ -41,8 +41,8 @@ class WeightEdit(Site):
     writes ``y``; in f32, rounded once. A row of a batch costs a few numbers, never a matrix.
 
     A packed weight counts as the number it stands for. ``x`` is as it stands before a scheme
-    rounds it, and ``y`` behind such a rounding. A ``HeadEdit`` of the same run takes away what a
-    head writes through ``W_O`` as it is stored.
+    rounds it, and ``y`` behind such a rounding. One edit has no coordinates of ``out`` together
+    with a ``HeadEdit``, which takes away what a head writes through ``W_O`` as it is stored.
 
     Not among the matrices are those of tokens: where the embedding is tied, a coordinate of one is
     one of the other, too (edit ``resid`` or ``logits``).
