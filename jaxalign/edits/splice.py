@@ -65,8 +65,8 @@ class Splice(Anywhere):
     point: str = struct.field(pytree_node=False)  # type: ignore[misc]
     mask: Leaf = acts("L B|1 S|1")
     dictionary: Any = common("L *")
-    encode: Coder = struct.field(pytree_node=False)
-    decode: Coder = struct.field(pytree_node=False)
+    encode: Coder = struct.field(pytree_node=False)  # type: ignore[misc]
+    decode: Coder = struct.field(pytree_node=False)  # type: ignore[misc]
     feature: Leaf = per_row("E", default=None)
     by: Leaf = per_row("E", default=None)
     to: Leaf = per_row("E", default=None)
