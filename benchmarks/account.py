@@ -113,7 +113,7 @@ def _layer(runner: Runner, runs: int, length: int, last: bool) -> dict[str, floa
     mlp = _alone(dot, x, weights.mlp.up) + _alone(dot, _draw(runs, length, F), weights.mlp.down)
     softmax = _alone(jax.nn.softmax, _draw(runs, config.num_heads, length, length))
     attention = _alone(lambda a: layers.attention(a, weights.attention, run, NOTHING), x)
-    whole_mlp = _alone(lambda a: layers.mlp(a, weights.mlp, config), x)
+    whole_mlp = _alone(lambda a: layers.mlp(a, weights.mlp, config)[1], x)
     return {
         QKV: queries + read,
         OUT: out,
@@ -133,7 +133,7 @@ def _last_positions(runner: Runner, runs: int, length: int) -> dict[str, float]:
     x = _draw(runs, 1, D)
     norm = _alone(lambda a: layers.layer_norm(a, weights.mlp_norm, config.norm_eps), x)
     up, down = _alone(dot, x, weights.mlp.up), _alone(dot, _draw(runs, 1, F), weights.mlp.down)
-    whole_mlp = _alone(lambda a: layers.mlp(a, weights.mlp, config), x)
+    whole_mlp = _alone(lambda a: layers.mlp(a, weights.mlp, config)[1], x)
     return {
         QKV: _alone(dot, x, weights.attention.query),
         OUT: _alone(dot, x, weights.attention.out),

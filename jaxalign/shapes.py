@@ -13,6 +13,7 @@
 ``H``       query heads; ``K`` heads of keys and values; ``h`` the width of one head
 ``C``       width of what one head contributes: ``D``, for edge-align ``D/H``
 ``F``       width of the MLP
+``E``       what one row edits: coordinates of a matrix, features of a dictionary
 ``A``       inputs of a matrix; ``O`` its outputs; ``G`` groups of inputs that share a scale
 ``V``       vocabulary; ``v`` a part of it
 ``U``       units that a plan keeps in 16 bits or packs

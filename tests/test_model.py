@@ -21,6 +21,7 @@ from jaxalign.model import (
     init_params,
     param_shapes,
 )
+from jaxalign.model.decoder import points_of
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, jit
 
 # One jitted function, so that calls of equal shapes share a program.
@@ -195,18 +196,18 @@ def test_every_site_can_be_returned(tiny, tokens):
     params, config = tiny
     B, S = tokens.shape
     L, D, H, h = config.num_layers, config.hidden_size, config.num_heads, config.head_size
-    between = ("resid_mid",) if config.parallel_residual else ()
-    asked = [name for name in CAPTURES if name not in between]
+    asked = ["embed", *points_of(config)]
     out = ran(params, tokens, config, capture=tuple(asked))
     heads, pairs, stream = (L, B, S, H, h), (L, B, H, S, S), (L, B, S, D)
     shapes = {"embed": (B, S, D), "final_norm": (B, S, D)}
     shapes |= {"q": heads, "k": heads, "v": heads, "z": heads, "scores": pairs, "pattern": pairs}
-    shapes |= {"mlp_hidden": (L, B, S, config.intermediate_size)}
+    shapes |= dict.fromkeys(("mlp_up", "mlp_hidden"), (L, B, S, config.intermediate_size))
+    shapes |= {"logits": (B, S, config.vocab_size)}
     assert {name: a.shape for name, a in out.activations.items()} == {
         name: shapes.get(name, stream) for name in asked
     }
-    for name in between:
-        with pytest.raises(ValueError, match="resid_mid"):
+    for name in {*CAPTURES} - {*asked}:
+        with pytest.raises(ValueError, match=name):
             forward(params, tokens, config, capture=(name,))
     with pytest.raises(ValueError, match="attention_pattern"):
         forward(params, tokens, config, capture=("attention_pattern",))

@@ -12,9 +12,10 @@ from tiny_run import write_model
 
 import jaxalign
 from jaxalign import Edit, HeadEdit, InputError, Replace
+from jaxalign.edits import POINTS
 from jaxalign.engine import compiled
 from jaxalign.measures.metrics import Answer
-from jaxalign.model import CAPTURES
+from jaxalign.model.decoder import points_of
 
 TEXT = "The capital of France is"
 TEXTS = [TEXT, "When Mary and John went to the shop, John gave a book to"]
@@ -68,7 +69,7 @@ def test_it_is_forward_for_a_text_texts_and_tokens(model, prompts):
 def test_activations_and_all_logits_have_the_length_of_the_texts(model, prompts):
     size = prompts[0].shape[1]
     assert size % compiled.BUCKET, "or nothing is cut"
-    names = [name for name in CAPTURES if name != "resid_mid"]  # of sequential blocks
+    names = ["embed", *points_of(model.config)]
     expected = forward(model, prompts, capture=names)
     found = model.run(TEXTS, capture=names, every_position=True)
     assert found.activations.keys() == {*names}
@@ -76,7 +77,7 @@ def test_activations_and_all_logits_have_the_length_of_the_texts(model, prompts)
         for name, values in found.activations.items():
             wanted = expected.activations[name]
             assert values.shape == wanted.shape
-            axis = 0 if name in ("embed", "final_norm") else 1
+            axis = 0 if name == "embed" or not POINTS[name].layers else 1
             own, other = (np.moveaxis(np.asarray(a), axis, 0)[at] for a in (values, wanted))
             axis = -2 if name in ("scores", "pattern") else axis
             own, other = (np.moveaxis(a, axis, 0)[:length] for a in (own, other))

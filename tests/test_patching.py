@@ -17,6 +17,7 @@ from jaxalign.engine.patching import (
 )
 from jaxalign.errors import InputError
 from jaxalign.model import forward
+from jaxalign.model.decoder import points_of
 from jaxalign.numerics import jit
 from testing.edits import tiny
 
@@ -94,7 +95,7 @@ def test_an_effect_is_one_where_all_comes_back_and_unknown_where_nothing_was_los
 def test_an_estimate_is_the_slope_of_patching(pair, parallel):
     params, config = tiny(parallel)
     clean, corrupted = pair
-    points = [p for p in POINTS if p != "resid_mid" or not parallel]
+    points = points_of(config)
     found = jit(
         lambda c, d: attribution_patching(params, c, d, LENGTHS, config, metric, points=points)
     )(clean, corrupted)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from typing import ClassVar
 
 import jax
@@ -11,22 +10,22 @@ import jax.numpy as jnp
 import jaxtyping
 import numpy as np
 import pytest
+from engines import ENGINES, LENGTHS
 from family_checkpoints import made_once, prompts, torch_and_transformers
 from flax import struct
 from torch_points import MODELS, changed, logits, write
 
-from jaxalign.devices.deal import sharded_sweep
-from jaxalign.devices.mesh import make_mesh, shard_params
 from jaxalign.edits import Add, Edit, Replace, Scale, Site, acts, knock_out
 from jaxalign.edits.points import BEHIND_ATTENTION, POINTS
+from jaxalign.engine import sweep
 from jaxalign.errors import InputError
+from jaxalign.measures.metrics import Answer
 from jaxalign.model import forward
 from jaxalign.model.decoder import CAPTURES, points_of
 from jaxalign.model.generate import generate
 from jaxalign.numerics import BF16, F16, INT8_SIM, jit
 from testing.edits import continued, logits_of, swept, tiny
 
-LENGTHS = jnp.array([11, 4, 7])
 KINDS = ("replace", "add", "scale")
 ROWS = 2  # one changes a single layer, one every layer
 
@@ -34,7 +33,8 @@ ROWS = 2  # one changes a single layer, one every layer
 def sizes_of(config, batch, length):
     letters = {"L": config.num_layers, "B": batch, "S": length, "Q": length, "h": config.head_size}
     letters |= {"H": config.num_heads, "K": config.num_kv_heads, "D": config.hidden_size}
-    return letters | {"F": config.intermediate_size, "L+1": config.num_layers + 1}
+    letters |= {"F": config.intermediate_size, "L+1": config.num_layers + 1}
+    return letters | {"V": config.vocab_size}
 
 
 def shape_at(point, config, batch, length):
@@ -84,19 +84,6 @@ def by_hooks(model, point, change, config, tokens):
                 stack.enter_context(changed(model, point, at, tuple(shape), given))
             found.append(logits(model, tokens))
     return np.stack(found)[:, np.arange(len(tokens)), np.asarray(LENGTHS) - 1]
-
-
-def sharded(params, tokens, lengths, config, edits, readout):
-    mesh = make_mesh(jax.devices()[:3], 1)
-    call = jax.jit(lambda p: sharded_sweep(mesh, p, tokens, lengths, config, edits, readout))
-    return call(shard_params(params, mesh, config))
-
-
-ENGINES = {
-    "wave": functools.partial(swept, engine="wave"),
-    "vmap": functools.partial(swept, engine="vmap"),
-    "sharded": sharded,
-}
 
 
 @pytest.fixture(scope="module")
@@ -263,9 +250,41 @@ def test_a_position_without_any_source_is_refused(monkeypatch):
         knock_out(np.eye(5, dtype=bool)[None, None, None, None])
 
 
+@pytest.mark.parametrize("batch", [False, True], ids=["a run", "a batch"])
+def test_a_position_whose_window_is_knocked_out_is_refused(batch):
+    windows = (None, 2, None)
+    params, config = tiny(windows=windows)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 96, (2, 5)))
+    edges = np.zeros((3, 1, 1, 5, 5), bool)
+    edges[0, ..., 3, 1:4] = edges[2, ..., 3, 1:4] = True  # position 0 is left
+    edges[1, ..., 3, 3] = True  # position 2 is left
+    some, all_of_it = edges, edges.copy()
+    all_of_it[1, ..., 3, 2] = True
+
+    def ran(edges):
+        edit = knock_out(edges[None] if batch else edges)
+        if batch:
+            return sweep(params, tokens, jnp.array([5, 5]), config, [edit], logits_of)[0]
+        return forward(params, tokens, config, edit=edit).logits
+
+    assert np.isfinite(ran(some)).all()
+    said = "position 3 of layer 1 has every source knocked out, of the 2 positions that it sees"
+    with pytest.raises(ValueError, match=said):
+        ran(all_of_it)
+
+
 @pytest.mark.parametrize(
     ("site", "said"),
     [
+        (
+            lambda: Add("logits", np.ones((1, 1, 1)), np.ones(95)),
+            r"Add.direction has shape \(95,\), expected \[96|1\]",
+        ),
+        (
+            lambda: Replace("mlp_up", np.ones((3, 1, 6, 1), bool), np.ones((3, 1, 1, 1))),
+            r"Replace.mask has shape \(3, 1, 6, 1\), expected \[3, 2|1, 5|1, 64|1\]",
+        ),
+        (lambda: Scale("mlp_gate", np.ones((3, 1, 1, 64))), "at the point 'mlp_gate', which"),
         (
             lambda: Replace("patern", np.ones((3, 1)), np.ones((3, 1))),
             "at the point 'patern'",
@@ -292,7 +311,7 @@ def test_a_site_that_does_not_fit_is_refused_by_name(site, said):
         forward(params, jnp.ones((2, 5), jnp.int32), config, edit=Edit(site()))
 
 
-@pytest.mark.parametrize("point", ["final_norm", "mlp_in", "mlp_hidden"])
+@pytest.mark.parametrize("point", ["final_norm", "logits", "mlp_in", "mlp_up"])
 def test_what_shares_the_clean_attention_may_be_all_that_a_row_edits(point):
     """Behind the last layer, or inside the MLP of a parallel block, whose clean output is there."""
     params, config = tiny()
@@ -304,6 +323,24 @@ def test_what_shares_the_clean_attention_may_be_all_that_a_row_edits(point):
     )
     np.testing.assert_allclose(wave, plain, atol=1e-5 * np.abs(plain).max())
     assert np.abs(plain[1:] - plain[:1]).max(axis=(1, 2)).min() > 1e-3
+
+
+def test_an_answer_is_read_off_edited_logits_as_off_any():
+    """Unedited logits are folded over the vocabulary; edited ones are read whole."""
+    params, config = tiny()
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 96, (3, 11)))
+    by = np.zeros((2, 1, 1, 96), np.float32)
+    by[1, ..., 5] = 40
+    edits = [Edit(Add("logits", by, np.ones((2, 96), np.float32)))]
+    answer = Answer(jnp.array([5, 7, 9]), jnp.array([7, 5, 5]))
+    read = jit(lambda e: sweep(params, tokens, LENGTHS, config, e, answer))
+    found = read(edits)[0]
+    whole = swept(params, tokens, LENGTHS, config, edits, logits_of)[0]
+    clean = forward(params, tokens, config, lengths=LENGTHS, last_only=True).logits
+    np.testing.assert_allclose(whole[:2], np.stack([clean] * 2), atol=1e-5)
+    np.testing.assert_allclose(whole[2] - clean, np.eye(96)[[5] * 3] * 40, atol=1e-4)
+    for name, value in vars(answer(whole)).items():
+        np.testing.assert_allclose(getattr(found, name), value, atol=1e-5, err_msg=name)
 
 
 def test_rows_may_each_put_a_value_of_their_own():

@@ -127,7 +127,7 @@ def by_hand(params, config, tokens, row, value):
         attended = project_heads(z, w.attention)
         attended = attended + jnp.where(steered, value["Add"][layer], 0)
         middle = x if config.parallel_residual else x + attended
-        out = mlp(normalize(middle, w.mlp_norm, config), w.mlp, config)
+        out = mlp(normalize(middle, w.mlp_norm, config), w.mlp, config)[1]
         factor = row["ScaleMLP.factor"][layer]
         out = jnp.where(row["ScaleMLP.mask"][layer][..., None], out * factor, out)
         x = stream(x + attended + out, layer + 1)

@@ -303,7 +303,7 @@ def test_positions_walked_are_those_of_whole_blocks(size):
         runs=Runs(*four),
         alive=jnp.array(alive),
         size=size,
-        last=jnp.zeros(2, jnp.int32),
+        read=jnp.zeros((2, 1), jnp.int32),
         run=Pass(ModelConfig(64, 2, 4, 32, 64, rotary_dims=4)),
         single_step=True,
     )

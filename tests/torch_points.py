@@ -77,17 +77,22 @@ def _named(model: Any, layer: int) -> dict[str, tuple[Any, str]]:
     if hasattr(model, "gpt_neox"):
         block = model.gpt_neox.layers[layer]
         wide, norm = block.attention, block.post_attention_layernorm
-        out, down = wide.dense, block.mlp.dense_4h_to_h
+        out, up, gate, down = wide.dense, block.mlp.dense_h_to_4h, None, block.mlp.dense_4h_to_h
     else:
         block = model.model.layers[layer]
         wide, norm = block.self_attn, block.post_attention_layernorm
         norm = getattr(block, "pre_feedforward_layernorm", norm)
-        out, down = wide.o_proj, block.mlp.down_proj
+        out, up, gate, down = (
+            wide.o_proj,
+            *(getattr(block.mlp, f"{name}_proj") for name in ("up", "gate", "down")),
+        )
     return {
         "z": (out, "in"),
         "attn_out": (out, "out"),
         "resid_mid": (norm, "in place"),
         "mlp_in": (block.mlp, "in"),
+        "mlp_gate": (gate, "out"),
+        "mlp_up": (up, "out"),
         "mlp_hidden": (down, "in"),
         "mlp_out": (block.mlp, "out"),
         "resid": (block, "out"),
@@ -138,7 +143,14 @@ def changed(model: Any, point: str, step: int, shape: tuple[int, ...], change: C
     ``step`` is the layer; of ``resid`` 0 is the stream before the first block.
     """
     handle = None
-    if point == "final_norm":
+    if point == "logits":
+
+        def last(module: Any, given: Any, out: Any) -> Any:
+            out.logits = change(out.logits)
+            return out
+
+        handle = model.register_forward_hook(last)
+    elif point == "final_norm":
         norm = model.gpt_neox.final_layer_norm if hasattr(model, "gpt_neox") else model.model.norm
         handle = _hook(norm, "out", change)
     elif point in ("scores", "pattern"):
@@ -162,6 +174,59 @@ def changed(model: Any, point: str, step: int, shape: tuple[int, ...], change: C
             del module.changes
         else:
             handle.remove()
+
+
+def _linear(model: Any, layer: int, matrix: str) -> tuple[Any, Callable[[int], int]]:
+    """The module that holds a matrix of a block, and the place of its rows there."""
+    named = _named(model, layer)
+    wide = named["attention"][0]
+    if matrix in ("out", "down"):
+        return named[{"out": "z", "down": "mlp_hidden"}[matrix]][0], int
+    if matrix in ("up", "gate"):
+        return named[f"mlp_{matrix}"][0], int
+    if not hasattr(model, "gpt_neox"):
+        return getattr(wide, f"{matrix[0]}_proj"), int
+    width = model.config.hidden_size // model.config.num_attention_heads
+    place = "qkv".index(matrix[0])
+    return wide.query_key_value, lambda row: (3 * (row // width) + place) * width + row % width
+
+
+@contextlib.contextmanager
+def weighed(model: Any, matrix: str, layer: int, scaled: dict[tuple[int, int], float]) -> Iterator:
+    """The model with some weights, ``(output, input)``, of one matrix multiplied."""
+    torch, _ = torch_and_transformers()
+    module, place = _linear(model, layer, matrix)
+    kept = module.weight.detach().clone()
+    with torch.no_grad():
+        for (row, column), factor in scaled.items():
+            module.weight[place(row), column] *= factor
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            module.weight.copy_(kept)
+
+
+@contextlib.contextmanager
+def spliced(
+    model: Any, point: str, step: int, width: int, reads: str, change: Callable[[Any, Any], Any]
+) -> Iterator:
+    """The model with ``change(x, read)`` at a point, ``[B, S, width]``, where ``read`` stands at
+    another of the same layer, or at the same one."""
+    seen: list[Any] = []
+
+    def keep(x: Any) -> Any:
+        seen.append(x)
+        return x
+
+    def given(x: Any) -> Any:
+        return change(x, x if reads == point else seen.pop())
+
+    with contextlib.ExitStack() as stack:
+        if reads != point:
+            stack.enter_context(changed(model, reads, step, (-1, width), keep))
+        stack.enter_context(changed(model, point, step, (-1, width), given))
+        yield
 
 
 def logits(model: Any, tokens: np.ndarray) -> np.ndarray:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxalign.edits.declare import Declared, acts, per_row, shared
+from jaxalign.edits.edges import blinded
 from jaxalign.edits.points import axes_at
 from jaxalign.edits.site import Kind, Site
 from jaxalign.shapes import Array, Leaf, lead
@@ -17,6 +20,8 @@ from jaxalign.shapes import Array, Leaf, lead
 
 class Anywhere(Site):
     """A site whose point is chosen; its arrays have the axes of that point (``edits.points``)."""
+
+    reads_inputs: ClassVar[bool] = False
 
     def declared(self) -> Iterator[Declared]:
         """As declared, with the point's own axes."""
@@ -55,9 +60,44 @@ class Replace(Anywhere):
     value: Leaf = shared("L B|1 position|1 unit|1", default=None)
     own: Leaf = per_row("B|1 position|1 unit|1", default=None)
 
-    def problem(self, sizes: dict[str, int]) -> str | None:
-        """One value, the rows' own or theirs together."""
-        return _one_of(self, "value", "own")
+    def problem(self, sizes: dict[str, int], windows: Sequence[int | None] = ()) -> str | None:
+        """One value, the rows' own or theirs together; and no position without any source.
+
+        Args:
+            sizes: of the run, by axis letter.
+            windows: of each layer, how many positions up to its own a query sees; empty for all.
+        """
+        wrong = _one_of(self, "value", "own")
+        if wrong or self.point != "scores":
+            return wrong
+        found = self._blinded(sizes["S"], windows)
+        if found is None:
+            return None
+        layer, position, window = found
+        seen = "" if window is None else f", of the {window} positions that it sees"
+        return (
+            f"position {position} of layer {layer} has every source knocked out{seen}, and then "
+            "its attention is not defined: leave it one, or scale the pattern"
+        )
+
+    def _blinded(
+        self, size: int, windows: Sequence[int | None]
+    ) -> tuple[int, int, int | None] | None:
+        """``edges.blinded`` of scores that become −∞; None where arrays are traced."""
+        value = self.value if self.own is None else self.own
+        if any(isinstance(array, jax.core.Tracer) for array in (self.mask, value)):
+            return None
+        cut = np.isneginf(np.asarray(value, np.float32))
+        if not cut.any():
+            return None
+        if self.value is None:  # which is the same in every layer
+            cut = np.expand_dims(cut, -5 if cut.ndim > 4 else 0)
+        try:
+            cut = np.asarray(self.mask, bool) & cut
+        except ValueError:
+            return None  # a shape that does not fit, which ``check`` says by name
+        fits = cut.ndim > 4 and {*cut.shape[-2:]} <= {1, size}
+        return blinded(cut, size, windows) if fits and len(windows) in (0, cut.shape[-5]) else None
 
     def apply(self, x: Array, inputs: Array | None = None, weights: Any = None) -> Array:
         """The value after the edit (``Site.apply``).
@@ -96,7 +136,7 @@ class Add(Anywhere):
     direction: Leaf = per_row("unit|1", default=None)
     value: Leaf = shared("L B|1 position|1 unit|1", default=None)
 
-    def problem(self, sizes: dict[str, int]) -> str | None:
+    def problem(self, sizes: dict[str, int], windows: Sequence[int | None] = ()) -> str | None:
         """One direction, the rows' own or theirs together."""
         return _one_of(self, "direction", "value")
 

@@ -6,6 +6,7 @@ Each function reads the declarations of the sites (``site.Declared``) and knows 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 from jax import lax
 
 from jaxalign.edits.declare import Declared
-from jaxalign.edits.points import POINTS
+from jaxalign.edits.points import POINTS, READABLE
 from jaxalign.edits.site import Edit
 from jaxalign.shapes import Array, Bool, Int
 
@@ -105,11 +106,13 @@ def touched(
 def touched_at_end(edit: Edit, batch: int) -> Bool[Array, "M B"]:
     """Which rows of a batch of edits act behind the last block on which prompts.
 
+    Not those that edit logits alone: what stands before these is the clean run's.
+
     Args:
         edit: a batch of edits.
         batch: ``B``, how many prompts there are.
     """
-    late = [a for _, d, a in edit.arrays() if d.acts and not d.layered]
+    late = [a for s, d, a in edit.arrays() if d.acts and s.point == "final_norm"]
     some = (jnp.asarray(a).any(axis=tuple(range(2, jnp.ndim(a)))) for a in late)
     return functools.reduce(jnp.logical_or, some, jnp.zeros((rows(edit), batch), bool))
 
@@ -166,7 +169,11 @@ def stack(edits: Sequence[Edit]) -> tuple[list[Edit], list[tuple[int, int, int]]
     stacks: dict[Any, list[Edit]] = {}
     places = []
     for edit in edits:
-        shapes = [(a.shape[1:] if d.per_row else a.shape, a.dtype) for _, d, a in edit.arrays()]
+        shapes = [
+            # One copy of what is common: batches that have another are another stack.
+            id(a) if d.common else (a.shape[1:] if d.per_row else a.shape, a.dtype)
+            for _, d, a in edit.arrays()
+        ]
         shape = jax.tree.structure(edit), str(shapes)
         alike = stacks.setdefault(shape, [])
         places.append((list(stacks).index(shape), sum(map(rows, alike)), len(alike)))
@@ -181,6 +188,8 @@ def _stacked(alike: Sequence[Edit]) -> Edit:
 
 
 def _joined(declared: Declared, arrays: Sequence[Any]) -> Array:
+    if declared.common:
+        return arrays[0]
     if not declared.per_row:
         return jnp.stack(arrays, axis=1 if declared.layered else 0)
     joined = jnp.concatenate(arrays)
@@ -188,7 +197,12 @@ def _joined(declared: Declared, arrays: Sequence[Any]) -> Array:
 
 
 def check(
-    edit: Edit, sizes: Mapping[str, int], points: Collection[str], *, batch: bool = False
+    edit: Edit,
+    sizes: Mapping[str, int],
+    points: Collection[str],
+    *,
+    batch: bool = False,
+    windows: Sequence[int | None] = (),
 ) -> None:
     """Check an edit against a run, before broadcasting or indexing hides a misfit.
 
@@ -197,6 +211,7 @@ def check(
         sizes: of the run, by axis letter.
         points: where the model applies sites.
         batch: whether arrays by row carry the axis ``M`` of a batch of edits.
+        windows: of each layer, how many positions up to its own a query sees; empty for all.
 
     Raises:
         ValueError: a site acts at a point that the model does not have, so that it would be
@@ -208,8 +223,23 @@ def check(
                 f"{type(site).__name__} acts at the point {site.point!r}, which the model does not "
                 f"apply edits at, only at {', '.join(points)}"
             )
-        if problem := site.problem(dict(sizes)):
+        if site.reads not in (None, *READABLE.get(site.point, ())):
+            pairs = (f"{read} at {at}" for at, reads in READABLE.items() for read in reads)
+            raise ValueError(
+                f"{type(site).__name__} at {site.point} reads {site.reads!r}; beside its own point "
+                f"a site reads only {', '.join(pairs)}"
+            )
+        if problem := site.problem(dict(sizes), windows):
             raise ValueError(problem)
+    weighed = [site for site in edit.sites if site.kind == "weight"]
+    for site, late in itertools.product(weighed, edit.sites):
+        if late.point == site.point and late.reads_contributions:
+            name = type(late).__name__
+            raise ValueError(
+                f"{type(site).__name__} and {name} of one edit act at {site.point}, and {name} "
+                "takes away what the stored weights write: scale or replace z instead, or give "
+                "each a batch of its own"
+            )
     for site, declared, array in edit.arrays():
         layers = POINTS[site.point].layers
         if declared.acts and declared.layered != bool(layers):
@@ -221,9 +251,11 @@ def check(
             begin = layers[0] if layers else "B|1"
             raise ValueError(f"{name} says {problem}: begin its axes with {begin}")
         expected = (["M"] if batch and declared.per_row else []) + [
-            _size(axis, sizes) for axis in declared.axes
+            _size(axis, {**sizes, **site.letters()}) for axis in declared.axes if axis != "*"
         ]
         shape = jnp.shape(array)
+        if declared.common:  # any axes behind these
+            shape = shape[: len(expected)]
         fits = len(shape) == len(expected) and all(
             wanted == "M" or str(size) in wanted.split("|")
             for size, wanted in zip(shape, expected, strict=True)

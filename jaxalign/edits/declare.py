@@ -17,12 +17,15 @@ class Declared:
         axes: letters of ``jaxalign.shapes`` without the rows' ``M``; ``B|1`` may also be 1.
         per_row: whether each row of a batch of edits has its own.
         acts: whether a nonzero element says that the site acts there.
+        common: whether the field is a tree of arrays, with any axes where ``*`` stands, of which
+            there is one copy however many rows and batches of edits read it.
     """
 
     name: str
     axes: tuple[str, ...]
     per_row: bool
     acts: bool = False
+    common: bool = False
 
     @property
     def layered(self) -> bool:
@@ -89,3 +92,14 @@ def shared(axes: str, default: Any = MISSING) -> Any:
         default: None for an array that may be left out.
     """
     return _declare(axes, default, per_row=False)
+
+
+def common(axes: str) -> Any:
+    """Declare a tree of arrays that all rows share and nobody copies, such as a dictionary.
+
+    Batches of edits share a program's line of runs only where they have the same tree.
+
+    Args:
+        axes: of every array of the tree: ``"L *"`` or ``"*"``, which stands for any others.
+    """
+    return _declare(axes, per_row=False, common=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import ClassVar, Literal, get_args
 
@@ -56,7 +56,7 @@ class HeadEdit(Site):
                 each = replace(each, axes=(*each.axes[:-1], "C|1"))
             yield each
 
-    def problem(self, sizes: dict[str, int]) -> str | None:
+    def problem(self, sizes: dict[str, int], windows: Sequence[int | None] = ()) -> str | None:
         """Edge-align needs blocks of one width."""
         width, heads = sizes["D"], sizes["H"]
         if self.mode == "edge-align" and width % heads:

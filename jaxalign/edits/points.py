@@ -12,13 +12,16 @@ point             one run's value           what it is
 ``attn_out``      ``[L, B, S, D]``          what ``W_O`` writes, before a post norm
 ``resid_mid``     ``[L, B, S, D]``          the stream between attention and MLP (sequential blocks)
 ``mlp_in``        ``[L, B, S, D]``          what the MLP reads: after its norm
+``mlp_gate``      ``[L, B, S, F]``          what ``W_gate`` writes, before the nonlinearity
+``mlp_up``        ``[L, B, S, F]``          what ``W_up`` writes (ungated: before it)
 ``mlp_hidden``    ``[L, B, S, F]``          neurons: what the MLP's last product reads
 ``mlp_out``       ``[L, B, S, D]``          what the MLP writes, before a post norm
 ``final_norm``    ``[B, S, D]``             what the unembedding reads
+``logits``        ``[B, S, V]``             f32, capped where the model caps them
 ================  ========================  ======================================================
 
 ``Q`` are the positions that attend and ``S`` those attended to. The stream before block ``l`` is
-``resid`` at step ``l``, the embedding's is step 0.
+``resid`` at step ``l``, the embedding's is step 0. Only gated MLPs have ``mlp_gate``.
 """
 
 from __future__ import annotations
@@ -59,16 +62,22 @@ POINTS = {
     "attn_out": Point(),
     "resid_mid": Point(),
     "mlp_in": Point(),
+    "mlp_gate": Point(unit=("F",)),
+    "mlp_up": Point(unit=("F",)),
     "mlp_hidden": Point(unit=("F",)),
     "mlp_out": Point(),
     "final_norm": Point(layers=()),
+    "logits": Point(layers=(), unit=("V",)),
 }
 
 # Inside an MLP: whatever acts there, the MLP is computed again.
-INSIDE_MLP = ("mlp_in", "mlp_hidden")
+INSIDE_MLP = ("mlp_in", "mlp_gate", "mlp_up", "mlp_hidden")
 # Behind the attention of their block: runs that are edited nowhere else share the clean run's
 # attention where they are born, and leave the last layer at one position.
-BEHIND_ATTENTION = ("attn_out", "resid_mid", *INSIDE_MLP, "mlp_out", "resid", "final_norm")
+BEHIND_MLP = ("mlp_out", "resid", "final_norm", "logits")
+BEHIND_ATTENTION = ("attn_out", "resid_mid", *INSIDE_MLP, *BEHIND_MLP)
+# What a site may read beside the value at its own point: an earlier one of the same block.
+READABLE = {"mlp_out": ("mlp_in",)}
 
 
 def axes_at(point: str, axes: tuple[str, ...]) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxalign.edits.anywhere import Replace
+from jaxalign.edits.edges import blinded
 from jaxalign.edits.heads import HeadEdit
 from jaxalign.edits.points import POINTS
 from jaxalign.edits.site import Edit
@@ -93,7 +94,7 @@ def knock_out(edges: Bool[np.ndarray, "*rows L #B #H #Q #S"]) -> Edit:
 
     Raises:
         InputError: another shape or dtype, or a position would have no source left, so that its
-            attention is not defined.
+            attention is not defined. A run whose layers see a window alone refuses the same there.
 
     Example:
         >>> edges = np.zeros((1, 6, 1, 1, 5, 5), bool)
@@ -107,14 +108,9 @@ def knock_out(edges: Bool[np.ndarray, "*rows L #B #H #Q #S"]) -> Edit:
             "front of it",
             "give axes that all share as 1",
         )
-    queries, sources = edges.shape[-2:]
-    size = max(queries, sources)
-    causal = np.tril(np.ones((size, size), bool))
-    blind = (edges | ~causal).all(axis=-1)
-    if blind.any():
-        position = int(np.argwhere(blind)[0][-1])
+    if found := blinded(edges, max(edges.shape[-2:])):
         raise InputError(
-            f"position {position} has every source knocked out, and then its attention is not "
+            f"position {found[1]} has every source knocked out, and then its attention is not "
             "defined",
             "leave it one, or scale the pattern: Scale('pattern', -edges)",
         )

@@ -66,9 +66,14 @@ class Pick:
         return self._gather(declared, getattr(self.of, name), *index)
 
     def site(self) -> Any:
-        """The site with each run's part of its arrays, ``[N, …]``: an axis B of size 1 stays."""
+        """The site with each run's part of its arrays, ``[N, …]``: an axis B of size 1 stays.
+
+        What is declared ``common`` stays as it is.
+        """
 
         def own(declared: Declared, array: Any) -> Array:
+            if declared.common:
+                return array
             gathered = self._gather(declared, array)
             return gathered[:, None] if declared.has("B") else gathered
 

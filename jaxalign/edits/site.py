@@ -26,12 +26,13 @@ sites by ``apply_at(point, …)`` alone. A point that the model does not have ye
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, ClassVar, Literal, Protocol, get_args, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from jaxalign.edits.declare import Declared
@@ -49,10 +50,15 @@ class Site:
     Attributes:
         point: a name of ``edits.points.POINTS``.
         kind: decides the order among the sites of one edit at one point (``KINDS``).
+        reads: a point of the same block (``edits.points.READABLE``) whose value ``apply`` is given
+            as ``inputs``; None for what the matrix product has read.
+        reads_inputs: whether ``apply`` reads ``inputs``: the wave then has to have them.
     """
 
     point: ClassVar[str]
     kind: ClassVar[Kind]
+    reads: ClassVar[str | None] = None
+    reads_inputs: ClassVar[bool] = True
 
     def apply(self, x: Array, inputs: Array | None = None, weights: Any = None) -> Array:
         """The value ``x`` at this site's point after the edit.
@@ -65,8 +71,9 @@ class Site:
         Args:
             x: the value, ``[B, S, …]``.
             inputs: what the matrix product that made ``x`` has read, ``[B, S, …]``, where the
-                point has one (``attn_out``: each head's ``z``).
-            weights: the matrix of that product.
+                point has one (``attn_out``: each head's ``z``; ``mlp_out``: the neurons); of a site
+                that ``reads`` another point, the value there.
+            weights: the matrix of that product, ``[A, *out]``, packed or not.
         """
         raise NotImplementedError(f"{type(self).__name__} has no apply")
 
@@ -84,7 +91,8 @@ class Site:
             return site.apply(x[None], alone, weights)[0]
 
         def changed(x: Array) -> Array:
-            return jax.vmap(one)(pick.site(), x, inputs)
+            axes = self.map_arrays(lambda declared, _: None if declared.common else 0)
+            return jax.vmap(one, in_axes=(axes, 0, 0))(pick.site(), x, inputs)
 
         return lax.cond(pick.acting(), changed, lambda x: x, x)
 
@@ -113,12 +121,53 @@ class Site:
 
     def map_arrays(self, change: Callable[[Declared, Any], Any]) -> Site:
         """This site with each of its arrays changed."""
-        new = {d.name: change(d, getattr(self, d.name)) for d in self.declared()}
+        new = {d.name: _each(change, d, getattr(self, d.name)) for d in self.declared()}
         return replace(self, **new)  # type: ignore[type-var]
 
-    def problem(self, sizes: dict[str, int]) -> str | None:
-        """Why the site cannot be applied to a run of these sizes, beyond its arrays' shapes."""
+    def letters(self) -> dict[str, int]:
+        """Sizes of axes that the site itself has: ``E``, how many places one row edits."""
+        return {}
+
+    def problem(self, sizes: dict[str, int], windows: Sequence[int | None] = ()) -> str | None:
+        """Why the site cannot be applied to a run of these sizes, beyond its arrays' shapes.
+
+        Args:
+            sizes: of the run, by axis letter.
+            windows: of each layer, how many positions up to its own a query sees; empty for all.
+        """
         return None
+
+    def given(self, inputs: Array | None, others: Mapping[str, Array] | None) -> Array | None:
+        """What ``apply`` is given as ``inputs``.
+
+        Args:
+            inputs: what the matrix product has read.
+            others: values of other points of the block.
+        """
+        return inputs if self.reads is None or others is None else others[self.reads]
+
+
+def outside(numbers: Any, size: int) -> int | None:
+    """The first of some numbers that is none of ``0 … size − 1``; None where they are traced.
+
+    JAX would take the last element for it.
+
+    Args:
+        numbers: integers.
+        size: of the axis that they index.
+    """
+    if isinstance(numbers, jax.core.Tracer):
+        return None
+    values = np.asarray(numbers).reshape(-1)
+    strange = values[(values < 0) | (values >= size)]
+    return int(strange[0]) if len(strange) else None
+
+
+def _each(change: Callable[[Declared, Any], Any], declared: Declared, value: Any) -> Any:
+    """A field with its array changed; of a tree, each of its arrays."""
+    if not declared.common:
+        return change(declared, value)
+    return jax.tree.map(lambda a: change(declared, a), value)
 
 
 @runtime_checkable
@@ -126,7 +175,12 @@ class Edits(Protocol):
     """What the model asks of edits: those of one run, or of many runs of a wave."""
 
     def apply_at(
-        self, point: str, x: Array, inputs: Array | None = None, weights: Any = None
+        self,
+        point: str,
+        x: Array,
+        inputs: Array | None = None,
+        weights: Any = None,
+        others: Mapping[str, Array] | None = None,
     ) -> Array:
         """The value at a point after the edits there (``Site.apply``).
 
@@ -135,6 +189,7 @@ class Edits(Protocol):
             x: the value.
             inputs: what the matrix product that made ``x`` has read.
             weights: the matrix of that product.
+            others: by name, the values at other points of the block that sites here may read.
         """
 
 
@@ -176,16 +231,21 @@ class Edit:
         return edit
 
     def apply_at(
-        self, point: str, x: Array, inputs: Array | None = None, weights: Any = None
+        self,
+        point: str,
+        x: Array,
+        inputs: Array | None = None,
+        weights: Any = None,
+        others: Mapping[str, Array] | None = None,
     ) -> Array:
         """The value at a point after this edit's sites there (``Site.apply``).
 
         Args:
-            point, x, inputs, weights: as in ``Edits.apply_at``.
+            point, x, inputs, weights, others: as in ``Edits.apply_at``.
         """
         for site in self.sites:
             if site.point == point:
-                x = site.apply(x, inputs, weights)
+                x = site.apply(x, site.given(inputs, others), weights)
         return x
 
     def map_arrays(self, change: Callable[[Declared, Any], Any]) -> Edit:
@@ -196,7 +256,9 @@ class Edit:
         """Every array with its site and its declaration."""
         for site in self.sites:
             for declared in site.declared():
-                yield site, declared, getattr(site, declared.name)
+                value = getattr(site, declared.name)
+                for array in jax.tree.leaves(value) if declared.common else (value,):
+                    yield site, declared, array
 
     # What the embedding and each layer are given.
 
@@ -214,16 +276,18 @@ class Edit:
         late = [s for s in self.sites if any(d.acts and not d.layered for d in s.declared())]
         return Edit(*late)
 
+    def at_logits(self) -> Edit:
+        """The sites that act on logits."""
+        return Edit(*(site for site in self.sites if site.point == "logits"))
+
     def layered(self) -> list[dict[str, Any]]:
         """For each site its arrays with an axis of layers, blocks only: to scan or index."""
+
+        def blocks(declared: Declared, a: Any) -> Any:
+            return a[1:] if declared.axes[:1] == ("L+1",) else a
+
         return [
-            {
-                d.name: getattr(site, d.name)[1:]
-                if d.axes[:1] == ("L+1",)
-                else getattr(site, d.name)
-                for d in site.declared()
-                if d.layered
-            }
+            {d.name: _each(blocks, d, getattr(site, d.name)) for d in site.declared() if d.layered}
             for site in self.sites
         ]
 

@@ -98,7 +98,7 @@ def run_once(
 
 def _cut(name: str, a: Array, size: int) -> Array:
     """An activation without the positions that padding added."""
-    if name in ("embed", "final_norm"):
+    if name == "embed" or not POINTS[name].layers:
         return a[:, :size]
     return a[:, :, :size] if POINTS[name].position else a[..., :size, :size]
 
@@ -150,6 +150,8 @@ def _widened(
     size, more = tokens.shape[1], padded.shape[1] - tokens.shape[1]
 
     def widen(declared: Declared, array: Any) -> Any:
+        if declared.common:
+            return array
         first = int(batch and declared.per_row)
         shape = np.shape(array)
         # An axis of size 1 broadcasts, and one of another size is wrong, which is said later.

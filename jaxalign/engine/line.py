@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,12 @@ class EditedRuns:
     positions: Int[Array, "N Q"] | None = None
 
     def apply_at(
-        self, point: str, x: Array, inputs: Array | None = None, weights: Any = None
+        self,
+        point: str,
+        x: Array,
+        inputs: Array | None = None,
+        weights: Any = None,
+        others: Mapping[str, Array] | None = None,
     ) -> Array:
         """The runs' values at a point after the edits there (``Site.apply_runs``).
 
@@ -39,9 +44,10 @@ class EditedRuns:
             x: the value of each run, ``[N, S, …]``.
             inputs: what the matrix product that made ``x`` has read, ``[N, S, …]``.
             weights: the matrix of that product.
+            others: by name, the values at other points of the block that sites here may read.
         """
         for pick in self._picks(point):
-            x = pick.of.apply_runs(x, pick, inputs, weights)
+            x = pick.of.apply_runs(x, pick, pick.of.given(inputs, others), weights)
         return x
 
     def fork(

@@ -11,13 +11,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxalign.edits.batch import by_row, take_rows
+from jaxalign.edits.site import NOTHING, Edit
 from jaxalign.measures.metrics import Answer, AnswerLogits, AnswerMetrics
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import unembed
+from jaxalign.model.decoder import logits_at, unembed
 from jaxalign.model.layers import soft_cap
 from jaxalign.model.params import Params
 from jaxalign.numerics.dot import dot
-from jaxalign.shapes import Array, Float
+from jaxalign.shapes import Array, Float, Int
 
 Readout = Callable[[Float[Array, "B V"]], Any]
 
@@ -51,6 +53,8 @@ def read_out(
     readout: Readout | FromClean,
     *,
     steps: bool = False,
+    edit: Edit = NOTHING,
+    read: Int[Array, "B P"] | None = None,
 ) -> Any:
     """Unembed and read out; rows and vocabulary in blocks that stay in cache where it can be.
 
@@ -61,11 +65,13 @@ def read_out(
         readout: from f32 logits ``[B, V]`` to a pytree of ``[B, …]``; an ``Answer`` is folded over
             blocks of the vocabulary.
         steps: whether an axis of the model's steps stands behind that of rows.
+        edit: sites at the logits, ``R`` rows; then no row's logits are read in parts.
+        read: where ``final`` stands, for an edit.
 
     Returns:
         The readout's pytree of ``[R, *steps, B, …]``.
     """
-    if isinstance(readout, Answer):
+    if isinstance(readout, Answer) and not edit.sites:
         flat = final.reshape(-1, *final.shape[-2:])
         values = _fold(params, flat, config, readout)
         return jax.tree.map(lambda v: v.reshape(final.shape[:-1]), values)
@@ -81,10 +87,22 @@ def read_out(
     elif steps:
         each = jax.vmap(readout)
 
-    def read(block: Float[Array, "R *steps B *P D"]) -> Any:
-        return jax.vmap(each)(unembed(params, block, config))
+    def read_block(given: tuple[Float[Array, "R *steps B *P D"], Int[Array, " R"]]) -> Any:
+        block, numbers = given
+        if not edit.sites:
+            return jax.vmap(each)(unembed(params, block, config))
+        rows = take_rows(edit, numbers)
 
-    values = jax.lax.map(read, padded.reshape(blocks, size, *shape))
+        def one(normed: Float[Array, "B *P D"], row: Edit) -> Any:
+            assert read is not None
+            places = normed.reshape(*read.shape, -1)
+            logits = logits_at(read, params, places, config, row)
+            return each(logits.reshape(*normed.shape[:-1], -1))
+
+        return jax.vmap(one, in_axes=(0, by_row(rows, 0, None)))(block, rows)
+
+    numbers = jnp.arange(blocks * size).reshape(blocks, size)
+    values = jax.lax.map(read_block, (padded.reshape(blocks, size, *shape), numbers))
     return jax.tree.map(lambda v: v.reshape(blocks * size, *v.shape[2:])[:rows], values)
 
 

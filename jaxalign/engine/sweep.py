@@ -115,9 +115,18 @@ def sweep(
     inputs = Inputs(params, tokens, lengths, edits, read, config, scheme, every_layer)
     final = _plain(inputs) if engine == "vmap" else _wave(inputs, single_step, suffixes)
     final = final[..., 0, :] if at is None else final
-    values = read_out(params, final, config, readout, steps=every_layer)
     starts = np.cumsum([1] + [batches.rows(edit) for edit in edits])
     rows = [np.r_[0, a:b] for a, b in itertools.pairwise(starts)]
+    late = [batches.with_clean(edit.at_logits()) for edit in edits]
+    if any(edit.sites for edit in late):
+        if every_layer:
+            raise ValueError("every_layer reads what no logits are edited in: sweep them apart")
+        # Each with a clean row of its own, read as its rows are.
+        return [
+            read_out(params, final[i], config, readout, edit=edit, read=read)
+            for i, edit in zip(rows, late, strict=True)
+        ]
+    values = read_out(params, final, config, readout, steps=every_layer)
     return [jax.tree.map(lambda v, i=i: v[i], values) for i in rows]
 
 

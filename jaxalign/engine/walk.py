@@ -176,7 +176,7 @@ class Line:
             if not _behind_attention(edits):
                 return put(x, block(skip[prompt], weights, own, mine)[0], at)
             edited = mine.fork(attn_out, z, weights.attention.out, contributions)
-            known = None if _acts_at(INSIDE_MLP, edits) else mlp_out[prompt]
+            known = None if _computes_mlp(edits) else mlp_out[prompt]
             y, _ = add_to_stream(skip[prompt], edited, weights, own, mine, known)
             return put(x, y, at)
 
@@ -300,9 +300,13 @@ def _behind_attention(edits: Sequence[Edit]) -> bool:
     return all(site.point in BEHIND_ATTENTION for edit in edits for site in edit.sites)
 
 
-def _acts_at(points: Sequence[str], edits: Sequence[Edit]) -> bool:
-    """Whether any site acts at one of some points."""
-    return any(site.point in points for edit in edits for site in edit.sites)
+def _computes_mlp(edits: Sequence[Edit]) -> bool:
+    """Whether any site acts inside the MLP, or reads what stands there to change what it writes."""
+    return any(
+        site.point in INSIDE_MLP or (site.point == "mlp_out" and site.reads_inputs)
+        for edit in edits
+        for site in edit.sites
+    )
 
 
 def _contributions(z: Array, weights: Block, edits: Sequence[Edit]) -> Array | None:

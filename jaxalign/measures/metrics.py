@@ -71,7 +71,7 @@ def continuation_loss(
     index = jnp.broadcast_to(index, (*said.shape[:-1], 1))
     real = lead(continuation >= 0, said[..., 0])
     each = jnp.where(real, -jnp.take_along_axis(said, index, axis=-1)[..., 0], 0)
-    return each.sum(axis=-1) / real.sum(axis=-1)
+    return each.sum(axis=-1) / real.sum(axis=-1).astype(each.dtype)
 
 
 def answer_metrics(

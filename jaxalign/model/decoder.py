@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -61,14 +61,19 @@ class Reading:
     seen: dict[str, Array] = field(default_factory=dict)
 
     def apply_at(
-        self, point: str, x: Array, inputs: Array | None = None, weights: Any = None
+        self,
+        point: str,
+        x: Array,
+        inputs: Array | None = None,
+        weights: Any = None,
+        others: Mapping[str, Array] | None = None,
     ) -> Array:
         """The value at a point after the edits there (``Edits.apply_at``).
 
         Args:
-            point, x, inputs, weights: as in ``Edits.apply_at``.
+            point, x, inputs, weights, others: as in ``Edits.apply_at``.
         """
-        x = self.edit.apply_at(point, x, inputs, weights)
+        x = self.edit.apply_at(point, x, inputs, weights, others)
         if point in self.names:
             self.seen[point] = x
         return x
@@ -175,12 +180,15 @@ def check_edit(
     sizes = {"L": config.num_layers, "B": tokens[0], "S": tokens[1], "D": config.hidden_size}
     sizes |= {"H": config.num_heads, "K": config.num_kv_heads, "h": config.head_size}
     sizes |= {"F": config.intermediate_size, "C": config.hidden_size // config.num_heads}
-    check(edit, sizes | {"Q": tokens[1]}, points_of(config), batch=batch)
+    sizes |= {"Q": tokens[1], "V": config.vocab_size}
+    check(edit, sizes, points_of(config), batch=batch, windows=config.windows)
 
 
 def points_of(config: ModelConfig) -> tuple[str, ...]:
-    """The points that a model has: no stream between attention and MLP where both read one."""
-    return tuple(p for p in POINTS if p != "resid_mid" or not config.parallel_residual)
+    """The points that a model has: no stream between attention and MLP where both read one, and no
+    gate where the MLP has none."""
+    lacks = {"resid_mid": config.parallel_residual, "mlp_gate": not config.gated}
+    return tuple(point for point in POINTS if not lacks.get(point))
 
 
 def add_to_stream(
@@ -204,17 +212,20 @@ def add_to_stream(
         run: the pass.
         edit: of this block.
         mlp_out: the MLP's output before its edits where it is known, which only a parallel block
-            can use.
+            can use, and only where no edit reads what the MLP has read.
     """
     config = run.config
     middle = attended = _post_norm(attn_out, weights.attention_post_norm, config)
+    hidden, others = None, None
     if not config.parallel_residual:
         middle = edit.apply_at("resid_mid", attended + x)
     if mlp_out is None or not config.parallel_residual:
         normed = normalize(x if config.parallel_residual else middle, weights.mlp_norm, config)
         normed = edit.apply_at("mlp_in", normed)
-        mlp_out = _rounded(mlp(normed, weights.mlp, config, run.real, edit), "mlp_out", run)
-    added = _post_norm(edit.apply_at("mlp_out", mlp_out), weights.mlp_post_norm, config)
+        hidden, mlp_out = mlp(normed, weights.mlp, config, run.real, edit)
+        mlp_out, others = _rounded(mlp_out, "mlp_out", run), {"mlp_in": normed}
+    edited = edit.apply_at("mlp_out", mlp_out, hidden, weights.mlp.down, others)
+    added = _post_norm(edited, weights.mlp_post_norm, config)
     y = (added + attended) + x if config.parallel_residual else added + middle
     return edit.apply_at("resid", _rounded(y, "resid", run)), mlp_out
 
@@ -264,6 +275,26 @@ def unembed(
     """
     matrix = params.embed if params.unembed is None else params.unembed
     return soft_cap(dot(normed, matrix.T), config.logit_cap)
+
+
+def logits_at(
+    positions: Int[Array, "B P"],
+    params: Params,
+    normed: Float[Array, "B P D"],
+    config: ModelConfig,
+    edit: Edit,
+) -> Float[Array, "B P V"]:
+    """Logits of some positions of each prompt, after their edits.
+
+    Args:
+        positions: those that ``normed`` stands at.
+        params: the embedding, or the unembedding where there is one.
+        normed: the final norm's output there.
+        config: the architecture.
+        edit: of one run.
+    """
+    logits, late = unembed(params, normed, config), edit.at_logits()
+    return late.at_positions(positions).apply_at("logits", logits) if late.sites else logits
 
 
 def forward(
@@ -328,10 +359,17 @@ def forward(
     x, activations = lax.scan(step, x, layers)
     normed = _rounded(normalize(x, params.final_norm, config), "final_norm", run)
     normed = edit.at_end().apply_at("final_norm", normed)
-    activations |= {k: v for k, v in (("embed", start), ("final_norm", normed)) if k in capture}
-    if last_only:
-        normed = at_position(normed, lengths - 1)[..., 0, :]
-    return Output(logits=unembed(params, normed, config), activations=activations)
+    seen = {"embed": start, "final_norm": normed}
+    last = lengths - 1
+    if last_only and "logits" not in capture:
+        final = at_position(normed, last)
+        logits = logits_at(last[:, None], params, final, config, edit)[:, 0]
+    else:
+        whole = edit.at_logits().apply_at("logits", unembed(params, normed, config))
+        seen["logits"] = whole
+        logits = at_position(whole, last)[..., 0, :] if last_only else whole
+    activations |= {name: value for name, value in seen.items() if name in capture}
+    return Output(logits=logits, activations=activations)
 
 
 def head_contributions(

@@ -26,8 +26,8 @@ from jaxalign.model.decoder import (
     check_edit,
     embed,
     layer_windows,
+    logits_at,
     real_positions,
-    unembed,
 )
 from jaxalign.model.layers import (
     Pass,
@@ -147,7 +147,9 @@ def prefill(
     cache = Cache(empty, empty, jnp.zeros_like(lengths))
     run = Pass(config, scheme, real_positions(lengths, size))
     normed, cache = _extend(params, tokens, everywhere, cache, run, edit)
-    return unembed(params, at_position(normed, lengths - 1)[:, 0], config), cache
+    last = lengths - 1
+    logits = logits_at(last[:, None], params, at_position(normed, last), config, edit)
+    return logits[:, 0], cache
 
 
 def step(
@@ -172,7 +174,7 @@ def step(
     positions = cache.lengths[:, None]
     run = Pass(config, as_scheme(scheme), jnp.ones_like(positions, bool))
     normed, cache = _extend(params, token[:, None], positions, cache, run, edit)
-    return unembed(params, normed[:, 0], config), cache
+    return logits_at(positions, params, normed, config, edit)[:, 0], cache
 
 
 def generate(

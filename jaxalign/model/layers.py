@@ -160,7 +160,7 @@ def keys_values(
     """
     y = _project(x, weights.key_value, weights.key_value_bias, run.real)
     k, v = (_heads(part, run.config) for part in jnp.moveaxis(y, -2, 0))
-    k, v = edit.apply_at("k", k), edit.apply_at("v", v)
+    k, v = (edit.apply_at(p, part, x, weights.key_value) for p, part in (("k", k), ("v", v)))
     if weights.key_norm is not None:
         k = normalize(k, weights.key_norm, run.config)
     positions = jnp.arange(x.shape[-2])[None] if positions is None else positions
@@ -184,7 +184,7 @@ def queries(
         edit: of this layer; nothing by default.
     """
     q = _heads(_project(x, weights.query, weights.query_bias, run.real), run.config)
-    q = edit.apply_at("q", q)
+    q = edit.apply_at("q", q, x, weights.query)
     if weights.query_norm is not None:
         q = normalize(q, weights.query_norm, run.config)
     return rotate(q, positions, run.config)
@@ -333,8 +333,9 @@ def mlp(
     config: ModelConfig,
     real: Bool[Array, "B S"] | None = None,
     edit: Edits = NOTHING,
-) -> Float[Array, "*rows D"]:
-    """``activation(x W_up + b) W_down + b`` of normed inputs, rounded after each step.
+) -> tuple[Float[Array, "*rows F"], Float[Array, "*rows D"]]:
+    """The MLP of normed inputs, its neurons after their edits and what it writes:
+    ``activation(x W_up + b) W_down + b``, rounded after each step.
 
     Gated: ``(activation(x W_gate + b) * (x W_up + b)) W_down + b``.
 
@@ -345,13 +346,15 @@ def mlp(
         real: True at positions of ``x`` that hold a token of the prompt.
         edit: of this layer; nothing by default.
     """
-    hidden = _project(x, weights.up, weights.up_bias, real)
+    up = _project(x, weights.up, weights.up_bias, real)
+    up = edit.apply_at("mlp_up", up, x, weights.up)
     if weights.gate is None:
-        hidden = _active(hidden, config)
+        hidden = _active(up, config)
     else:
-        hidden = _active(_project(x, weights.gate, weights.gate_bias, real), config) * hidden
+        gate = _project(x, weights.gate, weights.gate_bias, real)
+        hidden = _active(edit.apply_at("mlp_gate", gate, x, weights.gate), config) * up
     hidden = edit.apply_at("mlp_hidden", hidden)
-    return _project(hidden, weights.down, weights.down_bias, real)
+    return hidden, _project(hidden, weights.down, weights.down_bias, real)
 
 
 def _active(x: Array, config: ModelConfig) -> Array:
