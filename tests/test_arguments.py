@@ -97,7 +97,7 @@ CALLED = {
     run_study: "load_beside processes",
     one_study: "Session check_writable choose_mesh default_memory_gb is_first locate preparer "
     "remove_calls select_device",
-    opening: "enable_compilation_cache load locate one_prompt read_bytes read_prompts read_texts "
+    opening: "enable_compilation_cache load locate one_prompt read_bytes read_texts "
     "select_device usable_devices",
     screen: "content_of",
     selftest: "CHECKS load select_device",
