@@ -178,6 +178,7 @@ def called(monkeypatch, answers):
             details=stand_in("details"),
             figures=dict,
             beside=None,
+            prompts=dataclasses.replace(study.prompts, read=stand_in("read_prompts")),
         )
         for name, study in find_studies().items()
     }

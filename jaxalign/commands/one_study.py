@@ -87,7 +87,8 @@ def run_study(
         study: which.
         options: its own.
         arguments: where the rest is: model, revision, prompts, device, devices, compilation cache,
-            shard, output, no_figures, and what only some namespaces have: calibration, estimate, quiet, verbose, json, one prompt, tasks, limit, memory_gb.
+            shard, output, no_figures, and what only some namespaces have: calibration, estimate,
+            quiet, verbose, json, one prompt, tasks, limit, memory_gb.
         audit: reads a quantized checkpoint beside the model.
 
     Returns:

@@ -1,0 +1,9 @@
+from jaxalign.studies.patch.result import PatchResult
+
+
+def table(result: PatchResult) -> str:
+    return "x"
+
+
+def details(result: PatchResult) -> str:
+    return ""
