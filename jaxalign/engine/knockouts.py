@@ -70,7 +70,7 @@ def attention_knockout(
         )
     windows, size = config.num_layers - window + 1, jnp.shape(tokens)[1]
     rows = np.argwhere(np.ones((windows, size), bool))
-    groups = jnp.broadcast_to(jnp.arange(size)[None], jnp.shape(tokens))
+    groups = jnp.broadcast_to(jnp.arange(size)[None, None], (len(tokens), 1, size))
     edit = cut_from_last(jnp.asarray(rows), groups, jnp.asarray(lengths), window, config)
     [m] = sweep(params, tokens, lengths, config, [edit], metric, scheme=scheme, single_step=False)
     there = jnp.arange(size)[None, :, None] < jnp.asarray(lengths)[None, None]
@@ -96,7 +96,7 @@ def check_window(window: int, config: ModelConfig) -> None:
 
 def cut_from_last(
     rows: Int[Array, "M 2"],
-    groups: Int[Array, "B S"],
+    groups: Int[Array, "B kinds S"],
     lengths: Lengths,
     window: int,
     config: ModelConfig,
@@ -105,7 +105,7 @@ def cut_from_last(
 
     Args:
         rows: first layer of the window, and number of the group.
-        groups: which group each position is of. One that holds every source of a prompt leaves its
+        groups: which group each position is of, in each of several ways to group. One that holds every source of a prompt leaves its
             attention undefined, and its metric is then not a number.
         lengths: real tokens of each prompt.
         window: layers in a row.
@@ -113,8 +113,8 @@ def cut_from_last(
     """
     layers = jnp.arange(config.num_layers)[None] - rows[:, :1]
     inside: Bool[Array, "M L"] = (layers >= 0) & (layers < window)
-    source = groups[None] == rows[:, 1, None, None]  # [M, B, S]
-    last = jnp.arange(groups.shape[1])[None] == (lengths - 1)[:, None]  # [B, Q]
+    source = (groups[None] == rows[:, 1, None, None, None]).any(axis=2)  # [M, B, S]
+    last = jnp.arange(groups.shape[-1])[None] == (lengths - 1)[:, None]  # [B, Q]
     edges = last[None, :, :, None] & source[:, :, None]  # [M, B, Q, S]
     edges = inside[:, :, None, None, None, None] & edges[:, None, :, None]
     hidden = np.full((config.num_layers, 1, 1, 1, 1), -np.inf, np.float32)

@@ -15,7 +15,7 @@ from jaxalign.numerics.scheme import F32
 from jaxalign.prompts import Batch, Pair
 from jaxalign.runtime.compile import default_platform
 from jaxalign.shapes import Float, Int
-from jaxalign.studies.patch.groups import NOWHERE, Grouping
+from jaxalign.studies.patch.groups import NOWHERE
 from jaxalign.studies.patch.programs import Prompts, score
 from jaxalign.study.calls import Call
 from jaxalign.study.session import Session
@@ -23,14 +23,13 @@ from jaxalign.study.session import Session
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """Rows of one kind on the pairs of one grouping: what its calls have in common.
+    """Rows of one kind on all pairs: what their calls have in common.
 
     Attributes:
-        name: of the phase, which begins the calls' keys, with the grouping's task.
+        name: of the phase, which begins the calls' keys.
         program: of ``programs``.
         rows: int ``[M, …]``, what each row does.
         starts: int ``[M]``, the first layer that each row computes anew.
-        grouping: of the pairs.
         changed: which run of a pair is changed, "clean" or "corrupted".
         kinds: results that the program makes of a row.
         values: tables ``[L, B, S, …]`` that rows share.
@@ -43,7 +42,6 @@ class Work:
     program: Any
     rows: Int[np.ndarray, "M _"]
     starts: Int[np.ndarray, " M"]
-    grouping: Grouping
     changed: str
     kinds: int = 1
     values: int = 0
@@ -52,26 +50,29 @@ class Work:
     takes: tuple[str, ...] = ()
 
 
-def calls(session: Session, pairs: Sequence[Pair], work: Work) -> Iterator[tuple[Call[Any], slice]]:
+def calls(
+    session: Session, pairs: Sequence[Pair], groups: Sequence[Int[np.ndarray, "2 S"]], work: Work
+) -> Iterator[tuple[Call[Any], slice]]:
     """The calls of some work, each with the rows that it computes.
 
     Args:
         session: of the study.
         pairs: of the study.
+        groups: of each pair's positions.
         work: what is asked.
     """
-    config, members = session.config, [pairs[i] for i in work.grouping.pairs]
+    config = session.config
     plan = functools.partial(_plan, session, work)
-    keys = _keys(session.options.seed, members)
-    turned = [_turned(pair) for pair in members]
-    sides = (members, turned) if work.changed == "clean" else (turned, members)
+    keys = _keys(session.options.seed, pairs)
+    turned = [_turned(pair) for pair in pairs]
+    sides = (list(pairs), turned) if work.changed == "clean" else (turned, list(pairs))
     for number, batch in enumerate(
         session.batches(lambda size: plan(size)[0], sides[0], dealt=True)
     ):
         size = batch.shape[1]
         parts = {
             "source": batch.fill([_padded(pair.tokens, size, 0) for pair in sides[1]]),
-            "groups": batch.fill([_padded(own, size, NOWHERE) for own in work.grouping.groups]),
+            "groups": batch.fill([_padded(own, size, NOWHERE) for own in groups]),
             "keys": batch.fill(keys),
         }
         each = plan(size)[1]
@@ -79,11 +80,11 @@ def calls(session: Session, pairs: Sequence[Pair], work: Work) -> Iterator[tuple
             chosen = slice(start, min(start + each, len(work.rows)))
             passes = int((config.num_layers - work.starts[chosen]).sum()) * work.kinds
             call: Call[Any] = Call(
-                key=(work.name, F32.name, work.grouping.task, number, start),
+                key=(work.name, F32.name, number, start),
                 program=work.program,
                 arguments=(
                     session.model.params, work.rows[chosen], *work.more,
-                    _prompts(members, batch), *(parts[name] for name in work.takes),
+                    _prompts(pairs, batch), *(parts[name] for name in work.takes),
                 ),
                 static={"config": config, "mesh": session.mesh, **work.static},
                 batch=batch,
@@ -155,10 +156,11 @@ def _keys(seed: int, pairs: Sequence[Pair]) -> Int[np.ndarray, "P 2"]:
     return np.stack([np.random.SeedSequence(each).generate_state(2) for each in words])
 
 
-def _padded(own: Sequence[int], size: int, filler: int) -> Int[np.ndarray, " S"]:
-    out = np.full(size, filler, np.int32)
-    out[: len(own)] = own[:size]
-    return out
+def _padded(own: Any, size: int, filler: int) -> Int[np.ndarray, "*kinds S"]:
+    """Tokens or groups of a prompt up to a batch's length; of a prompt that is longer, its start."""
+    own = np.asarray(own, np.int32)[..., :size]
+    ends = [(0, 0)] * (own.ndim - 1) + [(0, size - own.shape[-1])]
+    return np.pad(own, ends, constant_values=filler)
 
 
 def gathered(
@@ -167,12 +169,11 @@ def gathered(
     """How far each row moves the metric of each pair, against row 0 of its own call.
 
     Args:
-        count: pairs of the grouping.
+        count: pairs of the study.
         work: whose calls they are.
         parts: calls with their rows and results.
     """
     moved = np.zeros((count, work.kinds, len(work.rows)))
     for call, chosen, values in parts:
-        # A call may have less pairs than the grouping, so the place in ``moved`` is the call's own.
         call.batch.scatter(moved[:, :, chosen], values[..., 1:] - values[..., :1], axis=0)
     return moved

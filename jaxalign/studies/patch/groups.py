@@ -9,9 +9,8 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxalign.errors import InputError
-from jaxalign.measures.estimates import ALL_TASKS
 from jaxalign.prompts import Pair
-from jaxalign.shapes import Int
+from jaxalign.shapes import Bool, Int
 
 ROLES = ("before", "first change", "other changes", "between", "last")
 BEFORE = ROLES.index("before")
@@ -20,24 +19,43 @@ MOST_WORDS = 40  # columns of a map; a longer template has roles alone
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grouping:
-    """Positions of some pairs in groups that correspond; one group is exchanged at a time.
+class Template:
+    """A task whose pairs have equally many tokens and change at the same positions.
 
     Attributes:
-        task: of the pairs, or "all".
-        names: of the groups.
-        pairs: places in the study's list.
-        groups: of each of these pairs, the group of each position.
+        task: its name.
+        pairs: their places in the study's list.
+        words: a name for each position.
     """
 
     task: str
-    names: tuple[str, ...]
     pairs: tuple[int, ...]
-    groups: tuple[Int[np.ndarray, " S"], ...]
+    words: tuple[str, ...]
 
-    def has(self) -> np.ndarray:
-        """Which pairs have which groups at all, bool ``[pairs, groups]``."""
-        return np.array([np.isin(np.arange(len(self.names)), own) for own in self.groups])
+
+@dataclass(frozen=True, kw_only=True)
+class Groups:
+    """Groups of positions that correspond across pairs; one group is exchanged at a time.
+
+    Group ``g`` below ``len(ROLES)`` is a role, and group ``len(ROLES) + s`` is position ``s`` of a
+    pair of a template. A position is of one group of either kind.
+
+    Attributes:
+        of: for each pair its positions' groups, ``[2, S]``: roles, then words or ``NOWHERE``.
+        templates: whose positions are told by their words.
+    """
+
+    of: tuple[Int[np.ndarray, "2 S"], ...]
+    templates: tuple[Template, ...]
+
+    @property
+    def count(self) -> int:
+        """How many there are."""
+        return len(ROLES) + max((len(each.words) for each in self.templates), default=0)
+
+    def has(self) -> Bool[np.ndarray, "P groups"]:
+        """Which pairs have a position of which groups."""
+        return np.array([np.isin(np.arange(self.count), own) for own in self.of])
 
 
 def roles(pair: Pair) -> Int[np.ndarray, " S"]:
@@ -64,53 +82,38 @@ def roles(pair: Pair) -> Int[np.ndarray, " S"]:
     return found
 
 
-def by_role(pairs: Sequence[Pair]) -> Grouping:
-    """All pairs, positions by role.
-
-    Args:
-        pairs: of the study.
-    """
-    own = tuple(map(roles, pairs))
-    return Grouping(task=ALL_TASKS, names=ROLES, pairs=tuple(range(len(pairs))), groups=own)
-
-
-def by_word(pairs: Sequence[Pair], tokenizer: Tokenizer) -> list[Grouping]:
-    """The tasks whose pairs have one template, each position by itself, named by a pair's words.
-
-    A template: equally many tokens, and changes at the same positions.
+def group(pairs: Sequence[Pair], tokenizer: Tokenizer) -> Groups:
+    """The groups of the positions of pairs.
 
     Args:
         pairs: of the study.
         tokenizer: of the model.
     """
-    found = []
+    own = [roles(pair) for pair in pairs]
+    templates = []
     for task in dict.fromkeys(pair.task for pair in pairs):
         places = tuple(i for i, pair in enumerate(pairs) if pair.task == task)
-        own = [roles(pairs[i]) for i in places]
-        size = len(own[0])
-        one = all(
-            pairs[i].aligned and np.array_equal(r, own[0]) for i, r in zip(places, own, strict=True)
-        )
-        if one and 1 < size <= MOST_WORDS:
-            found.append(
-                Grouping(
-                    task=task,
-                    names=_words([pairs[i] for i in places], tokenizer),
-                    pairs=places,
-                    groups=tuple(np.arange(size) for _ in places),
-                )
-            )
-    return found
+        like = own[places[0]]
+        alike = all(pairs[i].aligned and np.array_equal(own[i], like) for i in places)
+        if alike and 1 < len(like) <= MOST_WORDS:
+            words = _words([pairs[i] for i in places], tokenizer)
+            templates.append(Template(task=task, pairs=places, words=words))
+    told = {i for template in templates for i in template.pairs}
+    words_of = (
+        len(ROLES) + np.arange(len(role)) if i in told else np.full(len(role), NOWHERE)
+        for i, role in enumerate(own)
+    )
+    both = tuple(np.stack(each) for each in zip(own, words_of, strict=True))
+    return Groups(of=both, templates=tuple(templates))
 
 
 def _words(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[str, ...]:
     """A name for each position: its word, in brackets where pairs have other words there."""
-    every = np.array([pair.tokens for pair in pairs])
     names = []
-    for place, ids in enumerate(every.T):
+    for ids in zip(*(pair.tokens for pair in pairs), strict=True):
         word = tokenizer.decode([int(ids[0])], skip_special_tokens=False).strip() or "␣"
-        names.append(f"{place} {word if (ids == ids[0]).all() else f'[{word}]'}")
-    return tuple(names)
+        names.append(word if len({*ids}) == 1 else f"[{word}]")
+    return tuple(f"{place} {word}" for place, word in enumerate(names))
 
 
 def require_aligned(pairs: Sequence[Pair], sweep: str) -> None:

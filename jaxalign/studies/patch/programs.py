@@ -70,7 +70,7 @@ def exchange(
     rows: Int[Array, "M 3"],
     prompts: Prompts,
     source: Tokens,
-    groups: Int[Array, "B S"],
+    groups: Int[Array, "B 2 S"],
     keys: Array,
     *,
     config: ModelConfig,
@@ -90,7 +90,7 @@ def exchange(
             does not name is not read.
         prompts: the runs that are changed.
         source: the prompts whose values are put there.
-        groups: of each position.
+        groups: of each position, by role and by word (``groups.Groups``).
         keys: of each prompt's random directions.
         config, point, apart, mesh: static; ``apart`` as ``options.Sweep`` has it.
 
@@ -119,7 +119,7 @@ def exchange(
 
 
 def _places(
-    rows: Int[Array, "M 3"], groups: Int[Array, "B S"], shape: tuple[int, ...], point: str,
+    rows: Int[Array, "M 3"], groups: Int[Array, "B 2 S"], shape: tuple[int, ...], point: str,
     apart: str,
 ) -> Bool[Array, "M *point"]:  # fmt: skip
     """Where each row acts: its layer, and its group of positions and its head where it has one."""
@@ -135,7 +135,8 @@ def _places(
     mask = along(axes[0]) == layer
     if "S" in apart:
         here = [1, *(size[axis] if axis in "BS" else 1 for axis in axes)]
-        mask = mask & (groups.reshape(here) == group)
+        roles, words = (groups[:, kind].reshape(here) for kind in range(2))
+        mask = mask & ((roles == group) | (words == group))
     if "H" in apart:
         [letter] = [axis for axis in axes if axis in ("H", "K")]
         mask = mask & (along(letter) == head)
@@ -170,7 +171,7 @@ def knock_out(
     params: Params,
     rows: Int[Array, "M 2"],
     prompts: Prompts,
-    groups: Int[Array, "B S"],
+    groups: Int[Array, "B 2 S"],
     *,
     config: ModelConfig,
     window: int,
@@ -182,7 +183,7 @@ def knock_out(
         params: f32.
         rows: first layer of the window, and group, of each.
         prompts: the runs that are cut.
-        groups: of each position.
+        groups: of each position, by role and by word (``groups.Groups``).
         config, window, mesh: static.
     """
 
@@ -252,7 +253,7 @@ def estimate(
     rows: Int[Array, "M 3"],
     prompts: Prompts,
     source: Tokens,
-    groups: Int[Array, "B S"],
+    groups: Int[Array, "B 2 S"],
     *,
     config: ModelConfig,
     point: str,

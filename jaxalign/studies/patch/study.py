@@ -9,13 +9,14 @@ m_corrupted)``: 0 where an exchange does nothing, 1 where it makes up the whole 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
 
 from jaxalign.edits.points import POINTS
 from jaxalign.engine.knockouts import check_window
+from jaxalign.engine.paths import INPUTS
 from jaxalign.errors import InputError, counted
 from jaxalign.measures.estimates import ALL_TASKS, number
 from jaxalign.prompts import Pair
@@ -24,19 +25,22 @@ from jaxalign.studies.patch.calls import Work, calls, gathered, score_calls
 from jaxalign.studies.patch.findings import chosen, mapped, screened
 from jaxalign.studies.patch.groups import (
     BEFORE,
-    Grouping,
-    by_role,
-    by_word,
+    ROLES,
+    Groups,
+    group,
     require_aligned,
     require_sources,
 )
-from jaxalign.studies.patch.options import KNOCKOUT, PATHS, SWEEPS, PatchOptions
+from jaxalign.studies.patch.options import KNOCKOUT, PATHS, SWEEPS, PatchOptions, Sweep
 from jaxalign.studies.patch.programs import estimate, exchange, knock_out, send
 from jaxalign.studies.patch.result import PairScore, PatchMap, PatchResult
 from jaxalign.study.session import Session
 from jaxalign.study.tables import head_label
 
 LOGITS = "logits"
+Labels = tuple[tuple[str, ...], tuple[str, ...]]
+# Of the exchange and of its control, of each pair and place.
+Pairwise = tuple[Float[np.ndarray, "P M"], Float[np.ndarray, "P M"]]
 
 
 @dataclass(frozen=True)
@@ -48,67 +52,83 @@ class Bench:
         options: of the study.
         pairs: that count.
         gap: ``[P]``, ``m_clean − m_corrupted`` of each.
-        roles: all pairs, positions by role.
-        words: tasks of one template, positions by their words.
+        groups: of the pairs' positions.
     """
 
     session: Session
     options: PatchOptions
     pairs: tuple[Pair, ...]
     gap: Float[np.ndarray, " P"]
-    roles: Grouping
-    words: tuple[Grouping, ...]
+    groups: Groups
 
-    def moved(self, work: Work, needed: bool = False) -> Float[np.ndarray, "P kinds M"]:
-        """Effects of the rows of some work on the pairs of its grouping.
+    def effects(self, work: Work, *, needed: bool = False) -> Float[np.ndarray, "P kinds M"]:
+        """Effects of the rows of some work.
 
         Args:
             work: whose calls are made.
             needed: whether later calls depend on them.
         """
-        made = list(calls(self.session, self.pairs, work))
+        made = list(calls(self.session, self.pairs, self.groups.of, work))
         rows = {id(call): chosen for call, chosen in made}
+        every = [call for call, _ in made]
+        found = self.session.run(work.name, every, needed=needed)
+        parts = ((call, rows[id(call)], values) for call, values in found)
+        moved = gathered(len(self.pairs), work, parts)
+        return (1 if work.changed == "corrupted" else -1) * moved / self.gap[:, None, None]
 
-        def parts() -> Iterator[tuple[Any, slice, Any]]:
-            every = [call for call, _ in made]
-            for call, values in self.session.run(work.name, every, needed=needed):
-                yield call, rows[id(call)], values
-
-        own = list(work.grouping.pairs)
-        found = gathered(len(own), work, parts())
-        sign = 1 if work.changed == "corrupted" else -1
-        return sign * found / self.gap[own][:, None, None]
-
-    def maps(
-        self,
-        names: tuple[str, str],
-        labels: tuple[tuple[str, ...], tuple[str, ...]],
-        grouping: Grouping,
-        effects: tuple[Float[np.ndarray, "P M"], Float[np.ndarray, "P M"]],
-        tasks: bool,
-    ) -> list[PatchMap]:
-        """The map of a grouping's pairs and, where asked for, of each of their tasks.
+    def mapped(
+        self, names: tuple[str, str], labels: Labels, effects: Pairwise, task: str = ALL_TASKS
+    ) -> PatchMap:
+        """One map.
 
         Args:
             names: sweep and direction.
             labels: of rows and columns.
-            grouping: of the pairs.
-            effects: of the exchange, and of its control.
-            tasks: whether each task has a map, too.
+            effects: of the exchange and of its control, of the task's pairs.
+            task: of the pairs.
         """
-        own = np.array([self.pairs[i].task for i in grouping.pairs])
-        every = [grouping.task, *(dict.fromkeys(own.tolist()) if tasks else ())]
-        if len(every) == 2 and tasks:
-            every = every[:1]
-        return [
-            mapped(
-                (*names, task),
-                labels,
-                *(each[own == task] if at else each for each in effects),
-                self.options.seed,
-            )
-            for at, task in enumerate(every)
-        ]
+        return mapped((*names, task), labels, *effects, self.options.seed)
+
+    def by_task(
+        self, names: tuple[str, str], labels: Labels, effects: Pairwise
+    ) -> Iterator[PatchMap]:
+        """The map of all pairs, and one of each task where there are several.
+
+        Args:
+            names, labels, effects: as for ``mapped``.
+        """
+        yield self.mapped(names, labels, effects)
+        own = np.array([pair.task for pair in self.pairs])
+        tasks = dict.fromkeys(own.tolist())
+        for task in tasks if len(tasks) > 1 else ():
+            here = effects[0][own == task], effects[1][own == task]
+            yield self.mapped(names, labels, here, task)
+
+    def by_position(
+        self, names: tuple[str, str], rows: tuple[str, ...], effects: Pairwise, first: int = 0
+    ) -> Iterator[PatchMap]:
+        """The map of all pairs by role, and one of each template by its words.
+
+        Args:
+            names: sweep and direction.
+            rows: names of the map's rows, ``R`` of them.
+            effects: of the exchange and of its control, ``[P, R · groups]``.
+            first: the role that the groups begin with.
+        """
+        apart = [each.reshape(len(each), len(rows), -1) for each in effects]
+        there = self.groups.has()[:, None, first:]
+        whole = [np.where(there[..., : each.shape[2]], each, np.nan) for each in apart]
+        after = len(ROLES) - first
+
+        def part(pairs: Any, columns: slice) -> Pairwise:
+            one, two = (each[pairs, :, columns] for each in whole)
+            return one.reshape(len(one), -1), two.reshape(len(two), -1)
+
+        yield self.mapped(names, (rows, ROLES[first:]), part(slice(None), slice(after)))
+        for each in self.groups.templates if apart[0].shape[2] > after else ():
+            columns = slice(after, after + len(each.words))
+            effects = part(list(each.pairs), columns)
+            yield self.mapped(names, (rows, each.words), effects, each.task)
 
 
 def run(session: Session, options: PatchOptions) -> PatchResult:
@@ -149,8 +169,7 @@ def run(session: Session, options: PatchOptions) -> PatchResult:
         options,
         chosen_pairs,
         (scores[0] - scores[1])[kept],
-        by_role(chosen_pairs),
-        tuple(by_word(chosen_pairs, session.model.tokenizer)),
+        group(chosen_pairs, session.model.tokenizer),
     )
     maps = [each for name in options.sweep for each in _sweep(bench, name)]
     session.end_of_calls()
@@ -195,137 +214,164 @@ def _pair_score(pair: Pair, clean: float, corrupted: float, kept: bool) -> PairS
 def _sweep(bench: Bench, name: str) -> Iterator[PatchMap]:
     """The maps of one sweep."""
     if name == KNOCKOUT:
-        for grouping in (bench.roles, *bench.words):
-            yield from _knocked_out(bench, grouping)
+        yield from _knocked_out(bench)
         return
     for direction in bench.options.direction:
         if name == PATHS:
             yield from _paths(bench, direction)
-            continue
-        by_position = "S" in SWEEPS[name].apart
-        for grouping in (bench.roles, *(bench.words if by_position else ())):
-            yield from _exchanged(bench, name, direction, grouping)
+        elif bench.options.screen:
+            yield _screened(bench, name, direction)
+        else:
+            yield from _exchanged(bench, name, direction)
 
 
 def _changed(direction: str) -> str:
     return "corrupted" if direction == "denoising" else "clean"
 
 
-def _exchanged(bench: Bench, name: str, direction: str, grouping: Grouping) -> Iterator[PatchMap]:
-    """Places of one point, exactly, or by estimates and some of them exactly."""
-    sweep, config, options = SWEEPS[name], bench.session.config, bench.options
-    axes = POINTS[sweep.point].axes
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """What a sweep exchanges one by one.
+
+    Attributes:
+        rows: int ``[M, 3]``: step, group and head of each, as ``programs.exchange`` reads them.
+        names: of the map's rows.
+        heads: names of the columns where they are heads; None where they are groups.
+    """
+
+    rows: Any
+    names: tuple[str, ...]
+    heads: tuple[str, ...] | None
+
+
+def _places(bench: Bench, sweep: Sweep, groups: int) -> Places:
+    """The places of a sweep.
+
+    Args:
+        bench: of the study.
+        sweep: which.
+        groups: how many groups of positions; the first role is left out, since what is equal in
+            both prompts is equal in both runs.
+    """
+    config, axes = bench.session.config, POINTS[sweep.point].axes
     steps = config.num_layers + (axes[0] == "L+1")
     heads = config.num_kv_heads if "K" in axes else config.num_heads
-    # What is equal in both prompts is equal in both runs, so nothing is exchanged there.
-    groups = [i for i in range(len(grouping.names)) if grouping is not bench.roles or i != BEFORE]
-    layered = ["embed", *(f"L{i}" for i in range(config.num_layers))][-steps:]
-    over = {"S": groups, "H": list(range(heads))}
-    shape = [range(steps), *(over.get(c, [0]) if c in sweep.apart else [0] for c in "SH")]
-    rows = np.array([(a, b, c) for a in shape[0] for c in shape[2] for b in shape[1]], np.int32)
-    in_words = [grouping.names[i] for i in groups]
-    by_head = [f"H{i}" for i in range(heads)]
-    labels = {
-        "S": (layered, in_words),
-        "H": (layered, by_head),
-        "SH": ([f"{a}{b}" for a in layered for b in by_head], in_words),
-    }[sweep.apart]
-    work = Work(
+    layers = ("embed", *(f"L{i}" for i in range(config.num_layers)))[-steps:]
+    over_heads = range(heads if "H" in sweep.apart else 1)
+    over_groups = range(1, groups) if "S" in sweep.apart else range(1)
+    rows = [(a, c, b) for a in range(steps) for b in over_heads for c in over_groups]
+    by_head = tuple(f"H{i}" for i in range(heads))
+    both = tuple(f"{layer}{head}" for layer in layers for head in by_head)
+    return Places(
+        rows=np.array(rows, np.int32),
+        names=both if sweep.apart == "SH" else layers,
+        heads=None if "S" in sweep.apart else by_head,
+    )
+
+
+def _exchange(name: str, direction: str, places: Places) -> Work:
+    sweep = SWEEPS[name]
+    return Work(
         name=f"{name} {direction}",
         program=exchange,
-        rows=rows,
-        starts=rows[:, 0],
-        grouping=grouping,
+        rows=places.rows,
+        starts=places.rows[:, 0],
         changed=_changed(direction),
         kinds=2,
         values=4,
         static={"point": sweep.point, "apart": sweep.apart},
         takes=("source", "groups", "keys"),
     )
-    has = np.ones((len(grouping.pairs), len(rows)), bool)
-    if "S" in sweep.apart:
-        has = grouping.has()[:, rows[:, 1]]
-    sheet = tuple(labels[0]), tuple(labels[1])
-
-    def maps(effects: np.ndarray) -> list[PatchMap]:
-        pair = np.where(has, effects[:, 0], np.nan), np.where(has, effects[:, 1], np.nan)
-        by_task = grouping is bench.roles and "S" not in sweep.apart
-        return bench.maps((name, direction), sheet, grouping, pair, by_task)
-
-    if not options.screen:
-        yield from maps(bench.moved(work))
-        return
-    yield _screened(bench, work, has, maps)
 
 
-def _screened(bench: Bench, work: Work, has: np.ndarray, maps: Any) -> PatchMap:
-    """Estimates of all rows of some work, and exact effects of those that they put first and of
-    others drawn at random."""
-    options = bench.options
-    screen = Work(
+def _exchanged(bench: Bench, name: str, direction: str) -> Iterator[PatchMap]:
+    """Every place of one point, exactly."""
+    places = _places(bench, SWEEPS[name], bench.groups.count)
+    found = bench.effects(_exchange(name, direction, places))
+    effects = found[:, 0], found[:, 1]
+    if places.heads is None:
+        yield from bench.by_position((name, direction), places.names, effects, first=BEFORE + 1)
+    else:
+        yield from bench.by_task((name, direction), (places.names, places.heads), effects)
+
+
+def _screened(bench: Bench, name: str, direction: str) -> PatchMap:
+    """Estimates of every place of one point, and exact effects of those that they put first and of
+    others drawn at random; positions by role."""
+    options, roles = bench.options, len(ROLES)
+    places = _places(bench, SWEEPS[name], roles)
+    work = _exchange(name, direction, places)
+    screen = replace(
+        work,
         name=f"screen {work.name}",
         program=estimate,
-        rows=work.rows,
         starts=np.zeros_like(work.starts),
-        grouping=work.grouping,
-        changed=work.changed,
+        kinds=1,
         values=8,
-        static=work.static,
         takes=("source", "groups"),
     )
-    estimates = np.where(has, bench.moved(screen, needed=True)[:, 0], np.nan)
-    names = work.name, work.grouping.task
-    places = chosen(estimates, options.screen, options.seed, *names)
-    some = np.union1d(*places)
-    part = Work(**{**vars(work), "rows": work.rows[some], "starts": work.starts[some]})
-    effects = np.full((len(has), work.kinds, len(work.rows)), np.nan)
-    effects[:, :, some] = bench.moved(part)
-    exact = maps(effects)[0]
-    kept = np.where(has, effects[:, 0], np.nan)
-    return screened(exact, estimates, kept, places, options.seed)
+    there = np.ones((len(bench.pairs), len(places.rows)), bool)
+    if places.heads is None:
+        there = bench.groups.has()[:, places.rows[:, 1]]
+    estimates = np.where(there, bench.effects(screen, needed=True)[:, 0], np.nan)
+    selected = chosen(estimates, options.screen, options.seed, work.name)
+    some = np.union1d(*selected)
+    part = replace(work, rows=work.rows[some], starts=work.starts[some])
+    exact = np.full((2, *there.shape), np.nan)
+    exact[:, :, some] = np.moveaxis(bench.effects(part), 1, 0)
+    exact = np.where(there, exact, np.nan)
+    labels = places.names, places.heads or ROLES[BEFORE + 1 :]
+    found = bench.mapped((name, direction), labels, (exact[0], exact[1]))
+    return screened(found, estimates, exact[0], selected, options.seed)
 
 
-def _knocked_out(bench: Bench, grouping: Grouping) -> Iterator[PatchMap]:
+def _knocked_out(bench: Bench) -> Iterator[PatchMap]:
     """Attention of the last position to each group of positions, cut in each window of layers."""
-    window = bench.options.window
+    window, count = bench.options.window, bench.groups.count
     starts = range(bench.session.config.num_layers - window + 1)
-    rows = np.array([(a, b) for a in starts for b in range(len(grouping.names))], np.int32)
+    rows = np.array([(a, b) for a in starts for b in range(count)], np.int32)
     work = Work(
         name=KNOCKOUT,
         program=knock_out,
         rows=rows,
         starts=rows[:, 0],
-        grouping=grouping,
         changed="clean",
         static={"window": window},
         takes=("groups",),
     )
-    found = bench.moved(work)[:, 0].reshape(len(grouping.pairs), len(starts), -1)
-    found = np.where(grouping.has()[:, None], found, np.nan)
-    there = np.isfinite(found)
-    others = np.nansum(found, axis=-1, keepdims=True) - np.where(there, found, 0)
-    count = there.sum(axis=-1, keepdims=True) - there
-    control = np.where(there & (count > 0), others / np.maximum(count, 1), np.nan)
+    found = bench.effects(work)[:, 0].reshape(len(bench.pairs), len(starts), count)
+    there = bench.groups.has()[:, None]
+    kinds = np.split(np.where(there, found, np.nan), [len(ROLES)], axis=2)
+    control = np.concatenate([_others(kind) for kind in kinds], axis=2)
     names = tuple(f"L{a}" + (f"–{a + window - 1}" if window > 1 else "") for a in starts)
-    flat = found.reshape(len(found), -1), control.reshape(len(found), -1)
-    yield from bench.maps((KNOCKOUT, "clean run"), (names, grouping.names), grouping, flat, False)
+    effects = found.reshape(len(found), -1), control.reshape(len(found), -1)
+    yield from bench.by_position((KNOCKOUT, "clean run"), names, effects)
+
+
+def _others(found: Float[np.ndarray, "P windows groups"]) -> Float[np.ndarray, "P windows groups"]:
+    """For each group the mean of the other groups of the pair, in the same window."""
+    there = np.isfinite(found)
+    kept = np.where(there, found, 0)
+    count = there.sum(axis=-1, keepdims=True) - there
+    mean = (kept.sum(axis=-1, keepdims=True) - kept) / np.maximum(count, 1)
+    return np.where(there & (count > 0), mean, np.nan)
 
 
 def _paths(bench: Bench, direction: str) -> Iterator[PatchMap]:
     """Every head's direct effect on the logits, and on what the heads with the largest read."""
-    config, grouping = bench.session.config, bench.roles
+    config, receivers = bench.session.config, bench.options.receivers
     senders = np.argwhere(np.ones((config.num_layers, config.num_heads), bool)).astype(np.int32)
     layers = tuple(f"L{i}" for i in range(config.num_layers))
     heads = tuple(f"H{i}" for i in range(config.num_heads))
 
-    def sent(to: tuple[int, int] | None, needed: bool) -> Float[np.ndarray, "P kinds M"]:
-        rows = senders if to is None else senders[senders[:, 0] < to[0]]
+    def sent(to: tuple[int, int] | None) -> Float[np.ndarray, "P kinds M"]:
+        # Nothing is below the first layer and nothing reads behind the last: one shape for all.
+        rows = senders if to is None else senders[senders[:, 0] < config.num_layers - 1]
         work = Work(
             name=f"paths to {head_label(*to) if to else LOGITS} {direction}",
             program=send,
             rows=rows,
-            starts=np.zeros(len(rows), np.int32) if to is None else np.full(len(rows), to[0]),
-            grouping=grouping,
+            starts=np.zeros(len(rows), np.int32),
             changed=_changed(direction),
             kinds=2 if to is None else 6,
             # What a receiver reads is kept for every sender, three points of it twice.
@@ -334,21 +380,18 @@ def _paths(bench: Bench, direction: str) -> Iterator[PatchMap]:
             more=(np.array(to or (0, 0), np.int32),),
             takes=("source", "keys"),
         )
-        return bench.moved(work, needed)
+        return bench.effects(work, needed=to is None and receivers > 0)
 
-    direct = sent(None, bool(bench.options.receivers))
+    direct = sent(None)
     named = f"paths to {LOGITS}", direction
-    yield from bench.maps(named, (layers, heads), grouping, (direct[:, 0], direct[:, 1]), False)
+    yield from bench.by_task(named, (layers, heads), (direct[:, 0], direct[:, 1]))
     size = np.where(senders[:, 0] > 0, np.abs(direct[:, 0].mean(axis=0)), -1)
-    for place in np.argsort(-size, kind="stable")[: bench.options.receivers]:
+    for place in np.argsort(-size, kind="stable")[:receivers]:
         layer, head = map(int, senders[place])
         if not layer:
             continue
-        found = sent((layer, head), False)
-        for at, letter in enumerate("qkv"):
+        found = sent((layer, head))[:, :, : layer * config.num_heads]
+        for at, letter in enumerate(INPUTS):
             named = f"paths to {head_label(layer, head)} {letter}", direction
-            pair = found[:, at], found[:, 3 + at]
-            yield from bench.maps(named, (layers[:layer], heads), grouping, pair, False)
-
-
-__all__ = ["ALL_TASKS", "run"]
+            effects = found[:, at], found[:, len(INPUTS) + at]
+            yield bench.mapped(named, (layers[:layer], heads), effects)
