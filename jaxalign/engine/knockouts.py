@@ -105,8 +105,8 @@ def cut_from_last(
 
     Args:
         rows: first layer of the window, and number of the group.
-        groups: which group each position is of, in each of several ways to group. One that holds every source of a prompt leaves its
-            attention undefined, and its metric is then not a number.
+        groups: which group each position is of, in each of several ways to group. One that holds
+            every source of a prompt leaves its attention undefined: its metric is not a number.
         lengths: real tokens of each prompt.
         window: layers in a row.
         config: the architecture.

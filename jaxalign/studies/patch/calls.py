@@ -157,7 +157,7 @@ def _keys(seed: int, pairs: Sequence[Pair]) -> Int[np.ndarray, "P 2"]:
 
 
 def _padded(own: Any, size: int, filler: int) -> Int[np.ndarray, "*kinds S"]:
-    """Tokens or groups of a prompt up to a batch's length; of a prompt that is longer, its start."""
+    """Tokens or groups of a prompt up to a batch's length; of a longer prompt its start."""
     own = np.asarray(own, np.int32)[..., :size]
     ends = [(0, 0)] * (own.ndim - 1) + [(0, size - own.shape[-1])]
     return np.pad(own, ends, constant_values=filler)
