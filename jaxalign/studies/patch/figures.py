@@ -48,9 +48,9 @@ def positions(result: PatchResult) -> Page:
         return sentence_page(_caption(result), title, "No sweep exchanged positions one by one.")
     reading = (
         "A value of the other run is put in at one layer and place: the share of the answer's "
-        "difference that this makes up, mean over pairs. Numbers, or dots: told from a random value "
-        "as far away (corrected). By role: pairs of all tasks; by word: one template, words in "
-        "brackets differ between pairs. Before the first change both runs are equal."
+        "difference that this makes up, mean over pairs. Numbers, or dots: told from a random "
+        "value as far away (corrected). By role: pairs of all tasks; by word: one template, words "
+        "in brackets differ between pairs. Before the first change both runs are equal."
     )
     return _maps(_caption(result), title, reading, every, words=True)
 
@@ -68,8 +68,8 @@ def heads(result: PatchResult) -> Page:
         return sentence_page(_caption(result), title, "No sweep exchanged heads.")
     reading = (
         "One head of the other run at a time, at all positions; 'paths to logits': its change goes "
-        "along the residual stream and through MLPs alone, every other head stays. Numbers, or dots: told from "
-        "a random value as far away (corrected)."
+        "along the residual stream and through MLPs alone, every other head stays. Numbers, or "
+        "dots: told from a random value as far away (corrected)."
     )
     return _maps(_caption(result), title, reading, every, words=False)
 
@@ -82,8 +82,8 @@ def paths(result: PatchResult) -> Page:
         return sentence_page(_caption(result), title, "No paths between heads were patched.")
     reading = (
         "A sender's change reaches one input (query, key or value) of one receiver along the "
-        "residual stream and through MLPs, and nothing else. Numbers, or dots: told from a random value as far "
-        "away (corrected)."
+        "residual stream and through MLPs, and nothing else. Numbers, or dots: told from a random "
+        "value as far away (corrected)."
     )
     return _maps(_caption(result), title, reading, every, words=False)
 

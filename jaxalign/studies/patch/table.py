@@ -35,8 +35,8 @@ def table(result: PatchResult) -> str:
     for each in wide:
         lines += _agreement(each)
     lines += [
-        "effect: share of the difference between clean and corrupted run, mean over pairs; control: a",
-        "random value as far away (knock-out: the other positions); p: they are the same, corrected.",
+        "effect: share of the difference of clean and corrupted run, mean over pairs; control: a random",
+        "value as far away (knock-out: other positions); p: the two are the same, corrected.",
     ]
     return "\n".join(lines)
 
@@ -105,7 +105,8 @@ def _carried(stream: PatchMap) -> list[str]:
     if MOST not in stream.columns:
         return []
     column = stream.columns.index(MOST)
-    share = np.nan_to_num(stream.effect[:, column])
+    # By the interval's lower end, where there is one.
+    share = np.fmin(np.nan_to_num(stream.effect[:, column]), stream.low[:, column])
     # From its last crossing on, so that a layer that dips below does not count.
     below = np.flatnonzero(share < 0.5)
     row = int(below[-1]) + 1 if below.size else 0
