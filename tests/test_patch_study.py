@@ -10,6 +10,7 @@ import pytest
 from tiny_run import run, write_model
 
 import jaxalign
+from jaxalign.devices.mesh import make_mesh
 from jaxalign.edits import Edit, Replace, knock_out
 from jaxalign.engine.patching import value_at
 from jaxalign.errors import InputError
@@ -26,12 +27,15 @@ TEXTS = (
     PairText(
         "The capital of Italy is", "The capital of Spain is", (" Rome", " Milan"), (" Madrid",)
     ),
-    PairText("When the cat sat on a mat", "When the dog sat on a bed", (" and",), (" or", " the")),
+    PairText(
+        "When James and Peter met at the park,",
+        "When James and Sarah met at the lake,",
+        (" and",),
+        (" or", " the"),
+    ),
 )
 PAIRS = PairSet({"capital": TEXTS[:2], "other": TEXTS[2:]})
-UNEQUAL = PairSet(
-    {"capital": (TEXTS[0], replace(TEXTS[0], corrupted="The capital of the whole of Japan is"))}
-)
+LONGER = "The capital of the whole of Japan is"
 EVERYTHING = {"use_all_prompts": True, "least_gap": 1e-6}
 
 
@@ -46,17 +50,38 @@ def model(folder):
 
 
 @pytest.fixture(scope="module")
-def result(model):
+def texts(model):
+    """The pairs, so that this random model prefers the answers after the clean prompt."""
+
+    def turned(text):
+        one = Alone(model, text)
+        if one.metric("clean") > one.metric("corrupted"):
+            return text
+        return replace(text, answers=text.wrong_answers, wrong_answers=text.answers)
+
+    return tuple(map(turned, TEXTS))
+
+
+@pytest.fixture(scope="module")
+def pairs(texts):
+    return PairSet({"capital": texts[:2], "other": texts[2:]})
+
+
+@pytest.fixture(scope="module")
+def result(model, pairs):
     options = PatchOptions(
         sweep=("resid", "heads", "knockout"), direction=("denoising", "noising"), window=1,
         **EVERYTHING,
     )  # fmt: skip
-    return PATCH(model, PAIRS, options, progress=False)
+    return PATCH(model, pairs, options, progress=False)
 
 
-@jax.jit
-def logits(params, tokens, edit, config):
-    return forward(params, tokens, config, edit=edit, last_only=True).logits
+METRIC = jax.jit(
+    lambda params, tokens, edit, config: (
+        forward(params, tokens, config, edit=edit, last_only=True).logits
+    ),
+    static_argnums=3,
+)
 
 
 class Alone:
@@ -73,10 +98,8 @@ class Alone:
         ]
 
     def metric(self, side, edit=None):
-        out = forward(
-            self.model.params, self.tokens[side], self.model.config, edit=edit, last_only=True
-        )
-        return float(answers_difference(out.logits, *self.answers)[0])
+        found = METRIC(self.model.params, self.tokens[side], edit, self.model.config)
+        return float(answers_difference(found, *self.answers)[0])
 
     def value(self, side, point):
         out = forward(
@@ -91,8 +114,8 @@ class Alone:
         return (moved - away) / (corrupted - clean if changed == "clean" else clean - corrupted)
 
 
-def test_an_effect_is_the_share_of_the_gap_that_one_exchange_makes_up(model, result):
-    alone = [Alone(model, text) for text in TEXTS]
+def test_an_effect_is_the_share_of_the_gap_that_one_exchange_makes_up(model, texts, result):
+    alone = [Alone(model, text) for text in texts]
     last = ROLES.index("last") - 1
     for direction, changed, other in (
         ("denoising", "corrupted", "clean"),
@@ -124,12 +147,12 @@ def test_both_ends_of_the_stream_hold_by_construction(result):
         np.testing.assert_allclose(one_change.effect[:, :3], 0, atol=1e-3)
 
 
-def test_a_knock_out_loses_what_the_last_position_read_there(model, result):
+def test_a_knock_out_loses_what_the_last_position_read_there(model, texts, result):
     cut = result.find("knockout", task="capital")
     assert cut.columns == ("0 The", "1 capital", "2 of", "3 [France]", "4 is")
     edges = np.zeros((2, 1, 1, 5, 5), bool)
     edges[1, ..., 4, 3] = True
-    wanted = [Alone(model, text).effect("clean", knock_out(edges)) for text in TEXTS[:2]]
+    wanted = [Alone(model, text).effect("clean", knock_out(edges)) for text in texts[:2]]
     np.testing.assert_allclose(cut.effect[1, 3], np.mean(wanted), rtol=2e-3, atol=2e-4)
     others = np.delete(cut.effect[1], 3).mean()
     np.testing.assert_allclose(cut.control[1, 3], others, rtol=1e-4, atol=1e-5)
@@ -153,12 +176,12 @@ def test_the_control_is_as_far_away_and_does_nothing_where_nothing_differs(resul
     assert np.array_equal(jnp.triu(turned, 1), jnp.zeros_like(turned)), "the future stays hidden"
 
 
-def test_chunks_of_rows_give_the_same_effects(model, result, monkeypatch):
+def test_chunks_of_rows_give_the_same_effects(model, pairs, result, monkeypatch):
     from jaxalign.studies.patch import calls
 
     monkeypatch.setattr(calls, "plan_chunks", lambda *given, **named: (2, 7))
     options = PatchOptions(sweep=("heads",), **EVERYTHING)
-    again = PATCH(model, PAIRS, options, progress=False)
+    again = PATCH(model, pairs, options, progress=False)
     assert [call.rows for call in again.provenance.calls if call.phase == "heads denoising"] != []
     whole = result.find("heads", "denoising")
     for name in ("effect", "control"):
@@ -166,9 +189,9 @@ def test_chunks_of_rows_give_the_same_effects(model, result, monkeypatch):
         np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-4)
 
 
-def test_a_screen_is_exact_at_some_places_and_says_how_well_it_agrees(model, result):
+def test_a_screen_is_exact_at_some_places_and_says_how_well_it_agrees(model, pairs, result):
     options = PatchOptions(sweep=("resid", "heads"), screen=3, **EVERYTHING)
-    found = PATCH(model, PAIRS, options, progress=False)
+    found = PATCH(model, pairs, options, progress=False)
     for sweep in ("resid", "heads"):
         screen, whole = found.find(sweep), result.find(sweep, "denoising")
         assert int(screen.screen.first.sum()) == int(screen.screen.drawn.sum()) == 3
@@ -220,15 +243,20 @@ def test_roles_are_where_pairs_change_and_where_they_end(model):
     assert found.templates[0].words[3] == "3 [France]"
 
 
-def test_unequal_pairs_are_refused_where_positions_are_exchanged_and_cut_elsewhere(model):
+def test_unequal_pairs_are_refused_where_positions_are_exchanged_and_cut_elsewhere(model, texts):
+    longer = replace(texts[0], corrupted=LONGER)
+    one = Alone(model, longer)
+    if one.metric("clean") < one.metric("corrupted"):
+        longer = replace(longer, answers=longer.wrong_answers, wrong_answers=longer.answers)
+    unequal = PairSet({"capital": (texts[0], longer)})
     with pytest.raises(InputError) as refused:
-        PATCH(model, UNEQUAL, PatchOptions(sweep=("resid",), **EVERYTHING), progress=False)
+        PATCH(model, unequal, PatchOptions(sweep=("resid",), **EVERYTHING), progress=False)
     said = str(refused.value)
     assert "1 of 2 pairs have prompts of unequal length, and resid exchanges positions" in said
     assert "'The capital of France is' has 5 tokens" in said
     assert "'The capital of the whole of Japan is' has 8" in said
     options = PatchOptions(sweep=("knockout",), window=2, **EVERYTHING)
-    found = PATCH(model, UNEQUAL, options, progress=False)
+    found = PATCH(model, unequal, options, progress=False)
     assert found.find("knockout").pairs == 2
 
 
@@ -248,7 +276,7 @@ def test_unequal_pairs_are_refused_where_positions_are_exchanged_and_cut_elsewhe
         (
             PAIRS,
             {"least_gap": 1e6},
-            "the model tells clean from corrupted in none of 3 pairs by 1e[+]06 logits",
+            "the model tells clean from corrupted in none of 3 pairs by 1e.06 logits",
         ),
     ],
 )
@@ -275,35 +303,56 @@ def test_options_that_cannot_be_used_are_refused(options, said):
         PatchOptions(**options)
 
 
-def test_the_command_reads_pairs_writes_a_result_and_draws_it(folder, tmp_path):
+def test_the_command_reads_pairs_writes_a_result_and_draws_it(folder, texts, tmp_path):
     entries = [
         {"clean": t.clean, "corrupt": t.corrupted, "answers": [*t.answers],
          "wrong_answers": [*t.wrong_answers]}
-        for t in TEXTS
+        for t in texts
     ]  # fmt: skip
     pairs, output = tmp_path / "pairs.json", tmp_path / "out" / "patch.json"
     pairs.write_text(json.dumps({"prompts": entries}))
     words = ("--model", str(folder), "--prompts", str(pairs), "--output", str(output))
-    more = ("--sweep", "heads,paths", "--receivers", "1", "--use-all-prompts")
-    ran = run("patch", *words, *more, "--least-gap", "1e-6")
+    more = ("--sweep", "heads", "--use-all-prompts", "--least-gap", "1e-6")
+    ran = run("patch", *words, *more)
     assert ran.code == 0, ran.err
     found = jaxalign.read(output)
     assert "Most by one head: " in ran.out
     assert found.summary() in ran.out
     assert len(found.summary().splitlines()) <= 35
     assert max(map(len, found.summary().splitlines())) <= 100
-    names = {m.sweep for m in found.maps}
-    assert "paths to logits" in names
-    assert any(name.startswith("paths to L1H") for name in names)
     drawn = {path.name for path in (output.parent / "figures").glob("*.png")}
     assert drawn == {
         f"patch_{n}.png" for n in ("positions", "heads", "paths", "knockout", "screen")
     }
     assert found.find("heads").pairs == 3
     assert PATCH.details(found)
-    ran = run("patch", *words, *more, "--least-gap", "1e-6", "--estimate")
+    ran = run("patch", *words, *more, "--estimate")
     assert ran.code == 0, ran.err
     assert "GFLOP" in ran.out
     ran = run("patch", "--model", str(folder), "--scheme", "nf4")
     assert ran.code == 2
     assert "has no --scheme, which is an option of plan" in ran.err
+
+
+@pytest.mark.slow
+def test_paths_lead_from_heads_to_the_logits_and_to_the_heads_with_the_largest_effect(model, pairs):
+    options = PatchOptions(sweep=("paths",), receivers=1, **EVERYTHING)
+    found = PATCH(model, pairs, options, progress=False)
+    direct = found.find("paths to logits")
+    size = np.abs(direct.effect[1])
+    for letter in "qkv":
+        between = found.find(f"paths to L1H{int(size.argmax())} {letter}")
+        assert between.rows == ("L0",)
+        assert np.isfinite(between.effect).all()
+    # Behind the last layer there are no heads and no MLP but its own: patching there is direct.
+    whole = PATCH(model, pairs, replace(options, sweep=("heads",)), progress=False).find("heads")
+    np.testing.assert_allclose(direct.effect[1], whole.effect[1], rtol=2e-3, atol=2e-4)
+
+
+def test_two_devices_share_the_pairs_and_give_what_one_gives(model, pairs, result):
+    mesh = make_mesh(jax.devices()[:2])
+    options = PatchOptions(sweep=("heads",), **EVERYTHING)
+    found = PATCH(model, pairs, options, progress=False, mesh=mesh).find("heads")
+    whole = result.find("heads", "denoising")
+    np.testing.assert_allclose(found.effect, whole.effect, rtol=2e-3, atol=2e-4)
+    np.testing.assert_allclose(found.control, whole.control, rtol=2e-3, atol=2e-4)

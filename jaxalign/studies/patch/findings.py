@@ -159,4 +159,4 @@ def _slope(
 
     weights = stats.bootstrap_weights(len(x), rng)
     low, high = stats.interval(of(weights @ x, weights @ y))
-    return Estimate(number(of(x.mean(axis=0), y.mean(axis=0))), number(low), number(high))
+    return Estimate(number(float(of(x.mean(axis=0), y.mean(axis=0)))), number(low), number(high))

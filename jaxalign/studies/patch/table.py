@@ -35,8 +35,8 @@ def table(result: PatchResult) -> str:
     for each in wide:
         lines += _agreement(each)
     lines += [
-        "effect: share of the difference of clean and corrupted run, mean over pairs; control: a random",
-        "value as far away (knock-out: other positions); p: the two are the same, corrected.",
+        "effect: share of the difference of clean and corrupted run, mean over pairs. control:",
+        "random values as far away (knock-out: other positions). p: they are the same, corrected.",
     ]
     return "\n".join(lines)
 
@@ -173,17 +173,18 @@ def _agreement(each: PatchMap) -> list[str]:
     exact = int(np.isfinite(each.effect).sum())
     rho = estimate_text(screen.spearman.estimate, "{:.2f}".format)
     slope = estimate_text(screen.slope, "{:.2f}".format)
-    missed = ""
-    if screen.missed_effect is not None and screen.first_effect is not None:
-        missed = (
-            f"; missed {screen.missed} {_percent(screen.missed_effect)} %, least of the first "
-            f"{_percent(screen.first_effect)} %"
-        )
-    return [
-        f"{each.sweep}: {exact} of {each.effect.size} exact; estimates of "
-        f"{int(screen.drawn.sum())} drawn at random: Spearman {rho},",
-        f"  slope {slope}{missed}",
+    lines = [
+        f"{each.sweep}: {exact} of {each.effect.size} exact. Estimates of "
+        f"{int(screen.drawn.sum())} drawn at random against exact effects:",
+        f"  Spearman {rho}; slope {slope}",
     ]
+    if screen.missed_effect is not None and screen.first_effect is not None:
+        lines.append(
+            f"  largest drawn that they do not put first: {screen.missed} "
+            f"{100 * screen.missed_effect:.1f} %; smallest of the first: "
+            f"{100 * screen.first_effect:.1f} %"
+        )
+    return lines
 
 
 def details(result: PatchResult) -> str:
