@@ -61,6 +61,8 @@ def steer(
     """Add ``coefficient · direction`` at every position of a point, the prompt's and the new ones'
     (Turner et al. 2023, arXiv 2308.10248), beside random directions of the same length.
 
+    Not inside ``jit``, since ``generate`` is compiled by itself.
+
     Args:
         params: in the scheme's dtype.
         tokens: ``[B, S]``, padded on the right.
@@ -101,7 +103,7 @@ def steer(
             params, tokens, lengths, config, steps=steps, scheme=scheme, edit=own
         ).tokens
 
-    return Steered(m[0], values[:, 0], values[:, 1:], jax.lax.map(said, rows))
+    return Steered(m[0], values[:, 0], values[:, 1:], jnp.stack([said(row) for row in rows]))
 
 
 def _checked(

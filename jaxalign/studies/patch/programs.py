@@ -159,7 +159,8 @@ def _random(keys: Array, own: Array, other: Array, point: str) -> Array:
     if pairs:
         drawn = jnp.moveaxis(drawn, 2, 3)
         seen = own > 0
-        mean = jnp.where(seen, drawn, 0).sum(-1, keepdims=True) / seen.sum(-1, keepdims=True)
+        count = seen.sum(-1, keepdims=True).astype(jnp.float32)
+        mean = jnp.where(seen, drawn, 0).sum(-1, keepdims=True) / jnp.maximum(count, 1)
         drawn = jnp.where(seen, drawn - mean, 0)
     norm = jnp.linalg.norm(drawn, axis=-1, keepdims=True)
     size = jnp.linalg.norm(change, axis=-1, keepdims=True)
