@@ -174,7 +174,7 @@ def _agreement(each: PatchMap) -> list[str]:
     rho = estimate_text(screen.spearman.estimate, "{:.2f}".format)
     slope = estimate_text(screen.slope, "{:.2f}".format)
     lines = [
-        f"{each.sweep}: {exact} of {each.effect.size} exact. Estimates of "
+        f"{each.sweep}: {exact} of {int(np.isfinite(screen.estimate).sum())} exact. Estimates of "
         f"{int(screen.drawn.sum())} drawn at random against exact effects:",
         f"  Spearman {rho}; slope {slope}",
     ]
