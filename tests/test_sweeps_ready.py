@@ -100,7 +100,7 @@ def by_hand(params, config, pair, sender, receiver, letter, through_mlps):
 @pytest.mark.parametrize(
     ("parallel", "settings", "through_mlps"),
     [
-        (True, {}, False),
+        pytest.param(True, {}, False, marks=pytest.mark.slow),
         (False, GROUPED, True),
         pytest.param(True, {}, True, marks=pytest.mark.slow),
         pytest.param(False, GROUPED, False, marks=pytest.mark.slow),

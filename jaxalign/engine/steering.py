@@ -91,7 +91,7 @@ def steer(
     noise = jax.random.normal(jax.random.key(seed), (draws, config.hidden_size))
     noise = noise / jnp.linalg.norm(noise, axis=-1, keepdims=True) * jnp.linalg.norm(direction)
     every = jnp.concatenate([jnp.asarray(direction, jnp.float32)[None], noise])  # [1 + draws, D]
-    where = (jnp.arange(layers) == step).reshape(-1, 1, 1, 1)
+    where = (jnp.arange(layers) == step).astype(jnp.float32).reshape(-1, 1, 1, 1)
     rows = by[:, None, None, None, None] * where[None]  # [C, L, 1, 1, 1]
     edit = Edit(Add(point, jnp.repeat(rows, len(every), axis=0), jnp.tile(every, (len(by), 1))))
     [m] = sweep(params, tokens, lengths, config, [edit], metric, scheme=scheme, single_step=True)

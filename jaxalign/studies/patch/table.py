@@ -32,7 +32,7 @@ def table(result: PatchResult) -> str:
         lines += text_table(head, rows).splitlines()
     if len(wide) > MOST_MAPS:
         lines.append(f"and {counted(len(wide) - MOST_MAPS, 'map')} more: --verbose")
-    for each in wide:
+    for each in result.maps:
         lines += _agreement(each)
     lines += [
         "effect: share of the difference of clean and corrupted run, mean over pairs. control:",
