@@ -213,6 +213,8 @@ WORDS = {
     "--distractor": " and",
     "--tasks": "ioi",
     "--ablations": "zero,mean",
+    "--sweep": "resid,heads",
+    "--direction": "noising",
 }
 # What an option needs beside it, and the value that it is compared with where it cannot be absent.
 MODEL = ("--model", "other/model")

@@ -20,8 +20,7 @@ from jaxalign.plots.page import GREY, INK, Page, facets, new_page, rows_of, sent
 from jaxalign.plots.scales import drawable
 from jaxalign.plots.scatter import boxed_title, square
 from jaxalign.plots.words import model_words, short_name, signed
-from jaxalign.studies.patch.options import KNOCKOUT, SWEEPS
-from jaxalign.studies.patch.result import PatchMap, PatchResult
+from jaxalign.studies.patch.result import KNOCKOUT, SWEEPS, PatchMap, PatchResult
 from jaxalign.study.tables import estimate_text
 
 COLOURS = matplotlib.colormaps["PuOr_r"]

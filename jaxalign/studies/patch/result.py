@@ -13,6 +13,37 @@ from jaxalign.study.records import Result
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is exchanged between the two runs of a pair, one place at a time.
+
+    Attributes:
+        point: a name of ``edits.points.POINTS``.
+        apart: letters of what is exchanged one by one in each layer: ``"S"`` groups of positions,
+            ``"H"`` heads at all positions, ``"SH"`` both.
+        what: in words.
+    """
+
+    point: str
+    apart: str
+    what: str
+
+
+SWEEPS = {
+    "resid": Sweep(point="resid", apart="S", what="the residual stream"),
+    "attn_out": Sweep(point="attn_out", apart="S", what="what attention writes"),
+    "mlp_out": Sweep(point="mlp_out", apart="S", what="what the MLP writes"),
+    "heads": Sweep(point="z", apart="H", what="what a head gathers, at all positions"),
+    "heads-positions": Sweep(point="z", apart="SH", what="what a head gathers, by position"),
+    "q": Sweep(point="q", apart="H", what="a head's queries"),
+    "k": Sweep(point="k", apart="H", what="a head's keys"),
+    "v": Sweep(point="v", apart="H", what="a head's values"),
+    "pattern": Sweep(point="pattern", apart="H", what="where a head looks"),
+}
+KNOCKOUT, PATHS = "knockout", "paths"
+NAMES = (*SWEEPS, KNOCKOUT, PATHS)
+
+
+@dataclass(frozen=True, kw_only=True)
 class PairScore:
     """One pair and what the model says to it.
 

@@ -31,9 +31,17 @@ from jaxalign.studies.patch.groups import (
     require_aligned,
     require_sources,
 )
-from jaxalign.studies.patch.options import KNOCKOUT, PATHS, SWEEPS, PatchOptions, Sweep
+from jaxalign.studies.patch.options import PatchOptions
 from jaxalign.studies.patch.programs import estimate, exchange, knock_out, send
-from jaxalign.studies.patch.result import PairScore, PatchMap, PatchResult
+from jaxalign.studies.patch.result import (
+    KNOCKOUT,
+    PATHS,
+    SWEEPS,
+    PairScore,
+    PatchMap,
+    PatchResult,
+    Sweep,
+)
 from jaxalign.study.session import Session
 from jaxalign.study.tables import head_label
 

@@ -6,8 +6,7 @@ import numpy as np
 
 from jaxalign.errors import counted
 from jaxalign.measures.estimates import ALL_TASKS
-from jaxalign.studies.patch.options import KNOCKOUT, SWEEPS
-from jaxalign.studies.patch.result import PatchMap, PatchResult
+from jaxalign.studies.patch.result import KNOCKOUT, SWEEPS, PatchMap, PatchResult
 from jaxalign.study.tables import estimate_text, header, one_line, p_text, text_table
 
 MOST_LAYERS = 8  # lines of the map by layer and position
