@@ -73,7 +73,7 @@ def calls(
         parts = {
             "source": batch.fill([_padded(pair.tokens, size, 0) for pair in sides[1]]),
             "groups": batch.fill([_padded(own, size, NOWHERE) for own in groups]),
-            "keys": batch.fill(keys),
+            "keys": batch.fill(list(keys)),
         }
         each = plan(size)[1]
         for start in range(0, len(work.rows), each):
@@ -147,7 +147,7 @@ def _prompts(pairs: Sequence[Pair], batch: Batch) -> Prompts:
     answers, weights = answer_weights(
         [pair.answers for pair in pairs], [pair.wrong_answers for pair in pairs]
     )
-    return Prompts(batch.tokens, batch.lengths, batch.fill(answers), batch.fill(weights))
+    return Prompts(batch.tokens, batch.lengths, batch.fill([*answers]), batch.fill([*weights]))
 
 
 def _keys(seed: int, pairs: Sequence[Pair]) -> Int[np.ndarray, "P 2"]:

@@ -217,10 +217,14 @@ def _agreement(page: Page, ax: Axes, each: PatchMap) -> None:
     assert each.screen is not None
     found = each.screen
     x, y = (drawable(100 * part).ravel() for part in (found.estimate, each.effect))
-    for mask, look in ((found.first, {"color": MEASURED.colour}), (found.drawn, {})):
+    for mask, face, edge, size in (
+        (found.first, MEASURED.colour, MEASURED.colour, 16),
+        (found.drawn, "none", NOISE.colour, 34),
+    ):
         kept = (mask.ravel() > 0) & np.isfinite(x) & np.isfinite(y)
-        how = look or {"facecolors": "none", "edgecolors": NOISE.colour}
-        ax.scatter(x[kept], y[kept], s=16 if look else 34, linewidths=0.9, zorder=3, **how)
+        ax.scatter(
+            x[kept], y[kept], s=size, linewidths=0.9, zorder=3, facecolors=face, edgecolors=edge
+        )
     square(ax, x[np.isfinite(y)], y)
     ax.set_xlabel("estimate, %")
     ax.set_ylabel("exact effect, %")
