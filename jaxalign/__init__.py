@@ -29,13 +29,16 @@ if TYPE_CHECKING:
         zero_ablation,
     )
     from jaxalign.engine import sweep
+    from jaxalign.engine.knockouts import attention_knockout
     from jaxalign.engine.lens import direct_logit_attribution, head_scores, logit_lens
     from jaxalign.engine.patching import activation_patching, attribution_patching
+    from jaxalign.engine.paths import path_patching
+    from jaxalign.engine.steering import steer
     from jaxalign.errors import InputError
     from jaxalign.measures.metrics import Answer, logit_difference
     from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
     from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
-    from jaxalign.prompts import one_prompt, read_prompts
+    from jaxalign.prompts import one_prompt, read_pairs, read_prompts
     from jaxalign.runtime.compilation_cache import enable_compilation_cache
     from jaxalign.studies.heads import HeadsOptions, heads_study
     from jaxalign.studies.registry import read
@@ -51,12 +54,15 @@ _HOMES = {
     "jaxalign.edits.ready": "head_ablation_masks knock_out residual_patch_masks zero_ablation",
     "jaxalign.engine": "sweep",
     "jaxalign.engine.lens": "direct_logit_attribution head_scores logit_lens",
+    "jaxalign.engine.knockouts": "attention_knockout",
     "jaxalign.engine.patching": "activation_patching attribution_patching",
+    "jaxalign.engine.paths": "path_patching",
+    "jaxalign.engine.steering": "steer",
     "jaxalign.errors": "InputError",
     "jaxalign.measures.metrics": "Answer logit_difference",
     "jaxalign.model": "ModelConfig Params cast forward head_contributions init_params",
     "jaxalign.numerics": "BF16 F16 F32 INT8_SIM Scheme jit",
-    "jaxalign.prompts": "one_prompt read_prompts",
+    "jaxalign.prompts": "one_prompt read_pairs read_prompts",
     "jaxalign.runtime.compilation_cache": "enable_compilation_cache",
     "jaxalign.studies.heads": "HeadsOptions heads_study",
     "jaxalign.studies.registry": "read",
@@ -96,6 +102,7 @@ __all__ = [
     "Splice",
     "WeightEdit",
     "activation_patching",
+    "attention_knockout",
     "attribution_patching",
     "cast",
     "config_from_hf",
@@ -115,9 +122,12 @@ __all__ = [
     "logit_lens",
     "one_prompt",
     "params_from_state_dict",
+    "path_patching",
     "read",
+    "read_pairs",
     "read_prompts",
     "residual_patch_masks",
+    "steer",
     "sweep",
     "zero_ablation",
 ]

@@ -97,7 +97,7 @@ CALLED = {
     run_study: "load_beside processes",
     one_study: "Session check_writable choose_mesh default_memory_gb is_first locate preparer "
     "remove_calls select_device",
-    opening: "enable_compilation_cache load locate one_prompt read_bytes read_prompts read_texts "
+    opening: "enable_compilation_cache load locate one_prompt read_bytes read_texts "
     "select_device usable_devices",
     screen: "content_of",
     selftest: "CHECKS load select_device",
@@ -178,6 +178,7 @@ def called(monkeypatch, answers):
             details=stand_in("details"),
             figures=dict,
             beside=None,
+            prompts=dataclasses.replace(study.prompts, read=stand_in("read_prompts")),
         )
         for name, study in find_studies().items()
     }
@@ -212,6 +213,8 @@ WORDS = {
     "--distractor": " and",
     "--tasks": "ioi",
     "--ablations": "zero,mean",
+    "--sweep": "resid,heads",
+    "--direction": "noising",
 }
 # What an option needs beside it, and the value that it is compared with where it cannot be absent.
 MODEL = ("--model", "other/model")

@@ -19,6 +19,7 @@ from jaxalign.commands import groups
 from jaxalign.commands.parser import PROGRAM, Parser, add_options
 from jaxalign.commands.speed import SpeedOptions
 from jaxalign.errors import InputError
+from jaxalign.prompts import SINGLE
 from jaxalign.studies.registry import find_studies
 from jaxalign.study.study import Study
 
@@ -44,6 +45,7 @@ examples:
   {PROGRAM} --model smollm2 --schemes nf4    a real model, offline: docs/real_model.md
   {PROGRAM} schemes --model demo             a table of all precision schemes
   {PROGRAM} plan --model demo --scheme nf4 --budget 5.0bits
+  {PROGRAM} patch --model demo               which places of a prompt carry the answer
   {PROGRAM} --model demo --prompt "The capital of France is" --target " Paris"
   {PROGRAM} --model demo --estimate          what it would take, without doing it
   {PROGRAM} plot                             draw the figures of results/experiment.json again
@@ -53,6 +55,12 @@ PROMPTS_FILE = """\
 a prompts file is JSON: {"factual": [{"prompt": "The capital of France is", "target": " Paris",
 "distractor": " Rome"}, ...], "ioi": [...], "reference": ["Any neutral text", ...]}; distractors
 are optional, and any other list of such objects is a task of its own.
+"""
+
+PAIRS_FILE = """\
+a pairs file is JSON: {"prompts": [{"clean": "The capital of France is", "corrupted": "The capital
+of Japan is", "answers": [" Paris"], "wrong_answers": [" Tokyo"]}, ...]}, or CSV with these columns,
+several answers with | between them; "task" may name a group. A prompts file makes pairs, too.
 """
 
 EXIT_CODES = """\
@@ -88,6 +96,8 @@ class Command:
         lines = ["examples:", *(f"  {prog} {line}" for line in self.examples)]
         if groups.texts in self.takes:
             lines += ["", PROMPTS_FILE.replace("%", "%%")]
+        if groups.pairs in self.takes:
+            lines += ["", PAIRS_FILE]
         parser = Parser(prog=prog, description=self.question, epilog="\n".join(lines))
         for add in self.takes:
             add(parser)
@@ -114,7 +124,7 @@ def _of(study: Study[Any, Any]) -> Command:
             groups.several_devices,
             groups.shard,
             groups.estimate,
-            groups.texts,
+            groups.texts if study.prompts is SINGLE else groups.pairs,
             *MORE.get(study.name, ()),
             groups.output(
                 f"results/{FILES.get(study.name, study.name)}.json",

@@ -90,6 +90,25 @@ def shard(parser: Parser) -> None:
     )
 
 
+def pairs(parser: Parser) -> None:
+    """Pairs of prompts."""
+    add = parser.group("the study").add_argument
+    add(
+        "--prompts",
+        type=path,
+        metavar="F",
+        help="file of pairs, JSON or CSV, or of prompts that make pairs (default: shipped pairs)",
+    )
+    some_of_them(parser)
+
+
+def some_of_them(parser: Parser) -> None:
+    """Which prompts of a file."""
+    add = parser.group("the study").add_argument
+    add("--tasks", metavar="LIST", help="only these tasks of the prompts file, with commas")
+    add("--limit", type=whole, metavar="N", help="only the first N prompts of each task")
+
+
 def texts(parser: Parser) -> None:
     """Prompts, and texts for calibration."""
     add = parser.group("the study").add_argument
@@ -102,8 +121,7 @@ def texts(parser: Parser) -> None:
     )
     add("--target", metavar="TEXT", help="the answer to --prompt, with its space in front")
     add("--distractor", metavar="TEXT", help="a wrong answer to --prompt that it is held against")
-    add("--tasks", metavar="LIST", help="only these tasks of the prompts file, with commas")
-    add("--limit", type=whole, metavar="N", help="only the first N prompts of each task")
+    some_of_them(parser)
     add(
         "--calibration",
         type=path,

@@ -86,9 +86,9 @@ def run_study(
     Args:
         study: which.
         options: its own.
-        arguments: where the rest is: model, revision, prompts, calibration, device, devices,
-            compilation cache, shard, output, no_figures, and what only some namespaces have:
-            estimate, quiet, verbose, json, one prompt, tasks, limit, memory_gb.
+        arguments: where the rest is: model, revision, prompts, device, devices, compilation cache,
+            shard, output, no_figures, and what only some namespaces have: calibration, estimate,
+            quiet, verbose, json, one prompt, tasks, limit, memory_gb.
         audit: reads a quantized checkpoint beside the model.
 
     Returns:
@@ -109,7 +109,8 @@ def run_study(
     if first:
         check_output(output, not arguments.no_figures)
         _check_inputs_stay(arguments, () if arguments.no_figures else study.figures)
-    _check_texts_are_used(arguments.calibration, options)
+    calibration = getattr(arguments, "calibration", None)
+    _check_texts_are_used(calibration, options)
     shown = first and not screen.quiet
     with Progress(shown).phase("opening the model"):
         given = _open(study, options, arguments, device, screen)
@@ -126,6 +127,7 @@ def run_study(
         given.model,
         given.prompts,
         options,
+        kind=study.prompts,
         mesh=given.mesh,
         folder=None if estimate else resume_folder(output),
         shard=shard,
@@ -207,7 +209,7 @@ def _check_inputs_stay(
     """Refuse an output, or a figure, that is one of the files that the study reads."""
     given = {
         "--prompts": arguments.prompts,
-        "--calibration": arguments.calibration,
+        "--calibration": getattr(arguments, "calibration", None),
         "--model": arguments.model,
         "--quantized": getattr(arguments, "quantized", None),
     }
@@ -307,7 +309,7 @@ def _open(
     device: jax.Device,
     screen: Screen,
 ) -> Opened:
-    prompts, named = asked_prompts(arguments)
+    prompts, named = asked_prompts(arguments, study.prompts)
     source = locate(arguments.model, arguments.revision)
     if is_first():
         screen.say(f"{study.name} study of {described(source, device.platform)}")
@@ -316,7 +318,8 @@ def _open(
     budget = options.memory_gb * 1e9
     model = load_for(devices, source, options.memory_gb, **ignoring(arguments))
     reserve = ACTIVATIONS * budget if len(devices) > 1 else 0.0
-    texts = calibration_texts(arguments.calibration)
+    calibrated = hasattr(arguments, "calibration")  # where the study has schemes at all
+    texts = calibration_texts(arguments.calibration) if calibrated else ()
     if texts and any(scheme.needs_texts for scheme in _schemes(options)):
         _check_texts_fit(model, texts, arguments.calibration)
     return Opened(

@@ -15,7 +15,7 @@ from jaxalign.calibration import read_texts, shipped_texts
 from jaxalign.checkpoints import Model, Source, load, locate
 from jaxalign.devices.mesh import usable_devices
 from jaxalign.errors import InputError
-from jaxalign.prompts import SHIPPED, PromptSet, one_prompt, read_prompts
+from jaxalign.prompts import SINGLE, PromptKind, PromptSet, one_prompt
 from jaxalign.runtime.compilation_cache import enable_compilation_cache
 from jaxalign.runtime.environment import select_device
 from jaxalign.runtime.files import read_bytes
@@ -58,12 +58,15 @@ def ignoring(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"ignore_settings": tuple(arguments.ignore_setting)} if arguments.ignore_setting else {}
 
 
-def asked_prompts(arguments: argparse.Namespace) -> tuple[PromptSet, dict[str, str]]:
+def asked_prompts(
+    arguments: argparse.Namespace, kind: PromptKind = SINGLE
+) -> tuple[PromptSet, dict[str, str]]:
     """The prompts that the arguments ask for, and how the result names their file.
 
     Args:
         arguments: ``prompts``, a file or None; a namespace may also have one prompt and its target
             and distractor, or tasks and a limit.
+        kind: of the prompts.
 
     Raises:
         InputError: the file cannot be used, or options exclude each other.
@@ -78,8 +81,8 @@ def asked_prompts(arguments: argparse.Namespace) -> tuple[PromptSet, dict[str, s
         if target is not None or distractor is not None:
             flag = "--target" if target is not None else "--distractor"
             raise InputError(f"{flag} is of one prompt, and --prompt is missing", "give --prompt")
-        prompts = read_prompts(arguments.prompts)
-        file = SHIPPED if arguments.prompts is None else arguments.prompts
+        prompts = kind.read(arguments.prompts)
+        file = kind.shipped if arguments.prompts is None else arguments.prompts
         name = "shipped" if arguments.prompts is None else str(arguments.prompts)
         if tasks is not None or limit is not None:
             prompts = prompts.only(None if tasks is None else listed(tasks), limit)

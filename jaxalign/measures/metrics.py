@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 
 from jaxalign.shapes import Array, Bool, Float, Int, Leaf, lead
@@ -72,6 +75,42 @@ def continuation_loss(
     real = lead(continuation >= 0, said[..., 0])
     each = jnp.where(real, -jnp.take_along_axis(said, index, axis=-1)[..., 0], 0)
     return each.sum(axis=-1) / real.sum(axis=-1).astype(each.dtype)
+
+
+def answers_difference(
+    logits: Float[Array, "*rows B V"],
+    tokens: Int[Array, "B answers"],
+    weights: Float[Array, "B answers"],
+) -> Float[Array, "*rows B"]:
+    """The mean logit of a prompt's answers minus that of its wrong answers, as ``answer_weights``
+    writes it: ``Σ weight · logit(token)``.
+
+    Args:
+        logits: f32.
+        tokens: answers and wrong answers, filled up with any token.
+        weights: of each: 1 / answers, −1 / wrong answers, 0 for filler.
+    """
+    index = jnp.broadcast_to(lead(tokens, logits), (*logits.shape[:-1], tokens.shape[1]))
+    found = jnp.take_along_axis(logits, index, axis=-1)
+    return (found * lead(weights, found)).sum(axis=-1)
+
+
+def answer_weights(
+    answers: Sequence[Sequence[int]], wrong: Sequence[Sequence[int]]
+) -> tuple[Int[np.ndarray, "P answers"], Float[np.ndarray, "P answers"]]:
+    """Tokens and weights of ``answers_difference``, for prompts with any numbers of answers.
+
+    Args:
+        answers, wrong: token ids, a list a prompt.
+    """
+    most = max(len(a) + len(b) for a, b in zip(answers, wrong, strict=True))
+    tokens = np.zeros((len(answers), most), np.int32)
+    weights = np.zeros((len(answers), most), np.float32)
+    for row, (own, others) in enumerate(zip(answers, wrong, strict=True)):
+        count = len(own) + len(others)
+        tokens[row, :count] = [*own, *others]
+        weights[row, :count] = [1 / len(own)] * len(own) + [-1 / len(others)] * len(others)
+    return tokens, weights
 
 
 def answer_metrics(

@@ -3,6 +3,8 @@
 from jaxalign.checkpoints.tokenizer import encode
 from jaxalign.engine.compiled import BUCKET, bucket_length
 from jaxalign.prompts.batches import FEW, Batch, batches
+from jaxalign.prompts.kinds import PAIRS, SINGLE, PromptKind
+from jaxalign.prompts.pairs import Pair, PairSet, PairText, read_pairs, tokenize_pairs
 from jaxalign.prompts.texts import (
     REFERENCE,
     SHIPPED,
@@ -17,11 +19,17 @@ from jaxalign.prompts.tokens import Prompt, continuation, tokenize
 __all__ = [
     "BUCKET",
     "FEW",
+    "PAIRS",
     "REFERENCE",
     "SHIPPED",
+    "SINGLE",
     "TASK_NAMES",
     "Batch",
+    "Pair",
+    "PairSet",
+    "PairText",
     "Prompt",
+    "PromptKind",
     "PromptSet",
     "PromptText",
     "batches",
@@ -29,6 +37,8 @@ __all__ = [
     "continuation",
     "encode",
     "one_prompt",
+    "read_pairs",
     "read_prompts",
     "tokenize",
+    "tokenize_pairs",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +57,7 @@ class PromptSet:
             )
         if limit is not None and limit < 1:
             raise InputError(f"--limit is {limit}", "give 1 or more")
-        return PromptSet({name: self.tasks[name][:limit] for name in asked}, self.reference)
+        return replace(self, tasks={name: self.tasks[name][:limit] for name in asked})
 
 
 ONE = "prompt"  # the task of a prompt that is given by itself

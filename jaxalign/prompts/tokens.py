@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from tokenizers import Tokenizer
 
 from jaxalign.checkpoints.tokenizer import check_known, encode, token_ids
+from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.prompts.texts import TASK_NAMES, PromptSet, PromptText
 
@@ -30,6 +32,11 @@ class Prompt:
     target: int
     distractor: int | None = None
 
+    @property
+    def facts(self) -> list[Any]:
+        """What decides the numbers of a study of this prompt."""
+        return [self.task, self.tokens, self.target, self.distractor]
+
 
 def continuation(prompt: str, answer: str, tokenizer: Tokenizer) -> tuple[int, ...]:
     """The tokens that ``answer`` adds behind a prompt; none where it changes the prompt's own.
@@ -40,9 +47,21 @@ def continuation(prompt: str, answer: str, tokenizer: Tokenizer) -> tuple[int, .
     return whole[len(alone) :] if whole[: len(alone)] == alone else ()
 
 
-def _answer(
+def answer_tokens(
     prompt: str, answer: str, where: str, tokenizer: Tokenizer, config: ModelConfig
 ) -> tuple[int, ...]:
+    """The tokens of an answer: those that it adds behind the prompt, or by itself where it changes
+    the prompt's own.
+
+    Args:
+        prompt, answer: as written.
+        where: they stand, for messages.
+        tokenizer: of the model.
+        config: of the model: its vocabulary.
+
+    Raises:
+        InputError: an answer without tokens, or that the model does not know.
+    """
     alone = encode(answer, where, tokenizer, config)
     return check_known(continuation(prompt, answer, tokenizer), answer, where, config) or alone
 
@@ -65,13 +84,18 @@ def tokenize(
         would take them for new evidence.
 
     Raises:
-        InputError: an empty or too long prompt, or a target without tokens, saying which.
+        InputError: an empty or too long prompt, or a target without tokens, saying which; or pairs.
     """
     tokenized = []
     remarks = _Remarks([], [], [])
     seen: set[tuple[str, tuple[int, ...], int]] = set()
     for name, items in prompts.tasks.items():
         for i, item in enumerate(items):
+            if not isinstance(item, PromptText):
+                raise InputError(
+                    f"{name} has pairs, and this study reads single prompts",
+                    "give prompts, from read_prompts, or run the study patch",
+                )
             own = _Remarks([], [], [])
             prompt = _prompt(item, f"{name}[{i}]", name, tokenizer, config, own)
             if (prompt.task, prompt.tokens, prompt.target) in seen:
@@ -101,17 +125,17 @@ class _Remarks:
         notes = []
         if several:
             notes.append(
-                f"{len(several)} targets have several tokens; their first is used: {_few(several)}"
+                f"{len(several)} targets have several tokens; their first is used: {few(several)}"
             )
         if alike:
             notes.append(
                 f"{len(alike)} distractors begin with the same token as their target, so these "
-                f"prompts have no importance against a distractor: {_few(alike)}"
+                f"prompts have no importance against a distractor: {few(alike)}"
             )
         if again:
             notes.append(
                 f"{len(again)} prompts are left out, since their task has them already, with the "
-                f"same target: {_few(again)}"
+                f"same target: {few(again)}"
             )
         return notes
 
@@ -124,11 +148,11 @@ def _prompt(
     place = f"prompt of {where}"
     encode(item.prompt, place, tokenizer, config)  # special tokens alone are no prompt
     tokens = encode(item.prompt, place, tokenizer, config, special=True)
-    target = _answer(item.prompt, item.target, f"target of {where}", tokenizer, config)
+    target = answer_tokens(item.prompt, item.target, f"target of {where}", tokenizer, config)
     distractor = None
     if item.distractor is not None:
         other = f"distractor of {where}"
-        [distractor, *_] = _answer(item.prompt, item.distractor, other, tokenizer, config)
+        [distractor, *_] = answer_tokens(item.prompt, item.distractor, other, tokenizer, config)
         if distractor == target[0]:
             remarks.alike.append(f"{item.target!r} and {item.distractor!r} of {where}")
             distractor = None
@@ -137,5 +161,6 @@ def _prompt(
     return Prompt(item, TASK_NAMES.get(name, name), tokens, target[0], distractor)
 
 
-def _few(names: Sequence[str]) -> str:
+def few(names: Sequence[str]) -> str:
+    """The first three names, and a mark where there are more."""
     return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")

@@ -17,13 +17,16 @@ from typing import Any
 from jaxalign.errors import require_type
 from jaxalign.runtime.messages import note
 from jaxalign.studies.heads import HEADS
+from jaxalign.studies.patch import PATCH
 from jaxalign.studies.plan import PLAN
 from jaxalign.studies.schemes import SCHEMES
 from jaxalign.study import codec, result_file
 from jaxalign.study.study import Study
 
 GROUP = "jaxalign.studies"
-STUDIES: Mapping[str, Study[Any, Any]] = {study.name: study for study in (HEADS, SCHEMES, PLAN)}
+STUDIES: Mapping[str, Study[Any, Any]] = {
+    study.name: study for study in (HEADS, SCHEMES, PLAN, PATCH)
+}
 
 
 def find_studies() -> dict[str, Study[Any, Any]]:

@@ -199,7 +199,7 @@ def inputs_of(
     """
     source = model.source
     device, *_ = jax.tree.leaves(model.params)[0].devices()  # all are of one kind
-    tokens = [[p.task, p.tokens, p.target, p.distractor] for p in prompts]
+    tokens = [prompt.facts for prompt in prompts]
     return Inputs(
         study=study,
         model=ModelOrigin(

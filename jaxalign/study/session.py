@@ -22,7 +22,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params, cast, compiled_cast
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.processes.distributed import require_same
-from jaxalign.prompts import Batch, Prompt, PromptSet, tokenize
+from jaxalign.prompts import SINGLE, Batch, Prompt, PromptKind, PromptSet
 from jaxalign.runtime.canary import require_exact_compilation
 from jaxalign.runtime.products import use_products
 from jaxalign.runtime.resume import Resume
@@ -86,6 +86,7 @@ class Session:
         prompts: PromptSet,
         options: Common,
         *,
+        kind: PromptKind = SINGLE,
         mesh: Mesh | None = None,
         folder: Path | None = None,
         shard: Shard | None = None,
@@ -99,8 +100,9 @@ class Session:
         Args:
             study: its format, "jaxalign.schemes/2".
             model: from ``jaxalign.load``, in f32.
-            prompts: from ``jaxalign.read_prompts``.
+            prompts: from ``jaxalign.read_prompts``, or what else ``kind`` reads.
             options: the study's.
+            kind: of the prompts: how they are tokenized.
             mesh: devices to share the work (``devices.mesh.choose_mesh``).
             folder: where finished calls are kept; None keeps nothing.
             shard: the share of the calls that this worker computes; needs a folder.
@@ -125,7 +127,7 @@ class Session:
         if model.params.dtype != jnp.float32:
             raise InputError(f"the model was loaded in {model.params.dtype}", "load it in float32")
         require_exact_compilation(options.products)
-        tokenized, reference, notes = tokenize(prompts, model.tokenizer, model.config)
+        tokenized, reference, notes = kind.tokenize(prompts, model.tokenizer, model.config)
         inputs = inputs_of(study, model, tokenized, reference, options, mesh, **source)
         require_same(inputs.facts())
         model = replace(model, params=shard_params(model.params, mesh, model.config))

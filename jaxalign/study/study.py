@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 from jaxalign.checkpoints import Model
 from jaxalign.errors import require_type
-from jaxalign.prompts import PromptSet
+from jaxalign.prompts import SINGLE, PromptKind, PromptSet
 from jaxalign.study import records, result_file
 from jaxalign.study.options import Common
 from jaxalign.study.session import Session
@@ -36,6 +36,7 @@ class Study(Generic[O, R]):
         version: of the file.
         older: what reads files of older formats, ``(content, path) → result``, by format.
         examples: of the help: what is typed behind the command.
+        prompts: the kind of prompts that it reads: single ones or pairs.
         beside: writes other files beside the result's, ``(session, result, path) → paths``.
     """
 
@@ -50,6 +51,7 @@ class Study(Generic[O, R]):
     version: int = 1
     older: Mapping[str, Callable[[Any, Path], R]] = field(default_factory=dict)
     examples: tuple[str, ...] = ()
+    prompts: PromptKind = SINGLE
     beside: Callable[[Session, R, Path], Sequence[Path]] | None = None
 
     def __post_init__(self) -> None:
@@ -65,7 +67,7 @@ class Study(Generic[O, R]):
 
         Args:
             model: from ``jaxalign.load``, in f32.
-            prompts: from ``jaxalign.read_prompts``.
+            prompts: from ``jaxalign.read_prompts``; pairs from ``jaxalign.read_pairs``.
             options: the study's; its defaults by default.
             session: what else ``Session.open`` takes.
 
@@ -78,7 +80,9 @@ class Study(Generic[O, R]):
         """
         options = self.options() if options is None else options
         require_type("options", options, self.options, f"a {self.options.__name__}")
-        with Session.open(self.format, model, prompts, options, **session) as opened:
+        with Session.open(
+            self.format, model, prompts, options, kind=self.prompts, **session
+        ) as opened:
             return self.run(opened, options)
 
     def write(self, result: R, path: Path | str) -> R:

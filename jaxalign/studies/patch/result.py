@@ -1,0 +1,169 @@
+"""The result of a patching study."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxalign.measures.correlation import HeadEstimate
+from jaxalign.measures.estimates import LEVEL, Estimate
+from jaxalign.study.provenance import Provenance
+from jaxalign.study.records import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """What is exchanged between the two runs of a pair, one place at a time.
+
+    Attributes:
+        point: a name of ``edits.points.POINTS``.
+        apart: letters of what is exchanged one by one in each layer: ``"S"`` groups of positions,
+            ``"H"`` heads at all positions, ``"SH"`` both.
+        what: in words.
+    """
+
+    point: str
+    apart: str
+    what: str
+
+
+SWEEPS = {
+    "resid": Sweep(point="resid", apart="S", what="the residual stream"),
+    "attn_out": Sweep(point="attn_out", apart="S", what="what attention writes"),
+    "mlp_out": Sweep(point="mlp_out", apart="S", what="what the MLP writes"),
+    "heads": Sweep(point="z", apart="H", what="what a head gathers, at all positions"),
+    "heads-positions": Sweep(point="z", apart="SH", what="what a head gathers, by position"),
+    "q": Sweep(point="q", apart="H", what="a head's queries"),
+    "k": Sweep(point="k", apart="H", what="a head's keys"),
+    "v": Sweep(point="v", apart="H", what="a head's values"),
+    "pattern": Sweep(point="pattern", apart="H", what="where a head looks"),
+}
+KNOCKOUT, PATHS = "knockout", "paths"
+NAMES = (*SWEEPS, KNOCKOUT, PATHS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairScore:
+    """One pair and what the model says to it.
+
+    Attributes:
+        task: of the file.
+        clean, corrupted: the prompts.
+        answers, wrong_answers: as written.
+        clean_metric, corrupted_metric: the mean logit of the answers less that of the wrong
+            answers, at the last position of either prompt.
+        kept: whether the pair counts.
+    """
+
+    task: str
+    clean: str
+    corrupted: str
+    answers: tuple[str, ...]
+    wrong_answers: tuple[str, ...]
+    clean_metric: float | None
+    corrupted_metric: float | None
+    kept: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screen:
+    """First-order estimates of every place of a map, and how well they agree with exact effects.
+
+    Attributes:
+        estimate: like the map's ``effect``, of every place.
+        first: which places the estimates put first, 1 for those.
+        drawn: which were drawn at random from all, 1 for those. Both kinds are exact in the map.
+        spearman: over the places drawn, of estimate and exact effect.
+        slope: exact effect for each unit of estimate, over the places drawn, through the origin.
+        missed: the place drawn, but not put first, with the largest exact effect; "" for none.
+        missed_effect: its size; first_effect: the smallest of those put first.
+    """
+
+    estimate: np.ndarray
+    first: np.ndarray
+    drawn: np.ndarray
+    spearman: HeadEstimate
+    slope: Estimate
+    missed: str = ""
+    missed_effect: float | None = None
+    first_effect: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchMap:
+    """What exchanging each place of one kind does, as a mean over pairs.
+
+    Attributes:
+        sweep: what was exchanged; "paths to logits", "paths to L4H0 q".
+        direction: which way.
+        task: of the pairs, or "all".
+        pairs: how many.
+        rows, columns: names of the places.
+        effect: ``[rows, columns]``: the share of the difference between the two runs that the
+            exchange makes up; low, high: its 95 % interval over pairs. None where no pair has the
+            place or it was not exchanged.
+        control: the same with a random value as far away (of a knock-out: the mean of the other
+            groups of positions in the same layers).
+        p: corrected for the places of the map, of "effect and control are the same".
+        screen: where exact effects are of some places only.
+    """
+
+    sweep: str
+    direction: str
+    task: str
+    pairs: int
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    effect: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    control: np.ndarray
+    p: np.ndarray
+    screen: Screen | None = None
+
+    @property
+    def told(self) -> np.ndarray:
+        """Which places are told from their control, bool ``[rows, columns]``."""
+        return np.nan_to_num(self.p, nan=1.0) < LEVEL
+
+    def name(self, row: int, column: int) -> str:
+        """A place in words: ``L0H3``, ``L2 last``.
+
+        Args:
+            row, column: of the place.
+        """
+        joined = "" if self.columns[column].startswith("H") else " "
+        return f"{self.rows[row]}{joined}{self.columns[column]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchResult(Result, rows="pairs"):
+    """All maps of a study.
+
+    Attributes:
+        pairs: all that were given.
+        maps: a map for every sweep, direction and task.
+        least_gap: logits between the two runs below which a pair does not count.
+        window: layers of a knock-out.
+        provenance: what ran, on what, with which options.
+    """
+
+    pairs: tuple[PairScore, ...]
+    maps: tuple[PatchMap, ...]
+    least_gap: float
+    window: int
+    provenance: Provenance
+
+    def find(self, sweep: str, direction: str = "", task: str = "all") -> PatchMap | None:
+        """A map, or None where there is none.
+
+        Args:
+            sweep: as the map has it.
+            direction: any by default.
+            task: of the pairs.
+        """
+        for each in self.maps:
+            if (each.sweep, each.task) == (sweep, task) and direction in ("", each.direction):
+                return each
+        return None
