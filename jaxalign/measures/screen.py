@@ -112,8 +112,8 @@ def _spearman(estimated: np.ndarray, exact: np.ndarray, rng: np.random.Generator
     resampled = stats.pearson(stats.ranks(estimated[drawn]), stats.ranks(exact[drawn]))
     low, high = map(number, stats.interval(resampled))
     strata = strata_of(np.zeros(count, int))
-    sides = (prepared(side, strata, rank=True) for side in (estimated, exact))
-    return Estimate(value, low, high, permutation_p(*sides, strata, rng))
+    x, y = prepared(estimated, strata, rank=True), prepared(exact, strata, rank=True)
+    return Estimate(value, low, high, permutation_p(x, y, strata, rng))
 
 
 def _slope(estimated: np.ndarray, exact: np.ndarray, rng: np.random.Generator) -> Estimate:
