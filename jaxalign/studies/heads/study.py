@@ -24,6 +24,7 @@ from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Prompt
 from jaxalign.runtime.compile import jit
+from jaxalign.runtime.messages import note
 from jaxalign.studies.heads.analysis import summarize
 from jaxalign.studies.heads.calls import Runner, Variant
 from jaxalign.studies.heads.findings import Replacement
@@ -39,6 +40,13 @@ from jaxalign.studies.heads.options import HeadsOptions
 from jaxalign.studies.heads.rankings import DRAWS, choose_donors, repair_orders
 from jaxalign.studies.heads.repair import Orders, Repair, repair
 from jaxalign.studies.heads.result import HeadsResult, RepairResult
+from jaxalign.studies.heads.screening import (
+    Screened,
+    others,
+    screen_heads,
+    suggestion,
+    with_kinds,
+)
 from jaxalign.study.calls import Call, Late, spec_of
 from jaxalign.study.session import Session
 from jaxalign.study.tables import head_label
@@ -88,24 +96,45 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
     )
     f32 = Variant("f32", session.model.params, F32)
     f32.clean = runner.as_low(asked.clean)
-    important = importance_calls(runner, asked, f32, options.ablations, options.engine)
+    screened = None
+    if options.screen is not None:
+        with log.phase("screen f32"):
+            screened = screen_heads(runner, asked, f32)
+    ablated = asked if screened is None else screened.asked
+    kinds = options.ablations if screened is None else others(options.ablations)
+    important = importance_calls(runner, ablated, f32, kinds, options.engine) if kinds else []
     everything = [*prompts, *texts]
     work = runner.study_batches(everything)
     precisions = [
-        _precision(session, runner, scheme, asked, everything, work) for scheme in options.schemes
+        _precision(session, runner, scheme, asked, ablated, everything, work)
+        for scheme in options.schemes
     ]
     if options.noise_draws and precisions and not any(one.noise for one in precisions):
         session.notes.append("no precision moves a weight, so none stands beside weight noise")
+    if screened is None:
+        sweeps = [*important, *(call for one in precisions for call in one.sweeps)]
+        if advice := suggestion(runner, sweeps, session.devices):
+            note(advice)
     session.ahead([*important, *(call for one in precisions for call in one.first_calls)])
     session.ahead([call for one in precisions for call in one.later_calls])
     with log.phase("importance f32"):
-        found = importance(
-            runner, "importance of every head, f32", important, len(prompts), needed=True
-        )
-    base = Base(asked=asked, importance=found)
+        base = _base(runner, asked, important, screened)
     lows = [_low_precision(session, runner, base, one) for one in precisions]
     session.end_of_calls()
     return _result(session, runner, base, lows)
+
+
+def _base(runner: Runner, asked: Ablations, calls: Calls, screened: Screened | None) -> Base:
+    """What f32 says of the prompts; of a screened study zero-importance is there already."""
+    clean = asked.clean.metrics.logit_diff[: len(asked.prompts)]
+    found = None
+    if calls:
+        found = importance(runner, "importance of every head, f32", calls, clean, needed=True)
+    if screened is None:
+        assert found is not None
+        return Base(asked=asked, importance=found, ranked=found.answer["zero"])
+    whole = screened.importance if found is None else with_kinds(screened.importance, found)
+    return Base(asked=asked, importance=whole, ranked=screened.ranked, screen=screened.screen)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,6 +169,12 @@ class _Precision:
         return [*self.clean, *self.importance]
 
     @property
+    def sweeps(self) -> list[Call[Any]]:
+        """Those that replace every head in turn."""
+        noise = [call for one in self.noise for call in one.importance]
+        return [*self.importance, *self.reordered, *noise]
+
+    @property
     def later_calls(self) -> list[Call[Any]]:
         """The others, in the order in which they run."""
         noise = [call for one in self.noise for call in (*one.clean, *one.importance)]
@@ -151,9 +186,19 @@ def _precision(
     runner: Runner,
     scheme: Scheme,
     asked: Ablations,
+    ablated: Ablations,
     everything: list[Prompt],
     work: list[Any],
 ) -> _Precision:
+    """A precision's calls.
+
+    Args:
+        session, runner: the study's.
+        scheme: the precision.
+        asked: all prompts.
+        ablated: heads that are ablated, and on which prompts; ``asked`` where all are.
+        everything, work: prompts and reference texts, and their batches.
+    """
     options = runner.options
     variant = Variant(scheme.name, _late_unpacked(session, scheme), scheme)
     other: Engine = "vmap" if options.engine == "wave" else "wave"
@@ -164,6 +209,7 @@ def _precision(
         clean=asked.clean,
         variant=variant,
         orders=Orders(scheme.name in options.repaired),
+        alone=ablated.heads,
     )
     in_f32 = scheme.compute_dtype == F32.compute_dtype
     draws = options.noise_draws if moves_matrices(session.model.params, scheme) else 0
@@ -171,13 +217,14 @@ def _precision(
         scheme=scheme,
         variant=variant,
         clean=runner.low_calls(variant, everything, work, asked.clean),
-        importance=importance_calls(runner, asked, variant, options.ablations, options.engine),
-        reordered=() if in_f32 else importance_calls(runner, asked, variant, ("zero",), other),
+        importance=importance_calls(runner, ablated, variant, options.ablations, options.engine),
+        reordered=() if in_f32 else importance_calls(runner, ablated, variant, ("zero",), other),
         repair=repaired,
         restoring=repaired.restoring(),
         moving=repaired.moving(),
         noise=tuple(
-            _noise(session, runner, scheme, draw, asked, everything, work) for draw in range(draws)
+            _noise(session, runner, scheme, draw, asked, ablated, everything, work)
+            for draw in range(draws)
         ),
     )
 
@@ -188,6 +235,7 @@ def _noise(
     scheme: Scheme,
     draw: int,
     asked: Ablations,
+    ablated: Ablations,
     everything: list[Prompt],
     work: list[Any],
 ) -> _Noise:
@@ -196,7 +244,7 @@ def _noise(
     return _Noise(
         variant=variant,
         clean=runner.low_calls(variant, everything, work, asked.clean),
-        importance=importance_calls(runner, asked, variant, kinds, runner.options.engine),
+        importance=importance_calls(runner, ablated, variant, kinds, runner.options.engine),
     )
 
 
@@ -238,27 +286,29 @@ def _low_precision(
     clean = one.variant.clean
     assert clean is not None
     orders = repair_orders(
-        base.importance.answer["zero"],
+        base.ranked,
         clean.drift.last[:count].reshape(count, -1),
         clean.predicted[:count].reshape(count, -1),
     )
     if one.repair.orders.wanted:
         one.repair.orders.decide(orders, runner.config.num_heads, runner.options.seed, scheme.name)
 
-    def ablated(name: str, calls: Calls) -> Importance | None:
+    def ablated(name: str, calls: Calls, variant: Variant) -> Importance | None:
+        assert variant.clean is not None
+        clean = variant.clean.metrics.logit_diff[:count]
         title = f"importance of every head, {name}"
-        return importance(runner, title, calls, count, needed=False) if calls else None
+        return importance(runner, title, calls, clean, needed=False) if calls else None
 
     with log.phase(f"importance {scheme.name}"):
-        own = ablated(scheme.name, one.importance)
-        reordered = ablated(f"{scheme.name}, roundings reordered", one.reordered)
+        own = ablated(scheme.name, one.importance, one.variant)
+        reordered = ablated(f"{scheme.name}, roundings reordered", one.reordered, one.variant)
     with log.phase(f"repair {scheme.name}"):
         repaired = repair(one.repair, one.restoring, one.moving)
     with log.phase(f"noise {scheme.name}"):
         noise = []
         for draw in one.noise:
             runner.low(draw.variant, draw.clean, len(base.asked.clean.states))
-            noise.append(ablated(draw.variant.name, draw.importance))
+            noise.append(ablated(draw.variant.name, draw.importance, draw.variant))
             draw.variant.clean = None  # its states are many
     assert own is not None
     low = Low(
@@ -301,6 +351,7 @@ def _result(
         repairs=tuple(repairs),
         statistics=statistics,
         provenance=session.provenance(count),
+        screen=base.screen,
         bits={one.name: mean_bits(session.config, one) for one in (F32, *runner.options.schemes)},
         megabytes={
             one.name: deployed_bytes(session.config, one) / 1e6

@@ -1,0 +1,358 @@
+"""Screen, then certify: exact importance for the heads that a race leaves, estimates for the rest.
+
+The exact sweep zeroes every head on every prompt. A screen zeroes all heads on a few prompts, and
+ever fewer heads on more (``race``); it stops at a fifth of the exact sweep's passes. A random
+sample of heads, drawn before the race, runs to its end, too: those of it that drop out say how good
+the estimates of all that dropped out are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from jaxalign.errors import InputError, counted
+from jaxalign.measures.screen import agreement, missed_at_most
+from jaxalign.measures.stats import generator
+from jaxalign.runtime.progress import span
+from jaxalign.shapes import Float
+from jaxalign.studies.heads import programs
+from jaxalign.studies.heads.calls import Clean, Runner, Variant
+from jaxalign.studies.heads.findings import Replacement
+from jaxalign.studies.heads.importance import Ablations, Importance, importance, importance_calls
+from jaxalign.studies.heads.race import (
+    BUDGET,
+    FEWEST_PROMPTS,
+    RACED,
+    WORTH,
+    MeanEstimate,
+    interleaved,
+    leading,
+    mean_estimate,
+    survivors,
+)
+from jaxalign.studies.heads.screened import TOP, Screen
+from jaxalign.study.call_log import machine_rate, operations
+from jaxalign.study.calls import Call
+from jaxalign.study.estimate import REACHED
+
+LONG = 600.0  # seconds of the exact sweeps from which a screen is suggested
+LEAST = 1e12  # operations: fewer take no machine that long
+SUGGESTED = 16  # heads
+Calls = list[Call[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Screened:
+    """What a screen leaves to the study.
+
+    Attributes:
+        asked: the exact heads on the prompts on which they are exact.
+        importance: of the zero ablation; NaN but for these.
+        ranked: ``[P, L·H]``, the same with estimates in the place of NaN: what heads are ranked by.
+        screen: for the result.
+    """
+
+    asked: Ablations
+    importance: Importance
+    ranked: Float[np.ndarray, "P N"]
+    screen: Screen
+
+
+@dataclass
+class _Race:
+    """Heads that race: what was found, and what it cost.
+
+    Attributes:
+        runner, asked, f32: the study's.
+        order: of the prompts.
+        first_order: ``[P, N]``, or None.
+        sampled: the random sample, drawn before.
+        budget, exact: passes through blocks: that may be made, and of the exact sweep.
+        spent, operations: passes and operations that were made.
+        alive: heads that race; done: prompts that they have run on.
+        found: importance so far; estimate, ran: of every head, and on how many prompts.
+    """
+
+    runner: Runner
+    asked: Ablations
+    f32: Variant
+    order: np.ndarray
+    first_order: np.ndarray | None
+    sampled: np.ndarray
+    budget: float
+    spent: int
+    operations: float
+    alive: np.ndarray
+    done: int = 0
+    found: Importance | None = None
+    estimate: MeanEstimate = field(init=False)
+    ran: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        nothing = (np.zeros(self.runner.num_heads) for _ in range(3))
+        self.estimate = MeanEstimate(**dict(zip(("mean", "error", "slope"), nothing, strict=True)))
+        self.ran = np.zeros(self.runner.num_heads)
+
+    def calls(self, prompts: int) -> Calls:
+        """The racing heads and the sample on the next prompts."""
+        index = self.order[self.done : self.done + prompts]
+        asked = self.asked.of_heads(self.runner, index, self._running(), ("zero",))
+        phase = f"screen {self.done}"
+        return importance_calls(
+            self.runner, asked, self.f32, ("zero",), self.runner.options.engine, phase
+        )
+
+    def _running(self) -> np.ndarray:
+        return np.union1d(self.alive, self.sampled)
+
+    def affordable(self, passes: float, least: int = 0) -> int:
+        """How many of the next prompts can be run for so many passes, ``least`` in any case."""
+        left = len(self.order) - self.done
+        most = min(left, max(least, int(passes // max(1, _passes(self.calls(1))))) if left else 0)
+        while most > least and _passes(self.calls(most)) > passes:  # filler counts, too
+            most -= 1
+        return most
+
+    def run(self, prompts: int) -> None:
+        """Run the racing heads and the sample on the next prompts."""
+        if not prompts:
+            return
+        calls, clean = self.calls(prompts), self.asked.clean.metrics.logit_diff
+        count = len(self._running())
+        name = f"screen, {counted(count, 'head')} on {counted(prompts, 'prompt')}"
+        own = importance(self.runner, name, calls, clean[: len(self.order)], needed=True)
+        self.found = own if self.found is None else _merged(self.found, own)
+        self.spent += _passes(calls)
+        self.operations += _operations(calls, self.runner)
+        self.done += prompts
+
+    def drop(self, keep: int) -> None:
+        """Estimate the racing heads, and drop all but the ``keep`` leading ones."""
+        assert self.found is not None
+        heads, ran = self.alive, self.order[: self.done]
+        known = None if self.first_order is None else self.first_order[:, heads]
+        found = mean_estimate(self.found.answer["zero"][:, heads], ran, known)
+        for name, values in vars(found).items():
+            getattr(self.estimate, name)[heads] = values
+        self.ran[heads] = self.done
+        self.alive = heads[leading(found, keep)]
+
+
+def screen_heads(runner: Runner, asked: Ablations, f32: Variant) -> Screened:
+    """Screen all heads, and compute those that lead and a random sample exactly.
+
+    Args:
+        runner: the study's; ``options.screen`` heads are left by the race.
+        asked: all prompts.
+        f32: the model, whose clean runs are there.
+
+    Raises:
+        InputError: there are as few heads as are asked for, or too few prompts to race on.
+    """
+    finalists, heads = _wanted(runner), runner.num_heads
+    if finalists >= heads:
+        raise InputError(
+            f"--screen {finalists} is to leave {finalists} heads, and the model has {heads}",
+            "give fewer, or leave --screen out to compute all",
+        )
+    race, exact = _start(runner, asked, f32)
+    rounds = survivors(heads, finalists)
+    share = RACED * (race.budget - race.spent) / len(rounds)
+    for number, keep in enumerate(rounds):
+        race.run(race.affordable(share, least=1 if number else FEWEST_PROMPTS))
+        race.drop(keep)
+    race.run(race.affordable(race.budget - race.spent))
+    return _certified(race, exact)
+
+
+def _start(runner: Runner, asked: Ablations, f32: Variant) -> tuple[_Race, Calls]:
+    """The race before its first round, and the calls of the exact sweep, which are not made."""
+    exact = importance_calls(runner, asked, f32, ("zero",), runner.options.engine)
+    budget, seed = BUDGET * _passes(exact), runner.options.seed
+    backward = runner.clean_calls(asked.prompts, asked.work)
+    useful = _passes(backward) <= WORTH * budget
+    count = len(asked.prompts)
+    race = _Race(
+        runner=runner,
+        asked=asked,
+        f32=f32,
+        order=interleaved(
+            [prompt.task for prompt in asked.prompts], generator(seed, "screen prompts")
+        ),
+        first_order=first_order(runner, asked.clean, count) if useful else None,
+        sampled=_sample(runner),
+        budget=budget,
+        spent=_passes(backward) if useful else 0,
+        operations=_operations(backward, runner) if useful else 0.0,
+        alive=np.arange(runner.num_heads),
+    )
+    first = _passes(race.calls(FEWEST_PROMPTS)) if count > FEWEST_PROMPTS else budget
+    if race.spent + first >= budget:
+        raise InputError(
+            f"--screen races every head on {FEWEST_PROMPTS} prompts first, and of {count} prompts "
+            f"that is more than the {BUDGET:.0%} of the exact sweep that a screen may take",
+            "give about 15 prompts or more, or leave --screen out to compute all heads",
+        )
+    return race, exact
+
+
+def _wanted(runner: Runner) -> int:
+    """How many heads are to be left."""
+    assert runner.options.screen is not None
+    return runner.options.screen
+
+
+def _sample(runner: Runner) -> np.ndarray:
+    """Heads drawn at random, half as many as are to be left, at least three."""
+    rng = generator(runner.options.seed, "screen sample")
+    count = min(max(3, math.ceil(_wanted(runner) / 2)), runner.num_heads)
+    return np.sort(rng.choice(runner.num_heads, count, replace=False))
+
+
+def first_order(runner: Runner, clean: Clean, count: int) -> Float[np.ndarray, "P N"]:
+    """Attribution: ``∇m · c`` of each head, summed over positions: what its loss costs ``m`` to
+    first order, from the gradient that the clean run has.
+
+    Args:
+        runner: the study's.
+        clean: runs of the prompts.
+        count: how many of them.
+    """
+    params, mode = runner.model.params, runner.options.head_mode
+    pairs = zip(clean.states[:count], clean.gradients[:count], strict=True)
+    found = [programs.attributed(params, *pair, head_mode=mode) for pair in pairs]
+    return np.array([np.asarray(one, np.float64).ravel() for one in found])
+
+
+def _certified(race: _Race, exact: Calls) -> Screened:
+    """What the race left, the sample beside it, and how well they agree."""
+    assert race.found is not None
+    runner, H = race.runner, race.runner.config.num_heads
+    ran = np.sort(race.order[: race.done])
+    heads = race._running()
+    kept = _only(race.found, ran, heads)
+    mean = kept.answer["zero"][ran].mean(axis=0)
+    top = race.alive[np.argsort(-np.abs(mean[race.alive]), kind="stable")]
+    dropped = np.setdiff1d(race.sampled, race.alive)
+    dropped = dropped[np.isfinite(mean[dropped]) & np.isfinite(race.estimate.mean[dropped])]
+    bar = np.abs(mean[top[:TOP]]).min()
+    missed = int((np.abs(mean[dropped]) > bar).sum())
+    shape = (runner.config.num_layers, H)
+    return Screened(
+        asked=race.asked.of_heads(runner, ran, heads, runner.options.ablations),
+        importance=kept,
+        ranked=_ranked(race, kept),
+        screen=Screen(
+            top=tuple((int(head) // H, int(head) % H) for head in top),
+            sampled=tuple((int(head) // H, int(head) % H) for head in dropped),
+            prompts=tuple(map(int, ran)),
+            estimate=race.estimate.mean.reshape(shape),
+            error=race.estimate.error.reshape(shape),
+            ran=race.ran.reshape(shape),
+            first_order=None
+            if race.first_order is None
+            else race.first_order.mean(axis=0).reshape(shape),
+            agreement=agreement(
+                race.estimate.mean[dropped],
+                mean[dropped],
+                generator(runner.options.seed, "screen agreement"),
+            ),
+            missed=missed,
+            missed_at_most=missed_at_most(len(dropped), missed, runner.num_heads - len(race.alive)),
+            layer_rows=race.spent,
+            exact_layer_rows=_passes(exact),
+            operations=race.operations,
+            exact_operations=_operations(exact, runner),
+        ),
+    )
+
+
+def _ranked(race: _Race, kept: Importance) -> Float[np.ndarray, "P N"]:
+    """Exact importance where it is known, elsewhere the estimate of the head on the prompt."""
+    guess = np.broadcast_to(race.estimate.mean, kept.answer["zero"].shape)
+    if race.first_order is not None:
+        known = race.first_order
+        guess = guess + race.estimate.slope * (known - known.mean(axis=0))
+    return np.where(np.isfinite(kept.answer["zero"]), kept.answer["zero"], guess)
+
+
+def _only(found: Importance, prompts: np.ndarray, heads: np.ndarray) -> Importance:
+    """Importance of heads that ran to the end, without what others left on the way."""
+    chosen = np.zeros(found.answer["zero"].shape, bool)
+    chosen[np.ix_(prompts, heads)] = True
+
+    def masked(maps: dict[Any, np.ndarray]) -> dict[Any, np.ndarray]:
+        return {kind: np.where(chosen, values, np.nan) for kind, values in maps.items()}
+
+    return replace(found, answer=masked(found.answer), distractor=masked(found.distractor))
+
+
+def _merged(first: Importance, second: Importance) -> Importance:
+    """What either found, the second where both have a value."""
+
+    def both(name: str) -> dict[Any, np.ndarray]:
+        a, b = getattr(first, name), getattr(second, name)
+        return {kind: np.where(np.isnan(b[kind]), a[kind], b[kind]) for kind in a}
+
+    return replace(first, answer=both("answer"), distractor=both("distractor"))
+
+
+def others(kinds: tuple[Replacement, ...]) -> tuple[Replacement, ...]:
+    """What a screen leaves to be run: all kinds of replacement but zero."""
+    return tuple(kind for kind in kinds if kind != "zero")
+
+
+def with_kinds(found: Importance, more: Importance) -> Importance:
+    """Importance by zero, and by what else replaced the heads.
+
+    Args:
+        found: of the screen.
+        more: by other kinds of replacement.
+    """
+    return replace(
+        found,
+        answer={**found.answer, **more.answer},
+        distractor={**found.distractor, **more.distractor},
+    )
+
+
+def suggestion(runner: Runner, calls: Sequence[Call[Any]], devices: int) -> str:
+    """How long the exact sweeps take and what a screen does, where that is long; "" elsewhere.
+
+    Args:
+        runner: the study's.
+        calls: that replace every head, in all precisions.
+        devices: that share them.
+    """
+    work = _operations(calls, runner)
+    if runner.num_heads <= SUGGESTED or work < LEAST:
+        return ""
+    rate = REACHED * devices * machine_rate()
+    if work / rate <= LONG:
+        return ""
+    return (
+        f"replacing each of {runner.num_heads} heads on {counted(len(prompts_of(calls)), 'prompt')}"
+        f" is {work / 1e12:,.1f} TFLOP, at {rate / 1e9:,.0f} GFLOP/s {span(work / rate)}; "
+        f"--screen {SUGGESTED} finds the heads that matter most for at most {BUDGET:.0%} of the "
+        "sweep in f32, and replaces only those and a random sample in every precision"
+    )
+
+
+def prompts_of(calls: Sequence[Call[Any]]) -> set[int]:
+    """The places of the prompts that calls are of."""
+    return {place for call in calls for place in call.batch.index}
+
+
+def _passes(calls: Sequence[Call[Any]]) -> int:
+    """Passes of runs through blocks that calls make, filler included."""
+    passes = [call.layer_rows for call in calls]
+    return sum(own() if callable(own) else own for own in passes)
+
+
+def _operations(calls: Sequence[Call[Any]], runner: Runner) -> float:
+    return float(sum(operations(call, runner.config) for call in calls))
