@@ -15,7 +15,7 @@ from jaxalign.study import codec
 from jaxalign.study.call_log import CallCount
 from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
 
-FORMAT_1, FORMAT_2 = "jaxalign.heads/1", "jaxalign.heads/2"
+FORMAT_1, FORMAT_2, FORMAT_3 = (f"jaxalign.heads/{version}" for version in (1, 2, 3))
 # The precisions that it knew, and what its fields call them.
 KNOWN = {"f16": "f16", "int8-sim": "int8"}
 
@@ -268,6 +268,19 @@ def read_2(content: dict[str, Any], where: Path | str) -> HeadsResult:
         statistics=summarize(old.prompts, old.repairs, old.precisions, seed),
         provenance=replace(old.provenance, notes=(*old.provenance.notes, note)),
     )
+
+
+def read_3(content: dict[str, Any], where: Path | str) -> HeadsResult:
+    """Read a result of the format "jaxalign.heads/3", whose heads were all exact.
+
+    Args:
+        content: of the file, without its format.
+        where: the file, for the error.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    return codec.decode(HeadsResult, content | {"screen": None}, where)
 
 
 def _with_steps(entry: Any) -> Any:
