@@ -60,6 +60,9 @@ def edge_align(result: HeadsResult) -> dict[str, Any]:
 
     It has what that program had: clean f32, f16 and the simulated int8, heads ranked by
     importance. Other precisions have no names there and are left out.
+
+    Raises:
+        InputError: the study was screened, and the original program knows no estimates.
     """
     content = codec.encode(result)
     known = {name: KNOWN[name] for name in result.precisions if name in KNOWN}
@@ -102,7 +105,16 @@ def forward_passes(result: HeadsResult) -> int:
 
     Args:
         result: of the study.
+
+    Raises:
+        InputError: the study was screened: ``screen.layer_rows`` counts its passes.
     """
+    if result.screen is not None:
+        raise InputError(
+            "the study was screened, so most of its heads are estimates, which Edge Align's "
+            "format has no place for",
+            "run the study without --screen",
+        )
     heads, draws = result.num_heads * result.num_layers, result.resample_draws
     passes = result.provenance.prompts.given + result.reference_count
     for prompt in result.prompts:

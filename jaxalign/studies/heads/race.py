@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxalign.shapes import Float, Int
 
-BUDGET = 1 / 5  # of the exact sweep's passes through blocks
+BUDGET = 1 / 5  # of the exact sweep's operations, and of its passes through blocks
 RACED = 0.75  # of the budget, shared by the rounds in which heads drop out
 THIRD = 3  # at most two of three heads drop out in a round
 FEWEST_PROMPTS = 2  # of the first round: one has no spread

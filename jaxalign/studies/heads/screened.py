@@ -24,7 +24,7 @@ class Screen:
         sampled: heads drawn at random before the race that dropped out of it: exact, too. They are
             a random sample of all that dropped out, and say how good the estimates are.
         prompts: on which these heads are exact, places in ``HeadsResult.prompts``: all of them, or
-            as many as a fifth of the exact sweep's passes allow.
+            as many as a fifth of the exact sweep's cost allows.
         estimate: of every head, over all prompts, from the rounds before it dropped out or came to
             the top; never from the prompts after.
         error: the standard error of ``estimate``, over the choice of prompts.
@@ -63,5 +63,6 @@ class Screen:
 
     @property
     def cost(self) -> float:
-        """The screen's passes through blocks as a share of the exact sweep's."""
-        return self.layer_rows / self.exact_layer_rows
+        """The screen's operations as a share of the exact sweep's; or its passes, if more."""
+        passes = self.layer_rows / self.exact_layer_rows
+        return max(passes, self.operations / self.exact_operations)

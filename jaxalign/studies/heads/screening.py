@@ -72,8 +72,8 @@ class _Race:
         order: of the prompts.
         first_order: ``[P, N]``, or None.
         sampled: the random sample, drawn before.
-        budget, exact: passes through blocks: that may be made, and of the exact sweep.
-        spent, operations: passes and operations that were made.
+        budget: what may be spent, of each cost (``_cost``).
+        spent: what was.
         alive: heads that race; done: prompts that they have run on.
         found: importance so far; estimate, ran: of every head, and on how many prompts.
     """
@@ -84,9 +84,8 @@ class _Race:
     order: np.ndarray
     first_order: np.ndarray | None
     sampled: np.ndarray
-    budget: float
-    spent: int
-    operations: float
+    budget: Float[np.ndarray, "2"]
+    spent: Float[np.ndarray, "2"]
     alive: np.ndarray
     done: int = 0
     found: Importance | None = None
@@ -110,13 +109,19 @@ class _Race:
     def _running(self) -> np.ndarray:
         return np.union1d(self.alive, self.sampled)
 
-    def affordable(self, passes: float, least: int = 0) -> int:
-        """How many of the next prompts can be run for so many passes, ``least`` in any case."""
-        left = len(self.order) - self.done
-        most = min(left, max(least, int(passes // max(1, _passes(self.calls(1))))) if left else 0)
-        while most > least and _passes(self.calls(most)) > passes:  # filler counts, too
-            most -= 1
-        return most
+    def affordable(self, costs: Float[np.ndarray, "2"], least: int = 0) -> int:
+        """How many of the next prompts can be run for these costs, ``least`` in any case.
+
+        Args:
+            costs: that may be spent.
+            least: prompts, if there are as many.
+        """
+        low, high = min(least, len(self.order) - self.done), len(self.order) - self.done
+        while low < high:  # padding and filler cost, too, so only the calls tell
+            middle = (low + high + 1) // 2
+            fits = bool((_cost(self.calls(middle), self.runner) <= costs).all())
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
 
     def run(self, prompts: int) -> None:
         """Run the racing heads and the sample on the next prompts."""
@@ -127,8 +132,7 @@ class _Race:
         name = f"screen, {counted(count, 'head')} on {counted(prompts, 'prompt')}"
         own = importance(self.runner, name, calls, clean[: len(self.order)], needed=True)
         self.found = own if self.found is None else _merged(self.found, own)
-        self.spent += _passes(calls)
-        self.operations += _operations(calls, self.runner)
+        self.spent = self.spent + _cost(calls, self.runner)
         self.done += prompts
 
     def drop(self, keep: int) -> None:
@@ -173,9 +177,9 @@ def screen_heads(runner: Runner, asked: Ablations, f32: Variant) -> Screened:
 def _start(runner: Runner, asked: Ablations, f32: Variant) -> tuple[_Race, Calls]:
     """The race before its first round, and the calls of the exact sweep, which are not made."""
     exact = importance_calls(runner, asked, f32, ("zero",), runner.options.engine)
-    budget, seed = BUDGET * _passes(exact), runner.options.seed
-    backward = runner.clean_calls(asked.prompts, asked.work)
-    useful = _passes(backward) <= WORTH * budget
+    budget, seed = BUDGET * _cost(exact, runner), runner.options.seed
+    backward = _cost(runner.clean_calls(asked.prompts, asked.work), runner)
+    useful = bool((backward <= WORTH * budget).all())
     count = len(asked.prompts)
     race = _Race(
         runner=runner,
@@ -187,12 +191,11 @@ def _start(runner: Runner, asked: Ablations, f32: Variant) -> tuple[_Race, Calls
         first_order=first_order(runner, asked.clean, count) if useful else None,
         sampled=_sample(runner),
         budget=budget,
-        spent=_passes(backward) if useful else 0,
-        operations=_operations(backward, runner) if useful else 0.0,
+        spent=backward if useful else np.zeros(2),
         alive=np.arange(runner.num_heads),
     )
-    first = _passes(race.calls(FEWEST_PROMPTS)) if count > FEWEST_PROMPTS else budget
-    if race.spent + first >= budget:
+    few = count <= FEWEST_PROMPTS
+    if few or not race.affordable(race.budget - race.spent) >= FEWEST_PROMPTS:
         raise InputError(
             f"--screen races every head on {FEWEST_PROMPTS} prompts first, and of {count} prompts "
             f"that is more than the {BUDGET:.0%} of the exact sweep that a screen may take",
@@ -264,10 +267,10 @@ def _certified(race: _Race, exact: Calls) -> Screened:
             ),
             missed=missed,
             missed_at_most=missed_at_most(len(dropped), missed, runner.num_heads - len(race.alive)),
-            layer_rows=race.spent,
-            exact_layer_rows=_passes(exact),
-            operations=race.operations,
-            exact_operations=_operations(exact, runner),
+            layer_rows=int(race.spent[0]),
+            exact_layer_rows=int(_cost(exact, runner)[0]),
+            operations=float(race.spent[1]),
+            exact_operations=float(_cost(exact, runner)[1]),
         ),
     )
 
@@ -329,7 +332,7 @@ def suggestion(runner: Runner, calls: Sequence[Call[Any]], devices: int) -> str:
         calls: that replace every head, in all precisions.
         devices: that share them.
     """
-    work = _operations(calls, runner)
+    _, work = _cost(calls, runner)
     if runner.num_heads <= SUGGESTED or work < LEAST:
         return ""
     rate = REACHED * devices * machine_rate()
@@ -348,11 +351,18 @@ def prompts_of(calls: Sequence[Call[Any]]) -> set[int]:
     return {place for call in calls for place in call.batch.index}
 
 
-def _passes(calls: Sequence[Call[Any]]) -> int:
-    """Passes of runs through blocks that calls make, filler included."""
+def _cost(calls: Sequence[Call[Any]], runner: Runner) -> Float[np.ndarray, "2"]:
+    """Passes of runs through blocks that calls make, and operations, padding and filler included.
+
+    Args:
+        calls: whose arguments are there.
+        runner: the study's.
+    """
     passes = [call.layer_rows for call in calls]
-    return sum(own() if callable(own) else own for own in passes)
-
-
-def _operations(calls: Sequence[Call[Any]], runner: Runner) -> float:
-    return float(sum(operations(call, runner.config) for call in calls))
+    return np.array(
+        [
+            sum(own() if callable(own) else own for own in passes),
+            sum(operations(call, runner.config) for call in calls),
+        ],
+        np.float64,
+    )

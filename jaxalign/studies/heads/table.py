@@ -100,7 +100,7 @@ def _screened(result: HeadsResult) -> list[str]:
         exact += f" on {len(screen.prompts)} of {len(result.prompts)} prompts"
     lines = [
         f"screen: {exact}, {int((~screen.exact).sum())} estimated; "
-        f"{screen.cost:.0%} of the exact sweep's passes"
+        f"{screen.cost:.0%} of the exact sweep's operations"
     ]
     if found.spearman.value is None or found.worst_miss is None:
         sampled = counted(found.items, "dropped head")

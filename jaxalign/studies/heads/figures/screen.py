@@ -56,7 +56,7 @@ def estimate_against_exact(result: HeadsResult) -> Page | None:
     boxed_title(
         right,
         f"{counted(len(screen.top), 'head')} put first",
-        (f"{screen.cost:.0%} of the exact sweep's passes through blocks",),
+        (f"{screen.cost:.0%} of the exact sweep's operations",),
     )
     left.set_ylabel(f"exact zero-ablation {IMPORTANCE.label}")
     layer_bar(page.figure, right, result.num_layers)
