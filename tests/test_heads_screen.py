@@ -33,8 +33,7 @@ from jaxalign.studies.heads.race import (
 from jaxalign.studies.heads.screened import Screen
 from jaxalign.studies.heads.table import screen as table
 
-LAYERS, HEADS_A_LAYER, FINALISTS = 12, 12, 10
-SCHEME = "int4-g32"  # rounds weights only, so it shares f32's programs
+LAYERS, HEADS_A_LAYER, FINALISTS = 12, 12, 20
 PLACES = [
     *("France", "Germany", "Japan", "Egypt", "Spain", "Italy", "Greece", "China", "India"),
     *("Russia", "Cuba", "Peru", "Chile", "Iran", "Iraq", "Norway"),
@@ -101,7 +100,7 @@ def test_a_head_that_is_uncertain_gets_the_benefit_of_the_doubt():
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """A model of 144 heads and 16 prompts of two tasks and lengths."""
+    """A model of 144 heads and 32 prompts of two tasks."""
     folder = tmp_path_factory.mktemp("screen")
     model = write_model(
         folder / "model",
@@ -110,38 +109,63 @@ def given(tmp_path_factory):
         hidden_size=96,
     )
     texts = {
-        "capitals": [{"prompt": f"The capital of {p} is", "target": " Paris"} for p in PLACES[:9]],
-        "rivers": [{"prompt": f"The river in {p} is", "target": " Rome"} for p in PLACES[9:]],
+        "capitals": [{"prompt": f"The capital of {p} is", "target": " Paris"} for p in PLACES],
+        "rivers": [{"prompt": f"The river in {p} is", "target": " Rome"} for p in PLACES],
         "reference": ["The day was long", "It was a good day"],
     }
     return model, write_prompts(folder / "prompts.json", texts)
+
+
+OPTIONS = HeadsOptions(schemes=(), repaired=(), ablations=("zero",), use_all_prompts=True)
 
 
 @pytest.fixture(scope="module")
 def studies(given):
     """The exact study, and the screened one."""
     model, prompts = jaxalign.load(str(given[0])), jaxalign.read_prompts(given[1])
-    exact = HeadsOptions(schemes=(), repaired=(), ablations=("zero", "mean"), use_all_prompts=True)
-    screened = replace(exact, schemes=(SCHEME,), noise_draws=3, screen=FINALISTS)
-    return [HEADS(model, prompts, one, progress=False) for one in (exact, screened)]
+    screened = replace(OPTIONS, screen=FINALISTS)
+    return [HEADS(model, prompts, one, progress=False) for one in (OPTIONS, screened)]
+
+
+def known(result, prompt):
+    """Which heads are exact on a prompt of a screened study."""
+    screen = result.screen
+    places = [result.prompts[i].prompt for i in screen.prompts]
+    return screen.exact if prompt.prompt in places else np.zeros_like(screen.exact)
 
 
 def test_what_is_exact_has_the_values_of_the_exact_study_and_all_else_is_null(studies):
-    exact, screened = studies
-    screen = screened.screen
-    kept = [screened.prompts[i] for i in screen.prompts]
-    for prompt in screened.prompts:
-        known = screen.exact if prompt in kept else np.zeros_like(screen.exact)
-        [other] = [p for p in exact.prompts if p.prompt == prompt.prompt]
-        for kind in ("zero", "mean"):
-            own = prompt.importance(kind)
-            assert (np.isfinite(own) == known).all()
-            np.testing.assert_allclose(own[known], other.importance(kind)[known], atol=2e-5)
-        low = prompt.precisions[SCHEME]
-        assert (np.isfinite(low.importance["zero"]) == known).all()
-        assert (np.isfinite(low.first_order.restored) == screen.exact).all()
+    for whole, own in zip(*(result.prompts for result in studies), strict=True):
+        exact = known(studies[1], own)
+        assert (np.isfinite(own.zero_importance) == exact).all()
+        np.testing.assert_allclose(
+            own.zero_importance[exact], whole.zero_importance[exact], atol=2e-5
+        )
+
+
+@pytest.mark.slow
+def test_low_precision_ablates_the_exact_heads_and_repairs_all(given):
+    model, prompts = jaxalign.load(str(given[0])), jaxalign.read_prompts(given[1])
+    low = {"schemes": ("bf16",), "repaired": ("bf16",), "noise_draws": 3}
+    options = replace(
+        OPTIONS, **low, ablations=("zero", "mean"), screen=FINALISTS, max_repair_k=FINALISTS + 9
+    )
+    result = HEADS(model, prompts, options, progress=False)
+    exact = result.screen.exact
+    for prompt in result.prompts:
+        own, low = known(result, prompt), prompt.precisions["bf16"]
+        maps = [prompt.mean_importance, *low.importance.values(), low.reordered.importance]
+        for found in (*maps, *low.noise.importance["mean"]):
+            assert (np.isfinite(found) == own).all()
+        assert (np.isfinite(low.first_order.restored) == exact).all()
         assert np.isfinite(low.drift).all()
         assert np.isfinite(low.noise.logit_diff).all()
+    # Heads are ranked by their estimates where they are not exact.
+    assert {*result.repairs[0].heads["zero_importance"]} - {*result.screen.top}
+    assert all(np.isfinite(c).all() for r in result.repairs for c in r.curves.values())
+    for row in (*result.statistics.agreement, *result.statistics.correlations):
+        if row.task == "all":
+            assert (row.heads, row.prompts) == (exact.sum(), len(result.screen.prompts))
 
 
 def test_top_and_sample_are_marked_and_the_sample_dropped_out(studies):
@@ -181,7 +205,7 @@ def test_it_costs_at_most_a_fifth_and_every_pass_is_counted(studies):
     # The log counts the race by itself; the backward pass is the clean run's.
     assert screen.first_order is not None
     wave = [c for c in screened.provenance.calls if c.phase.startswith("screen")]
-    assert sum(c.rows > 1 for c in wave) == len(wave) >= 3
+    assert sum(c.rows > 1 for c in wave) == len(wave) >= 2
     assert screen.layer_rows > 3 * P * L
 
 
@@ -198,29 +222,6 @@ def test_estimates_follow_exact_means(studies):
     found = agreement(screen.screen.estimate.ravel(), exact.ravel(), generator(0, "all"))
     assert found.spearman.value > 0.5
     assert found.spearman.low > 0
-
-
-@pytest.mark.slow
-def test_repair_ranks_all_heads_exact_or_estimated(given):
-    model, prompts = jaxalign.load(str(given[0])), jaxalign.read_prompts(given[1])
-    options = HeadsOptions(
-        schemes=("f16",), repaired=("f16",), ablations=("zero",), max_repair_k=FINALISTS + 9,
-        use_all_prompts=True, screen=FINALISTS,
-    )  # fmt: skip
-    result = HEADS(model, prompts, options, progress=False)
-    assert len(result.repairs) == len(result.prompts)
-    for repair in result.repairs:
-        assert all(np.isfinite(curve).all() for curve in repair.curves.values())
-    outside = {*result.repairs[0].heads["zero_importance"]} - {*result.screen.top}
-    assert outside
-    assert all(p.precisions["f16"].reordered for p in result.prompts)
-
-
-def test_statistics_are_of_the_exact_heads(studies):
-    screen, statistics = studies[1].screen, studies[1].statistics
-    for row in (*statistics.agreement, *statistics.correlations):
-        if row.task == "all":
-            assert (row.heads, row.prompts) == (screen.exact.sum(), len(screen.prompts))
 
 
 def test_the_screen_says_first_how_many_are_exact_and_how_well_estimates_agree(studies):
@@ -259,16 +260,17 @@ def test_edge_aligns_format_has_no_place_for_estimates(studies):
 
 def test_first_order_is_the_slope_of_scaling_a_head_away(given):
     model = jaxalign.load(str(given[0]))
-    tokens = np.array([[5, 9, 200, 31]], np.int32)
+    tokens = jnp.array([[5, 9, 200, 31]], jnp.int32)
 
-    def margin(scale):
-        edit = jaxalign.Edit(jaxalign.Scale("z", mask, scale))
+    by = np.zeros((LAYERS, 1, 1, HEADS_A_LAYER, 1), np.float32)
+    by[3, ..., 5, :] = 0.01
+
+    def margin(by):
+        edit = jaxalign.Edit(jaxalign.Scale("z", by=by))
         out = forward(model.params, tokens, model.config, edit=edit, last_only=True)
-        return out.logits[0, 7] - out.logits[0, 8]
+        return float(out.logits[0, 7] - out.logits[0, 8])
 
-    mask = np.zeros((LAYERS, 1, 1, HEADS_A_LAYER, 1), bool)
-    mask[3, ..., 5, :] = True
-    slope = jax.jvp(margin, (jnp.ones(mask.shape),), (jnp.asarray(mask, jnp.float32),))[1]
+    slope = (margin(by) - margin(-by)) / 0.02
 
     def steered(added):
         edit = jaxalign.Edit(jaxalign.Add("attn_out", np.ones((LAYERS, 1, 1, 1)), value=added))
@@ -278,7 +280,7 @@ def test_first_order_is_the_slope_of_scaling_a_head_away(given):
     gradient, z = jax.grad(steered, has_aux=True)(jnp.zeros((LAYERS, 1, 4, 96)))
     state = z[:, 0].reshape(LAYERS, 4, HEADS_A_LAYER, -1)
     found = attributed(model.params, state, gradient[:, 0], head_mode="true")
-    assert found[3, 5] == pytest.approx(float(slope), rel=1e-3)
+    assert found[3, 5] == pytest.approx(slope, rel=0.02)
 
 
 # What is refused, and when a screen is suggested.

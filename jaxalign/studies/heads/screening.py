@@ -156,19 +156,14 @@ def screen_heads(runner: Runner, asked: Ablations, f32: Variant) -> Screened:
         f32: the model, whose clean runs are there.
 
     Raises:
-        InputError: there are as few heads as are asked for, or too few prompts to race on.
+        InputError: there are too few prompts to race on.
     """
-    finalists, heads = _wanted(runner), runner.num_heads
-    if finalists >= heads:
-        raise InputError(
-            f"--screen {finalists} is to leave {finalists} heads, and the model has {heads}",
-            "give fewer, or leave --screen out to compute all",
-        )
     race, exact = _start(runner, asked, f32)
-    rounds = survivors(heads, finalists)
-    share = RACED * (race.budget - race.spent) / len(rounds)
+    rounds = survivors(runner.num_heads, _wanted(runner))
+    final = (1 - RACED) * (race.budget - race.spent)
     for number, keep in enumerate(rounds):
-        race.run(race.affordable(share, least=1 if number else FEWEST_PROMPTS))
+        share = (race.budget - race.spent - final) / (len(rounds) - number)
+        race.run(race.affordable(share, least=0 if number else FEWEST_PROMPTS))
         race.drop(keep)
     race.run(race.affordable(race.budget - race.spent))
     return _certified(race, exact)
@@ -202,6 +197,23 @@ def _start(runner: Runner, asked: Ablations, f32: Variant) -> tuple[_Race, Calls
             "give about 15 prompts or more, or leave --screen out to compute all heads",
         )
     return race, exact
+
+
+def refuse_all(screen: int | None, heads: int) -> None:
+    """Refuse a screen that would leave every head; says it before any work.
+
+    Args:
+        screen: how many heads are to be left; None for no screen.
+        heads: of the model.
+
+    Raises:
+        InputError: there are no more heads than are asked for.
+    """
+    if screen is not None and screen >= heads:
+        raise InputError(
+            f"--screen {screen} is to leave {screen} heads, and the model has {heads} heads",
+            "give fewer, or leave --screen out to compute all",
+        )
 
 
 def _wanted(runner: Runner) -> int:

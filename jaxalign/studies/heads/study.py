@@ -43,6 +43,7 @@ from jaxalign.studies.heads.result import HeadsResult, RepairResult
 from jaxalign.studies.heads.screening import (
     Screened,
     others,
+    refuse_all,
     screen_heads,
     suggestion,
     with_kinds,
@@ -76,6 +77,7 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
             'add "reference": ["…", …] to the prompts file, or leave mean out of --ablations',
         )
     heads = session.model.config.num_layers * session.model.config.num_heads
+    refuse_all(options.screen, heads)
     if options.repaired and options.max_repair_k > heads:
         session.notes.append(f"--max-repair-k {options.max_repair_k}: the model has {heads} heads")
     for scheme in options.schemes:
