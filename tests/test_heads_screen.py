@@ -22,6 +22,7 @@ from jaxalign.studies.heads import HEADS, HeadsOptions, screening
 from jaxalign.studies.heads.calls import Runner
 from jaxalign.studies.heads.edge_align import edge_align
 from jaxalign.studies.heads.figures import OF_A_SCREEN
+from jaxalign.studies.heads.findings import Screen
 from jaxalign.studies.heads.programs import attributed
 from jaxalign.studies.heads.race import (
     BUDGET,
@@ -30,7 +31,6 @@ from jaxalign.studies.heads.race import (
     mean_estimate,
     survivors,
 )
-from jaxalign.studies.heads.screened import Screen
 from jaxalign.studies.heads.table import screen as table
 
 LAYERS, HEADS_A_LAYER, FINALISTS = 12, 12, 20
@@ -292,9 +292,9 @@ def test_too_few_prompts_and_too_few_heads_are_refused_in_one_line(given, tmp_pa
     path = write_prompts(tmp_path / "few.json", few)
     small = ("--use-all-prompts", "--schemes", "f16", "--output", tmp_path / "out.json")
     common = ("heads", "--model", given[0], *small)
-    assert "5 prompts" in refusal(*common, "--prompts", path, "--screen", 5)
     assert "144 heads" in refusal(*common, "--prompts", given[1], "--screen", 144)
     assert "--screen" in refusal(*common, "--prompts", given[1], "--screen", 0)
+    assert "5 prompts" in refusal(*common, "--prompts", path, "--screen", 5)
 
 
 def test_a_screen_is_suggested_only_where_the_exact_sweep_is_long(given, monkeypatch):

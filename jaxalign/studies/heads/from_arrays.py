@@ -10,7 +10,7 @@ from jaxalign.measures.estimates import number
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.shapes import Float, Int
 from jaxalign.studies.heads.calls import Runner
-from jaxalign.studies.heads.findings import RANKINGS, Ranking, Replacement
+from jaxalign.studies.heads.findings import RANKINGS, Ranking, Replacement, Screen
 from jaxalign.studies.heads.importance import Ablations, Importance
 from jaxalign.studies.heads.programs import LowRun
 from jaxalign.studies.heads.rankings import control_steps
@@ -23,7 +23,6 @@ from jaxalign.studies.heads.result import (
     Reordered,
     RepairResult,
 )
-from jaxalign.studies.heads.screened import Screen
 
 
 @dataclass(frozen=True, kw_only=True)

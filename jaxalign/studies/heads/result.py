@@ -15,9 +15,9 @@ from jaxalign.studies.heads.findings import (
     Head,
     Ranking,
     Replacement,
+    Screen,
     Statistics,
 )
-from jaxalign.studies.heads.screened import Screen
 from jaxalign.study.provenance import Provenance
 from jaxalign.study.records import Result
 

@@ -22,7 +22,7 @@ from jaxalign.runtime.progress import span
 from jaxalign.shapes import Float
 from jaxalign.studies.heads import programs
 from jaxalign.studies.heads.calls import Clean, Runner, Variant
-from jaxalign.studies.heads.findings import Replacement
+from jaxalign.studies.heads.findings import TOP, Replacement, Screen
 from jaxalign.studies.heads.importance import Ablations, Importance, importance, importance_calls
 from jaxalign.studies.heads.race import (
     BUDGET,
@@ -35,7 +35,6 @@ from jaxalign.studies.heads.race import (
     mean_estimate,
     survivors,
 )
-from jaxalign.studies.heads.screened import TOP, Screen
 from jaxalign.study.call_log import machine_rate, operations
 from jaxalign.study.calls import Call
 from jaxalign.study.estimate import REACHED

@@ -11,13 +11,13 @@ from jaxalign.measures.estimates import ALL_TASKS, LEVEL, Estimate
 from jaxalign.shapes import Float
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.findings import (
+    TOP,
     Agreement,
     Likeness,
     TaskMean,
     find,
 )
 from jaxalign.studies.heads.result import HeadsResult
-from jaxalign.studies.heads.screened import TOP
 from jaxalign.study.tables import estimate_text, head_label, header, one_line, text_table
 
 WIDTH, COLUMNS = 100, 4  # of the screen; precisions that stand side by side

@@ -12,9 +12,8 @@ from jaxalign.plots.page import INK, Page, new_page, say
 from jaxalign.plots.scatter import boxed_title, dots, layer_bar, names_of, square
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.figures.values import caption, head_names
-from jaxalign.studies.heads.findings import Head
+from jaxalign.studies.heads.findings import Head, Screen
 from jaxalign.studies.heads.result import HeadsResult
-from jaxalign.studies.heads.screened import Screen
 from jaxalign.study.measure import IMPORTANCE
 from jaxalign.study.tables import estimate_text
 
