@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,26 +23,23 @@ from jaxalign.shapes import Float
 from jaxalign.studies.heads import programs
 from jaxalign.studies.heads.calls import Clean, Runner, Variant
 from jaxalign.studies.heads.findings import TOP, Replacement, Screen
-from jaxalign.studies.heads.importance import Ablations, Importance, importance, importance_calls
+from jaxalign.studies.heads.importance import Ablations, Importance, importance_calls
 from jaxalign.studies.heads.race import (
     BUDGET,
     FEWEST_PROMPTS,
     RACED,
     WORTH,
-    MeanEstimate,
     interleaved,
-    leading,
-    mean_estimate,
     survivors,
 )
-from jaxalign.study.call_log import machine_rate, operations
+from jaxalign.studies.heads.racing import Calls, Race, cost_of
+from jaxalign.study.call_log import machine_rate
 from jaxalign.study.calls import Call
 from jaxalign.study.estimate import REACHED
 
 LONG = 600.0  # seconds of the exact sweeps from which a screen is suggested
 LEAST = 1e12  # operations: fewer take no machine that long
 SUGGESTED = 16  # heads
-Calls = list[Call[Any]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,90 +57,6 @@ class Screened:
     importance: Importance
     ranked: Float[np.ndarray, "P N"]
     screen: Screen
-
-
-@dataclass
-class _Race:
-    """Heads that race: what was found, and what it cost.
-
-    Attributes:
-        runner, asked, f32: the study's.
-        order: of the prompts.
-        first_order: ``[P, N]``, or None.
-        sampled: the random sample, drawn before.
-        budget: what may be spent, of each cost (``_cost``).
-        spent: what was.
-        alive: heads that race; done: prompts that they have run on.
-        found: importance so far; estimate, ran: of every head, and on how many prompts.
-    """
-
-    runner: Runner
-    asked: Ablations
-    f32: Variant
-    order: np.ndarray
-    first_order: np.ndarray | None
-    sampled: np.ndarray
-    budget: Float[np.ndarray, "2"]
-    spent: Float[np.ndarray, "2"]
-    alive: np.ndarray
-    done: int = 0
-    found: Importance | None = None
-    estimate: MeanEstimate = field(init=False)
-    ran: np.ndarray = field(init=False)
-
-    def __post_init__(self) -> None:
-        nothing = (np.zeros(self.runner.num_heads) for _ in range(3))
-        self.estimate = MeanEstimate(**dict(zip(("mean", "error", "slope"), nothing, strict=True)))
-        self.ran = np.zeros(self.runner.num_heads)
-
-    def calls(self, prompts: int) -> Calls:
-        """The racing heads and the sample on the next prompts."""
-        index = self.order[self.done : self.done + prompts]
-        asked = self.asked.of_heads(self.runner, index, self._running(), ("zero",))
-        phase = f"screen {self.done}"
-        return importance_calls(
-            self.runner, asked, self.f32, ("zero",), self.runner.options.engine, phase
-        )
-
-    def _running(self) -> np.ndarray:
-        return np.union1d(self.alive, self.sampled)
-
-    def affordable(self, costs: Float[np.ndarray, "2"], least: int = 0) -> int:
-        """How many of the next prompts can be run for these costs, ``least`` in any case.
-
-        Args:
-            costs: that may be spent.
-            least: prompts, if there are as many.
-        """
-        low, high = min(least, len(self.order) - self.done), len(self.order) - self.done
-        while low < high:  # padding and filler cost, too, so only the calls tell
-            middle = (low + high + 1) // 2
-            fits = bool((_cost(self.calls(middle), self.runner) <= costs).all())
-            low, high = (middle, high) if fits else (low, middle - 1)
-        return low
-
-    def run(self, prompts: int) -> None:
-        """Run the racing heads and the sample on the next prompts."""
-        if not prompts:
-            return
-        calls, clean = self.calls(prompts), self.asked.clean.metrics.logit_diff
-        count = len(self._running())
-        name = f"screen, {counted(count, 'head')} on {counted(prompts, 'prompt')}"
-        own = importance(self.runner, name, calls, clean[: len(self.order)], needed=True)
-        self.found = own if self.found is None else _merged(self.found, own)
-        self.spent = self.spent + _cost(calls, self.runner)
-        self.done += prompts
-
-    def drop(self, keep: int) -> None:
-        """Estimate the racing heads, and drop all but the ``keep`` leading ones."""
-        assert self.found is not None
-        heads, ran = self.alive, self.order[: self.done]
-        known = None if self.first_order is None else self.first_order[:, heads]
-        found = mean_estimate(self.found.answer["zero"][:, heads], ran, known)
-        for name, values in vars(found).items():
-            getattr(self.estimate, name)[heads] = values
-        self.ran[heads] = self.done
-        self.alive = heads[leading(found, keep)]
 
 
 def screen_heads(runner: Runner, asked: Ablations, f32: Variant) -> Screened:
@@ -168,14 +81,14 @@ def screen_heads(runner: Runner, asked: Ablations, f32: Variant) -> Screened:
     return _certified(race, exact)
 
 
-def _start(runner: Runner, asked: Ablations, f32: Variant) -> tuple[_Race, Calls]:
+def _start(runner: Runner, asked: Ablations, f32: Variant) -> tuple[Race, Calls]:
     """The race before its first round, and the calls of the exact sweep, which are not made."""
     exact = importance_calls(runner, asked, f32, ("zero",), runner.options.engine)
-    budget, seed = BUDGET * _cost(exact, runner), runner.options.seed
-    backward = _cost(runner.clean_calls(asked.prompts, asked.work), runner)
+    budget, seed = BUDGET * cost_of(exact, runner), runner.options.seed
+    backward = cost_of(runner.clean_calls(asked.prompts, asked.work), runner)
     useful = bool((backward <= WORTH * budget).all())
     count = len(asked.prompts)
-    race = _Race(
+    race = Race(
         runner=runner,
         asked=asked,
         f32=f32,
@@ -243,12 +156,12 @@ def first_order(runner: Runner, clean: Clean, count: int) -> Float[np.ndarray, "
     return np.array([np.asarray(one, np.float64).ravel() for one in found])
 
 
-def _certified(race: _Race, exact: Calls) -> Screened:
+def _certified(race: Race, exact: Calls) -> Screened:
     """What the race left, the sample beside it, and how well they agree."""
     assert race.found is not None
     runner, H = race.runner, race.runner.config.num_heads
     ran = np.sort(race.order[: race.done])
-    heads = race._running()
+    heads = race.running()
     kept = _only(race.found, ran, heads)
     mean = kept.answer["zero"][ran].mean(axis=0)
     top = race.alive[np.argsort(-np.abs(mean[race.alive]), kind="stable")]
@@ -279,14 +192,14 @@ def _certified(race: _Race, exact: Calls) -> Screened:
             missed=missed,
             missed_at_most=missed_at_most(len(dropped), missed, runner.num_heads - len(race.alive)),
             layer_rows=int(race.spent[0]),
-            exact_layer_rows=int(_cost(exact, runner)[0]),
+            exact_layer_rows=int(cost_of(exact, runner)[0]),
             operations=float(race.spent[1]),
-            exact_operations=float(_cost(exact, runner)[1]),
+            exact_operations=float(cost_of(exact, runner)[1]),
         ),
     )
 
 
-def _ranked(race: _Race, kept: Importance) -> Float[np.ndarray, "P N"]:
+def _ranked(race: Race, kept: Importance) -> Float[np.ndarray, "P N"]:
     """Exact importance where it is known, elsewhere the estimate of the head on the prompt."""
     guess = np.broadcast_to(race.estimate.mean, kept.answer["zero"].shape)
     if race.first_order is not None:
@@ -304,16 +217,6 @@ def _only(found: Importance, prompts: np.ndarray, heads: np.ndarray) -> Importan
         return {kind: np.where(chosen, values, np.nan) for kind, values in maps.items()}
 
     return replace(found, answer=masked(found.answer), distractor=masked(found.distractor))
-
-
-def _merged(first: Importance, second: Importance) -> Importance:
-    """What either found, the second where both have a value."""
-
-    def both(name: str) -> dict[Any, np.ndarray]:
-        a, b = getattr(first, name), getattr(second, name)
-        return {kind: np.where(np.isnan(b[kind]), a[kind], b[kind]) for kind in a}
-
-    return replace(first, answer=both("answer"), distractor=both("distractor"))
 
 
 def others(kinds: tuple[Replacement, ...]) -> tuple[Replacement, ...]:
@@ -343,7 +246,7 @@ def suggestion(runner: Runner, calls: Sequence[Call[Any]], devices: int) -> str:
         calls: that replace every head, in all precisions.
         devices: that share them.
     """
-    _, work = _cost(calls, runner)
+    _, work = cost_of(calls, runner)
     if runner.num_heads <= SUGGESTED or work < LEAST:
         return ""
     rate = REACHED * devices * machine_rate()
@@ -360,20 +263,3 @@ def suggestion(runner: Runner, calls: Sequence[Call[Any]], devices: int) -> str:
 def prompts_of(calls: Sequence[Call[Any]]) -> set[int]:
     """The places of the prompts that calls are of."""
     return {place for call in calls for place in call.batch.index}
-
-
-def _cost(calls: Sequence[Call[Any]], runner: Runner) -> Float[np.ndarray, "2"]:
-    """Passes of runs through blocks that calls make, and operations, padding and filler included.
-
-    Args:
-        calls: whose arguments are there.
-        runner: the study's.
-    """
-    passes = [call.layer_rows for call in calls]
-    return np.array(
-        [
-            sum(own() if callable(own) else own for own in passes),
-            sum(operations(call, runner.config) for call in calls),
-        ],
-        np.float64,
-    )

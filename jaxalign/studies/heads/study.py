@@ -8,26 +8,18 @@ the same call, noise of the same size, random heads, random vectors, permutation
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.engine import Engine
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import AnswerMetrics
-from jaxalign.model.params import Params
 from jaxalign.model.size import deployed_bytes, mean_bits
-from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Prompt
-from jaxalign.runtime.compile import jit
 from jaxalign.runtime.messages import note
 from jaxalign.studies.heads.analysis import summarize
 from jaxalign.studies.heads.calls import Runner, Variant
-from jaxalign.studies.heads.findings import Replacement
 from jaxalign.studies.heads.from_arrays import (
     Base,
     Low,
@@ -37,8 +29,9 @@ from jaxalign.studies.heads.from_arrays import (
 )
 from jaxalign.studies.heads.importance import Ablations, Importance, importance, importance_calls
 from jaxalign.studies.heads.options import HeadsOptions
+from jaxalign.studies.heads.precisions import Calls, PrecisionCalls, precision_calls
 from jaxalign.studies.heads.rankings import DRAWS, choose_donors, repair_orders
-from jaxalign.studies.heads.repair import Orders, Repair, repair
+from jaxalign.studies.heads.repair import repair
 from jaxalign.studies.heads.result import HeadsResult, RepairResult
 from jaxalign.studies.heads.screening import (
     Screened,
@@ -48,15 +41,10 @@ from jaxalign.studies.heads.screening import (
     suggestion,
     with_kinds,
 )
-from jaxalign.study.calls import Call, Late, spec_of
 from jaxalign.study.session import Session
 from jaxalign.study.tables import head_label
-from jaxalign.study.weight_noise import late_noise, moves_matrices
 
 FEW = 3
-# Of these the noise floors are made: resampling would take four runs a head in every draw.
-NOISE_KINDS: tuple[Replacement, ...] = ("zero", "mean")
-Calls = Sequence[Call[Any]]
 
 
 def run(session: Session, options: HeadsOptions) -> HeadsResult:
@@ -108,7 +96,7 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
     everything = [*prompts, *texts]
     work = runner.study_batches(everything)
     precisions = [
-        _precision(session, runner, scheme, asked, ablated, everything, work)
+        precision_calls(session, runner, scheme, asked, ablated, everything, work)
         for scheme in options.schemes
     ]
     if options.noise_draws and precisions and not any(one.noise for one in precisions):
@@ -139,147 +127,8 @@ def _base(runner: Runner, asked: Ablations, calls: Calls, screened: Screened | N
     return Base(asked=asked, importance=whole, ranked=screened.ranked, screen=screened.screen)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Noise:
-    """One draw of f32 with noise of a scheme's size, and its calls."""
-
-    variant: Variant
-    clean: Calls
-    importance: Calls
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Precision:
-    """A low precision and its calls, made before any of them runs.
-
-    ``reordered`` is empty where activations are f32.
-    """
-
-    scheme: Scheme
-    variant: Variant
-    clean: Calls
-    importance: Calls
-    reordered: Calls
-    repair: Repair
-    restoring: Calls
-    moving: Calls
-    noise: tuple[_Noise, ...]
-
-    @property
-    def first_calls(self) -> list[Call[Any]]:
-        """Those whose programs are needed first."""
-        return [*self.clean, *self.importance]
-
-    @property
-    def sweeps(self) -> list[Call[Any]]:
-        """Those that replace every head in turn."""
-        noise = [call for one in self.noise for call in one.importance]
-        return [*self.importance, *self.reordered, *noise]
-
-    @property
-    def later_calls(self) -> list[Call[Any]]:
-        """The others, in the order in which they run."""
-        noise = [call for one in self.noise for call in (*one.clean, *one.importance)]
-        return [*self.reordered, *self.restoring, *self.moving, *noise]
-
-
-def _precision(
-    session: Session,
-    runner: Runner,
-    scheme: Scheme,
-    asked: Ablations,
-    ablated: Ablations,
-    everything: list[Prompt],
-    work: list[Any],
-) -> _Precision:
-    """A precision's calls.
-
-    Args:
-        session, runner: the study's.
-        scheme: the precision.
-        asked: all prompts.
-        ablated: heads that are ablated, and on which prompts; ``asked`` where all are.
-        everything, work: prompts and reference texts, and their batches.
-    """
-    options = runner.options
-    variant = Variant(scheme.name, _late_unpacked(session, scheme), scheme)
-    other: Engine = "vmap" if options.engine == "wave" else "wave"
-    repaired = Repair(
-        runner=runner,
-        prompts=asked.prompts,
-        work=asked.work,
-        clean=asked.clean,
-        variant=variant,
-        orders=Orders(scheme.name in options.repaired),
-        alone=ablated.heads,
-    )
-    in_f32 = scheme.compute_dtype == F32.compute_dtype
-    draws = options.noise_draws if moves_matrices(session.model.params, scheme) else 0
-    return _Precision(
-        scheme=scheme,
-        variant=variant,
-        clean=runner.low_calls(variant, everything, work, asked.clean),
-        importance=importance_calls(runner, ablated, variant, options.ablations, options.engine),
-        reordered=() if in_f32 else importance_calls(runner, ablated, variant, ("zero",), other),
-        repair=repaired,
-        restoring=repaired.restoring(),
-        moving=repaired.moving(),
-        noise=tuple(
-            _noise(session, runner, scheme, draw, asked, ablated, everything, work)
-            for draw in range(draws)
-        ),
-    )
-
-
-def _noise(
-    session: Session,
-    runner: Runner,
-    scheme: Scheme,
-    draw: int,
-    asked: Ablations,
-    ablated: Ablations,
-    everything: list[Prompt],
-    work: list[Any],
-) -> _Noise:
-    variant = Variant(f"{scheme.name}, noise {draw}", late_noise(session, scheme, draw), F32)
-    kinds = tuple(kind for kind in NOISE_KINDS if kind in runner.options.ablations)
-    return _Noise(
-        variant=variant,
-        clean=runner.low_calls(variant, everything, work, asked.clean),
-        importance=importance_calls(runner, ablated, variant, kinds, runner.options.engine),
-    )
-
-
-def _late_unpacked(session: Session, scheme: Scheme) -> Any:
-    """A scheme's parameters, each packed matrix as the array that products would unpack it to.
-
-    A scheme that rounds nothing but weights then runs by f32's programs, which are compiled once.
-    """
-    packed = session.late_low(scheme)
-    if scheme.weights is None or session.mesh or scheme.compute_dtype != F32.compute_dtype:
-        return packed
-
-    # A method may leave a divisor of the input behind, which stays packed: only a look will tell.
-    same = scheme.inputs is None and scheme.to_nearest
-    return Late(
-        make=lambda: session.last("unpacked", scheme, lambda: _unpacked(session.low(scheme))),
-        spec=spec_of(session.model.params) if same else None,
-    )
-
-
-@jit
-def _unpacked(params: Params) -> Params:
-    """The parameters with packed matrices as arrays, but for those whose input is changed, too."""
-
-    def leaf(w: Any) -> Any:
-        plain = isinstance(w, QTensor) and w.inputs is None and w.input_divisor is None
-        return unpack(w).astype(jnp.float32) if plain else w
-
-    return jax.tree.map(leaf, params, is_leaf=lambda w: isinstance(w, QTensor))
-
-
 def _low_precision(
-    session: Session, runner: Runner, base: Base, one: _Precision
+    session: Session, runner: Runner, base: Base, one: PrecisionCalls
 ) -> tuple[Low, list[RepairResult]]:
     """Everything the study asks of one low precision."""
     scheme, count, log = one.scheme, len(base.asked.prompts), session.log
