@@ -46,9 +46,10 @@ def test_unrelated_values_are_told_from_nothing_no_more_often_than_chance():
 
 
 @pytest.mark.parametrize(
-    ("estimated", "exact"), [([1.0, 2.0], [1.0, 2.0]), ([1.0, 1.0, 1.0], [1.0, 2.0, 3.0])]
+    ("estimated", "exact"),
+    [([1.0, 2.0, 3.0, 4.0], [1.0, 2.0, 3.0, 4.0]), ([1.0] * 6, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0])],
 )
-def test_two_items_or_no_variation_say_nothing_but_the_worst_miss(estimated, exact):
+def test_four_items_or_no_variation_say_nothing_but_the_worst_miss(estimated, exact):
     found = agreement(np.array(estimated), np.array(exact), rng())
     assert found.spearman.value is None
     assert found.slope.value is None

@@ -19,7 +19,7 @@ from jaxalign.measures.correlation import permutation_p, prepared, strata_of
 from jaxalign.measures.estimates import NOTHING, Estimate, number
 from jaxalign.shapes import Float
 
-FEWEST = 3  # items: any two have a rank correlation of ±1
+FEWEST = 5  # items: a few in a line by chance have a correlation of ±1, and an interval of no width
 CONFIDENCE = 0.95
 
 
@@ -30,7 +30,7 @@ class Agreement:
     Attributes:
         items: how many items were compared.
         spearman: rank correlation over items; its interval is over other items (bootstrap), its
-            p-value of exchanging them. None throughout for fewer than three, or where one side
+            p-value of exchanging them. None throughout for fewer than five, or where one side
             does not vary.
         slope: of the line ``exact ≈ intercept + slope · estimate`` by least squares: 1 is
             calibrated, below 1 the estimates are too large. Interval as above, no p-value.
@@ -63,7 +63,7 @@ def agreement(
         InputError: a value that is not finite.
 
     Example:
-        >>> agreement(np.array([1.0, 2, 3]), np.array([2.0, 4, 6]), generator(0)).slope.value
+        >>> agreement(np.arange(5.0), 2 * np.arange(5.0), generator(0)).slope.value
         2.0
     """
     estimated, exact = (np.asarray(values, np.float64) for values in (estimated, exact))
