@@ -99,7 +99,7 @@ def test_result_survives_a_round_trip(result, path):
     again = HEADS.write(result, path)
     assert equal(again, result)
     assert equal(HEADS.read(path), result)
-    assert json.loads(path.read_text())["format"] == "jaxalign.heads/3"
+    assert json.loads(path.read_text())["format"] == "jaxalign.heads/4"
 
 
 @pytest.mark.parametrize(

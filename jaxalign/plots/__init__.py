@@ -19,12 +19,13 @@ __all__ = ["draw"]
 
 
 def draw(
-    figures: Mapping[str, Callable[[Result], Page]], result: Result, folder: Path
+    figures: Mapping[str, Callable[[Result], Page | None]], result: Result, folder: Path
 ) -> list[Path]:
     """Write figures of a result, each as PNG and SVG.
 
     Args:
-        figures: by the name of its files, what makes the page of each.
+        figures: by the name of its files, what makes the page of each; None for a result that the
+            figure is not of.
         result: what the figures show.
         folder: made where it is missing; files of the same names are replaced, each whole or not
             at all.
@@ -38,5 +39,6 @@ def draw(
     paths: list[Path] = []
     with styled():
         for name, figure in figures.items():
-            paths += write(figure(result).settled(), Path(folder), name)
+            page = figure(result)
+            paths += [] if page is None else write(page.settled(), Path(folder), name)
     return paths

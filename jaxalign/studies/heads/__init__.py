@@ -6,7 +6,7 @@ from typing import Any
 from jaxalign.checkpoints import Model
 from jaxalign.prompts import PromptSet
 from jaxalign.studies.heads.details import details
-from jaxalign.studies.heads.edge_align import FORMAT_1, FORMAT_2, read_1, read_2
+from jaxalign.studies.heads.edge_align import FORMAT_1, FORMAT_2, FORMAT_3, read_1, read_2, read_3
 from jaxalign.studies.heads.options import HeadsOptions
 from jaxalign.studies.heads.result import HeadsResult
 from jaxalign.studies.heads.study import run
@@ -15,9 +15,9 @@ from jaxalign.study.study import Study
 
 
 def _figures() -> Mapping[str, Callable[[HeadsResult], Any]]:
-    from jaxalign.studies.heads.figures import FIGURES
+    from jaxalign.studies.heads import figures
 
-    return FIGURES
+    return {**figures.FIGURES, **figures.OF_A_SCREEN}
 
 
 HEADS = Study(
@@ -35,10 +35,11 @@ HEADS = Study(
         "--model ./my-checkpoint --prompts my-prompts.json --use-all-prompts",
         "--schemes nf4,awq-g128,llm-int8 --repair all",
         "--model ./original --quantized ./original-awq",
+        "--model smollm2 --screen 16    exact where it matters, for a fifth of the sweep",
         "--device gpu --memory-gb 40    on all GPUs of this machine",
     ),
-    version=3,
-    older={FORMAT_1: read_1, FORMAT_2: read_2},
+    version=4,
+    older={FORMAT_1: read_1, FORMAT_2: read_2, FORMAT_3: read_3},
 )
 
 

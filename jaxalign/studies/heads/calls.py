@@ -175,23 +175,25 @@ class Runner:
         widest = 1 + max(kinds * self.num_heads, self.num_heads + curves, vectors)
         return self.batches([prompt.tokens for prompt in prompts], widest, max(kinds, 1 + VECTORS))
 
-    def row_ranges(self, length: int, tables: int, groups: int) -> list[tuple[int, int]]:
+    def row_ranges(
+        self, length: int, tables: int, groups: int, heads: int | None = None
+    ) -> list[tuple[int, int]]:
         """The heads of each call, counted layer by layer, when every head is edited in turn.
 
         Args:
             length: padded positions of the prompts.
             tables: of replacement values a prompt.
             groups: rows a head.
+            heads: how many are edited, all by default.
         """
-        _, rows = self.chunks(length, 1 + groups * self.num_heads, tables, groups)
+        count = self.num_heads if heads is None else heads
+        _, rows = self.chunks(length, 1 + groups * count, tables, groups)
         most = (rows - 1) // groups
-        return [
-            (start, min(start + most, self.num_heads)) for start in range(0, self.num_heads, most)
-        ]
+        return [(start, min(start + most, count)) for start in range(0, count, most)]
 
-    def clean(self, prompts: Sequence[Prompt], work: list[Batch]) -> Clean:
-        """Run the f32 model without edits."""
-        calls: list[Call[Any]] = [
+    def clean_calls(self, prompts: Sequence[Prompt], work: list[Batch]) -> list[Call[Any]]:
+        """The f32 model without edits, forward and backward."""
+        return [
             Call(
                 key=("clean", "f32", number),
                 program=programs.clean_run,
@@ -202,6 +204,10 @@ class Runner:
             )
             for number, batch in enumerate(work)
         ]
+
+    def clean(self, prompts: Sequence[Prompt], work: list[Batch]) -> Clean:
+        """Run the f32 model without edits."""
+        calls = self.clean_calls(prompts, work)
         places: list[Any] = [None] * len(prompts)
         for call, (metrics, size, state, gradient) in self.run("clean runs, f32", calls):
             for row, i in enumerate(call.batch.index):

@@ -15,7 +15,7 @@ from jaxalign.study import codec
 from jaxalign.study.call_log import CallCount
 from jaxalign.study.provenance import Environment, ModelOrigin, PromptsOrigin, Provenance
 
-FORMAT_1, FORMAT_2 = "jaxalign.heads/1", "jaxalign.heads/2"
+FORMAT_1, FORMAT_2, FORMAT_3 = (f"jaxalign.heads/{version}" for version in (1, 2, 3))
 # The precisions that it knew, and what its fields call them.
 KNOWN = {"f16": "f16", "int8-sim": "int8"}
 
@@ -60,6 +60,9 @@ def edge_align(result: HeadsResult) -> dict[str, Any]:
 
     It has what that program had: clean f32, f16 and the simulated int8, heads ranked by
     importance. Other precisions have no names there and are left out.
+
+    Raises:
+        InputError: the study was screened, and the original program knows no estimates.
     """
     content = codec.encode(result)
     known = {name: KNOWN[name] for name in result.precisions if name in KNOWN}
@@ -102,7 +105,16 @@ def forward_passes(result: HeadsResult) -> int:
 
     Args:
         result: of the study.
+
+    Raises:
+        InputError: the study was screened: ``screen.layer_rows`` counts its passes.
     """
+    if result.screen is not None:
+        raise InputError(
+            "the study was screened, so most of its heads are estimates, which Edge Align's "
+            "format has no place for",
+            "run the study without --screen",
+        )
     heads, draws = result.num_heads * result.num_layers, result.resample_draws
     passes = result.provenance.prompts.given + result.reference_count
     for prompt in result.prompts:
@@ -268,6 +280,19 @@ def read_2(content: dict[str, Any], where: Path | str) -> HeadsResult:
         statistics=summarize(old.prompts, old.repairs, old.precisions, seed),
         provenance=replace(old.provenance, notes=(*old.provenance.notes, note)),
     )
+
+
+def read_3(content: dict[str, Any], where: Path | str) -> HeadsResult:
+    """Read a result of the format "jaxalign.heads/3", whose heads were all exact.
+
+    Args:
+        content: of the file, without its format.
+        where: the file, for the error.
+
+    Raises:
+        InputError: it does not fit.
+    """
+    return codec.decode(HeadsResult, content | {"screen": None}, where)
 
 
 def _with_steps(entry: Any) -> Any:

@@ -38,7 +38,8 @@ class Effects:
 
 
 @functools.partial(
-    jit, static_argnames=("config", "head_mode", "rows", "kinds", "scheme", "engine", "mesh")
+    jit,
+    static_argnames=("config", "head_mode", "rows", "kinds", "heads", "scheme", "engine", "mesh"),
 )
 def importance_run(
     params: Params,
@@ -50,6 +51,7 @@ def importance_run(
     head_mode: HeadMode,
     rows: tuple[int, int],
     kinds: tuple[Replacement, ...],
+    heads: tuple[int, ...] | None = None,
     scheme: Scheme = F32,
     engine: Engine = "wave",
     mesh: Mesh | None = None,
@@ -67,10 +69,13 @@ def importance_run(
             "resample".
         rows: which heads, counted layer by layer, ``[start, stop)`` (static).
         kinds: what stands in for a head (static).
+        heads: the chosen ones, head ``l·H + h``, of which ``rows`` are counted; None for all
+            (static).
         scheme: the precision (static).
         engine, mesh: of the sweep (static).
     """
-    masks = head_ablation_masks(config.num_layers, config.num_heads)[slice(*rows)]
+    masks = head_ablation_masks(config.num_layers, config.num_heads)
+    masks = (masks if heads is None else masks[list(heads)])[slice(*rows)]
     given: dict[Replacement, list[Array]] = {
         "zero": [jnp.zeros((config.num_layers, 1, 1, 1, 1))],
         "mean": [] if means is None else [means[:, None, None]],

@@ -8,9 +8,9 @@ import numpy as np
 
 from jaxalign.measures.estimates import number
 from jaxalign.numerics.scheme import Scheme
-from jaxalign.shapes import Int
+from jaxalign.shapes import Float, Int
 from jaxalign.studies.heads.calls import Runner
-from jaxalign.studies.heads.findings import RANKINGS, Ranking, Replacement
+from jaxalign.studies.heads.findings import RANKINGS, Ranking, Replacement, Screen
 from jaxalign.studies.heads.importance import Ablations, Importance
 from jaxalign.studies.heads.programs import LowRun
 from jaxalign.studies.heads.rankings import control_steps
@@ -32,10 +32,15 @@ class Base:
     Attributes:
         asked: the prompts, their clean runs and donors.
         importance: of every head.
+        ranked: ``[P, L·H]``, zero-importance that heads are ranked by: of a screened study with
+            estimates where it is not exact.
+        screen: of a screened study.
     """
 
     asked: Ablations
     importance: Importance
+    ranked: Float[np.ndarray, "P N"]
+    screen: Screen | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,6 +30,7 @@ class HeadsOptions(Common):
             since heads are ranked by it.
         noise_draws: how often f32 with noise of a scheme's size is ablated, too, by zero and mean:
             the floor that a precision's importance stands beside; 0 for none.
+        screen: how many heads a screen leaves to be computed exactly; None computes all.
         max_repair_k: how many heads are restored at most.
         use_all_prompts: keep prompts that the model answers wrongly.
         engine: "wave", or "vmap" for the plain path that defines it.
@@ -82,6 +83,17 @@ class HeadsOptions(Common):
             most=1000,
             help="models with random noise of the scheme's size in their weights that are ablated, "
             "too: what a precision's importance stands beside",
+        ),
+    )
+    screen: int | None = field(
+        default=None,
+        metadata=option(
+            "--screen",
+            metavar="N",
+            least=1,
+            help="for large models: zero all heads on a few prompts and ever fewer heads on more, "
+            "for at most a fifth of the exact sweep; the N heads that are left and a random sample "
+            "are exact, in every precision, the others estimated (default: all heads are exact)",
         ),
     )
     max_repair_k: int = field(

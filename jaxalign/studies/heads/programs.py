@@ -144,6 +144,25 @@ def clean_run(
     return metrics, size.swapaxes(0, 1), state, gradient
 
 
+@functools.partial(jit, static_argnames=("head_mode",))
+def attributed(
+    params: Params,
+    state: Float[Array, "L S H h"],
+    gradient: Float[Array, "L S *heads C"],
+    *,
+    head_mode: HeadMode,
+) -> Float[Array, "L H"]:
+    """``∇m · c`` of each head, summed over positions: what its loss costs to first order.
+
+    Args:
+        params: f32.
+        state, gradient: of one prompt, from ``clean_run``, without its padding.
+        head_mode: what a head is (static).
+    """
+    slope = gradient if head_mode == "edge-align" else gradient[:, :, None]
+    return (contributions(params, state, head_mode) * slope).sum(axis=(1, 3))
+
+
 @struct.dataclass
 class LowRun:
     """A low-precision model without edits, beside f32.

@@ -109,6 +109,7 @@ class Repair:
         clean: their clean f32 runs.
         variant: the low-precision model.
         orders: which the calls before these decide.
+        alone: heads that are restored each alone, head ``l·H + h``; None for all.
     """
 
     runner: Runner
@@ -117,16 +118,22 @@ class Repair:
     clean: Clean
     variant: Variant
     orders: Orders
+    alone: tuple[int, ...] | None = None
+
+    @property
+    def single(self) -> list[int]:
+        """The heads that are restored each alone."""
+        return [*(range(self.runner.num_heads) if self.alone is None else self.alone)]
 
     def restoring(self) -> list[Call[Any]]:
         """The calls of each head restored alone, and of the first heads of each order."""
-        total = self.runner.num_heads + sum(rows_of(self.runner, self.orders.wanted))
+        total = len(self.single) + sum(rows_of(self.runner, self.orders.wanted))
         return self._calls(
             "repair",
             edited.repair_run,
             total,
             1,
-            lambda batch, part: repair_part(self.runner, batch, self.orders, part)[0],
+            lambda batch, part: repair_part(self, batch, part)[0],
             lambda batch: (),
         )
 
@@ -222,17 +229,19 @@ def repair(wanted: Repair, restoring: Sequence[Call[Any]], moving: Sequence[Call
         restoring, moving: its calls.
     """
     runner, orders, name = wanted.runner, wanted.orders, wanted.variant.name
-    count = len(wanted.prompts)
+    count, single = len(wanted.prompts), wanted.single
     own, beside = rows_of(runner, orders.wanted)
-    total, steps = runner.num_heads + own + beside, len(control_steps(runner.repaired_heads))
+    total, steps = len(single) + own + beside, len(control_steps(runner.repaired_heads))
     out = np.zeros((count, 1 + total))
     for call, values in runner.run(f"heads restored, {name}", restoring, needed=False):
         start = int(call.key[-1])
         part = slice(start, start + call.rows - 1)
-        _, first = repair_part(runner, call.batch, orders, part)
+        _, first = repair_part(wanted, call.batch, part)
         _place(out, values, call, first, part)
-    parts = np.split(out, np.cumsum([1, runner.num_heads, own]), axis=1)
-    clean, restored, curves, controls = parts
+    parts = np.split(out, np.cumsum([1, len(single), own]), axis=1)
+    clean, alone, curves, controls = parts
+    restored = np.full((count, runner.num_heads), np.nan)
+    restored[:, single] = alone - clean
     moved = np.zeros((VECTORS, count, 1 + len(RANKINGS) * steps if orders.wanted else 1))
     for call, found in runner.run(f"random vectors, {name}", moving, needed=False):
         start = int(call.key[-1])
@@ -247,7 +256,7 @@ def repair(wanted: Repair, restoring: Sequence[Call[Any]], moving: Sequence[Call
     controls = controls.reshape(count, -1, steps)
     cut = RANDOM_ORDERS if orders.wanted else 0
     return Repaired(
-        restored=restored - clean,
+        restored=restored,
         clean=clean[:, 0],
         curves=curves.reshape(count, number, -1) if number else np.zeros((count, 0, 0)),
         random=controls[:, :cut],
@@ -284,34 +293,33 @@ def _place(
 
 
 def repair_part(
-    runner: Runner, batch: Batch, orders: Orders, part: slice
+    wanted: Repair, batch: Batch, part: slice
 ) -> tuple[Bool[np.ndarray, "M L B 1 H"], Int[np.ndarray, "M B"]]:
     """The masks of one call, and which row each would repeat (``rankings.distinct``).
 
     Args:
-        runner: the study's.
+        wanted: the repair.
         batch: prompts of the call.
-        orders: of restoring.
         part: which rows of all.
     """
-    key = batch.index, part.start
+    key, orders = (batch.index, part.start), wanted.orders
     if orders.last is None or orders.last[0] != key:
-        masks = repair_masks(runner, batch, orders)
+        masks = repair_masks(wanted, batch)
         orders.last = key, distinct(masks[part])
     masks, first = orders.last[1]
     return masks, first
 
 
-def repair_masks(runner: Runner, batch: Batch, orders: Orders) -> Bool[np.ndarray, "M L B 1 H"]:
-    """Every head alone, the first 1 … K of each ranking, the first k of each order beside them.
+def repair_masks(wanted: Repair, batch: Batch) -> Bool[np.ndarray, "M L B 1 H"]:
+    """Each head alone, the first 1 … K of each ranking, the first k of each order beside them.
 
     Args:
-        runner: the study's.
+        wanted: the repair.
         batch: prompts of the call.
-        orders: of restoring.
     """
+    runner, orders = wanted.runner, wanted.orders
     config, k = runner.config, runner.repaired_heads
-    alone = head_ablation_masks(config.num_layers, config.num_heads)
+    alone = head_ablation_masks(config.num_layers, config.num_heads)[wanted.single]
     alone = np.broadcast_to(alone, (*alone.shape[:2], batch.shape[0], *alone.shape[3:]))
     if not len(orders.rankings):
         return alone

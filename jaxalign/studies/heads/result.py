@@ -15,6 +15,7 @@ from jaxalign.studies.heads.findings import (
     Head,
     Ranking,
     Replacement,
+    Screen,
     Statistics,
 )
 from jaxalign.study.provenance import Provenance
@@ -202,6 +203,8 @@ class HeadsResult(Result, rows="prompts", headline=("statistics",)):
         statistics: of groups of prompts.
         bits: of a weight of the blocks' matrices as deployed, by precision.
         megabytes: of the whole model as deployed, 1e6 bytes, by precision.
+        screen: of a study whose heads are not all exact: which are, and estimates of the others,
+            whose importance is null everywhere else; None where all are exact.
         provenance: what ran, on what, with which options; notes on dropped prompts, on targets of
             several tokens, on overflows.
     """
@@ -215,6 +218,7 @@ class HeadsResult(Result, rows="prompts", headline=("statistics",)):
     repairs: tuple[RepairResult, ...]
     statistics: Statistics
     provenance: Provenance
+    screen: Screen | None = None
     bits: dict[str, float] = field(default_factory=dict)
     megabytes: dict[str, float] = field(default_factory=dict)
 

@@ -8,25 +8,18 @@ the same call, noise of the same size, random heads, random vectors, permutation
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.engine import Engine
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import AnswerMetrics
-from jaxalign.model.params import Params
 from jaxalign.model.size import deployed_bytes, mean_bits
-from jaxalign.numerics.qtensor import QTensor, unpack
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Prompt
-from jaxalign.runtime.compile import jit
+from jaxalign.runtime.messages import note
 from jaxalign.studies.heads.analysis import summarize
 from jaxalign.studies.heads.calls import Runner, Variant
-from jaxalign.studies.heads.findings import Replacement
 from jaxalign.studies.heads.from_arrays import (
     Base,
     Low,
@@ -36,18 +29,22 @@ from jaxalign.studies.heads.from_arrays import (
 )
 from jaxalign.studies.heads.importance import Ablations, Importance, importance, importance_calls
 from jaxalign.studies.heads.options import HeadsOptions
+from jaxalign.studies.heads.precisions import Calls, PrecisionCalls, precision_calls
 from jaxalign.studies.heads.rankings import DRAWS, choose_donors, repair_orders
-from jaxalign.studies.heads.repair import Orders, Repair, repair
+from jaxalign.studies.heads.repair import repair
 from jaxalign.studies.heads.result import HeadsResult, RepairResult
-from jaxalign.study.calls import Call, Late, spec_of
+from jaxalign.studies.heads.screening import (
+    Screened,
+    others,
+    refuse_all,
+    screen_heads,
+    suggestion,
+    with_kinds,
+)
 from jaxalign.study.session import Session
 from jaxalign.study.tables import head_label
-from jaxalign.study.weight_noise import late_noise, moves_matrices
 
 FEW = 3
-# Of these the noise floors are made: resampling would take four runs a head in every draw.
-NOISE_KINDS: tuple[Replacement, ...] = ("zero", "mean")
-Calls = Sequence[Call[Any]]
 
 
 def run(session: Session, options: HeadsOptions) -> HeadsResult:
@@ -68,6 +65,7 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
             'add "reference": ["…", …] to the prompts file, or leave mean out of --ablations',
         )
     heads = session.model.config.num_layers * session.model.config.num_heads
+    refuse_all(options.screen, heads)
     if options.repaired and options.max_repair_k > heads:
         session.notes.append(f"--max-repair-k {options.max_repair_k}: the model has {heads} heads")
     for scheme in options.schemes:
@@ -88,148 +86,49 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
     )
     f32 = Variant("f32", session.model.params, F32)
     f32.clean = runner.as_low(asked.clean)
-    important = importance_calls(runner, asked, f32, options.ablations, options.engine)
+    screened = None
+    if options.screen is not None:
+        with log.phase("screen f32"):
+            screened = screen_heads(runner, asked, f32)
+    ablated = asked if screened is None else screened.asked
+    kinds = options.ablations if screened is None else others(options.ablations)
+    important = importance_calls(runner, ablated, f32, kinds, options.engine) if kinds else []
     everything = [*prompts, *texts]
     work = runner.study_batches(everything)
     precisions = [
-        _precision(session, runner, scheme, asked, everything, work) for scheme in options.schemes
+        precision_calls(session, runner, scheme, asked, ablated, everything, work)
+        for scheme in options.schemes
     ]
     if options.noise_draws and precisions and not any(one.noise for one in precisions):
         session.notes.append("no precision moves a weight, so none stands beside weight noise")
+    if screened is None:
+        sweeps = [*important, *(call for one in precisions for call in one.sweeps)]
+        if advice := suggestion(runner, sweeps, session.devices):
+            note(advice)
     session.ahead([*important, *(call for one in precisions for call in one.first_calls)])
     session.ahead([call for one in precisions for call in one.later_calls])
     with log.phase("importance f32"):
-        found = importance(
-            runner, "importance of every head, f32", important, len(prompts), needed=True
-        )
-    base = Base(asked=asked, importance=found)
+        base = _base(runner, asked, important, screened)
     lows = [_low_precision(session, runner, base, one) for one in precisions]
     session.end_of_calls()
     return _result(session, runner, base, lows)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Noise:
-    """One draw of f32 with noise of a scheme's size, and its calls."""
-
-    variant: Variant
-    clean: Calls
-    importance: Calls
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Precision:
-    """A low precision and its calls, made before any of them runs.
-
-    ``reordered`` is empty where activations are f32.
-    """
-
-    scheme: Scheme
-    variant: Variant
-    clean: Calls
-    importance: Calls
-    reordered: Calls
-    repair: Repair
-    restoring: Calls
-    moving: Calls
-    noise: tuple[_Noise, ...]
-
-    @property
-    def first_calls(self) -> list[Call[Any]]:
-        """Those whose programs are needed first."""
-        return [*self.clean, *self.importance]
-
-    @property
-    def later_calls(self) -> list[Call[Any]]:
-        """The others, in the order in which they run."""
-        noise = [call for one in self.noise for call in (*one.clean, *one.importance)]
-        return [*self.reordered, *self.restoring, *self.moving, *noise]
-
-
-def _precision(
-    session: Session,
-    runner: Runner,
-    scheme: Scheme,
-    asked: Ablations,
-    everything: list[Prompt],
-    work: list[Any],
-) -> _Precision:
-    options = runner.options
-    variant = Variant(scheme.name, _late_unpacked(session, scheme), scheme)
-    other: Engine = "vmap" if options.engine == "wave" else "wave"
-    repaired = Repair(
-        runner=runner,
-        prompts=asked.prompts,
-        work=asked.work,
-        clean=asked.clean,
-        variant=variant,
-        orders=Orders(scheme.name in options.repaired),
-    )
-    in_f32 = scheme.compute_dtype == F32.compute_dtype
-    draws = options.noise_draws if moves_matrices(session.model.params, scheme) else 0
-    return _Precision(
-        scheme=scheme,
-        variant=variant,
-        clean=runner.low_calls(variant, everything, work, asked.clean),
-        importance=importance_calls(runner, asked, variant, options.ablations, options.engine),
-        reordered=() if in_f32 else importance_calls(runner, asked, variant, ("zero",), other),
-        repair=repaired,
-        restoring=repaired.restoring(),
-        moving=repaired.moving(),
-        noise=tuple(
-            _noise(session, runner, scheme, draw, asked, everything, work) for draw in range(draws)
-        ),
-    )
-
-
-def _noise(
-    session: Session,
-    runner: Runner,
-    scheme: Scheme,
-    draw: int,
-    asked: Ablations,
-    everything: list[Prompt],
-    work: list[Any],
-) -> _Noise:
-    variant = Variant(f"{scheme.name}, noise {draw}", late_noise(session, scheme, draw), F32)
-    kinds = tuple(kind for kind in NOISE_KINDS if kind in runner.options.ablations)
-    return _Noise(
-        variant=variant,
-        clean=runner.low_calls(variant, everything, work, asked.clean),
-        importance=importance_calls(runner, asked, variant, kinds, runner.options.engine),
-    )
-
-
-def _late_unpacked(session: Session, scheme: Scheme) -> Any:
-    """A scheme's parameters, each packed matrix as the array that products would unpack it to.
-
-    A scheme that rounds nothing but weights then runs by f32's programs, which are compiled once.
-    """
-    packed = session.late_low(scheme)
-    if scheme.weights is None or session.mesh or scheme.compute_dtype != F32.compute_dtype:
-        return packed
-
-    # A method may leave a divisor of the input behind, which stays packed: only a look will tell.
-    same = scheme.inputs is None and scheme.to_nearest
-    return Late(
-        make=lambda: session.last("unpacked", scheme, lambda: _unpacked(session.low(scheme))),
-        spec=spec_of(session.model.params) if same else None,
-    )
-
-
-@jit
-def _unpacked(params: Params) -> Params:
-    """The parameters with packed matrices as arrays, but for those whose input is changed, too."""
-
-    def leaf(w: Any) -> Any:
-        plain = isinstance(w, QTensor) and w.inputs is None and w.input_divisor is None
-        return unpack(w).astype(jnp.float32) if plain else w
-
-    return jax.tree.map(leaf, params, is_leaf=lambda w: isinstance(w, QTensor))
+def _base(runner: Runner, asked: Ablations, calls: Calls, screened: Screened | None) -> Base:
+    """What f32 says of the prompts; of a screened study zero-importance is there already."""
+    clean = asked.clean.metrics.logit_diff[: len(asked.prompts)]
+    found = None
+    if calls:
+        found = importance(runner, "importance of every head, f32", calls, clean, needed=True)
+    if screened is None:
+        assert found is not None
+        return Base(asked=asked, importance=found, ranked=found.answer["zero"])
+    whole = screened.importance if found is None else with_kinds(screened.importance, found)
+    return Base(asked=asked, importance=whole, ranked=screened.ranked, screen=screened.screen)
 
 
 def _low_precision(
-    session: Session, runner: Runner, base: Base, one: _Precision
+    session: Session, runner: Runner, base: Base, one: PrecisionCalls
 ) -> tuple[Low, list[RepairResult]]:
     """Everything the study asks of one low precision."""
     scheme, count, log = one.scheme, len(base.asked.prompts), session.log
@@ -238,27 +137,29 @@ def _low_precision(
     clean = one.variant.clean
     assert clean is not None
     orders = repair_orders(
-        base.importance.answer["zero"],
+        base.ranked,
         clean.drift.last[:count].reshape(count, -1),
         clean.predicted[:count].reshape(count, -1),
     )
     if one.repair.orders.wanted:
         one.repair.orders.decide(orders, runner.config.num_heads, runner.options.seed, scheme.name)
 
-    def ablated(name: str, calls: Calls) -> Importance | None:
+    def ablated(name: str, calls: Calls, variant: Variant) -> Importance | None:
+        assert variant.clean is not None
+        clean = variant.clean.metrics.logit_diff[:count]
         title = f"importance of every head, {name}"
-        return importance(runner, title, calls, count, needed=False) if calls else None
+        return importance(runner, title, calls, clean, needed=False) if calls else None
 
     with log.phase(f"importance {scheme.name}"):
-        own = ablated(scheme.name, one.importance)
-        reordered = ablated(f"{scheme.name}, roundings reordered", one.reordered)
+        own = ablated(scheme.name, one.importance, one.variant)
+        reordered = ablated(f"{scheme.name}, roundings reordered", one.reordered, one.variant)
     with log.phase(f"repair {scheme.name}"):
         repaired = repair(one.repair, one.restoring, one.moving)
     with log.phase(f"noise {scheme.name}"):
         noise = []
         for draw in one.noise:
             runner.low(draw.variant, draw.clean, len(base.asked.clean.states))
-            noise.append(ablated(draw.variant.name, draw.importance))
+            noise.append(ablated(draw.variant.name, draw.importance, draw.variant))
             draw.variant.clean = None  # its states are many
     assert own is not None
     low = Low(
@@ -301,6 +202,7 @@ def _result(
         repairs=tuple(repairs),
         statistics=statistics,
         provenance=session.provenance(count),
+        screen=base.screen,
         bits={one.name: mean_bits(session.config, one) for one in (F32, *runner.options.schemes)},
         megabytes={
             one.name: deployed_bytes(session.config, one) / 1e6

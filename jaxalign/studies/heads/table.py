@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jaxalign.errors import shortened
+from jaxalign.errors import counted, shortened
 from jaxalign.measures.estimates import ALL_TASKS, LEVEL, Estimate
 from jaxalign.shapes import Float
 from jaxalign.studies.heads.average import mean_maps
 from jaxalign.studies.heads.findings import (
+    TOP,
     Agreement,
     Likeness,
     TaskMean,
@@ -22,7 +23,7 @@ from jaxalign.study.tables import estimate_text, head_label, header, one_line, t
 WIDTH, COLUMNS = 100, 4  # of the screen; precisions that stand side by side
 TOP_SHARED = 10  # heads of the largest importance, of which it is said how many are shared
 HALF = 0.5  # a correlation below it is of other heads, whatever their sizes say
-TOP, BAR = 6, 16  # heads drawn as bars, the longest bar
+BARS, BAR = 6, 16  # heads drawn as bars, the longest bar
 MAP_ROWS, MAP_WIDTH = 6, 48
 SHADES = " ·░▒▓█"
 NOTES = 3
@@ -34,7 +35,9 @@ def screen(result: HeadsResult) -> str:
     """The study in one screen, at most 100 columns and 35 lines."""
     names, numbers = _numbers(result)
     parts = [
-        "\n".join([header("heads", result.provenance), *_answers(result, names)]),
+        "\n".join(
+            [header("heads", result.provenance), *_screened(result), *_answers(result, names)]
+        ),
         numbers,
         _heads(result),
         _closing(result, names),
@@ -84,6 +87,34 @@ def _answers(result: HeadsResult, names: Sequence[str]) -> list[str]:
         line = f"{one_line(name, 30)}: {_kept(found)} heads matter ({alike})"
         lines.append(shortened(f"{line}{_beside(found.prompt_spearman)}", WIDTH))
     return lines
+
+
+def _screened(result: HeadsResult) -> list[str]:
+    """How many heads were exact, and how well the estimates of the others agree."""
+    screen = result.screen
+    if screen is None:
+        return []
+    heads, found = result.num_layers * result.num_heads, screen.agreement
+    exact = f"{int(screen.exact.sum())} of {heads} heads exact"
+    if len(screen.prompts) < len(result.prompts):
+        exact += f" on {len(screen.prompts)} of {len(result.prompts)} prompts"
+    lines = [
+        f"screen: {exact}, {int((~screen.exact).sum())} estimated; "
+        f"{screen.cost:.0%} of the exact sweep's operations"
+    ]
+    if found.spearman.value is None or found.worst_miss is None:
+        sampled = counted(found.items, "dropped head")
+        return [*lines, f"estimates: {sampled} in the random sample, too few to say how good"]
+    rank = estimate_text(found.spearman, "{:+.2f}".format)
+    slope = estimate_text(found.slope, "{:.2f}".format)
+    agree = f"{counted(found.items, 'dropped head')}: ρ {rank}; slope {slope}"
+    miss = f"worst miss {found.worst_miss:.2f} logits; "
+    return [
+        *lines,
+        f"estimates, {agree}",
+        f"  {miss}{screen.missed} of them belong to the top {min(TOP, len(screen.top))}, "
+        f"so at most {screen.missed_at_most} of all dropped may (95 %)",
+    ]
 
 
 def _kept(found: Agreement) -> str:
@@ -206,7 +237,10 @@ def _repair(result: HeadsResult, name: str) -> str:
 def _heads(result: HeadsResult) -> str:
     """The heads that matter most as bars, beside a map of all of them."""
     [zero] = mean_maps([p.zero_importance for p in result.prompts])
-    bars, drawn = _bars(zero), _map(zero)
+    known = (
+        zero if result.screen is None else np.where(np.isnan(zero), result.screen.estimate, zero)
+    )
+    bars, drawn = _bars(zero), _map(known)
     left = max(map(len, bars))
     count = max(len(bars), len(drawn))
     bars += [""] * (count - len(bars))
@@ -216,7 +250,7 @@ def _heads(result: HeadsResult) -> str:
 
 
 def _bars(zero: Float[np.ndarray, "L H"]) -> list[str]:
-    order = np.argsort(-np.abs(np.nan_to_num(zero)), axis=None, kind="stable")[:TOP]
+    order = np.argsort(-np.abs(np.nan_to_num(zero)), axis=None, kind="stable")[:BARS]
     most = max(float(np.nanmax(np.abs(zero))), 1e-30)
     lines = ["the lead lost without a head, logits (f32)"]
     for layer, head in zip(*np.unravel_index(order, zero.shape), strict=True):

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import MappingProxyType
 
 from jaxalign.plots.page import Page
-from jaxalign.studies.heads.figures import dots, maps, repair, tasks, training
+from jaxalign.studies.heads.figures import dots, maps, repair, screen, tasks, training
 from jaxalign.studies.heads.result import HeadsResult
 
 FIGURES: MappingProxyType[str, Callable[[HeadsResult], Page]] = MappingProxyType(
@@ -20,9 +20,13 @@ FIGURES: MappingProxyType[str, Callable[[HeadsResult], Page]] = MappingProxyType
         "fig7_first_order": dots.first_order,
     }
 )
+# Of a screened study, beside those; None of any other.
+OF_A_SCREEN: MappingProxyType[str, Callable[[HeadsResult], Page | None]] = MappingProxyType(
+    {"fig8_estimate_vs_exact": screen.estimate_against_exact}
+)
 # Of several results, one a checkpoint of the model's training.
 OVER_TRAINING: MappingProxyType[str, Callable[[training.Checkpoints], Page]] = MappingProxyType(
     {"training": training.training}
 )
 
-__all__ = ["FIGURES", "OVER_TRAINING"]
+__all__ = ["FIGURES", "OF_A_SCREEN", "OVER_TRAINING"]
