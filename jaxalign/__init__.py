@@ -33,9 +33,16 @@ if TYPE_CHECKING:
     from jaxalign.engine.lens import direct_logit_attribution, head_scores, logit_lens
     from jaxalign.engine.patching import activation_patching, attribution_patching
     from jaxalign.engine.paths import path_patching
+    from jaxalign.engine.readout import FromClean
     from jaxalign.engine.steering import steer
     from jaxalign.errors import InputError
-    from jaxalign.measures.metrics import Answer, logit_difference
+    from jaxalign.measures.metrics import (
+        Answer,
+        continuation_loss,
+        kl_divergence,
+        logit_difference,
+        probability_of,
+    )
     from jaxalign.model import ModelConfig, Params, cast, forward, head_contributions, init_params
     from jaxalign.numerics import BF16, F16, F32, INT8_SIM, Scheme, jit
     from jaxalign.prompts import one_prompt, read_pairs, read_prompts
@@ -59,7 +66,9 @@ _HOMES = {
     "jaxalign.engine.paths": "path_patching",
     "jaxalign.engine.steering": "steer",
     "jaxalign.errors": "InputError",
-    "jaxalign.measures.metrics": "Answer logit_difference",
+    "jaxalign.engine.readout": "FromClean",
+    "jaxalign.measures.metrics": "Answer continuation_loss kl_divergence logit_difference "
+    "probability_of",
     "jaxalign.model": "ModelConfig Params cast forward head_contributions init_params",
     "jaxalign.numerics": "BF16 F16 F32 INT8_SIM Scheme jit",
     "jaxalign.prompts": "one_prompt read_pairs read_prompts",
@@ -90,6 +99,7 @@ __all__ = [
     "Add",
     "Answer",
     "Edit",
+    "FromClean",
     "HeadEdit",
     "HeadsOptions",
     "InputError",
@@ -106,6 +116,7 @@ __all__ = [
     "attribution_patching",
     "cast",
     "config_from_hf",
+    "continuation_loss",
     "direct_logit_attribution",
     "enable_compilation_cache",
     "forward",
@@ -115,6 +126,7 @@ __all__ = [
     "heads_study",
     "init_params",
     "jit",
+    "kl_divergence",
     "knock_out",
     "load",
     "locate",
@@ -123,6 +135,7 @@ __all__ = [
     "one_prompt",
     "params_from_state_dict",
     "path_patching",
+    "probability_of",
     "read",
     "read_pairs",
     "read_prompts",

@@ -34,7 +34,7 @@ def examples():
 
 
 EXAMPLES = examples()
-_, ABLATION, _, _, _, METRIC, GATES, PATCHING, _, _, STATE_DICT, TRANSFORMED = EXAMPLES
+_, ABLATION, _, _, _, METRIC, _, GATES, PATCHING, _, _, STATE_DICT, TRANSFORMED = EXAMPLES
 RAN = {}
 
 
