@@ -190,6 +190,24 @@ def test_chunks_of_rows_give_the_same_effects(model, pairs, result, monkeypatch)
         np.testing.assert_allclose(found, wanted, rtol=2e-3, atol=2e-4)
 
 
+@pytest.mark.slow
+def test_rows_of_the_last_positions_give_the_same_effects(model, pairs, result, monkeypatch):
+    from jaxalign.engine import suffix
+
+    monkeypatch.setattr(suffix, "COMPILATION", {"cpu": 1.0, "gpu": 1.0})
+    options = PatchOptions(sweep=("resid",), **EVERYTHING)
+    again = PATCH(model, pairs, options, progress=False)
+    calls = [call for call in again.provenance.calls if call.phase == "resid denoising"]
+    assert sum(call.times for call in calls) > 2, "several lengths of each batch"
+    whole = [m for m in result.maps if (m.sweep, m.direction) == ("resid", "denoising")]
+    assert len(whole) == len(again.maps)
+    for found, wanted in zip(again.maps, whole, strict=True):
+        for name in ("effect", "control"):
+            np.testing.assert_allclose(
+                getattr(found, name), getattr(wanted, name), rtol=2e-3, atol=2e-4
+            )
+
+
 def test_a_screen_is_exact_at_some_places_and_says_how_well_it_agrees(model, pairs, result):
     options = PatchOptions(sweep=("resid",), screen=3, **EVERYTHING)
     found = PATCH(model, pairs, options, progress=False)

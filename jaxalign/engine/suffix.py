@@ -73,6 +73,24 @@ def few_lengths(wanted: Int[np.ndarray, " M"], length: int, line: float) -> Int[
     return ends[np.searchsorted(ends, wanted)]
 
 
+def worth_it(
+    wanted: Int[np.ndarray, " M"], prompts: int, length: int, config: ModelConfig
+) -> Int[np.ndarray, " M"]:
+    """``few_lengths`` of a model: none that takes longer to compile than it saves.
+
+    Args:
+        wanted: how many positions each row needs.
+        prompts: ``B``.
+        length: ``S``, positions.
+        config: the architecture.
+    """
+    weights = sum(inputs * outputs for inputs, outputs in matrix_sizes(config).values())
+    # Of one position of one row, born half way up, of all prompts.
+    operations = 2.0 * weights * config.num_layers / 2 * prompts
+    line = COMPILATION["gpu" if default_platform() == "gpu" else "cpu"] / operations
+    return few_lengths(wanted, length, line)
+
+
 def misfit(suffixes: Suffixes, edits: Sequence[Edit], length: int, scheme: Scheme) -> str | None:
     """Why given suffixes cannot be used; None where they can.
 
@@ -118,11 +136,7 @@ def suffixes_of(
     known = not isinstance(lengths, jax.core.Tracer)
     real = np.asarray(lengths) if known else np.full(np.shape(lengths), length)
     each = [needed(edit, real, length) for edit in edits]
-    weights = sum(inputs * outputs for inputs, outputs in matrix_sizes(config).values())
-    # Of one position of one row, born half way up, of all prompts.
-    operations = 2.0 * weights * config.num_layers / 2 * len(real)
-    line = COMPILATION["gpu" if default_platform() == "gpu" else "cpu"] / operations
-    few = few_lengths(np.concatenate(each), length, line)
+    few = worth_it(np.concatenate(each), len(real), length, config)
     if (few == length).all():
         return ()
     ends = np.cumsum([len(rows) for rows in each])[:-1]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from jaxalign.engine.budget import MOST_OPERATIONS, plan_chunks
+from jaxalign.engine.suffix import worth_it
 from jaxalign.measures.metrics import answer_weights
 from jaxalign.numerics.scheme import F32
 from jaxalign.prompts import Batch, Pair
@@ -36,6 +37,7 @@ class Work:
         static: the program's static arguments beside ``config`` and ``mesh``.
         more: arguments between the rows and the prompts.
         takes: what it takes behind the prompts, of ``source``, ``groups`` and ``keys``.
+        by_group: whether each row acts at one group of positions alone, its second number.
     """
 
     name: str
@@ -48,11 +50,12 @@ class Work:
     static: dict[str, Any]
     more: tuple[Any, ...] = ()
     takes: tuple[str, ...] = ()
+    by_group: bool = False
 
 
 def calls(
     session: Session, pairs: Sequence[Pair], groups: Sequence[Int[np.ndarray, "2 S"]], work: Work
-) -> Iterator[tuple[Call[Any], slice]]:
+) -> Iterator[tuple[Call[Any], Int[np.ndarray, " rows"]]]:
     """The calls of some work, each with the rows that it computes.
 
     Args:
@@ -75,24 +78,43 @@ def calls(
             "groups": batch.fill([_padded(own, size, NOWHERE) for own in groups]),
             "keys": batch.fill(list(keys)),
         }
-        each = plan(size)[1]
-        for start in range(0, len(work.rows), each):
-            chosen = slice(start, min(start + each, len(work.rows)))
-            passes = int((config.num_layers - work.starts[chosen]).sum()) * work.kinds
-            call: Call[Any] = Call(
-                key=(work.name, F32.name, number, start),
-                program=work.program,
-                arguments=(
-                    session.model.params, work.rows[chosen], *work.more,
-                    _prompts(pairs, batch), *(parts[name] for name in work.takes),
-                ),
-                static={"config": config, "mesh": session.mesh, **work.static},
-                batch=batch,
-                rows=1 + work.kinds * len(work.rows[chosen]),
-                layer_rows=batch.shape[0] * (passes + 3 * config.num_layers),
-                engine="wave",
-            )  # fmt: skip
-            yield call, chosen
+        each, begun = plan(size)[1], 0
+        for suffix, alike in _by_suffix(session, work, batch, parts["groups"]):
+            held = {} if suffix is None else {"suffix": suffix}
+            for chosen in np.split(alike, range(each, len(alike), each)):
+                passes = int((config.num_layers - work.starts[chosen]).sum()) * work.kinds
+                call: Call[Any] = Call(
+                    key=(work.name, F32.name, number, begun),
+                    program=work.program,
+                    arguments=(
+                        session.model.params, work.rows[chosen], *work.more,
+                        _prompts(pairs, batch), *(parts[name] for name in work.takes),
+                    ),
+                    static={"config": config, "mesh": session.mesh, **work.static, **held},
+                    batch=batch,
+                    rows=1 + work.kinds * len(chosen),
+                    layer_rows=batch.shape[0] * (passes + 3 * config.num_layers),
+                    engine="wave",
+                )  # fmt: skip
+                yield call, chosen
+                begun += len(chosen)
+
+
+def _by_suffix(
+    session: Session, work: Work, batch: Batch, groups: Int[np.ndarray, "B 2 S"]
+) -> Iterator[tuple[int | None, Int[np.ndarray, " rows"]]]:
+    """Rows that change equally many of the prompts' last positions; None for all positions."""
+    every = np.arange(len(work.rows))
+    if not work.by_group:
+        yield None, every
+        return
+    count, size = batch.shape
+    here = (np.asarray(groups)[:, None] == work.rows[:, 1][None, :, None, None]).any(axis=2)
+    first = np.where(here.any(axis=-1), here.argmax(axis=-1), size)  # [B, M]
+    wanted = np.clip(np.asarray(batch.lengths)[:, None] - first, 1, size).max(axis=0)
+    few = worth_it(wanted, work.kinds * count, size, session.config)
+    for suffix in np.unique(few):
+        yield int(suffix) if suffix < size else None, every[few == suffix]
 
 
 def score_calls(session: Session, pairs: Sequence[Pair], side: str) -> Iterator[Call[Any]]:
@@ -164,7 +186,7 @@ def _padded(own: Any, size: int, filler: int) -> Int[np.ndarray, "*kinds S"]:
 
 
 def gathered(
-    count: int, work: Work, parts: Iterator[tuple[Call[Any], slice, Any]]
+    count: int, work: Work, parts: Iterator[tuple[Call[Any], Int[np.ndarray, " rows"], Any]]
 ) -> Float[np.ndarray, "P kinds M"]:
     """How far each row moves the metric of each pair, against row 0 of its own call.
 
@@ -175,5 +197,7 @@ def gathered(
     """
     moved = np.zeros((count, work.kinds, len(work.rows)))
     for call, chosen, values in parts:
-        call.batch.scatter(moved[:, :, chosen], values[..., 1:] - values[..., :1], axis=0)
+        own = moved[:, :, chosen]
+        call.batch.scatter(own, values[..., 1:] - values[..., :1], axis=0)
+        moved[:, :, chosen] = own
     return moved

@@ -64,7 +64,9 @@ def score(
     return deal_prompts(mesh, run, (params,), (prompts,))
 
 
-@functools.partial(jit, static_argnames=("config", "point", "apart", "mesh"), keep_unused=True)
+@functools.partial(
+    jit, static_argnames=("config", "point", "apart", "suffix", "mesh"), keep_unused=True
+)
 def exchange(
     params: Params,
     rows: Int[Array, "M 3"],
@@ -76,6 +78,7 @@ def exchange(
     config: ModelConfig,
     point: str,
     apart: str,
+    suffix: int | None = None,
     mesh: Mesh | None = None,
 ) -> Float[Array, "B kinds R"]:
     """The metric where a place has another run's value, and where it has a random one as far away.
@@ -93,6 +96,8 @@ def exchange(
         groups: of each position, by role and by word (``groups.Groups``).
         keys: of each prompt's random directions.
         config, point, apart, mesh: static; ``apart`` as ``options.Sweep`` has it.
+        suffix: how many of the prompts' last positions the rows change at the most (static); None
+            for all.
 
     Returns:
         ``[B, 2, 1 + M]``: first the other run's values, then random ones; row 0 is the run itself.
@@ -110,9 +115,11 @@ def exchange(
         edits = [
             Edit(Replace(point, mask, value)) for value in (other, _random(keys, own, other, point))
         ]
+        held = () if suffix is None else ((suffix,) * len(rows),) * len(edits)
         found = sweep(
-            params, prompts.tokens, prompts.lengths, config, edits, prompts.metric, single_step=True
-        )
+            params, prompts.tokens, prompts.lengths, config, edits, prompts.metric,
+            single_step=True, suffixes=held,
+        )  # fmt: skip
         return jnp.moveaxis(jnp.stack(found), -1, 0)
 
     return deal_prompts(mesh, run, (params, rows), (prompts, source, groups, keys))
@@ -193,6 +200,7 @@ def knock_out(
         [found] = sweep(
             params, prompts.tokens, prompts.lengths, config, [edit], prompts.metric,
             single_step=window == 1,
+            suffixes=((1,) * len(rows),),  # nothing but the last position changes
         )  # fmt: skip
         return found.T[:, None]
 

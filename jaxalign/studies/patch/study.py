@@ -198,6 +198,7 @@ def _exchange(name: str, direction: str, places: Places) -> Work:
         values=4,
         static={"point": sweep.point, "apart": sweep.apart},
         takes=("source", "groups", "keys"),
+        by_group="S" in sweep.apart,
     )
 
 
@@ -226,6 +227,7 @@ def _screened(bench: Bench, name: str, direction: str) -> PatchMap:
         kinds=1,
         values=8,
         takes=("source", "groups"),
+        by_group=False,
     )
     there = np.ones((len(bench.pairs), len(places.rows)), bool)
     if places.heads is None:
