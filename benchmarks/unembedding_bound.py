@@ -64,7 +64,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     @jaxalign.jit
     def last(tokens: jax.Array, lengths: jax.Array) -> jax.Array:
         edits = jax.tree.map(jnp.asarray, [zero])
-        return wave(Inputs(params, tokens, lengths, edits, config, jaxalign.F32), True)
+        read = (lengths - 1)[:, None]
+        return wave(Inputs(params, tokens, lengths, edits, read, config, jaxalign.F32), True)[
+            :, :, 0
+        ]
 
     found: dict[str, list[np.ndarray]] = {"bound": [], "angle known": []}
     for batch in batches([p.tokens for p in prompts], 64, config.max_positions):

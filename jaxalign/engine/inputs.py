@@ -37,7 +37,7 @@ class Inputs:
     read: ArrayLeaf
     config: ModelConfig = struct.field(pytree_node=False)
     scheme: Scheme = struct.field(pytree_node=False)
-    every_layer: bool = struct.field(pytree_node=False)
+    every_layer: bool = struct.field(pytree_node=False, default=False)
 
     @property
     def run(self) -> Pass:
