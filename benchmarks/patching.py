@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +228,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def described(row: dict[str, Any], case: dict[str, Any]) -> str:
+def described(row: Mapping[str, Any], case: Mapping[str, Any]) -> str:
     """A baseline's name, how many rows a pass it runs, and that it ran a part."""
     each = row["rows_a_pass"]
     size = f" ({each * case['prompts']} a batch)" if each and each > 1 else ""
@@ -236,7 +236,7 @@ def described(row: dict[str, Any], case: dict[str, Any]) -> str:
     return f"{BASELINES[row['name']]}{size}{part}"
 
 
-def title(case: dict[str, Any]) -> str:
+def title(case: Mapping[str, Any]) -> str:
     """What a case asks, and of how much."""
     counts = f"{case['edits']} rows, {case['prompts']} prompts of {case['tokens']} tokens"
     return f"{CASES[case['name']]}: {counts}"

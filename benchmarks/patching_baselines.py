@@ -161,10 +161,10 @@ def after_prefix(
     named = inspect.signature(model.gpt_neox.forward).parameters
     keyword = "past_key_values" if "past_key_values" in named else "cache"
     ids, found = on_device(tokens), []
-    prefix = DynamicCache(config=model.config)
+    prefix: Any = DynamicCache(config=model.config)
 
     def repeated(count: int) -> Any:
-        wide = DynamicCache(config=model.config)
+        wide: Any = DynamicCache(config=model.config)
         for number, layer in enumerate(prefix.layers):
             kv = (a.repeat(count, 1, 1, 1) for a in (layer.keys, layer.values))
             wide.update(*kv, number)
@@ -172,7 +172,7 @@ def after_prefix(
 
     with torch.inference_mode():
         model.gpt_neox(ids[:, :-1], use_cache=True, **{keyword: prefix})
-        wide, count = None, 0
+        wide, count = prefix, 0
         for start in range(0, len(places), size):
             part = places[start : start + size]
             if len(part) != count:

@@ -59,8 +59,8 @@ class Case:
 def random_pairs(config: ModelConfig, count: int, length: int) -> Pairs:
     """Pairs that differ in every token, and their answers, drawn from the vocabulary."""
     rng = np.random.default_rng(0)
-    tokens = rng.integers(0, config.vocab_size, (2, count, length), np.int32)
-    return Pairs(*tokens, rng.integers(0, config.vocab_size, (count, 2), np.int32))
+    clean, corrupted = rng.integers(0, config.vocab_size, (2, count, length), np.int32)
+    return Pairs(clean, corrupted, rng.integers(0, config.vocab_size, (count, 2), np.int32))
 
 
 def difference(logits: Float[Array, "*rows B V"], pair: Int[Array, "B 2"]) -> Array:
