@@ -91,7 +91,59 @@ def wave_flops(config: ModelConfig, lengths: Sequence[int], births: Sequence[int
     return WaveFlops(qkv, attention, out, newborn_heads, mlp, unembed)
 
 
-def _visible(length: int, window: int | None, last_only: bool) -> int:
-    """Pairs of a query and a key that it sees, of all positions or of the last."""
-    seen = range(length, length + 1) if last_only else range(1, length + 1)
+def patching_flops(
+    config: ModelConfig, length: int, prompts: int, births: Sequence[int], firsts: Sequence[int]
+) -> WaveFlops:
+    """The fewest floating-point operations of an exact f32 wave in layer and position.
+
+    A row is its positions from the first edited one on, in the blocks behind its edit; positions
+    before them are the clean run's, whose keys and values it reads. What begins a row inside a
+    block (a head's own ``z W_O``, and a sequential block's MLP) is left out, so that this is a
+    little less than any wave needs. Every row's logits are counted.
+
+    Args:
+        config: the architecture.
+        length: tokens of each prompt.
+        prompts: how many there are, each with every row.
+        births: for each edited row the first block, counted from 0, that it passes as a whole; the
+            number of layers for one that begins behind the last. The clean row is not among them.
+        firsts: for each edited row the first position that it changes.
+
+    Example:
+        >>> seventy = ModelConfig(50304, 6, 8, 512, 2048)
+        >>> places = [(step, position) for step in range(7) for position in range(16)]
+        >>> patching_flops(seventy, 16, 64, *zip(*places)).total / 1e9
+        1317.770625024
+    """
+    D, F, layers = config.hidden_size, config.intermediate_size, config.num_layers
+    Q, K = config.attention_width, config.num_kv_heads * config.head_size
+    products = 3 if config.gated else 2
+    windows = config.windows or (None,) * layers
+    rows = [(0, 0), *zip(births, firsts, strict=True)]
+    each = []
+    for layer in range(layers):
+        last = layer == layers - 1
+        alive = [first for birth, first in rows if birth <= layer]
+        held = sum(length - first for first in alive)
+        queries = len(alive) if last else held
+        window = windows[layer]
+        seen = sum(_visible(length, window, last, first) for first in alive)
+        each.append(
+            (
+                prompts * 2 * D * (Q * queries + 2 * K * held),
+                prompts * 4 * Q * seen,
+                prompts * 2 * D * Q * queries,
+                0,
+                prompts * 2 * products * D * F * queries,
+            )
+        )
+    qkv, attention, out, newborn, mlp = zip(*each, strict=True)
+    return WaveFlops(
+        qkv, attention, out, newborn, mlp, prompts * len(rows) * 2 * D * config.vocab_size
+    )
+
+
+def _visible(length: int, window: int | None, last_only: bool, first: int = 0) -> int:
+    """Pairs of a query and a key that it sees, of positions from ``first`` on or of the last."""
+    seen = range(length, length + 1) if last_only else range(first + 1, length + 1)
     return sum(before if window is None else min(before, window) for before in seen)

@@ -117,12 +117,23 @@ def head_columns(model: Any, head: int) -> Any:
 
 def margins(model: Any, ids: Any, target: Any, unembed: str) -> Any:
     """``logit(target) − best other`` at the last position, ``[B]``, of prompts of one length."""
+    return margin_of(last_logits(model, ids, unembed), target)
+
+
+def last_logits(model: Any, ids: Any, unembed: str, **cached: Any) -> Any:
+    """Logits at the last position, ``[B, V]``, of prompts of one length.
+
+    Args:
+        model: ``load``'s.
+        ids: ``[B, S]``.
+        unembed: at "all" positions, of which the last is taken, or at the "last" alone.
+        cached: keys and values of positions before these, as the model takes them.
+    """
+    how: dict[str, Any] = cached or {"use_cache": False}
     if unembed == "all":
-        logits = model(ids, use_cache=False).logits[:, -1]
-    else:
-        hidden = model.gpt_neox(ids, use_cache=False).last_hidden_state
-        logits = model.get_output_embeddings()(hidden[:, -1])
-    return margin_of(logits, target)
+        return model(ids, **how).logits[:, -1]
+    hidden = model.gpt_neox(ids, **how).last_hidden_state
+    return model.get_output_embeddings()(hidden[:, -1])
 
 
 def margin_of(logits: Any, target: Any) -> Any:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import heads, study
+from benchmarks import heads, patching, study
 from benchmarks.record import RESULTS, ROOT
 from jaxalign.runtime.files import replace_file
 
@@ -72,6 +72,37 @@ def _lost(record: Record) -> str:
     named = {"large products below the peak": slow, **rest}
     said = ", ".join(f"{term} {share:.0f}" for term, share in named.items())
     return f" The rest, in per cent of the time, each term measured alone: {said}."
+
+
+def patching_section(record: Record) -> str:
+    """Patching of every place, last-position edits and the screen beside their baselines."""
+    rows = [row for case in record["cases"] for row in _patching_rows(case)]
+    return "\n".join(
+        [
+            f"Patching every place of {_shape(record['model'])}, f32, peak of matrix products "
+            f"{record['peak_gflops']:.0f} GFLOP/s ({where(record)}). The score is the fewest "
+            "operations of an exact wave in layer and position over what the peak does in that "
+            "time; first-order estimates, which the screen makes, are no exact values:",
+            "",
+            "| | seconds | ours is faster by | largest difference, logits |",
+            "|---|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _patching_rows(case: Record) -> Iterator[str]:
+    ours = case["ours"]
+    score = "" if case["score"] is None else f", score {case['score']:.2f}"
+    yield (
+        f"| **{patching.title(case)}**, median of {ours['runs']} (first){score} "
+        f"| **{ours['median']:.2f}** ({ours['first']:.1f}) | | |"
+    )
+    for row in case["rows"]:
+        yield (
+            f"| {patching.described(row, case)} | {row['seconds']:.1f} | {row['ratio']:.1f}× "
+            f"| {row['largest_difference']:.0e} |"
+        )
 
 
 def study_section(record: Record) -> str:
@@ -232,6 +263,7 @@ def _shape(model: str) -> str:
 
 SECTIONS: dict[str, Callable[[Record], str]] = {
     heads.NAME: heads_section,
+    patching.NAME: patching_section,
     study.NAME: study_section,
     "command": command_section,
     "scaling": scaling_section,

@@ -23,6 +23,8 @@ from benchmarks import (  # noqa: E402
     devices,
     float64,
     gpu_json,
+    patching,
+    patching_calls,
     products,
     pytorch_baseline,
     record,
@@ -31,7 +33,7 @@ from benchmarks import (  # noqa: E402
     table,
     workload,
 )
-from benchmarks.flops import wave_flops  # noqa: E402
+from benchmarks.flops import patching_flops, wave_flops  # noqa: E402
 from jaxalign.edits import Edit, HeadEdit, head_ablation_masks  # noqa: E402
 from jaxalign.engine import sweep  # noqa: E402
 from jaxalign.measures.metrics import Answer  # noqa: E402
@@ -84,7 +86,7 @@ def test_an_unknown_benchmark_is_refused_with_the_list(capsys):
     "name",
     [
         pytest.param(name, marks=pytest.mark.slow if name in LONG else ())
-        for name in sorted(set(RUNNABLE) - {"heads", "devices", "study"})
+        for name in sorted(set(RUNNABLE) - {"heads", "patching", "devices", "study"})
     ],
 )
 def test_a_benchmark_runs_at_a_tiny_size_and_ends_with_its_record(capsys, name):
@@ -105,6 +107,32 @@ def test_every_baseline_finds_the_importance_of_the_wave(capsys):
     assert found["wave"]["largest_importance"] > 0.1
     total = sum(entry["seconds"] for entry in found["account"])
     assert total == pytest.approx(found["wave"]["best"], rel=1e-2)
+
+
+@pytest.mark.slow
+def test_every_baseline_of_patching_finds_what_the_wave_finds(capsys):
+    pytest.importorskip("transformer_lens")
+    code, found = run(capsys, "patching", "--quick", "--device", "cpu")
+    assert code == 0
+    resid, heads, last, screen = found["cases"]
+    assert (resid["edits"], heads["edits"], last["edits"]) == (4 * 6, 12 * 6, 12)
+    assert screen["edits"] == 24 + 72 + 2 * 18
+    assert [len(case["rows"]) for case in (resid, heads, last)] == [3, 3, 2]
+    for case in (resid, heads, last):
+        assert all(row["largest_difference"] <= 1e-4 for row in case["rows"])
+        assert case["largest_metric"] > 0.1
+        assert 0 < case["score"] < 1
+    assert {row["rows_run"] for row in heads["rows"]} == {9}  # an eighth of 72
+    section = table.patching_section(found)
+    assert section.count("scaled from 9 rows") == 3
+    assert section.count("\n| ") == 1 + 4 + 3 + 3 + 2 + 1
+
+
+def test_rows_that_stand_for_all_are_spread_over_heads_too():
+    chosen = patching.spread(48 * 16, 8)
+    assert len(set(chosen)) == 96
+    assert set(chosen % 8) == set(range(8))
+    assert patching.spread(7, 1).tolist() == list(range(7))
 
 
 @pytest.mark.slow
@@ -173,6 +201,48 @@ def test_operations_of_a_tiny_wave_are_those_counted_by_hand():
 def test_a_sequential_block_costs_its_newborn_rows_an_mlp():
     config = ModelConfig(10, 2, 2, 4, 8, rotary_dims=2, parallel_residual=False)
     assert wave_flops(config, [3], births(config)).mlp == (3 * 384, 5 * 128)
+
+
+def test_operations_of_a_tiny_wave_in_layer_and_position_are_those_counted_by_hand():
+    config = ModelConfig(10, 2, 2, 4, 8, rotary_dims=2)
+    # Rows: the stream before block 1 at the last position; before block 0 at the middle one.
+    flops = patching_flops(config, 3, 5, [1, 0], [2, 1])
+    # Block 0: the clean row's 3 positions, 6 pairs; 2 positions, which see 2 + 3.
+    assert flops.qkv[0] == 5 * 2 * 4 * 12 * (3 + 2)
+    assert flops.attention[0] == 5 * 4 * 4 * (6 + 5)
+    assert flops.out[0] == 5 * 2 * 4 * 4 * (3 + 2)
+    assert flops.mlp[0] == 5 * 4 * 4 * 8 * (3 + 2)
+    # Block 1: keys and values at 3 + 1 + 2 positions, all else at the last of three rows.
+    assert flops.qkv[1] == 5 * 2 * 4 * (4 * 3 + 8 * (3 + 1 + 2))
+    assert flops.attention[1] == 5 * 4 * 4 * 3 * 3
+    assert flops.out[1] == 5 * 2 * 4 * 4 * 3
+    assert flops.mlp[1] == 5 * 4 * 4 * 8 * 3
+    assert flops.unembed == 5 * 3 * 2 * 4 * 10
+    assert flops.newborn == (0, 0)
+
+
+def test_rows_of_all_positions_cost_what_the_wave_counts():
+    config = scaling.config_of("70m")
+    begun = births(config)
+    behind = [layer + 1 for layer in begun]
+    whole = wave_flops(config, [16] * 64, begun)
+    found = patching_flops(config, 16, 64, behind, [0] * len(begun))
+    assert found.total == whole.total - sum(whole.newborn)
+
+
+def test_the_wave_in_two_dimensions_makes_few_more_than_the_fewest_operations():
+    config = scaling.config_of("70m")
+
+    def wave(params, tokens, lengths, pair):
+        how = {"config": config, "point": "resid", "apart": "S"}
+        return patching_calls.patch.fun(params, tokens, tokens, lengths, pair, **how)
+
+    tokens, pair = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((64, 16), (64, 2)))
+    lengths = np.full(64, 16, np.int32)  # they decide which positions are held
+    places = [(0, 0), *((step, position) for step in range(7) for position in range(16))]
+    least = patching_flops(config, 16, 64, *zip(*places, strict=True)).total
+    made = matrix_flops(wave, param_shapes(config), tokens, lengths, pair)
+    assert least < made < 1.35 * least
 
 
 def test_the_wave_makes_little_more_than_the_fewest_operations():
