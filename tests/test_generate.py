@@ -1,5 +1,6 @@
 """Greedy generation equals transformers' token by token, in every family."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from jaxalign.errors import InputError
 from jaxalign.model import cast, forward
 from jaxalign.model.generate import generate, prefill, step
 from jaxalign.numerics import INT8_SIM, jit, scheme_named
+from testing.edits import tiny
 
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -120,3 +122,26 @@ def test_what_a_cache_cannot_do_is_refused(models):
         generate(params, tokens, lengths, config, steps=2, scheme=INT8_SIM)
     with pytest.raises(InputError, match="steps is 0"):
         generate(params, tokens, lengths, config, steps=0)
+
+
+def test_tokens_are_drawn_as_often_as_the_model_says():
+    params, config = tiny(vocab_size=12)
+    tokens, lengths = jnp.tile(jnp.array([[3, 7, 1]]), (3000, 1)), jnp.full(3000, 3)
+
+    def drawn(seed, temperature):
+        found = generate(
+            params, tokens, lengths, config, steps=1, temperature=temperature, seed=seed
+        )
+        return np.asarray(found.tokens[:, 0])
+
+    logits = forward(params, tokens[:1], config, last_only=True).logits[0]
+    p = np.asarray(jax.nn.softmax(logits / 1.5))
+    counts = np.bincount(drawn(0, 1.5), minlength=12)
+    # Twelve binomials within four standard deviations: wrong by chance once in a thousand seeds.
+    assert (np.abs(counts - 3000 * p) <= 4 * np.sqrt(3000 * p * (1 - p)) + 1).all()
+    assert np.array_equal(drawn(0, 1.5), drawn(0, 1.5))
+    assert not np.array_equal(drawn(0, 1.5), drawn(1, 1.5))
+    assert set(drawn(2, 1e-4)) == {int(logits.argmax())}
+    for temperature in (-1.0, float("nan"), float("inf")):
+        with pytest.raises(InputError, match="temperature is"):
+            drawn(0, temperature)

@@ -1,4 +1,4 @@
-"""Greedy generation with a cache of keys and values.
+"""Generation, greedy or sampled, with a cache of keys and values.
 
 A key's place in the cache is its position, so a query at position ``p`` sees the places up to ``p``
 and nothing that padding left behind them. Prompts of several lengths are therefore continued side
@@ -8,6 +8,7 @@ by side, and the key of each new token overwrites one of the padding.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -188,8 +189,11 @@ def generate(
     fill: int = 0,
     scheme: Scheme | str = F32,
     edit: Edit = NOTHING,
+    temperature: float = 0.0,
+    seed: int = 0,
 ) -> Generated:
-    """Continue greedily: the likeliest next token, over and over, until an end token or ``steps``.
+    """Continue greedily, the likeliest next token, over and over, until an end token or ``steps``;
+    or, at a temperature, by tokens drawn from ``softmax(logits / temperature)``.
 
     Args:
         params: in the scheme's dtype.
@@ -202,9 +206,12 @@ def generate(
         scheme: the precision or its name (static).
         edit: what to change, in the prompts and in what is generated: an axis of positions has
             ``S + steps`` of them, or 1 for all.
+        temperature: 0 takes the likeliest token, 1 draws as the model says.
+        seed: of the draws; a prompt's depend on its place in the batch, too.
 
     Raises:
-        InputError: no step, or a scheme that rounds over a whole example.
+        InputError: no step, a temperature that is negative or not finite, or a scheme that rounds
+            over a whole example.
         ValueError: parameters of another dtype than the scheme's.
 
     Example:
@@ -214,6 +221,8 @@ def generate(
     """
     if steps < 1:
         raise InputError(f"steps is {steps}", "generate one token or more")
+    if not 0 <= temperature < math.inf:
+        raise InputError(f"temperature is {temperature}", "give 0 (greedy) or a positive number")
     return _generate(
         params,
         tokens,
@@ -224,6 +233,7 @@ def generate(
         fill=fill,
         scheme=as_scheme(scheme),
         edit=edit,
+        draws=None if temperature == 0 else (jax.random.key(seed), jnp.float32(temperature)),
     )
 
 
@@ -239,6 +249,7 @@ def _generate(
     fill: int,
     scheme: Scheme,
     edit: Edit,
+    draws: tuple[Array, Array] | None,
 ) -> Generated:
     room = tokens.shape[1] + steps
     how: dict[str, Any] = {"scheme": scheme, "edit": edit}
@@ -247,13 +258,19 @@ def _generate(
     ends = jnp.array(end or (-1,), tokens.dtype)
     new = jnp.full((len(tokens), steps), fill, tokens.dtype)
 
+    def chosen(count: Array, logits: Array) -> Array:
+        if draws is None:
+            return logits.argmax(axis=-1)
+        key, temperature = draws
+        return jax.random.categorical(jax.random.fold_in(key, count), logits / temperature)
+
     def going(state: State) -> Array:
         count, done, *_ = state
         return (count < steps) & ~done.all()
 
     def go(state: State) -> State:
         count, done, written, new, logits, cache = state
-        token = jnp.where(done, fill, logits.argmax(axis=-1)).astype(new.dtype)
+        token = jnp.where(done, fill, chosen(count, logits)).astype(new.dtype)
         new = lax.dynamic_update_slice_in_dim(new, token[:, None], count, axis=1)
         written = written + (~done).astype(written.dtype)
         done = done | (token[:, None] == ends[None]).any(axis=1)
