@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxalign.edits import Add, Edit, HeadEdit, Replace, Scale
-from jaxalign.edits.batch import first_positions
+from jaxalign.edits.batch import first_positions, touches_one_step
 from jaxalign.edits.ready import patch_masks
 from jaxalign.engine import sweep
 from jaxalign.engine.readout import FromClean
@@ -111,6 +111,27 @@ def test_runs_of_the_last_positions_say_what_whole_runs_say(name, group):
         assert np.abs(expected[1:] - expected[:1]).max() > 1e-2 * scale, f"{point} edits nothing"
         idle = np.array([not np.asarray(m).any() for m in edit.sites[0].mask])
         assert np.array_equal(ours[1:][idle], np.repeat(ours[:1], idle.sum(), axis=0)), point
+
+
+@pytest.mark.parametrize("point", ["resid", pytest.param("z", marks=pytest.mark.slow)])
+def test_a_row_may_be_edited_at_another_step_of_each_prompt(point):
+    params, config = tiny()
+    size = (
+        (config.num_layers + 1, B, S, 32) if point == "resid" else (config.num_layers, B, S, 4, 8)
+    )
+    mask = np.zeros((6, *size[:3], *[1] * (len(size) - 3)), bool)
+    rng = np.random.default_rng(4)
+    for row, prompt in itertools.product(range(6), range(B)):
+        mask[row, rng.integers(size[0]), prompt, LENGTHS[prompt] - 1 - row % 2] = True
+    edit = Edit(Replace(point, mask, values(*size)))
+    assert touches_one_step([edit], B)
+    assert not touches_one_step([edit], B, together=True)
+    plain, ours = (
+        sweep(params, TOKENS, REAL, config, [edit], logits_of, **how)[0]
+        for how in ({"engine": "vmap"}, {"suffixes": ((2,) * 6,)})
+    )
+    assert np.abs(ours - plain).max() <= 1e-5 * np.abs(plain).max()
+    assert (np.abs(plain[1:] - plain[:1]).max(axis=-1) > 1e-3).mean() > 0.5
 
 
 @pytest.mark.parametrize(

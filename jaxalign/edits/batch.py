@@ -146,13 +146,23 @@ def first_positions(edit: Edit, batch: int, length: int) -> Int[np.ndarray, "M B
     return first
 
 
-def touches_one_step(edits: Sequence[Edit], batch: int) -> bool:
-    """Whether no row touches a second step of the model; False where its arrays are traced."""
+def touches_one_step(edits: Sequence[Edit], batch: int, *, together: bool = False) -> bool:
+    """Whether no row touches a second step of the model; False where its arrays are traced.
+
+    Args:
+        edits: batches of edits.
+        batch: ``B``, how many prompts there are.
+        together: on all prompts together, so that rows which touch one step of each prompt, but not
+            the same, do not count.
+    """
     places = (array for edit in edits for _, declared, array in edit.arrays() if declared.acts)
     if any(isinstance(array, jax.core.Tracer) for array in places):
         return False
     # By NumPy: by JAX each operation would be a compiled program.
-    return all(bool((touched(edit, batch, np).sum(axis=-1) <= 1).all()) for edit in edits)
+    found = (touched(edit, batch, np) for edit in edits)
+    if together:
+        found = (steps.any(axis=1, keepdims=True) for steps in found)
+    return all(bool((steps.sum(axis=-1) <= 1).all()) for steps in found)
 
 
 def stack(edits: Sequence[Edit]) -> tuple[list[Edit], list[tuple[int, int, int]]]:

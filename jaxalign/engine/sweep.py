@@ -111,6 +111,8 @@ def sweep(
         suffixes = suffixes_of(edits, lengths, tokens.shape[1], config, scheme)
     elif problem := misfit(suffixes, edits, tokens.shape[1], scheme):
         raise ValueError(problem)
+    if suffixes:  # there a row begins on all prompts at once, and goes on on those behind
+        single_step = single_step and batches.touches_one_step(edits, len(tokens), together=True)
     edits = [jax.tree.map(jnp.asarray, batches.hold_rows(edit)) for edit in edits]
     inputs = Inputs(params, tokens, lengths, edits, read, config, scheme, every_layer)
     final = _plain(inputs) if engine == "vmap" else _wave(inputs, single_step, suffixes)
