@@ -1,7 +1,9 @@
 """The study of patching: its maps by single runs, its controls, what it refuses, its command."""
 
+import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -288,19 +290,19 @@ def test_unequal_pairs_are_refused_where_positions_are_exchanged_and_cut_elsewhe
         ),
         (
             PairSet({"x": (replace(TEXTS[0], clean=" The"),)}),
-            {"sweep": ("knockout",)},
+            {"sweep": ("knockout",), "window": 1},
             "' The' is one token, so that a knock-out takes every source",
         ),
         (
             PAIRS,
-            {"least_gap": 1e6},
+            {"least_gap": 1e6, "window": 1},
             "the model tells clean from corrupted in none of 3 pairs by 1e.06 logits",
         ),
     ],
 )
 def test_what_cannot_be_patched_is_refused_before_the_work(model, prompts, options, said):
     with pytest.raises(InputError, match=said):
-        PATCH(model, prompts, PatchOptions(**EVERYTHING | {"window": 1} | options), progress=False)
+        PATCH(model, prompts, PatchOptions(**EVERYTHING | options), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -313,12 +315,48 @@ def test_what_cannot_be_patched_is_refused_before_the_work(model, prompts, optio
         ({"screen": 5, "sweep": ("knockout",)}, "--screen 5 estimates patching, and --sweep names"),
         ({"least_gap": 0.0}, "--least-gap is 0.0. give a positive number"),
         ({"window": 0}, "--window is 0. give at least 1"),
+        (
+            {"window": 3, "sweep": ("heads", "paths")},
+            "--window 3 is of a knock-out, and --sweep heads,paths has none. name knockout in",
+        ),
+        (
+            {"receivers": 0, "sweep": ("heads",)},
+            "--receivers 0 is of path patching, and --sweep heads has none. name paths in --sweep",
+        ),
+        (
+            {"direction": ("noising",), "sweep": ("knockout",)},
+            "--direction noising is of an exchange, and --sweep knockout has none. name some of",
+        ),
         ({"screen": -1}, "--screen is -1"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(options, said):
     with pytest.raises(InputError, match=said):
         PatchOptions(**options)
+
+
+MADE = json.loads((Path(__file__).parents[1] / "results/demo/patch.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda maps: maps[0].update(effect=[[0.1, 0.2]]),
+         "maps/0: effect is 1 × 2 numbers, expected 7 × 3 .rows × columns."),
+        (lambda maps: maps[3].update(rows=["L0"]),
+         "maps/3: effect is 7 × 14 numbers, expected 1 × 14"),
+        (lambda maps: maps[1].update(columns=[]), "maps/1: a map without rows or columns"),
+        (lambda maps: maps[2].update(p=[]), "maps/2: p is 0 numbers, expected 7 × 5"),
+        (lambda maps: maps.clear(), "there are no maps, so nothing was measured"),
+    ],
+)  # fmt: skip
+def test_a_file_whose_maps_are_not_of_their_places_is_refused(tmp_path, change, said):
+    content = copy.deepcopy(MADE)
+    change(content["maps"])
+    path = tmp_path / "patch.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said):
+        jaxalign.read(path)
 
 
 def test_the_command_reads_pairs_writes_a_result_and_draws_it(folder, texts, tmp_path):

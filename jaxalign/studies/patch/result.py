@@ -89,6 +89,26 @@ class Screen:
     missed_effect: float | None = None
     first_effect: float | None = None
 
+    def check(self, shape: tuple[int, int]) -> None:
+        """Refuse arrays that are not of a map's places.
+
+        Args:
+            shape: of the map.
+
+        Raises:
+            ValueError: names the array.
+        """
+        for name in ("estimate", "first", "drawn"):
+            _check_shape(f"screen/{name}", getattr(self, name), shape)
+
+
+def _check_shape(name: str, array: np.ndarray, shape: tuple[int, int]) -> None:
+    if array.shape != shape:
+        found = " × ".join(map(str, array.shape))
+        raise ValueError(
+            f"{name} is {found} numbers, expected {shape[0]} × {shape[1]} (rows × columns)"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchMap:
@@ -122,6 +142,16 @@ class PatchMap:
     p: np.ndarray
     screen: Screen | None = None
 
+    def __post_init__(self) -> None:
+        """Check what no type can say: a value for every place."""
+        shape = (len(self.rows), len(self.columns))
+        if not all(shape):
+            raise ValueError("a map without rows or columns has no places")
+        for name in ("effect", "low", "high", "control", "p"):
+            _check_shape(name, getattr(self, name), shape)
+        if self.screen is not None:
+            self.screen.check(shape)
+
     @property
     def told(self) -> np.ndarray:
         """Which places are told from their control, bool ``[rows, columns]``."""
@@ -154,6 +184,11 @@ class PatchResult(Result, rows="pairs"):
     least_gap: float
     window: int
     provenance: Provenance
+
+    def __post_init__(self) -> None:
+        """Check that something was measured."""
+        if not self.maps:
+            raise ValueError("there are no maps, so nothing was measured")
 
     def find(self, sweep: str, direction: str = "", task: str = "all") -> PatchMap | None:
         """A map, or None where there is none.

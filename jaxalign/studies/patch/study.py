@@ -65,7 +65,7 @@ def run(session: Session, options: PatchOptions) -> PatchResult:
             require_aligned(pairs, name)
     if KNOCKOUT in options.sweep:
         require_sources(pairs)
-        check_window(options.window, session.config)
+        check_window(options.layers_cut, session.config)
     scores = _scores(session, pairs)
     kept = _kept(scores, options)
     if not kept.any():
@@ -94,7 +94,7 @@ def run(session: Session, options: PatchOptions) -> PatchResult:
         pairs=tuple(_pair_score(p, *own) for p, *own in zip(pairs, *scores, kept, strict=True)),
         maps=tuple(maps),
         least_gap=options.least_gap,
-        window=options.window,
+        window=options.layers_cut,
         provenance=session.provenance(int(kept.sum())),
     )
 
@@ -133,7 +133,7 @@ def _sweep(bench: Bench, name: str) -> Iterator[PatchMap]:
     if name == KNOCKOUT:
         yield from _knocked_out(bench)
         return
-    for direction in bench.options.direction:
+    for direction in bench.options.directions:
         if name == PATHS:
             yield from _paths(bench, direction)
         elif bench.options.screen:
@@ -246,7 +246,7 @@ def _screened(bench: Bench, name: str, direction: str) -> PatchMap:
 
 def _knocked_out(bench: Bench) -> Iterator[PatchMap]:
     """Attention of the last position to each group of positions, cut in each window of layers."""
-    window, count = bench.options.window, bench.groups.count
+    window, count = bench.options.layers_cut, bench.groups.count
     starts = range(bench.session.config.num_layers - window + 1)
     rows = np.array([(a, b) for a in starts for b in range(count)], np.int32)
     work = Work(
@@ -278,7 +278,7 @@ def _others(found: Float[np.ndarray, "P windows groups"]) -> Float[np.ndarray, "
 
 def _paths(bench: Bench, direction: str) -> Iterator[PatchMap]:
     """Every head's direct effect on the logits, and on what the heads with the largest read."""
-    config, receivers = bench.session.config, bench.options.receivers
+    config, receivers = bench.session.config, bench.options.most_receivers
     senders = np.argwhere(np.ones((config.num_layers, config.num_heads), bool)).astype(np.int32)
     layers = tuple(f"L{i}" for i in range(config.num_layers))
     heads = tuple(f"H{i}" for i in range(config.num_heads))
