@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +17,18 @@ from jaxalign.devices.mesh import make_mesh
 from jaxalign.edits import Edit, Replace, knock_out
 from jaxalign.engine.patching import value_at
 from jaxalign.errors import InputError
+from jaxalign.measures.correlation import HeadEstimate
+from jaxalign.measures.estimates import Estimate
 from jaxalign.measures.metrics import answer_weights, answers_difference
 from jaxalign.model import forward
 from jaxalign.prompts import PairSet, PairText
 from jaxalign.studies.patch import PATCH, PatchOptions
-from jaxalign.studies.patch.findings import chosen, mapped, screened
+from jaxalign.studies.patch.findings import chosen, mapped, screened, too_few
 from jaxalign.studies.patch.groups import ROLES, group
 from jaxalign.studies.patch.programs import _random
+from jaxalign.studies.patch.result import PatchResult, Screen
+from jaxalign.studies.patch.study import _none_kept
+from jaxalign.study import codec
 
 TEXTS = (
     PairText("The capital of France is", "The capital of Japan is", (" Paris",), (" Tokyo",)),
@@ -38,6 +44,7 @@ TEXTS = (
 )
 PAIRS = PairSet({"capital": TEXTS[:2], "other": TEXTS[2:]})
 LONGER = "The capital of the whole of Japan is"
+MADE = json.loads((Path(__file__).parents[1] / "results/demo/patch.json").read_text())
 EVERYTHING = {"use_all_prompts": True, "least_gap": 1e-6}
 
 
@@ -253,6 +260,55 @@ def test_maps_know_effects_from_controls():
     np.testing.assert_allclose(found.effect[0, 3], np.nanmean(effect[:, 3]))
 
 
+@pytest.mark.parametrize(
+    ("clean", "corrupted", "said"),
+    [
+        ([-3, -2, 4], [2, 1, 3], "after 2 clean.* after 3 corrupted.* 2 of them the .*exchange an"),
+        (
+            [3, 2, 0.2],
+            [2, 1, 0.1],
+            "after 0 clean.* after 3 corr.* 1 differ .*answers, or --use-al",
+        ),
+        ([0.2, 0.1, 0.3], [0, 0, 0], "3 differ by less than 1 logits.* or a lower --least-gap"),
+    ],
+)
+def test_pairs_none_of_which_counts_are_refused_by_what_they_fail(clean, corrupted, said):
+    error = _none_kept(np.array([clean, corrupted], float), PatchOptions())
+    assert re.search(said, str(error)), error
+
+
+@pytest.mark.parametrize("count", [2, 5, 6, 7])
+def test_as_few_pairs_as_can_tell_nothing_are_noted(count):
+    rng = np.random.default_rng(0)
+    effect = rng.normal(size=(count, 12)) * 0.1
+    effect[:, :3] += 1  # as plain as can be
+    found = mapped(("heads", "denoising", "all"), (("L0",), tuple("abcdefghijkl")),
+                   effect, 0 * effect, 0)  # fmt: skip
+    assert found.too_few == (count < 7) == bool(too_few([found]))
+    assert found.p.min() >= 0.9 * found.least_p
+    if count < 6:
+        assert "nothing in their maps can be told" in too_few([found])[0]
+    assert found.told.any() == (count == 7 and found.least_p * 12 / 3 < 0.05)
+
+
+def drawn_result():
+    return codec.decode(PatchResult, {k: v for k, v in MADE.items() if k != "format"}, "made")
+
+
+def test_the_screen_says_what_a_place_is_in_each_task_and_what_told_counts():
+    made = drawn_result()
+    assert "L0H6 brings back 34 % [21, 48] (capital " in PATCH.table(made)
+    heads = made.find("heads")
+    few = replace(made, maps=(replace(heads, pairs=6),))
+    assert "6 pairs are too few to tell" in PATCH.table(few)
+    marks = np.ones((6, 8))
+    ahead = Screen(estimate=heads.effect, first=marks, drawn=marks, spearman=HeadEstimate(),
+                   slope=Estimate())  # fmt: skip
+    said = PATCH.table(replace(made, maps=(replace(heads, screen=ahead),)))
+    assert "19 of 48 exact are told" in said
+    assert "heads, denoising: 48 of 48 exact" in said
+
+
 def test_roles_are_where_pairs_change_and_where_they_end(model):
     pairs, _, _ = PATCH.prompts.tokenize(PAIRS, model.tokenizer, model.config)
     found = group(pairs, model.tokenizer)
@@ -296,7 +352,7 @@ def test_unequal_pairs_are_refused_where_positions_are_exchanged_and_cut_elsewhe
         (
             PAIRS,
             {"least_gap": 1e6, "window": 1},
-            "the model tells clean from corrupted in none of 3 pairs by 1e.06 logits",
+            "none of 3 pairs counts: .* 3 differ by less than 1e.06 logits the right way",
         ),
     ],
 )
@@ -333,9 +389,6 @@ def test_what_cannot_be_patched_is_refused_before_the_work(model, prompts, optio
 def test_options_that_cannot_be_used_are_refused(options, said):
     with pytest.raises(InputError, match=said):
         PatchOptions(**options)
-
-
-MADE = json.loads((Path(__file__).parents[1] / "results/demo/patch.json").read_text())
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxalign.measures import stats
 from jaxalign.measures.correlation import HeadEstimate
 from jaxalign.measures.estimates import LEVEL, Estimate
 from jaxalign.study.provenance import Provenance
@@ -156,6 +157,19 @@ class PatchMap:
     def told(self) -> np.ndarray:
         """Which places are told from their control, bool ``[rows, columns]``."""
         return np.nan_to_num(self.p, nan=1.0) < LEVEL
+
+    @property
+    def least_p(self) -> float:
+        """The smallest p-value that flipping the signs of so many pairs can give: all signs and
+        none are as far away as what was found."""
+        return max(2.0 ** (1 - self.pairs), 1 / (1 + stats.PERMUTATIONS))
+
+    @property
+    def too_few(self) -> bool:
+        """Whether pairs are too few to tell places apart: where more than half of all places would
+        need the smallest p-value that there is before the correction (p · places / rank) left one
+        below ``LEVEL``."""
+        return self.least_p / LEVEL > 0.5
 
     def name(self, row: int, column: int) -> str:
         """A place in words: ``L0H3``, ``L2 last``.

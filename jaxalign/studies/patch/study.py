@@ -23,7 +23,7 @@ from jaxalign.prompts import Pair
 from jaxalign.shapes import Bool, Float
 from jaxalign.studies.patch.bench import Bench
 from jaxalign.studies.patch.calls import Work, score_calls
-from jaxalign.studies.patch.findings import chosen, screened
+from jaxalign.studies.patch.findings import chosen, screened, too_few
 from jaxalign.studies.patch.groups import (
     BEFORE,
     ROLES,
@@ -69,11 +69,7 @@ def run(session: Session, options: PatchOptions) -> PatchResult:
     scores = _scores(session, pairs)
     kept = _kept(scores, options)
     if not kept.any():
-        raise InputError(
-            f"the model tells clean from corrupted in none of {counted(len(pairs), 'pair')} by "
-            f"{options.least_gap:g} logits",
-            "give other pairs, or --use-all-prompts and a lower --least-gap",
-        )
+        raise _none_kept(scores, options)
     if not kept.all():
         session.notes.append(
             f"{int((~kept).sum())} of {counted(len(pairs), 'pair')} do not count: the model "
@@ -90,6 +86,7 @@ def run(session: Session, options: PatchOptions) -> PatchResult:
     )
     maps = [each for name in options.sweep for each in _sweep(bench, name)]
     session.end_of_calls()
+    session.notes += too_few(maps)
     return PatchResult(
         pairs=tuple(_pair_score(p, *own) for p, *own in zip(pairs, *scores, kept, strict=True)),
         maps=tuple(maps),
@@ -113,6 +110,27 @@ def _kept(scores: Float[np.ndarray, "2 P"], options: PatchOptions) -> Bool[np.nd
     clean, corrupted = scores
     apart = clean - corrupted >= options.least_gap
     return apart if options.use_all_prompts else apart & (clean > 0) & (corrupted < 0)
+
+
+def _none_kept(scores: Float[np.ndarray, "2 P"], options: PatchOptions) -> InputError:
+    """What to say where no pair counts: how many fail each condition, and the likely remedy."""
+    clean, corrupted = scores
+    count = len(clean)
+    wrong, right = int((clean <= 0).sum()), int((corrupted >= 0).sum())
+    turned = int((clean - corrupted < 0).sum())
+    near = int((clean - corrupted < options.least_gap).sum())
+    if 2 * turned > count:
+        remedy = "exchange answers and wrong_answers, if they are the wrong way round"
+    elif options.use_all_prompts or near == count:
+        remedy = "give pairs that the model tells apart, or a lower --least-gap"
+    else:
+        remedy = "give pairs that the model answers, or --use-all-prompts"
+    return InputError(
+        f"none of {counted(count, 'pair')} counts: after {wrong} clean prompts the model prefers "
+        f"the wrong answers, after {right} corrupted ones the right answers; {near} differ by less "
+        f"than {options.least_gap:g} logits the right way, {turned} of them the other way round",
+        remedy,
+    )
 
 
 def _pair_score(pair: Pair, clean: float, corrupted: float, kept: bool) -> PairScore:
