@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxalign.errors import counted
-from jaxalign.measures.estimates import ALL_TASKS
+from jaxalign.measures.estimates import ALL_TASKS, LEVEL
 from jaxalign.studies.patch.result import KNOCKOUT, SWEEPS, PatchMap, PatchResult
 from jaxalign.study.tables import estimate_text, header, one_line, p_text, text_table
 
@@ -34,8 +34,10 @@ def table(result: PatchResult) -> str:
     for each in result.maps:
         lines += _agreement(each)
     lines += [
-        "effect: share of the difference of clean and corrupted run, mean over pairs. control: random",
-        "values as far away (knock-out: other positions). p: both are the same, corrected. told: p < 0.05.",
+        "effect: share of the difference of clean and corrupted run, mean over pairs. control: "
+        "random",
+        "values as far away (knock-out: other positions). p: both are the same, corrected. told: "
+        f"p < {LEVEL}.",
     ]
     return "\n".join(lines)
 
