@@ -23,6 +23,7 @@ from jaxalign.measures.metrics import answer_weights, answers_difference
 from jaxalign.model import forward
 from jaxalign.prompts import PairSet, PairText
 from jaxalign.studies.patch import PATCH, PatchOptions
+from jaxalign.studies.patch.figures import FIGURES, _roles
 from jaxalign.studies.patch.findings import chosen, mapped, screened, too_few
 from jaxalign.studies.patch.groups import ROLES, group
 from jaxalign.studies.patch.programs import _random
@@ -309,6 +310,31 @@ def test_the_screen_says_what_a_place_is_in_each_task_and_what_told_counts():
     assert "heads, denoising: 48 of 48 exact" in said
 
 
+def test_figures_are_of_what_was_swept_and_share_a_scale():
+    made = drawn_result()
+    every = {name: figure(made) for name, figure in FIGURES.items()}
+    assert [name for name, page in every.items() if page is None] == ["patch_screen"]
+    for name, panels in (("patch_heads", 5), ("patch_paths", 9)):
+        *maps, bar = every[name].figure.axes
+        assert len(maps) == panels, "and one colour bar"
+        ends = [float(bar.get_xticks()[i]) for i in (0, -1)]
+        assert ends == pytest.approx([*bar.get_xlim()])
+    assert "At most 3.7 % of the answer" in every["patch_paths"].figure.texts[0].get_text()
+    lines = every["patch_knockout"].figure.axes[0].get_legend().get_texts()
+    assert "all but before" in [line.get_text() for line in lines]
+    few = next(m for m in made.maps if (m.sweep, m.task) == ("heads", "opposite"))
+    page = FIGURES["patch_heads"](replace(made, maps=(few,)))
+    assert any("Too few: of pairs" in " ".join(t.get_text().split()) for t in page.figure.texts)
+    assert "6 pairs (too few)" in page.figure.axes[0].get_title()
+
+
+def test_the_words_of_a_template_have_the_colours_of_their_roles():
+    assert _roles(("before", "last")) == ["before", "last"]
+    assert _roles(("0 a", "1 [b]*", "2 c", "3 d*", "4 e")) == [
+        "before", "first change", "between", "other changes", "last",
+    ]  # fmt: skip
+
+
 def test_roles_are_where_pairs_change_and_where_they_end(model):
     pairs, _, _ = PATCH.prompts.tokenize(PAIRS, model.tokenizer, model.config)
     found = group(pairs, model.tokenizer)
@@ -430,9 +456,7 @@ def test_the_command_reads_pairs_writes_a_result_and_draws_it(folder, texts, tmp
     assert len(found.summary().splitlines()) <= 35
     assert max(map(len, found.summary().splitlines())) <= 100
     drawn = {path.name for path in (output.parent / "figures").glob("*.png")}
-    assert drawn == {
-        f"patch_{n}.png" for n in ("positions", "heads", "paths", "knockout", "screen")
-    }
+    assert drawn == {"patch_heads.png"}, "no figure of what was not swept"
     assert found.find("heads").pairs == 3
     assert PATCH.details(found)
     ran = run("patch", *words, *more, "--estimate")
