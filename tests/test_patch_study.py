@@ -25,9 +25,9 @@ from jaxalign.prompts import PairSet, PairText
 from jaxalign.studies.patch import PATCH, PatchOptions
 from jaxalign.studies.patch.figures import FIGURES, _roles
 from jaxalign.studies.patch.findings import chosen, mapped, screened, too_few
-from jaxalign.studies.patch.groups import ROLES, group
+from jaxalign.studies.patch.groups import group
 from jaxalign.studies.patch.programs import _random
-from jaxalign.studies.patch.result import PatchResult, Screen
+from jaxalign.studies.patch.result import ROLES, PatchResult, Screen
 from jaxalign.studies.patch.study import _none_kept
 from jaxalign.study import codec
 

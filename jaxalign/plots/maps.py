@@ -140,7 +140,7 @@ def shared_bar(
         pad=0.02, fraction=0.05,
     )  # fmt: skip
     bar.outline.set_visible(False)
-    ends = drawn.norm.vmax or 0
+    ends = float(np.max(drawn.norm.vmax or 0))
     bar.set_ticks([-ends, 0, ends])
     bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: signed(v, places)))
     bar.ax.minorticks_off()

@@ -21,8 +21,7 @@ from jaxalign.plots.page import GREY, Page, facets, new_page, rows_of
 from jaxalign.plots.scales import drawable
 from jaxalign.plots.scatter import boxed_title, square
 from jaxalign.plots.words import model_words, short_name, signed, significant
-from jaxalign.studies.patch.groups import ROLES
-from jaxalign.studies.patch.result import KNOCKOUT, SWEEPS, PatchMap, PatchResult
+from jaxalign.studies.patch.result import KNOCKOUT, ROLES, SWEEPS, PatchMap, PatchResult
 from jaxalign.study.tables import estimate_text
 
 COLOURS = matplotlib.colormaps["PuOr_r"]

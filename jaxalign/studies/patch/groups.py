@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.prompts import Pair
 from jaxalign.shapes import Bool, Int
+from jaxalign.studies.patch.result import ROLES
 
-ROLES = ("before", "first change", "other changes", "between", "last")
 BEFORE = ROLES.index("before")
 NOWHERE = -1  # of padding
 MOST_WORDS = 40  # columns of a map; a longer template has roles alone

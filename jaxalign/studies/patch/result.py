@@ -41,6 +41,8 @@ SWEEPS = {
     "pattern": Sweep(point="pattern", apart="H", what="where a head looks"),
 }
 KNOCKOUT, PATHS = "knockout", "paths"
+# Of positions, as pairs of any template have them (``groups.roles``).
+ROLES = ("before", "first change", "other changes", "between", "last")
 NAMES = (*SWEEPS, KNOCKOUT, PATHS)
 
 

@@ -26,7 +26,6 @@ from jaxalign.studies.patch.calls import Work, score_calls
 from jaxalign.studies.patch.findings import chosen, screened, too_few
 from jaxalign.studies.patch.groups import (
     BEFORE,
-    ROLES,
     group,
     require_aligned,
     require_sources,
@@ -36,6 +35,7 @@ from jaxalign.studies.patch.programs import estimate, exchange, knock_out, send
 from jaxalign.studies.patch.result import (
     KNOCKOUT,
     PATHS,
+    ROLES,
     SWEEPS,
     PairScore,
     PatchMap,
