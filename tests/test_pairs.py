@@ -22,6 +22,7 @@ PAIR = {
     "answers": [" Paris"],
     "wrong_answers": [" Tokyo"],
 }
+HEAD = "clean,corrupted,answers,wrong_answers"
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def test_published_layouts_are_read_alike(tmp_path, content):
 
 
 def test_csv_is_read_as_json_is(tmp_path):
-    lines = 'clean,corrupt,answers,wrong_answers,task\n"To be, or", To do, a| b, c,x\nA,B,c,d,\n'
+    lines = 'clean, corrupt,answers ,wrong_answers,task\n"To be, or", To do, a| b, c,x\nA,B,c,d,\n'
     found = read_pairs(written(tmp_path, lines, "pairs.csv")).tasks
     assert found["x"][0].clean == "To be, or"
     assert found["x"][0].corrupted == " To do"
@@ -70,8 +71,10 @@ def test_csv_is_read_as_json_is(tmp_path):
         ({"prompts": []}, "has no pairs"),
         ({"prompts": [PAIR], "more": 1}, "'more' stands beside the pairs"),
         ([1], r"prompts\[0\] is 1, expected an object with texts"),
-        ([{**PAIR, "colour": "red"}], r"prompts\[0\] is .*expected an object"),
-        ([{k: v for k, v in PAIR.items() if k != "answers"}], "expected an object"),
+        ([PAIR, {**PAIR, "colour": "red"}], r"prompts\[1\] has 'colour', and nothing reads it"),
+        ([{k: v for k, v in PAIR.items() if k != "answers"}], "has no 'answers', expected an obj"),
+        ({"pairs": [PAIR]}, r"has pairs under \"pairs\", expected them under \"prompts\""),
+        ("clean,corrupted,answers,wrong_answers\nA,B,c,d\n", "give it a name that ends in .csv"),
         ([PAIR | {"clean": 7}], r"prompts\[0\].clean is 7, expected a text"),
         ([PAIR | {"answers": " Paris"}], r"answers is \" Paris\", expected a list of one text"),
         ([PAIR | {"answers": []}], r"answers is \[\], expected a list of one text or more"),
@@ -89,8 +92,18 @@ def test_files_that_hold_no_pairs_are_refused_by_place(tmp_path, content, said):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ("clean,corrupted,answers\nA,B,c\n", "has no column 'wrong_answers'"),
-        ("", "has no column 'clean'"),
+        (
+            "clean,corrupted,answers\nA,B,c\n",
+            "no column 'wrong_answers'; found 'clean', 'corrupted', 'answers'",
+        ),
+        ("", "is empty"),
+        ("clean;corrupted\nA;B\n", "no column 'clean'; found 'clean;corrupted'.* with commas bet"),
+        (f"{HEAD},answers\nA,B,c,d,e\n", "has two columns 'answers'"),
+        (f"{HEAD},corrupt\nA,B,c,d,e\n", "has two columns 'corrupted'"),
+        (f"{HEAD},colour\nA,B,c,d,e\n", "has a column 'colour', and nothing reads it"),
+        (f'{HEAD}\n"A"x,B,c,d\n', "line 2, is not CSV"),
+        (f'{HEAD}\n"A,B,c,d\n', "is not CSV .*unexpected end of data"),
+        (f"{HEAD}\nA,B,c,d\nA,B,,d\n", "row 3.answers has an answer that is empty"),
         ("clean,corrupted,answers,wrong_answers\nA,B,c\n", "row 2 has not as many cells"),
         ("clean,corrupted,answers,wrong_answers\nA,B,c,d,e\n", "row 2 has not as many cells"),
         ("clean,corrupted,answers,wrong_answers\n", "has no pairs"),
@@ -123,6 +136,15 @@ def test_an_answer_of_several_tokens_is_judged_by_its_first_and_a_pair_counts_on
     assert any("1 pairs are left out, since the file has them twice" in n for n in notes)
 
 
+def test_a_pair_of_two_tasks_counts_once_and_answers_without_a_space_are_noted(model, tmp_path):
+    bare = PAIR | {"answers": ["Paris"], "wrong_answers": ["Tokyo"]}
+    entries = [PAIR, PAIR | {"task": "other"}, bare]
+    pairs, _, notes = tokenized(model, read_pairs(written(tmp_path, entries)))
+    assert [pair.pair.answers for pair in pairs] == [(" Paris",), ("Paris",)]
+    assert any("1 pairs are left out, since the file has them twice (1 under" in n for n in notes)
+    assert any("2 answers begin without a space after a word" in n for n in notes)
+
+
 def test_the_shipped_pairs_are_forty_of_equal_length_with_answers_of_one_token(model):
     pairs, _, notes = tokenized(model, read_pairs())
     assert len(pairs) == 40
@@ -148,6 +170,18 @@ def test_single_prompts_of_one_task_and_length_are_each_others_corruption(model)
     assert "1 have none and are left out" in note
     with pytest.raises(InputError, match="none makes a pair"):
         tokenized(model, PromptSet({"facts": tuple(texts[:1])}, ()))
+
+
+def test_the_same_prompt_with_another_target_is_passed_over_for_the_next(model):
+    texts = [
+        PromptText("The capital of France is", " Paris"),
+        PromptText("The capital of France is", " a"),
+        PromptText("The capital of Japan is", " Tokyo"),
+    ]
+    pairs, _, [note] = tokenized(model, PromptSet({"facts": tuple(texts)}, ()))
+    assert [pair.pair.corrupted for pair in pairs[:2]] == [texts[2].prompt] * 2
+    assert len(pairs) == 3
+    assert "left out" not in note
 
 
 def test_a_prompts_file_is_read_as_prompts_even_where_a_task_is_called_prompts(tmp_path):

@@ -1,7 +1,10 @@
 """The study of patching: its maps by single runs, its controls, what it refuses, its command."""
 
+import copy
 import json
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +17,19 @@ from jaxalign.devices.mesh import make_mesh
 from jaxalign.edits import Edit, Replace, knock_out
 from jaxalign.engine.patching import value_at
 from jaxalign.errors import InputError
+from jaxalign.measures.correlation import HeadEstimate
+from jaxalign.measures.estimates import Estimate
 from jaxalign.measures.metrics import answer_weights, answers_difference
 from jaxalign.model import forward
 from jaxalign.prompts import PairSet, PairText
 from jaxalign.studies.patch import PATCH, PatchOptions
-from jaxalign.studies.patch.findings import chosen, mapped, screened
-from jaxalign.studies.patch.groups import ROLES, group
+from jaxalign.studies.patch.figures import FIGURES, _roles
+from jaxalign.studies.patch.findings import chosen, mapped, screened, too_few
+from jaxalign.studies.patch.groups import group
 from jaxalign.studies.patch.programs import _random
+from jaxalign.studies.patch.result import ROLES, PatchResult, Screen
+from jaxalign.studies.patch.study import _none_kept
+from jaxalign.study import codec
 
 TEXTS = (
     PairText("The capital of France is", "The capital of Japan is", (" Paris",), (" Tokyo",)),
@@ -36,6 +45,7 @@ TEXTS = (
 )
 PAIRS = PairSet({"capital": TEXTS[:2], "other": TEXTS[2:]})
 LONGER = "The capital of the whole of Japan is"
+MADE = json.loads((Path(__file__).parents[1] / "results/demo/patch.json").read_text())
 EVERYTHING = {"use_all_prompts": True, "least_gap": 1e-6}
 
 
@@ -149,7 +159,7 @@ def test_both_ends_of_the_stream_hold_by_construction(result):
 
 def test_a_knock_out_loses_what_the_last_position_read_there(model, texts, result):
     cut = result.find("knockout", task="capital")
-    assert cut.columns == ("0 The", "1 capital", "2 of", "3 [France]", "4 is")
+    assert cut.columns == ("0 The", "1 capital", "2 of", "3 [France]*", "4 is")
     edges = np.zeros((2, 1, 1, 5, 5), bool)
     edges[1, ..., 4, 3] = True
     wanted = [Alone(model, text).effect("clean", knock_out(edges)) for text in texts[:2]]
@@ -251,6 +261,80 @@ def test_maps_know_effects_from_controls():
     np.testing.assert_allclose(found.effect[0, 3], np.nanmean(effect[:, 3]))
 
 
+@pytest.mark.parametrize(
+    ("clean", "corrupted", "said"),
+    [
+        ([-3, -2, 4], [2, 1, 3], "after 2 clean.* after 3 corrupted.* 2 of them the .*exchange an"),
+        (
+            [3, 2, 0.2],
+            [2, 1, 0.1],
+            "after 0 clean.* after 3 corr.* 1 differ .*answers, or --use-al",
+        ),
+        ([0.2, 0.1, 0.3], [0, 0, 0], "3 differ by less than 1 logits.* or a lower --least-gap"),
+    ],
+)
+def test_pairs_none_of_which_counts_are_refused_by_what_they_fail(clean, corrupted, said):
+    error = _none_kept(np.array([clean, corrupted], float), PatchOptions())
+    assert re.search(said, str(error)), error
+
+
+@pytest.mark.parametrize("count", [2, 5, 6, 7])
+def test_as_few_pairs_as_can_tell_nothing_are_noted(count):
+    rng = np.random.default_rng(0)
+    effect = rng.normal(size=(count, 12)) * 0.1
+    effect[:, :3] += 1  # as plain as can be
+    found = mapped(("heads", "denoising", "all"), (("L0",), tuple("abcdefghijkl")),
+                   effect, 0 * effect, 0)  # fmt: skip
+    assert found.too_few == (count < 7) == bool(too_few([found]))
+    assert found.p.min() >= 0.9 * found.least_p
+    if count < 6:
+        assert "nothing in their maps can be told" in too_few([found])[0]
+    assert found.told.any() == (count == 7 and found.least_p * 12 / 3 < 0.05)
+
+
+def drawn_result():
+    return codec.decode(PatchResult, {k: v for k, v in MADE.items() if k != "format"}, "made")
+
+
+def test_the_screen_says_what_a_place_is_in_each_task_and_what_told_counts():
+    made = drawn_result()
+    assert "L0H6 brings back 34 % [21, 48] (capital " in PATCH.table(made)
+    heads = made.find("heads")
+    few = replace(made, maps=(replace(heads, pairs=6),))
+    assert "6 pairs are too few to tell" in PATCH.table(few)
+    marks = np.ones((6, 8))
+    ahead = Screen(estimate=heads.effect, first=marks, drawn=marks, spearman=HeadEstimate(),
+                   slope=Estimate())  # fmt: skip
+    said = PATCH.table(replace(made, maps=(replace(heads, screen=ahead),)))
+    assert "19 of 48 exact are told" in said
+    assert "heads, denoising: 48 of 48 exact" in said
+
+
+def test_figures_are_of_what_was_swept_and_share_a_scale():
+    made = drawn_result()
+    every = {name: figure(made) for name, figure in FIGURES.items()}
+    assert [name for name, page in every.items() if page is None] == ["patch_screen"]
+    for name, panels in (("patch_heads", 5), ("patch_paths", 9)):
+        *maps, bar = every[name].figure.axes
+        assert len(maps) == panels, "and one colour bar"
+        ends = [float(bar.get_xticks()[i]) for i in (0, -1)]
+        assert ends == pytest.approx([*bar.get_xlim()])
+    assert "At most 3.7 % of the answer" in every["patch_paths"].figure.texts[0].get_text()
+    lines = every["patch_knockout"].figure.axes[0].get_legend().get_texts()
+    assert "all but before" in [line.get_text() for line in lines]
+    few = next(m for m in made.maps if (m.sweep, m.task) == ("heads", "opposite"))
+    page = FIGURES["patch_heads"](replace(made, maps=(few,)))
+    assert any("Too few: of pairs" in " ".join(t.get_text().split()) for t in page.figure.texts)
+    assert "6 pairs (too few)" in page.figure.axes[0].get_title()
+
+
+def test_the_words_of_a_template_have_the_colours_of_their_roles():
+    assert _roles(("before", "last")) == ["before", "last"]
+    assert _roles(("0 a", "1 [b]*", "2 c", "3 d*", "4 e")) == [
+        "before", "first change", "between", "other changes", "last",
+    ]  # fmt: skip
+
+
 def test_roles_are_where_pairs_change_and_where_they_end(model):
     pairs, _, _ = PATCH.prompts.tokenize(PAIRS, model.tokenizer, model.config)
     found = group(pairs, model.tokenizer)
@@ -258,7 +342,7 @@ def test_roles_are_where_pairs_change_and_where_they_end(model):
     of_third = [ROLES[i] for i in found.of[2][0]]
     assert "other changes" in of_third
     assert [template.task for template in found.templates] == ["capital", "other"]
-    assert found.templates[0].words[3] == "3 [France]"
+    assert found.templates[0].words[3] == "3 [France]*"
 
 
 def test_unequal_pairs_are_refused_where_positions_are_exchanged_and_cut_elsewhere(model, texts):
@@ -288,19 +372,19 @@ def test_unequal_pairs_are_refused_where_positions_are_exchanged_and_cut_elsewhe
         ),
         (
             PairSet({"x": (replace(TEXTS[0], clean=" The"),)}),
-            {"sweep": ("knockout",)},
+            {"sweep": ("knockout",), "window": 1},
             "' The' is one token, so that a knock-out takes every source",
         ),
         (
             PAIRS,
-            {"least_gap": 1e6},
-            "the model tells clean from corrupted in none of 3 pairs by 1e.06 logits",
+            {"least_gap": 1e6, "window": 1},
+            "none of 3 pairs counts: .* 3 differ by less than 1e.06 logits the right way",
         ),
     ],
 )
 def test_what_cannot_be_patched_is_refused_before_the_work(model, prompts, options, said):
     with pytest.raises(InputError, match=said):
-        PATCH(model, prompts, PatchOptions(**EVERYTHING | {"window": 1} | options), progress=False)
+        PATCH(model, prompts, PatchOptions(**EVERYTHING | options), progress=False)
 
 
 @pytest.mark.parametrize(
@@ -313,12 +397,45 @@ def test_what_cannot_be_patched_is_refused_before_the_work(model, prompts, optio
         ({"screen": 5, "sweep": ("knockout",)}, "--screen 5 estimates patching, and --sweep names"),
         ({"least_gap": 0.0}, "--least-gap is 0.0. give a positive number"),
         ({"window": 0}, "--window is 0. give at least 1"),
+        (
+            {"window": 3, "sweep": ("heads", "paths")},
+            "--window 3 is of a knock-out, and --sweep heads,paths has none. name knockout in",
+        ),
+        (
+            {"receivers": 0, "sweep": ("heads",)},
+            "--receivers 0 is of path patching, and --sweep heads has none. name paths in --sweep",
+        ),
+        (
+            {"direction": ("noising",), "sweep": ("knockout",)},
+            "--direction noising is of an exchange, and --sweep knockout has none. name some of",
+        ),
         ({"screen": -1}, "--screen is -1"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(options, said):
     with pytest.raises(InputError, match=said):
         PatchOptions(**options)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda maps: maps[0].update(effect=[[0.1, 0.2]]),
+         "maps/0: effect is 1 × 2 numbers, expected 7 × 3 .rows × columns."),
+        (lambda maps: maps[3].update(rows=["L0"]),
+         "maps/3: effect is 7 × 14 numbers, expected 1 × 14"),
+        (lambda maps: maps[1].update(columns=[]), "maps/1: a map without rows or columns"),
+        (lambda maps: maps[2].update(p=[]), "maps/2: p is 0 numbers, expected 7 × 5"),
+        (lambda maps: maps.clear(), "there are no maps, so nothing was measured"),
+    ],
+)  # fmt: skip
+def test_a_file_whose_maps_are_not_of_their_places_is_refused(tmp_path, change, said):
+    content = copy.deepcopy(MADE)
+    change(content["maps"])
+    path = tmp_path / "patch.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=said):
+        jaxalign.read(path)
 
 
 def test_the_command_reads_pairs_writes_a_result_and_draws_it(folder, texts, tmp_path):
@@ -339,9 +456,7 @@ def test_the_command_reads_pairs_writes_a_result_and_draws_it(folder, texts, tmp
     assert len(found.summary().splitlines()) <= 35
     assert max(map(len, found.summary().splitlines())) <= 100
     drawn = {path.name for path in (output.parent / "figures").glob("*.png")}
-    assert drawn == {
-        f"patch_{n}.png" for n in ("positions", "heads", "paths", "knockout", "screen")
-    }
+    assert drawn == {"patch_heads.png"}, "no figure of what was not swept"
     assert found.find("heads").pairs == 3
     assert PATCH.details(found)
     ran = run("patch", *words, *more, "--estimate")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Colormap, LogNorm, Normalize, TwoSlopeNorm
 from matplotlib.figure import Figure
@@ -76,6 +77,32 @@ def cells(
         cmap: the colours.
         label: of the colour bar.
     """
+    drawn = bare_cells(ax, values, norm, cmap)
+    bar = figure.colorbar(
+        drawn, ax=ax, label=label, location="bottom", aspect=24, pad=0.02, fraction=0.06
+    )
+    bar.outline.set_visible(False)
+    if isinstance(norm, LogNorm):
+        bar.ax.xaxis.set_major_locator(log_ticks(values))
+        bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: significant(v, 1)))
+        bar.ax.xaxis.set_minor_formatter(NullFormatter())
+    else:
+        bar.locator = MaxNLocator(4)
+        bar.update_ticks()
+    bar.ax.minorticks_off()
+    bar.ax.tick_params(color=GREY)
+    return bar
+
+
+def bare_cells(ax: Axes, values: np.ndarray, norm: Normalize, cmap: Colormap) -> QuadMesh:
+    """Draw one coloured cell a value, row 0 on top.
+
+    Args:
+        ax: the panel.
+        values: ``[rows, columns]``, ``drawable``; cells that are not finite are crossed out.
+        norm: from values to the range of ``cmap``.
+        cmap: the colours.
+    """
     rows, columns = values.shape
     drawn = ax.pcolormesh(
         np.arange(columns + 1) - 0.5,
@@ -93,20 +120,55 @@ def cells(
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     _marks(ax, ~np.isfinite(values), "x", 9.0)
+    return drawn
+
+
+def shared_bar(
+    figure: Figure, panels: Sequence[Axes], drawn: QuadMesh, label: str, places: int
+) -> None:
+    """One colour bar below all panels, of values symmetric around 0, with ticks at its ends.
+
+    Args:
+        figure: that the panels belong to.
+        panels: which share the colours.
+        drawn: the cells of one of them.
+        label: of the bar.
+        places: decimals of its ticks.
+    """
     bar = figure.colorbar(
-        drawn, ax=ax, label=label, location="bottom", aspect=24, pad=0.02, fraction=0.06
-    )
+        drawn, ax=[*panels], label=label, location="bottom", aspect=50, shrink=0.6,
+        pad=0.02, fraction=0.05,
+    )  # fmt: skip
     bar.outline.set_visible(False)
-    if isinstance(norm, LogNorm):
-        bar.ax.xaxis.set_major_locator(log_ticks(values))
-        bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: significant(v, 1)))
-        bar.ax.xaxis.set_minor_formatter(NullFormatter())
-    else:
-        bar.locator = MaxNLocator(4)
-        bar.update_ticks()
+    ends = float(np.max(drawn.norm.vmax or 0))
+    bar.set_ticks([-ends, 0, ends])
+    bar.ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: signed(v, places)))
     bar.ax.minorticks_off()
     bar.ax.tick_params(color=GREY)
-    return bar
+
+
+def shade(value: float, norm: Normalize, cmap: Colormap) -> str:
+    """What can be read on the cell of a value: light on dark and dark on light.
+
+    Args:
+        value: of the cell.
+        norm, cmap: as the cells had them.
+    """
+    luminance = np.dot((0.2126, 0.7152, 0.0722), np.power(cmap(norm(value))[:3], 2.2))
+    return "white" if luminance < DARK else INK
+
+
+def dots(ax: Axes, values: np.ndarray, norm: Normalize, cmap: Colormap) -> None:
+    """A dot in the cell of each finite value.
+
+    Args:
+        ax: the panel.
+        values: ``[rows, columns]``.
+        norm, cmap: as the cells had them.
+    """
+    rows, columns = np.nonzero(np.isfinite(values))
+    colours = [shade(float(value), norm, cmap) for value in values[rows, columns]]
+    ax.scatter(columns, rows, s=3, color=colours, linewidths=0)
 
 
 def numbers(
@@ -127,9 +189,8 @@ def numbers(
     """
     for row, column in np.argwhere(np.isfinite(values)):
         value = float(values[row, column])
-        luminance = np.dot((0.2126, 0.7152, 0.0722), np.power(cmap(norm(value))[:3], 2.2))
-        shade = "white" if luminance < DARK else INK
-        ax.text(column, row, write(value), ha="center", va="center", color=shade, size=5.5)
+        colour = shade(value, norm, cmap)
+        ax.text(column, row, write(value), ha="center", va="center", color=colour, size=5.5)
 
 
 def _marks(ax: Axes, where: np.ndarray, marker: str, size: float) -> None:

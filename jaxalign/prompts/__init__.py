@@ -4,7 +4,8 @@ from jaxalign.checkpoints.tokenizer import encode
 from jaxalign.engine.compiled import BUCKET, bucket_length
 from jaxalign.prompts.batches import FEW, Batch, batches
 from jaxalign.prompts.kinds import PAIRS, SINGLE, PromptKind
-from jaxalign.prompts.pairs import Pair, PairSet, PairText, read_pairs, tokenize_pairs
+from jaxalign.prompts.pair_files import read_pairs
+from jaxalign.prompts.pairs import Pair, PairSet, PairText, tokenize_pairs
 from jaxalign.prompts.texts import (
     REFERENCE,
     SHIPPED,

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from jaxalign.prompts.pairs import SHIPPED_PAIRS, read_pairs, tokenize_pairs
+from jaxalign.prompts.pair_files import SHIPPED_PAIRS, read_pairs
+from jaxalign.prompts.pairs import tokenize_pairs
 from jaxalign.prompts.texts import SHIPPED, PromptSet, read_prompts
 from jaxalign.prompts.tokens import Prompt, tokenize
 

@@ -1,37 +1,19 @@
-"""Pairs of prompts, clean and corrupted, that differ in what an answer hangs on.
-
-A pairs file is JSON in the layout in which circuits are published, or a bare list of its entries::
-
-    {"prompts": [{"clean": "The capital of France is", "corrupted": "The capital of Japan is",
-                  "answers": [" Paris"], "wrong_answers": [" Tokyo"]}, ...]}
-
-or CSV with a column each, several answers with ``|`` between them. ``corrupt`` will do for
-``corrupted``, and ``task`` may name a group of pairs.
-"""
+"""Pairs of prompts, clean and corrupted, that differ in what an answer hangs on."""
 
 from __future__ import annotations
 
-import csv
-import io
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from jaxalign.checkpoints.tokenizer import encode
-from jaxalign.errors import InputError, require_type, shown
+from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.prompts.texts import PromptSet, PromptText, read_prompts
+from jaxalign.prompts.texts import PromptSet, PromptText
 from jaxalign.prompts.tokens import Prompt, answer_tokens, few, tokenize
-from jaxalign.runtime.files import read_json, read_text
-
-SHIPPED_PAIRS = Path(__file__).parent / "shipped_pairs.json"
-SEPARATOR = "|"  # between the answers of a cell of CSV
-TASK = "pairs"  # of pairs that name none
-NEEDED = ("clean", "corrupted", "answers", "wrong_answers")
 
 
 @dataclass(frozen=True)
@@ -84,107 +66,6 @@ class Pair(Prompt):
         return len(self.tokens) == len(self.corrupted)
 
 
-def read_pairs(path: Path | str | None = None) -> PromptSet:
-    """Read and check a file of pairs (the one that is shipped by default), or of prompts.
-
-    Args:
-        path: JSON or, where its name ends in ``.csv``, CSV.
-
-    Returns:
-        A ``PairSet``; of a prompts file, whose prompts ``tokenize_pairs`` pairs, a ``PromptSet``.
-
-    Raises:
-        InputError: the file is missing or malformed; says where and what was expected.
-    """
-    require_type("path", path, (str, Path, type(None)), "the path of a file of pairs")
-    path = Path(path) if path is not None else SHIPPED_PAIRS
-    if path.suffix.lower() == ".csv":
-        return _pair_set(path, [*_csv_rows(path)])
-    content = read_json(path, "check --prompts")
-    if isinstance(content, dict) and not ("prompts" in content and _are_pairs(content["prompts"])):
-        return read_prompts(path)
-    entries = content["prompts"] if isinstance(content, dict) else content
-    if not isinstance(entries, list):
-        raise _malformed(path, "the top level", '{"prompts": [...]} or a list of pairs', content)
-    if isinstance(content, dict) and (more := [name for name in content if name != "prompts"]):
-        raise InputError(
-            f"pairs file {path}: {more[0]!r} stands beside the pairs, and nothing reads it",
-            "leave it out",
-        )
-    return _pair_set(path, entries)
-
-
-def _are_pairs(entries: Any) -> bool:
-    """Whether ``prompts`` are pairs, not a task of single prompts that has this name."""
-    if not isinstance(entries, list) or not entries or not isinstance(entries[0], dict):
-        return True
-    return "prompt" not in entries[0]
-
-
-def _csv_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a CSV file as JSON would have them."""
-    reader = csv.DictReader(io.StringIO(read_text(path, "check --prompts"), newline=""))
-    try:
-        columns = [{"corrupt": "corrupted"}.get(name, name) for name in reader.fieldnames or ()]
-        if missing := [name for name in NEEDED if name not in columns]:
-            raise InputError(
-                f"pairs file {path} has no column {missing[0]!r}",
-                f"give the columns {', '.join(NEEDED)}; several answers with {SEPARATOR} between",
-            )
-        for number, row in enumerate(reader, 2):
-            if None in row or None in row.values():
-                raise InputError(
-                    f"pairs file {path}: row {number} has not as many cells as there are columns",
-                    'put texts with commas in quotation marks: "When Mary, ..."',
-                )
-            answers = {k: row[k].split(SEPARATOR) for k in ("answers", "wrong_answers")}
-            yield {name: cell for name, cell in row.items() if cell or name != "task"} | answers
-    except csv.Error as error:
-        raise InputError(f"pairs file {path} is not CSV ({error})", "correct it") from error
-
-
-def _pair_set(path: Path, entries: Sequence[Any]) -> PairSet:
-    tasks: dict[str, list[PairText]] = {}
-    for i, entry in enumerate(entries):
-        task, pair = _pair(path, f"prompts[{i}]", entry)
-        tasks.setdefault(task, []).append(pair)
-    if not tasks:
-        raise InputError(f"pairs file {path} has no pairs", "add some")
-    return PairSet({name: tuple(pairs) for name, pairs in tasks.items()})
-
-
-def _pair(path: Path, where: str, entry: Any) -> tuple[str, PairText]:
-    """One pair of a file and its task."""
-    texts, lists = '"clean" and "corrupted"', '"answers" and "wrong_answers"'
-    expected = f"an object with texts {texts} and lists of texts {lists}"
-    if not isinstance(entry, Mapping):
-        raise _malformed(path, where, expected, entry)
-    if "corrupt" in entry and "corrupted" not in entry:
-        entry = {("corrupted" if name == "corrupt" else name): v for name, v in entry.items()}
-    fields = {*NEEDED, "task"}
-    if not {*NEEDED} <= entry.keys() <= fields:
-        raise _malformed(path, where, expected, dict(entry))
-    for name in ("clean", "corrupted", "task"):
-        if not isinstance(entry.get(name, ""), str):
-            raise _malformed(path, f"{where}.{name}", "a text", entry[name])
-    for name in ("answers", "wrong_answers"):
-        given = entry[name]
-        if not isinstance(given, list) or not given or not all(isinstance(a, str) for a in given):
-            raise _malformed(path, f"{where}.{name}", "a list of one text or more", given)
-        if any(not answer for answer in given):
-            raise InputError(
-                f"pairs file {path}: {where}.{name} has an answer that is empty", "leave it out"
-            )
-    answers, wrong = (tuple(entry[name]) for name in ("answers", "wrong_answers"))
-    return entry.get("task", TASK), PairText(entry["clean"], entry["corrupted"], answers, wrong)
-
-
-def _malformed(path: Path, where: str, expected: str, found: Any) -> InputError:
-    return InputError(
-        f"pairs file {path}: {where} is {shown(found)}, expected {expected}", "correct it"
-    )
-
-
 def tokenize_pairs(
     prompts: PromptSet, tokenizer: Tokenizer, config: ModelConfig
 ) -> tuple[list[Pair], list[tuple[int, ...]], list[str]]:
@@ -200,7 +81,8 @@ def tokenize_pairs(
 
     Returns:
         The pairs, no reference texts, and notes for the user: answers of several tokens, of which
-        the first is used; pairs that are there twice; how pairs were made.
+        the first is used; answers without their space; pairs that are there twice, which are left
+        out; how pairs were made.
 
     Raises:
         InputError: an empty or too long prompt, an answer that begins like a wrong one, a corrupted
@@ -210,23 +92,45 @@ def tokenize_pairs(
         return _made_pairs(prompts, tokenizer, config)
     pairs: list[Pair] = []
     several: list[str] = []
-    seen: set[str] = set()
+    joined: list[str] = []
     for task, texts in prompts.tasks.items():
         for i, text in enumerate(texts):
             pair, longer = _tokenized(text, task, f"{task}[{i}]", tokenizer, config)
-            if (key := repr(pair.facts)) not in seen:
-                pairs.append(pair)
-                several += longer
-            seen.add(key)
-    notes = []
-    if several:
-        notes.append(
-            f"{len(several)} answers have several tokens and are judged by their first: "
-            f"{few(several)}"
-        )
-    if again := sum(map(len, prompts.tasks.values())) - len(pairs):
-        notes.append(f"{again} pairs are left out, since the file has them twice")
+            pairs.append(pair)
+            several += longer
+            joined += _joined(text)
+    pairs, notes = _each_once(pairs)
+    for names, say in (
+        (several, "answers have several tokens and are judged by their first"),
+        (joined, "answers begin without a space after a word, so that they are judged as its end"),
+    ):
+        if names := [*dict.fromkeys(names)]:
+            notes.append(f"{len(names)} {say}: {few(names)}")
     return pairs, [], notes
+
+
+def _joined(text: PairText) -> list[str]:
+    """Answers that would go on with the last word of a prompt, for want of a space."""
+    ends = [prompt[-1:] for prompt in (text.clean, text.corrupted)]
+    if not any(end.isascii() and end.isalnum() for end in ends):
+        return []
+    every = (*text.answers, *text.wrong_answers)
+    return [repr(a) for a in every if a[0].isascii() and a[0].isalnum()]
+
+
+def _each_once(pairs: Sequence[Pair]) -> tuple[list[Pair], list[str]]:
+    """Pairs without those that are there before, under any task: intervals over pairs would take
+    them for new evidence. And a note about those left out."""
+    first: dict[Any, Pair] = {}
+    elsewhere = 0
+    for pair in pairs:
+        key = pair.tokens, pair.corrupted, frozenset(pair.answers), frozenset(pair.wrong_answers)
+        elsewhere += first.setdefault(key, pair).task != pair.task
+    if not (again := len(pairs) - len(first)):
+        return [*first.values()], []
+    where = f" ({elsewhere} under another task)" if elsewhere else ""
+    note = f"{again} pairs are left out, since the file has them twice{where}"
+    return [*first.values()], [note]
 
 
 def _tokenized(
@@ -278,10 +182,11 @@ def _made_pairs(
         tokens = np.array([prompt.tokens for prompt in members])
         targets = np.array([prompt.target for prompt in members])
         for prompt, ids in zip(members, tokens, strict=True):
-            apart = np.where(targets == prompt.target, np.inf, (tokens != ids[None]).sum(axis=1))
-            other = members[int(apart.argmin())]
-            if np.isfinite(apart.min()) and apart.min() > 0:
-                pairs.append(_each_other(prompt, other))
+            apart = (tokens != ids[None]).sum(axis=1)
+            # The same prompt with another target is no corruption of it.
+            apart = np.where((targets == prompt.target) | (apart == 0), np.inf, apart)
+            if np.isfinite(apart.min()):
+                pairs.append(_each_other(prompt, members[int(apart.argmin())]))
     if not pairs:
         raise InputError(
             "no two prompts of one task have as many tokens and different targets, so none makes a "
@@ -290,6 +195,8 @@ def _made_pairs(
             '"wrong_answers": [...]}]}',
         )
     left = len(single) - len(pairs)
+    pairs, more = _each_once(pairs)
+    notes += more
     notes.append(
         f"{len(pairs)} pairs are made of single prompts: each is corrupted by the one of its task "
         "and token length that differs in the fewest tokens and has another target"

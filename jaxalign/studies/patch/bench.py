@@ -13,9 +13,9 @@ from jaxalign.prompts import Pair
 from jaxalign.shapes import Float
 from jaxalign.studies.patch.calls import Work, calls, gathered
 from jaxalign.studies.patch.findings import mapped
-from jaxalign.studies.patch.groups import ROLES, Groups
+from jaxalign.studies.patch.groups import Groups
 from jaxalign.studies.patch.options import PatchOptions
-from jaxalign.studies.patch.result import PatchMap
+from jaxalign.studies.patch.result import ROLES, PatchMap
 from jaxalign.study.session import Session
 
 Labels = tuple[tuple[str, ...], tuple[str, ...]]

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 
+from jaxalign.errors import counted
 from jaxalign.measures import stats
 from jaxalign.measures.correlation import HeadEstimate, correlate_means
-from jaxalign.measures.estimates import Estimate, number
+from jaxalign.measures.estimates import LEVEL, Estimate, number
 from jaxalign.shapes import Bool, Float, Int
 from jaxalign.studies.patch.result import PatchMap, Screen
 
@@ -85,6 +87,28 @@ def _signs_p(x: Float[np.ndarray, "P M"], rng: np.random.Generator) -> Float[np.
     ]
     p = (1 + np.concatenate(hits)) / (1 + stats.PERMUTATIONS)
     return np.where(there.sum(axis=0) < 2, np.nan, p)
+
+
+def too_few(maps: Sequence[PatchMap]) -> list[str]:
+    """A note for every task with too few pairs for any place to be told.
+
+    Args:
+        maps: of the study.
+    """
+    notes = {}
+    for each in maps:
+        if each.too_few:
+            share = each.least_p / LEVEL
+            then = (
+                "nothing in their maps can be told"
+                if share >= 1
+                else f"a place is told only where more than {100 * share:.0f} % of its map's are"
+            )
+            notes[each.task] = (
+                f"{counted(each.pairs, 'pair')} of {each.task!r} are too few for the test against "
+                f"the control: no p-value is below {each.least_p:.2g}, and {then}"
+            )
+    return [*notes.values()]
 
 
 def chosen(

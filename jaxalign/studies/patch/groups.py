@@ -11,8 +11,8 @@ from tokenizers import Tokenizer
 from jaxalign.errors import InputError
 from jaxalign.prompts import Pair
 from jaxalign.shapes import Bool, Int
+from jaxalign.studies.patch.result import ROLES
 
-ROLES = ("before", "first change", "other changes", "between", "last")
 BEFORE = ROLES.index("before")
 NOWHERE = -1  # of padding
 MOST_WORDS = 40  # columns of a map; a longer template has roles alone
@@ -108,11 +108,14 @@ def group(pairs: Sequence[Pair], tokenizer: Tokenizer) -> Groups:
 
 
 def _words(pairs: Sequence[Pair], tokenizer: Tokenizer) -> tuple[str, ...]:
-    """A name for each position: its word, in brackets where pairs have other words there."""
+    """A name for each position: its word, in brackets where pairs have other words there, and with
+    a star where the corrupted prompts do."""
     names = []
-    for ids in zip(*(pair.tokens for pair in pairs), strict=True):
-        word = tokenizer.decode([int(ids[0])], skip_special_tokens=False).strip() or "␣"
-        names.append(word if len({*ids}) == 1 else f"[{word}]")
+    both = np.array([(pair.tokens, pair.corrupted) for pair in pairs])
+    changed = (both[:, 0] != both[:, 1]).any(axis=0)
+    for ids, star in zip(both[:, 0].T.tolist(), changed.tolist(), strict=True):
+        word = tokenizer.decode(ids[:1], skip_special_tokens=False).strip() or "␣"
+        names.append((word if len({*ids}) == 1 else f"[{word}]") + "*" * star)
     return tuple(f"{place} {word}" for place, word in enumerate(names))
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jaxalign.measures import stats
 from jaxalign.measures.correlation import HeadEstimate
 from jaxalign.measures.estimates import LEVEL, Estimate
 from jaxalign.study.provenance import Provenance
@@ -40,6 +41,8 @@ SWEEPS = {
     "pattern": Sweep(point="pattern", apart="H", what="where a head looks"),
 }
 KNOCKOUT, PATHS = "knockout", "paths"
+# Of positions, as pairs of any template have them (``groups.roles``).
+ROLES = ("before", "first change", "other changes", "between", "last")
 NAMES = (*SWEEPS, KNOCKOUT, PATHS)
 
 
@@ -89,6 +92,26 @@ class Screen:
     missed_effect: float | None = None
     first_effect: float | None = None
 
+    def check(self, shape: tuple[int, int]) -> None:
+        """Refuse arrays that are not of a map's places.
+
+        Args:
+            shape: of the map.
+
+        Raises:
+            ValueError: names the array.
+        """
+        for name in ("estimate", "first", "drawn"):
+            _check_shape(f"screen/{name}", getattr(self, name), shape)
+
+
+def _check_shape(name: str, array: np.ndarray, shape: tuple[int, int]) -> None:
+    if array.shape != shape:
+        found = " × ".join(map(str, array.shape))
+        raise ValueError(
+            f"{name} is {found} numbers, expected {shape[0]} × {shape[1]} (rows × columns)"
+        )
+
 
 @dataclass(frozen=True, kw_only=True)
 class PatchMap:
@@ -122,10 +145,33 @@ class PatchMap:
     p: np.ndarray
     screen: Screen | None = None
 
+    def __post_init__(self) -> None:
+        """Check what no type can say: a value for every place."""
+        shape = (len(self.rows), len(self.columns))
+        if not all(shape):
+            raise ValueError("a map without rows or columns has no places")
+        for name in ("effect", "low", "high", "control", "p"):
+            _check_shape(name, getattr(self, name), shape)
+        if self.screen is not None:
+            self.screen.check(shape)
+
     @property
     def told(self) -> np.ndarray:
         """Which places are told from their control, bool ``[rows, columns]``."""
         return np.nan_to_num(self.p, nan=1.0) < LEVEL
+
+    @property
+    def least_p(self) -> float:
+        """The smallest p-value that flipping the signs of so many pairs can give: all signs and
+        none are as far away as what was found."""
+        return max(2.0 ** (1 - self.pairs), 1 / (1 + stats.PERMUTATIONS))
+
+    @property
+    def too_few(self) -> bool:
+        """Whether pairs are too few to tell places apart: where more than half of all places would
+        need the smallest p-value that there is before the correction (p · places / rank) left one
+        below ``LEVEL``."""
+        return self.least_p / LEVEL > 0.5
 
     def name(self, row: int, column: int) -> str:
         """A place in words: ``L0H3``, ``L2 last``.
@@ -154,6 +200,11 @@ class PatchResult(Result, rows="pairs"):
     least_gap: float
     window: int
     provenance: Provenance
+
+    def __post_init__(self) -> None:
+        """Check that something was measured."""
+        if not self.maps:
+            raise ValueError("there are no maps, so nothing was measured")
 
     def find(self, sweep: str, direction: str = "", task: str = "all") -> PatchMap | None:
         """A map, or None where there is none.

@@ -23,10 +23,9 @@ from jaxalign.prompts import Pair
 from jaxalign.shapes import Bool, Float
 from jaxalign.studies.patch.bench import Bench
 from jaxalign.studies.patch.calls import Work, score_calls
-from jaxalign.studies.patch.findings import chosen, screened
+from jaxalign.studies.patch.findings import chosen, screened, too_few
 from jaxalign.studies.patch.groups import (
     BEFORE,
-    ROLES,
     group,
     require_aligned,
     require_sources,
@@ -36,6 +35,7 @@ from jaxalign.studies.patch.programs import estimate, exchange, knock_out, send
 from jaxalign.studies.patch.result import (
     KNOCKOUT,
     PATHS,
+    ROLES,
     SWEEPS,
     PairScore,
     PatchMap,
@@ -65,15 +65,11 @@ def run(session: Session, options: PatchOptions) -> PatchResult:
             require_aligned(pairs, name)
     if KNOCKOUT in options.sweep:
         require_sources(pairs)
-        check_window(options.window, session.config)
+        check_window(options.layers_cut, session.config)
     scores = _scores(session, pairs)
     kept = _kept(scores, options)
     if not kept.any():
-        raise InputError(
-            f"the model tells clean from corrupted in none of {counted(len(pairs), 'pair')} by "
-            f"{options.least_gap:g} logits",
-            "give other pairs, or --use-all-prompts and a lower --least-gap",
-        )
+        raise _none_kept(scores, options)
     if not kept.all():
         session.notes.append(
             f"{int((~kept).sum())} of {counted(len(pairs), 'pair')} do not count: the model "
@@ -90,11 +86,12 @@ def run(session: Session, options: PatchOptions) -> PatchResult:
     )
     maps = [each for name in options.sweep for each in _sweep(bench, name)]
     session.end_of_calls()
+    session.notes += too_few(maps)
     return PatchResult(
         pairs=tuple(_pair_score(p, *own) for p, *own in zip(pairs, *scores, kept, strict=True)),
         maps=tuple(maps),
         least_gap=options.least_gap,
-        window=options.window,
+        window=options.layers_cut,
         provenance=session.provenance(int(kept.sum())),
     )
 
@@ -115,6 +112,27 @@ def _kept(scores: Float[np.ndarray, "2 P"], options: PatchOptions) -> Bool[np.nd
     return apart if options.use_all_prompts else apart & (clean > 0) & (corrupted < 0)
 
 
+def _none_kept(scores: Float[np.ndarray, "2 P"], options: PatchOptions) -> InputError:
+    """What to say where no pair counts: how many fail each condition, and the likely remedy."""
+    clean, corrupted = scores
+    count = len(clean)
+    wrong, right = int((clean <= 0).sum()), int((corrupted >= 0).sum())
+    turned = int((clean - corrupted < 0).sum())
+    near = int((clean - corrupted < options.least_gap).sum())
+    if 2 * turned > count:
+        remedy = "exchange answers and wrong_answers, if they are the wrong way round"
+    elif options.use_all_prompts or near == count:
+        remedy = "give pairs that the model tells apart, or a lower --least-gap"
+    else:
+        remedy = "give pairs that the model answers, or --use-all-prompts"
+    return InputError(
+        f"none of {counted(count, 'pair')} counts: after {wrong} clean prompts the model prefers "
+        f"the wrong answers, after {right} corrupted ones the right answers; {near} differ by less "
+        f"than {options.least_gap:g} logits the right way, {turned} of them the other way round",
+        remedy,
+    )
+
+
 def _pair_score(pair: Pair, clean: float, corrupted: float, kept: bool) -> PairScore:
     return PairScore(
         task=pair.task,
@@ -133,7 +151,7 @@ def _sweep(bench: Bench, name: str) -> Iterator[PatchMap]:
     if name == KNOCKOUT:
         yield from _knocked_out(bench)
         return
-    for direction in bench.options.direction:
+    for direction in bench.options.directions:
         if name == PATHS:
             yield from _paths(bench, direction)
         elif bench.options.screen:
@@ -246,7 +264,7 @@ def _screened(bench: Bench, name: str, direction: str) -> PatchMap:
 
 def _knocked_out(bench: Bench) -> Iterator[PatchMap]:
     """Attention of the last position to each group of positions, cut in each window of layers."""
-    window, count = bench.options.window, bench.groups.count
+    window, count = bench.options.layers_cut, bench.groups.count
     starts = range(bench.session.config.num_layers - window + 1)
     rows = np.array([(a, b) for a in starts for b in range(count)], np.int32)
     work = Work(
@@ -278,7 +296,7 @@ def _others(found: Float[np.ndarray, "P windows groups"]) -> Float[np.ndarray, "
 
 def _paths(bench: Bench, direction: str) -> Iterator[PatchMap]:
     """Every head's direct effect on the logits, and on what the heads with the largest read."""
-    config, receivers = bench.session.config, bench.options.receivers
+    config, receivers = bench.session.config, bench.options.most_receivers
     senders = np.argwhere(np.ones((config.num_layers, config.num_heads), bool)).astype(np.int32)
     layers = tuple(f"L{i}" for i in range(config.num_layers))
     heads = tuple(f"H{i}" for i in range(config.num_heads))

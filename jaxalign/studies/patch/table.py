@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jaxalign.errors import counted
-from jaxalign.measures.estimates import ALL_TASKS
+from jaxalign.measures.estimates import ALL_TASKS, LEVEL
 from jaxalign.studies.patch.result import KNOCKOUT, SWEEPS, PatchMap, PatchResult
 from jaxalign.study.tables import estimate_text, header, one_line, p_text, text_table
 
@@ -34,8 +34,10 @@ def table(result: PatchResult) -> str:
     for each in result.maps:
         lines += _agreement(each)
     lines += [
-        "effect: share of the difference of clean and corrupted run, mean over pairs. control:",
-        "random values as far away (knock-out: other positions). p: they are the same, corrected.",
+        "effect: share of the difference of clean and corrupted run, mean over pairs. control: "
+        "random",
+        "values as far away (knock-out: other positions). p: both are the same, corrected. told: "
+        f"p < {LEVEL}.",
     ]
     return "\n".join(lines)
 
@@ -78,8 +80,14 @@ def _line(each: PatchMap, place: tuple[int, int]) -> list[str]:
         _value(each, place),
         _percent(each.control[place]),
         "–" if not np.isfinite(p) else p_text(p).removeprefix("p ").removeprefix("= "),
-        f"{int(each.told.sum())} of {int(np.isfinite(each.effect).sum())}",
+        _told(each),
     ]
+
+
+def _told(each: PatchMap) -> str:
+    """How many places are told from their control, of those that were exchanged."""
+    exact = " exact" if each.screen is not None else ""
+    return f"{int(each.told.sum())} of {int(np.isfinite(each.effect).sum())}{exact}"
 
 
 def _summary(result: PatchResult) -> list[str]:
@@ -89,13 +97,16 @@ def _summary(result: PatchResult) -> list[str]:
         lines += _carried(stream)
     for name in ("heads", KNOCKOUT):
         if each := result.find(name):
-            lines.append(_sentence(each))
+            lines += _sentence(result, each)
         if name == "heads":
             lines += _by_task(result)
     if not lines:
-        lines = [_sentence(each) for each in result.maps[:1]]
+        lines = _sentence(result, result.maps[0])
     if others := result.provenance.prompts.given - result.provenance.prompts.kept:
         lines.append(f"{counted(others, 'pair')} that the model does not tell apart do not count.")
+    if any(each.too_few and each.task == ALL_TASKS for each in result.maps):
+        few = counted(result.maps[0].pairs, "pair")
+        lines.append(f"{few} are too few to tell an effect from its control: read the intervals.")
     return lines
 
 
@@ -119,8 +130,8 @@ def _carried(stream: PatchMap) -> list[str]:
     ]
 
 
-def _sentence(each: PatchMap) -> str:
-    """The largest effect of a sweep, beside its control."""
+def _sentence(result: PatchResult, each: PatchMap) -> list[str]:
+    """The largest effect of a sweep, beside its control and what it is in each task."""
     [place, *_] = _largest(each, 1) or [(0, 0)]
     name, value = each.name(*place), _value(each, place, " %")
     beside = f"{_percent(each.control[place])} %"
@@ -128,11 +139,26 @@ def _sentence(each: PatchMap) -> str:
     if each.sweep == KNOCKOUT:
         row, column = place
         what = f"Hiding '{each.columns[column]}' from the last position in {each.rows[row]} {verb}"
-        return f"{what} {value} (others {beside})."
+        return [f"{what} {value} (others {beside})."]
     what = SWEEPS[each.sweep].what if each.sweep in SWEEPS else each.sweep
     of = "one head" if each.sweep == "heads" else what
-    told = f"{int(each.told.sum())} of {int(np.isfinite(each.effect).sum())} are told from it"
-    return f"Most by {of}: {name} {verb} {value} (control {beside}); {told}."
+    told = f"{_told(each)} are told from it"
+    first = f"Most by {of}: {name} {verb} {value}"
+    # A mean over tasks may be of none of them.
+    if tasks := _of_tasks(result, each, place):
+        return [f"{first} ({', '.join(tasks)};", f"control {beside}); {told}."]
+    return [f"{first} (control {beside}); {told}."]
+
+
+def _of_tasks(result: PatchResult, whole: PatchMap, place: tuple[int, int]) -> list[str]:
+    """The effect of one place in each task, where they have maps of the same places."""
+    return [
+        f"{one_line(each.task, 12)} {_percent(each.effect[place])} %"
+        for each in result.maps
+        if each.task != ALL_TASKS
+        and (each.sweep, each.direction) == (whole.sweep, whole.direction)
+        and (each.rows, each.columns) == (whole.rows, whole.columns)
+    ][:MOST_TASKS]
 
 
 def _by_task(result: PatchResult) -> list[str]:
@@ -169,11 +195,11 @@ def _agreement(each: PatchMap) -> list[str]:
     screen = each.screen
     if screen is None:
         return []
-    exact = int(np.isfinite(each.effect).sum())
+    exact, every = (int(np.isfinite(x).sum()) for x in (each.effect, screen.estimate))
     rho = estimate_text(screen.spearman.estimate, "{:.2f}".format)
     slope = estimate_text(screen.slope, "{:.2f}".format)
     lines = [
-        f"{each.sweep}: {exact} of {int(np.isfinite(screen.estimate).sum())} exact. Estimates of "
+        f"{each.sweep}, {each.direction}: {exact} of {every} exact. Estimates of "
         f"{int(screen.drawn.sum())} drawn at random against exact effects:",
         f"  Spearman {rho}; slope {slope}",
     ]
