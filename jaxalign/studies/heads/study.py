@@ -171,7 +171,7 @@ def _low_precision(
         repaired=repaired,
     )
     one.variant.clean = None
-    session.notes += _overflow_notes(scheme, low, count)
+    session.observed(_overflow_notes(scheme, low, count))
     if not one.repair.orders.wanted:
         return low, []
     k = runner.repaired_heads
