@@ -147,6 +147,7 @@ def found_in(kept: Kept, name: str, chosen: list[tuple[int, list[int]]], n: int)
         operations.append(found.operations / found.exact_operations)
         exact.append(len(found.prompts))
         agreement.append(found.agreement.spearman.value)
+    known = [rho for rho in agreement if rho is not None]
     return {
         "prompts": len(chosen[0][1]),
         "seeds": len(chosen),
@@ -155,7 +156,7 @@ def found_in(kept: Kept, name: str, chosen: list[tuple[int, list[int]]], n: int)
         "passes": max(costs),
         "operations": max(operations),
         "exact on prompts": float(np.mean(exact)),
-        "spearman": float(np.median([rho for rho in agreement if rho is not None] or [np.nan])),
+        "spearman": float(np.median(known)) if known else None,
     }
 
 
@@ -208,7 +209,8 @@ def table(record: dict[str, Any]) -> str:
                 continue
             found = [f"{one['found'][w]:.1f} ({one['enough'][w]:.0%})" for w in ways]
             cost = [f"{one['passes']:.3f}", f"{one['operations']:.3f}"]
-            exact = [f"{one['exact on prompts']:.0f}", f"{one['spearman']:+.2f}"]
+            rho = "–" if one["spearman"] is None else f"{one['spearman']:+.2f}"
+            exact = [f"{one['exact on prompts']:.0f}", rho]
             rows.append([each, str(one["prompts"]), *found, *cost, *exact])
         ran = model["computed"]
         parts.append(

@@ -395,6 +395,13 @@ def test_options_that_exclude_each_other_are_refused(more, said, called):
     assert said in ran.err
 
 
+def test_where_figures_go_is_named_to_who_asks_for_an_output():
+    ran = run("plot", "--input", "r.json", "--output", "folder")
+    assert ran.code == 2
+    assert "plot has no --output" in ran.err
+    assert "use --figures DIR in its place" in ran.err
+
+
 # Help.
 
 

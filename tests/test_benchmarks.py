@@ -45,7 +45,7 @@ ROOT = Path(__file__).parent.parent
 RUNNABLE = sorted(set(suite.questions()) - set(suite.NEEDS_FILES))
 LONG = (
     "scaling", "command", "packed_product", "calibration", "agreement", "random_weights",
-    "rounding_lottery", "packed", "products", "blocks",
+    "rounding_lottery", "packed", "products", "blocks", "screen",
 )  # fmt: skip
 
 

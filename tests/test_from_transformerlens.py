@@ -53,8 +53,8 @@ def given():
         )
 
 
-def test_the_page_has_twenty_pairs():
-    assert len(PAIRS) == 20
+def test_the_page_has_its_pairs():
+    assert len(PAIRS) == 22
     assert all(len(pair) == 2 for pair in PAIRS.values())
 
 

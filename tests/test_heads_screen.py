@@ -32,6 +32,7 @@ from jaxalign.studies.heads.race import (
     survivors,
 )
 from jaxalign.studies.heads.table import screen as table
+from jaxalign.study.calls import Call
 
 LAYERS, HEADS_A_LAYER, FINALISTS = 12, 12, 20
 PLACES = [
@@ -286,7 +287,7 @@ def test_first_order_is_the_slope_of_scaling_a_head_away(given):
 # What is refused, and when a screen is suggested.
 
 
-def test_too_few_prompts_and_too_few_heads_are_refused_in_one_line(given, tmp_path):
+def test_too_few_prompts_and_heads_are_refused_in_one_line(given, tmp_path, monkeypatch):
     few = json.loads(given[1].read_text())
     few["capitals"], few["rivers"] = few["capitals"][:3], few["rivers"][:2]
     path = write_prompts(tmp_path / "few.json", few)
@@ -294,7 +295,8 @@ def test_too_few_prompts_and_too_few_heads_are_refused_in_one_line(given, tmp_pa
     common = ("heads", "--model", given[0], *small)
     assert "144 heads" in refusal(*common, "--prompts", given[1], "--screen", 144)
     assert "--screen" in refusal(*common, "--prompts", given[1], "--screen", 0)
-    assert "5 prompts" in refusal(*common, "--prompts", path, "--screen", 5)
+    monkeypatch.setattr(Call, "compute", lambda call: pytest.fail("computed"))
+    assert "5 prompts in all" in refusal(*common, "--prompts", path, "--screen", 5)
 
 
 def test_a_screen_is_suggested_only_where_the_exact_sweep_is_long(given, monkeypatch):

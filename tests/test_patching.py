@@ -141,11 +141,13 @@ def test_the_estimate_is_exact_where_the_metric_is_linear(pair):
     [
         ({"apart": "H"}, "resid has no axis 'H' to take apart. name some of S, D."),
         ({"apart": "B"}, "resid has no axis 'B'"),
+        ({"apart": 5}, r"apart is 5 \(an int\), expected letters of the point's axes"),
         ({"point": "resid_mid"}, "the model has no point 'resid_mid'"),
         ({"point": "hook_z"}, "the model has no point 'hook_z'. use resid, q,"),
     ],
 )
-def test_places_that_are_not_there_are_refused(pair, change, said):
+def test_places_that_are_not_there_are_refused(pair, change, said, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
     params, config = tiny()
     with pytest.raises(InputError, match=said):
         activation_patching(params, *pair, LENGTHS, config, metric, **change)

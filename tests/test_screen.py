@@ -187,6 +187,7 @@ def test_an_estimate_counts_the_calls_that_the_study_makes(inputs, name, tmp_pat
     )  # fmt: skip
     ran = run(*asked, "--estimate", "--json")
     assert ran.code == 0, ran.err
+    assert "null" not in ran.err  # zeros in the place of a result overflow nowhere
     assert all(key[:2] == ("clean", "f32") for key in computed)
     assert [*tmp_path.iterdir()] == []
     found = json.loads(ran.out)
@@ -197,6 +198,15 @@ def test_an_estimate_counts_the_calls_that_the_study_makes(inputs, name, tmp_pat
     assert run(*asked, "--quiet").code == 0
     if name != "plan":  # which exchanges it tries hangs on what it measures
         assert found["calls"] == len(computed)
+
+
+@pytest.mark.parametrize("estimated", [False, True])
+def test_only_what_was_computed_is_remarked_on(inputs, estimated):
+    model, prompts = load(str(inputs.model)), read_prompts(inputs.prompts)
+    options = STUDIES["schemes"].options()
+    with Session.open("jaxalign.x/1", model, prompts, options, estimate=estimated) as session:
+        session.observed(["f16: activations overflow"])
+    assert ("f16: activations overflow" in session.notes) is not estimated
 
 
 def test_an_estimate_is_printed_in_words_and_writes_nothing(inputs, tmp_path):

@@ -4,6 +4,7 @@ import itertools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -254,13 +255,17 @@ def test_positions_are_left_out_where_it_saves_more_than_compiling_takes():
     [
         ({"suffixes": ((3,),)}, r"suffixes are \[1\] rows, expected \[12\]"),
         ({"suffixes": ((0,) * 12,)}, r"a suffix of 0 positions, expected 1 … 9"),
+        ({"suffixes": 5}, r"suffixes are 5, expected for each batch of edits a tuple"),
+        ({"suffixes": ((2.5,) * 12,)}, r"suffixes are \(\(2.5, .*expected for each batch"),
+        ({"suffixes": ((3,) * 12,), "scheme": BF16}, r"'bf16' computes in bfloat16"),
         ({"suffixes": ((3,) * 12,), "scheme": INT8_SIM}, r"int8-sim' rounds over all positions"),
         ({"at": jnp.array([[8], [5], [1], [0]])}, r"position 5 of prompt 1, expected 0 … 4"),
         ({"at": jnp.zeros((3, 1), int)}, r"at is int.*\[3, 1\], expected int \[4, P\]"),
         ({"at": jnp.zeros((4, 1), int) > 0}, r"at is bool.*expected int \[4, P\]"),
     ],
 )
-def test_what_cannot_be_read_or_left_out_is_refused(how, message):
+def test_what_cannot_be_read_or_left_out_is_refused(how, message, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
     scheme = how.get("scheme", F32)
     params, config = tiny(scheme=scheme)
     edits = [heads_at_the_end(config)]

@@ -4,6 +4,7 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import jaxtyping
 import numpy as np
 import pytest
 
@@ -131,12 +132,17 @@ def test_a_path_is_one_heads_change_along_the_stream_to_one_reader(
                 np.testing.assert_array_less(np.abs(above - np.asarray(found.corrupted)), 1e-4)
 
 
-def test_paths_that_are_not_there_are_refused(pair):
+def test_paths_that_are_not_there_are_refused(pair, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # as users have it
     params, config = tiny()
     for change, said in (
         ({"receiver": (7, 0)}, "the receiver is layer 7, head 0, and the model has 3 layers of 4"),
         ({"receiver": (1, 0), "inputs": "z"}, "inputs are 'z'. name some of q, k, v"),
         ({"receiver": (1, 0), "inputs": ""}, "inputs are ''"),
+        ({"receiver": (1, 0), "inputs": 5}, r"inputs is 5 \(an int\), expected letters of 'qkv'"),
+        ({"receiver": (1, 2, 0)}, r"the receiver is \(1, 2, 0\), expected a layer and a head"),
+        ({"receiver": 3}, "the receiver is 3, expected a layer and a head, two integers"),
+        ({"receiver": (2.5, 1)}, r"the receiver is \(2.5, 1\), expected a layer and a head"),
     ):
         with pytest.raises(InputError, match=said):
             path_patching(params, *pair, LENGTHS, config, metric, **change)

@@ -12,7 +12,7 @@ from engines import ENGINES, LENGTHS
 from family_checkpoints import made_once, prompts, torch_and_transformers
 from torch_points import MODELS, logits, spliced, weighed, write
 
-from jaxalign.edits import MATRIX_NAMES, Edit, HeadEdit, Splice, WeightEdit
+from jaxalign.edits import MATRIX_NAMES, Edit, HeadEdit, Replace, Scale, Splice, WeightEdit
 from jaxalign.edits.points import BEHIND_ATTENTION
 from jaxalign.edits.weights import _AXES as AXES
 from jaxalign.model import cast, forward
@@ -276,6 +276,15 @@ def test_packed_weights_count_as_what_they_stand_for(tokens):
     assert np.abs(run(packed, edit) - run(packed, None)).max() > 1e-3
 
 
+def test_a_value_to_set_a_feature_to_is_enough(tokens):
+    params, config = tiny()
+    site = splices_of(config)["features of heads set to a value"]
+    whole, short = (Edit(one_row(site.replace(by=by), 1)) for by in (np.ones((2, 2)), None))
+    run = jit(lambda edit: forward(params, tokens, config, edit=edit).logits)
+    assert np.array_equal(run(short), run(whole))
+    assert np.abs(run(short) - run(None)).max() > 1e-3
+
+
 def test_batches_with_a_dictionary_each_keep_them_apart(tokens):
     params, config = tiny(False)
     site = splices_of(config)["a dictionary of each step"]
@@ -315,7 +324,7 @@ def dictionary(point="resid", width=32, mask=(4, 1, 1), **how):
     [
         (lambda: coordinates(32, 0), "WeightEdit.row is 32, but down has rows 0 … 31"),
         (lambda: coordinates(0, -1), "WeightEdit.column is -1, but down has columns 0 … 63"),
-        (lambda: coordinates(0, 0, "gate"), "WeightEdit acts at the point 'mlp_gate', which the m"),
+        (lambda: coordinates(0, 0, "gate"), "which the model does not have: its MLP has no gate m"),
         (lambda: coordinates(0, 0, "W_down"), "WeightEdit.matrix is 'W_down', .* use query, key,"),
         (
             lambda: coordinates(0, 0).replace(row=np.array([0, 1])),
@@ -336,6 +345,30 @@ def dictionary(point="resid", width=32, mask=(4, 1, 1), **how):
             "Splice.feature is 24, but the dictionary has 0 … 23",
         ),
         (lambda: dictionary(feature=np.array([2])), "by feature and by, and by is not given"),
+        (lambda: dictionary(to=np.ones(1)), "by feature and by, and feature is not given"),
+        (lambda: coordinates(0.5, 0), r"WeightEdit.row is float64\[1\], expected integers \[E\]"),
+        (lambda: coordinates(True, 0), r"WeightEdit.row is bool\[1\], expected integers"),
+        (
+            lambda: coordinates(0, 0).replace(column=np.int32(2)),
+            r"WeightEdit.column is int32\[\], expected integers \[E\]",
+        ),
+        (
+            lambda: coordinates(0, 0).replace(by=np.ones((3, 1, 1), complex)),
+            "WeightEdit.by holds complex128, expected real numbers: bool, int or float",
+        ),
+        (
+            lambda: dictionary(feature=np.array([2.0]), by=np.ones(1)),
+            r"Splice.feature is float64\[1\], expected integers \[E\]",
+        ),
+        (lambda: Scale("mlp_out", np.full((3, 1, 1, 1), "a")), "Scale.by holds <U1, expected real"),
+        (
+            lambda: Replace("mlp_out", np.ones((3, 1, 1, 1), bool), np.full((3, 1, 1, 1), None)),
+            "Replace.value holds object, expected real",
+        ),
+        (
+            lambda: Replace("mlp_out", *[np.ones((3, 1, 1, 1), bool)] * 2, own=np.ones((1, 1, 1))),
+            "Replace takes value or own, and both are given",
+        ),
         (
             lambda: dictionary().replace(dictionary=dictionary_of(32, 3), stacked=True),
             r"Splice.dictionary has shape \(3,\), expected \[4\]",

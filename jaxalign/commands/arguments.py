@@ -25,6 +25,8 @@ from jaxalign.study.study import Study
 
 DEFAULT_COMMAND = "heads"
 
+# What a command calls the option of another.
+INSTEAD = {("plot", "--output"): "--figures DIR"}
 # What options of earlier versions became.
 REPLACED = {
     "--disable-int8": "--schemes f16",
@@ -254,9 +256,10 @@ def _refusal(command: str, unknown: Sequence[str], leading: bool) -> InputError:
         return InputError(f"{option} is gone", f"use {REPLACED[option]} in its place")
     others = [name for name in COMMANDS if option in flags(name)]
     if others:
+        own = INSTEAD.get((command, option))
         return InputError(
             f"{prog} has no {option}, which is an option of {' and '.join(others)}",
-            "leave it out",
+            f"use {own} in its place" if own else "leave it out",
         )
     return InputError(
         f"{prog} does not know {option[:40]!r}{_like(option, flags(command))}",

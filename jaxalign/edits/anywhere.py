@@ -34,8 +34,8 @@ def _one_of(site: Site, first: str, second: str) -> str | None:
     given = [name for name in (first, second) if getattr(site, name) is not None]
     if len(given) == 1:
         return None
-    what = "both" if given else "neither"
-    return f"{type(site).__name__} takes {first} or {second}, and {what} is given"
+    what = "both are" if given else "neither is"
+    return f"{type(site).__name__} takes {first} or {second}, and {what} given"
 
 
 @struct.dataclass

@@ -16,8 +16,8 @@ import numpy as np
 from jax import lax
 
 from jaxalign.edits.declare import Declared
-from jaxalign.edits.points import POINTS, READABLE
-from jaxalign.edits.site import Edit
+from jaxalign.edits.points import LACKING, POINTS, READABLE
+from jaxalign.edits.site import Edit, Site
 from jaxalign.shapes import Array, Bool, Int
 
 
@@ -225,14 +225,18 @@ def check(
 
     Raises:
         ValueError: a site acts at a point that the model does not have, so that it would be
-            dropped; or an array has another shape than the run's. Names it and what was expected.
+            dropped; or an array holds no numbers, or has another shape than the run's. Names it
+            and what was expected.
     """
     for site in edit.sites:
         if site.point not in points:
+            why = f": {LACKING[site.point]}" if site.point in LACKING else ""
             raise ValueError(
                 f"{type(site).__name__} acts at the point {site.point!r}, which the model does not "
-                f"apply edits at, only at {', '.join(points)}"
+                f"have{why}; it applies edits only at {', '.join(points)}"
             )
+        if problem := _other_kind(site, batch):
+            raise ValueError(problem)
         if site.reads not in (None, *READABLE.get(site.point, ())):
             pairs = (f"{read} at {at}" for at, reads in READABLE.items() for read in reads)
             raise ValueError(
@@ -275,6 +279,21 @@ def check(
                 f"{type(site).__name__}.{declared.name} has shape {shape}, expected "
                 f"[{', '.join(expected)}]"
             )
+
+
+def _other_kind(site: Site, batch: bool) -> str | None:
+    """Which array of a site holds no real numbers, or no integers where it counts something."""
+    for _, declared, array in Edit(site).arrays():
+        name = f"{type(site).__name__}.{declared.name}"
+        dtype = array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype
+        if declared.index:
+            axes = ["M"] * (batch and declared.per_row) + [*declared.axes]
+            if not jnp.issubdtype(dtype, jnp.integer) or np.ndim(array) != len(axes):
+                shape = list(np.shape(array))
+                return f"{name} is {dtype}{shape}, expected integers [{', '.join(axes)}]"
+        elif not any(jnp.issubdtype(dtype, kind) for kind in (bool, jnp.integer, jnp.floating)):
+            return f"{name} holds {dtype}, expected real numbers: bool, int or float"
+    return None
 
 
 def _size(axis: str, sizes: Mapping[str, int]) -> str:

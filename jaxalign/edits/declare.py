@@ -19,6 +19,7 @@ class Declared:
         acts: whether a nonzero element says that the site acts there.
         common: whether the field is a tree of arrays, with any axes where ``*`` stands, of which
             there is one copy however many rows and batches of edits read it.
+        index: whether its elements count something, from 0: integers.
     """
 
     name: str
@@ -26,6 +27,7 @@ class Declared:
     per_row: bool
     acts: bool = False
     common: bool = False
+    index: bool = False
 
     @property
     def layered(self) -> bool:
@@ -74,14 +76,15 @@ def acts(axes: str) -> Any:
     return _declare(axes, per_row=True, acts=True)
 
 
-def per_row(axes: str, default: Any = MISSING) -> Any:
+def per_row(axes: str, default: Any = MISSING, *, index: bool = False) -> Any:
     """Declare an array of which each row has its own, for example ``"D"``, a direction a row.
 
     Args:
         axes: of one row.
         default: None for an array that may be left out.
+        index: whether its elements count something, from 0: integers.
     """
-    return _declare(axes, default, per_row=True)
+    return _declare(axes, default, per_row=True, index=index)
 
 
 def shared(axes: str, default: Any = MISSING) -> Any:

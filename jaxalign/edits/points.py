@@ -76,6 +76,11 @@ INSIDE_MLP = ("mlp_in", "mlp_gate", "mlp_up", "mlp_hidden")
 # attention where they are born, and leave the last layer at one position.
 BEHIND_MLP = ("mlp_out", "resid", "final_norm", "logits")
 BEHIND_ATTENTION = ("attn_out", "resid_mid", *INSIDE_MLP, *BEHIND_MLP)
+# Why a model may lack a point.
+LACKING = {
+    "resid_mid": "its attention and MLP read one stream, so that there is none between them",
+    "mlp_gate": "its MLP has no gate matrix",
+}
 # What a site may read beside the value at its own point: an earlier one of the same block.
 READABLE = {"mlp_out": ("mlp_in",)}
 

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 
@@ -49,7 +50,8 @@ class Splice(Anywhere):
         decode: ``(dictionary, features) → [..., D]``; likewise.
         feature: int ``[E]``, which features each row changes; none by default. ``M`` in front.
         by: ``[E]``: ``f′ = (1 + by) · f``, −1 removes.
-        to: ``[E]``, in place of that ``f′ = f + by · (to − f)``: with ``by`` 1 the feature is set.
+        to: ``[E]``, in place of that ``f′ = f + by · (to − f)``; ``by`` is then 1 by default, which
+            sets the feature to ``to``.
         reads: the point that ``encode`` reads; the same point by default (static).
         keep_error: whether what the dictionary misses is kept (static).
         stacked: whether every layer has arrays of its own (static).
@@ -67,12 +69,17 @@ class Splice(Anywhere):
     dictionary: Any = common("L *")
     encode: Coder = struct.field(pytree_node=False)  # type: ignore[misc]
     decode: Coder = struct.field(pytree_node=False)  # type: ignore[misc]
-    feature: Leaf = per_row("E", default=None)
+    feature: Leaf = per_row("E", default=None, index=True)
     by: Leaf = per_row("E", default=None)
     to: Leaf = per_row("E", default=None)
     reads: str | None = struct.field(pytree_node=False, default=None)  # type: ignore[misc]
     keep_error: bool = struct.field(pytree_node=False, default=True)
     stacked: bool = struct.field(pytree_node=False, default=False)
+
+    def __post_init__(self) -> None:
+        """Set features where it is only said to what."""
+        if self.by is None and self.to is not None:
+            object.__setattr__(self, "by", np.ones(np.shape(self.to), np.float32))
 
     @property
     def reads_inputs(self) -> bool:  # type: ignore[override]
@@ -99,7 +106,7 @@ class Splice(Anywhere):
         if not POINTS[self.point].position:
             return f"Splice at {self.point}: there positions have no vectors to encode"
         missing = [name for name in ("feature", "by") if getattr(self, name) is None]
-        if len(missing) == 1 or (missing and self.to is not None):
+        if len(missing) == 1:
             return f"Splice changes features by feature and by, and {missing[0]} is not given"
         width = math.prod(sizes[axis] for axis in unit)
         read = math.prod(sizes[axis] for axis in POINTS[self.reads or self.point].unit)

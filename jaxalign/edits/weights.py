@@ -68,8 +68,8 @@ class WeightEdit(Site):
 
     matrix: str = struct.field(pytree_node=False)
     by: Leaf = acts("L B|1 E")
-    row: Leaf = per_row("E")
-    column: Leaf = per_row("E")
+    row: Leaf = per_row("E", index=True)
+    column: Leaf = per_row("E", index=True)
 
     def __post_init__(self) -> None:
         """Refuse a matrix that no model has."""

@@ -20,7 +20,7 @@ from jaxalign.edits.points import POINTS
 from jaxalign.edits.ready import patch_masks
 from jaxalign.edits.site import Edit
 from jaxalign.engine.sweep import Engine, sweep
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, require_type
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import Output, forward, points_of
 from jaxalign.model.params import Params
@@ -141,6 +141,7 @@ def activation_patching(
         >>> found.effect.shape  # [L + 1, S, B]
         (7, 15, 1)
     """
+    require_type("apart", apart, str, "letters of the point's axes, such as 'HS'")
     _check(clean, corrupted, (point,), config)
     run = forward(
         params, clean, config, lengths=lengths, scheme=scheme, capture=_captured((point,)),

@@ -12,7 +12,7 @@ from jaxalign.edits.anywhere import Replace
 from jaxalign.edits.site import Edit
 from jaxalign.engine.patching import Metric, Patched
 from jaxalign.engine.sweep import sweep
-from jaxalign.errors import InputError
+from jaxalign.errors import InputError, require_type
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import forward
 from jaxalign.model.params import Params
@@ -68,6 +68,7 @@ def path_patching(
     """
     if jnp.shape(clean) != jnp.shape(corrupted):
         raise InputError("clean and corrupted prompts differ in shape", "give pairs of one length")
+    _check(receiver, inputs, config)
     donor = forward(params, clean, config, lengths=lengths, scheme=scheme, capture=("z",),
                     last_only=True)  # fmt: skip
     senders = np.argwhere(np.ones((config.num_layers, config.num_heads), bool))
@@ -151,11 +152,19 @@ def _at(places: Int[Array, "M 2"], layers: int, heads: int) -> Bool[Array, "M L 
 
 
 def _check(receiver: Receiver | None, inputs: str, config: ModelConfig) -> None:
+    require_type("inputs", inputs, str, f"letters of {INPUTS!r}")
     if not inputs or set(inputs) - set(INPUTS) or len(set(inputs)) < len(inputs):
         raise InputError(
             f"inputs are {inputs!r}", f"name some of {', '.join(INPUTS)}, each once: {INPUTS!r}"
         )
-    if receiver is None or any(isinstance(place, jax.core.Tracer) for place in receiver):
+    if receiver is None:
+        return
+    if not (isinstance(receiver, tuple | list) and len(receiver) == 2 and all(map(_int, receiver))):
+        raise InputError(
+            f"the receiver is {receiver!r:.60}, expected a layer and a head, two integers",
+            "give a pair: receiver=(4, 0)",
+        )
+    if any(isinstance(place, jax.core.Tracer) for place in receiver):
         return
     sizes = config.num_layers, config.num_heads
     if not all(0 <= int(at) < size for at, size in zip(receiver, sizes, strict=True)):
@@ -164,3 +173,10 @@ def _check(receiver: Receiver | None, inputs: str, config: ModelConfig) -> None:
             f"{sizes[0]} layers of {sizes[1]} heads",
             "count both from 0",
         )
+
+
+def _int(place: Any) -> bool:
+    """Whether it is one integer, traced or not."""
+    if isinstance(place, jax.Array | np.ndarray | np.generic):
+        return jnp.issubdtype(place.dtype, jnp.integer) and place.shape == ()
+    return isinstance(place, int) and not isinstance(place, bool)

@@ -9,6 +9,7 @@ own: lengths are few, and none is worth its compilation where that takes longer 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -100,16 +101,36 @@ def misfit(suffixes: Suffixes, edits: Sequence[Edit], length: int, scheme: Schem
         length: ``S``, positions.
         scheme: the precision.
     """
+    if not _counts(suffixes):
+        return (
+            f"suffixes are {suffixes!r:.60}, expected for each batch of edits a tuple of how many "
+            "positions each row computes: ((3, 3, 5),)"
+        )
     if not suffixes:
         return None
     if scheme.rounds_activations:
         return f"suffixes are given, but scheme {scheme.name!r} rounds over all positions"
+    if scheme.compute_dtype != "float32":
+        return (
+            f"suffixes are given, but scheme {scheme.name!r} computes in {scheme.compute_dtype}, "
+            "where products of another shape move bits: they are for f32"
+        )
     wanted = [batches.rows(edit) for edit in edits]
     if [len(each) for each in suffixes] != wanted:
         return f"suffixes are {[len(each) for each in suffixes]} rows, expected {wanted}"
     if strange := [size for each in suffixes for size in each if not 1 <= size <= length]:
         return f"a suffix of {strange[0]} positions, expected 1 … {length}"
     return None
+
+
+def _counts(suffixes: Any) -> bool:
+    """Whether it is a sequence of sequences of ints."""
+    if not isinstance(suffixes, tuple | list):
+        return False
+    if not all(isinstance(each, tuple | list) for each in suffixes):
+        return False
+    sizes = [size for each in suffixes for size in each]
+    return all(isinstance(n, int | np.integer) and not isinstance(n, bool) for n in sizes)
 
 
 def suffixes_of(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -303,6 +303,11 @@ class Session:
             found = self.resume.found(call.key, like)
             return call.compute() if found is None else found
         return self.resume.keep(call.key, call.compute, like)
+
+    def observed(self, notes: Iterable[str]) -> None:
+        """Add notes on what calls returned; none in an estimate, where that is zeros."""
+        if not self.estimate:
+            self.notes += notes
 
     def end_of_calls(self) -> None:
         """Say that every call was made; a shard ends here.

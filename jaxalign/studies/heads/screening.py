@@ -103,12 +103,34 @@ def _start(runner: Runner, asked: Ablations, f32: Variant) -> tuple[Race, Calls]
     )
     few = count <= FEWEST_PROMPTS
     if few or not race.affordable(race.budget - race.spent) >= FEWEST_PROMPTS:
-        raise InputError(
-            f"--screen races every head on {FEWEST_PROMPTS} prompts first, and of {count} prompts "
-            f"that is more than the {BUDGET:.0%} of the exact sweep that a screen may take",
-            "give about 15 prompts or more, or leave --screen out to compute all heads",
-        )
+        raise _too_few(count)
     return race, exact
+
+
+def _too_few(prompts: int) -> InputError:
+    return InputError(
+        f"--screen races every head on {FEWEST_PROMPTS} prompts first, and of {prompts} prompts "
+        f"in all that is more than the {BUDGET:.0%} of the exact sweep that a screen may take",
+        "give about 15 prompts or more in all that the model answers (--limit counts those of each "
+        "task), or leave --screen out to compute all heads",
+    )
+
+
+def refuse_few(screen: int | None, prompts: int) -> None:
+    """Refuse a screen that no race fits into; says it before any work.
+
+    How long prompts are and how many of them the model answers is known later, and may be a reason
+    to refuse it then.
+
+    Args:
+        screen: how many heads are to be left; None for no screen.
+        prompts: given, of all tasks.
+
+    Raises:
+        InputError: the first round alone takes more than a screen may.
+    """
+    if screen is not None and prompts * BUDGET < FEWEST_PROMPTS:
+        raise _too_few(prompts)
 
 
 def refuse_all(screen: int | None, heads: int) -> None:

@@ -37,6 +37,7 @@ from jaxalign.studies.heads.screening import (
     Screened,
     others,
     refuse_all,
+    refuse_few,
     screen_heads,
     suggestion,
     with_kinds,
@@ -66,6 +67,7 @@ def run(session: Session, options: HeadsOptions) -> HeadsResult:
         )
     heads = session.model.config.num_layers * session.model.config.num_heads
     refuse_all(options.screen, heads)
+    refuse_few(options.screen, len(session.prompts))
     if options.repaired and options.max_repair_k > heads:
         session.notes.append(f"--max-repair-k {options.max_repair_k}: the model has {heads} heads")
     for scheme in options.schemes:
@@ -171,7 +173,7 @@ def _low_precision(
         repaired=repaired,
     )
     one.variant.clean = None
-    session.notes += _overflow_notes(scheme, low, count)
+    session.observed(_overflow_notes(scheme, low, count))
     if not one.repair.orders.wanted:
         return low, []
     k = runner.repaired_heads
