@@ -157,8 +157,12 @@ class PatchMap:
 
     @property
     def told(self) -> np.ndarray:
-        """Which places are told from their control, bool ``[rows, columns]``."""
-        return np.nan_to_num(self.p, nan=1.0) < LEVEL
+        """Which places are told from their control and do more than it, bool ``[rows, columns]``.
+
+        A place that does less than what stands beside it is told from it, too, but carries nothing.
+        """
+        more = np.abs(np.nan_to_num(self.effect)) > np.abs(np.nan_to_num(self.control))
+        return more & (np.nan_to_num(self.p, nan=1.0) < LEVEL)
 
     @property
     def least_p(self) -> float:

@@ -37,7 +37,8 @@ def table(result: PatchResult) -> str:
         "effect: share of the difference of clean and corrupted run, mean over pairs. control: "
         "random",
         "values as far away (knock-out: other positions). p: both are the same, corrected. told: "
-        f"p < {LEVEL}.",
+        f"p < {LEVEL},",
+        "and the effect is the larger.",
     ]
     return "\n".join(lines)
 
