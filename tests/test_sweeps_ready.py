@@ -57,7 +57,7 @@ def arriving(params, config, base, donor, sender, through_mlps):
         reads = x if config.parallel_residual else x + attended
         written = base["mlp_out"][index]
         if through_mlps:
-            written = mlp(normalize(reads, block.mlp_norm, config), block.mlp, config)
+            _, written = mlp(normalize(reads, block.mlp_norm, config), block.mlp, config)
         x = x + attended + written
     return [*streams, x]
 

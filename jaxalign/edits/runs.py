@@ -92,6 +92,8 @@ class Pick:
         rank = max([1, *(place.ndim for place in places)])
         gathered = array[(which.reshape(-1, *[1] * (rank - 1)), *places, *index)]
         asking = declared.query
+        if asking is not None and not declared.has("B"):
+            asking += 1  # behind the axis of runs
         if self.positions is not None and asking is not None and gathered.shape[asking] > 1:
             at = jnp.expand_dims(
                 self.positions, [i for i in range(1, gathered.ndim) if i != asking]

@@ -304,6 +304,8 @@ class Edit:
             axis = 1 if declared.by_position else declared.query
             if axis is None or a.shape[axis] == 1:
                 return a
+            if not declared.has("B"):
+                a, axis = jnp.asarray(a)[None], axis + 1
             first = jnp.moveaxis(jnp.asarray(a), axis, 1)
             taken = first[prompt if len(a) > 1 else 0, positions]
             return jnp.moveaxis(taken, 1, axis)

@@ -20,7 +20,7 @@ from jaxalign.model.decoder import points_of
 from jaxalign.model.generate import generate
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.shapes import ArrayLeaf, Float, Lengths, Tokens
+from jaxalign.shapes import Array, ArrayLeaf, Float, Lengths, Tokens
 
 STREAMS = tuple(name for name, point in POINTS.items() if point.unit == ("D",) and point.layers)
 
@@ -48,7 +48,7 @@ def steer(
     lengths: Lengths,
     config: ModelConfig,
     metric: Metric,
-    direction: Float[np.ndarray, " D"],
+    direction: Float[Array, " D"] | Float[np.ndarray, " D"],
     coefficients: Sequence[float],
     *,
     step: int,
@@ -109,7 +109,7 @@ def steer(
 def _checked(
     point: str,
     step: int,
-    direction: Float[np.ndarray, " D"],
+    direction: Float[Array, " D"] | Float[np.ndarray, " D"],
     coefficients: Sequence[float],
     config: ModelConfig,
 ) -> tuple[int, Float[np.ndarray, " C"]]:
