@@ -259,6 +259,7 @@ def test_edge_aligns_format_has_no_place_for_estimates(studies):
         edge_align(studies[1])
 
 
+@pytest.mark.slow
 def test_first_order_is_the_slope_of_scaling_a_head_away(given):
     model = jaxalign.load(str(given[0]))
     tokens = jnp.array([[5, 9, 200, 31]], jnp.int32)

@@ -91,7 +91,7 @@ def wanted(edits):
 @pytest.mark.parametrize(
     ("name", "group"),
     [
-        ("parallel", "behind the attention"),
+        pytest.param("parallel", "behind the attention", marks=pytest.mark.slow),
         pytest.param("parallel", "anywhere", marks=pytest.mark.slow),
         pytest.param(SEQUENTIAL, "behind the attention", marks=pytest.mark.slow),
         (SEQUENTIAL, "anywhere"),
@@ -136,7 +136,8 @@ def test_a_row_may_be_edited_at_another_step_of_each_prompt(point):
 
 
 @pytest.mark.parametrize(
-    "engine", ["vmap", pytest.param("wave", marks=pytest.mark.slow), "suffixes"]
+    "engine",
+    [*(pytest.param(name, marks=pytest.mark.slow) for name in ("vmap", "wave")), "suffixes"],
 )
 def test_chosen_positions_are_read_after_every_layer(engine):
     params, config = tiny()
