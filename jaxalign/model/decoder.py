@@ -343,8 +343,9 @@ def forward(
         raise ValueError(f"capture asks for {unknown}, expected names of {known}")
     scheme = check_dtype(params, scheme)
     tokens, lengths = check_prompts(tokens, lengths, config)
-    edit = jax.tree.map(jnp.asarray, edit or NOTHING)
-    check_edit(edit, config, tokens.shape)
+    edit = edit or NOTHING
+    check_edit(edit, config, tokens.shape)  # before JAX makes other numbers of what it holds
+    edit = jax.tree.map(jnp.asarray, edit)
     run = Pass(config, scheme, real_positions(lengths, tokens.shape[1]))
     x = embed(params, tokens, run)
     start = x = edit.at_embedding().apply_at("resid", x)
