@@ -92,7 +92,12 @@ def wave_flops(config: ModelConfig, lengths: Sequence[int], births: Sequence[int
 
 
 def patching_flops(
-    config: ModelConfig, length: int, prompts: int, births: Sequence[int], firsts: Sequence[int]
+    config: ModelConfig,
+    length: int,
+    prompts: int,
+    births: Sequence[int],
+    firsts: Sequence[int],
+    tokens_read: int | None = None,
 ) -> WaveFlops:
     """The fewest floating-point operations of an exact f32 wave in layer and position.
 
@@ -108,6 +113,7 @@ def patching_flops(
         births: for each edited row the first block, counted from 0, that it passes as a whole; the
             number of layers for one that begins behind the last. The clean row is not among them.
         firsts: for each edited row the first position that it changes.
+        tokens_read: logits of a row that are read; all by default.
 
     Example:
         >>> seventy = ModelConfig(50304, 6, 8, 512, 2048)
@@ -139,7 +145,12 @@ def patching_flops(
         )
     qkv, attention, out, newborn, mlp = zip(*each, strict=True)
     return WaveFlops(
-        qkv, attention, out, newborn, mlp, prompts * len(rows) * 2 * D * config.vocab_size
+        qkv,
+        attention,
+        out,
+        newborn,
+        mlp,
+        prompts * len(rows) * 2 * D * (tokens_read or config.vocab_size),
     )
 
 

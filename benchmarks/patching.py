@@ -137,7 +137,8 @@ def measure_case(
     firsts = (case.places[:, 1] % length).tolist()
     if case.name != "last":  # the clean prompts' own runs, whose values are put
         births, firsts = [0, *births], [0, *firsts]
-    flops = patching_flops(config, length, len(case.pairs.clean), births, firsts)
+    prompts = len(case.pairs.clean)
+    flops = patching_flops(config, length, prompts, births, firsts, tokens_read=2)
     return {
         **_asked(case.name, case.pairs, len(case.places)),
         "ours": timing.record(),

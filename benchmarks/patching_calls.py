@@ -14,7 +14,7 @@ import jaxalign
 from benchmarks import pytorch_baseline as pytorch
 from jaxalign.checkpoints import Model
 from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
-from jaxalign.measures.metrics import pick
+from jaxalign.measures.metrics import AnswersDifference
 from jaxalign.model import ModelConfig, Params
 from jaxalign.shapes import Array, Float, Int, Lengths, Tokens
 
@@ -63,9 +63,9 @@ def random_pairs(config: ModelConfig, count: int, length: int) -> Pairs:
     return Pairs(clean, corrupted, rng.integers(0, config.vocab_size, (count, 2), np.int32))
 
 
-def difference(logits: Float[Array, "*rows B V"], pair: Int[Array, "B 2"]) -> Array:
-    """``logit(first) − logit(second)``."""
-    return pick(logits, pair[:, 0]) - pick(logits, pair[:, 1])
+def difference(pair: Int[Array, "B 2"]) -> AnswersDifference:
+    """``logit(first) − logit(second)``, of which nobody reads the other logits."""
+    return AnswersDifference(pair, jnp.array([[1.0, -1.0]]))
 
 
 @functools.partial(jaxalign.jit, static_argnames=("config", "point", "apart"))
@@ -81,7 +81,7 @@ def patch(
     apart: str,
 ) -> Float[Array, "M B"]:
     """The metric of the corrupted run with each place of the clean one."""
-    metric = functools.partial(difference, pair=pair)
+    metric = difference(pair)
     found = jaxalign.activation_patching(
         params, clean, corrupted, lengths, config, metric, point=point, apart=apart
     )
@@ -103,7 +103,7 @@ def zero_at_last(
     edit = Edit(
         HeadEdit(masks & last[:, None], np.zeros((config.num_layers, 1, 1, 1, 1), np.float32))
     )
-    metric = functools.partial(difference, pair=pair)
+    metric = difference(pair)
     return jaxalign.sweep(params, tokens, lengths, config, [edit], metric)[0][1:]
 
 
@@ -118,7 +118,7 @@ def screen(
     config: ModelConfig,
 ) -> tuple[Array, dict[str, Array]]:
     """The corrupted metric, and by point each place's estimated change of it, ``[M, B]``."""
-    metric = functools.partial(difference, pair=pair)
+    metric = difference(pair)
     found = jaxalign.attribution_patching(
         params, clean, corrupted, lengths, config, metric, points=tuple(SCREENED)
     )

@@ -240,9 +240,9 @@ def test_the_wave_in_two_dimensions_makes_few_more_than_the_fewest_operations():
     tokens, pair = (jax.ShapeDtypeStruct(shape, np.int32) for shape in ((64, 16), (64, 2)))
     lengths = np.full(64, 16, np.int32)  # they decide which positions are held
     places = [(0, 0), *((step, position) for step in range(7) for position in range(16))]
-    least = patching_flops(config, 16, 64, *zip(*places, strict=True)).total
+    least = patching_flops(config, 16, 64, *zip(*places, strict=True), tokens_read=2).total
     made = matrix_flops(wave, param_shapes(config), tokens, lengths, pair)
-    assert least < made < 1.35 * least
+    assert least < made < 1.5 * least  # lengths are rounded up to few
 
 
 def test_the_wave_makes_little_more_than_the_fewest_operations():

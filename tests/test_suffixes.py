@@ -12,9 +12,15 @@ from jaxalign.edits import Add, Edit, HeadEdit, Replace, Scale
 from jaxalign.edits.batch import first_positions, touches_one_step
 from jaxalign.edits.ready import patch_masks
 from jaxalign.engine import sweep
-from jaxalign.engine.readout import FromClean
+from jaxalign.engine.readout import FromClean, read_out
 from jaxalign.engine.suffix import few_lengths, needed, suffixes_of
-from jaxalign.measures.metrics import Answer, continuation_loss, kl_divergence, probability_of
+from jaxalign.measures.metrics import (
+    Answer,
+    AnswersDifference,
+    continuation_loss,
+    kl_divergence,
+    probability_of,
+)
 from jaxalign.model import ModelConfig, forward, init_params
 from jaxalign.numerics import BF16, F32, INT8_SIM, jit
 from testing.edits import logits_of, swept, tiny
@@ -272,6 +278,19 @@ def test_what_cannot_be_read_or_left_out_is_refused(how, message, monkeypatch):
     edits = [heads_at_the_end(config)]
     with pytest.raises(ValueError, match=message):
         sweep(params, TOKENS, REAL, config, edits, logits_of, **how)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_difference_of_named_tokens_is_read_without_the_other_logits(name):
+    config = CONFIGS[name]
+    params = parameters(config)
+    final = jax.random.normal(jax.random.key(1), (5, 3, B, config.hidden_size))
+    tokens = jnp.array([[3, 4, 9], [V - 1, 0, 0], [7, 7, 2], [5, 1, 8]])
+    metric = AnswersDifference(tokens, jnp.array([[0.5, 0.5, -1.0], [1.0, -1.0, 0.0]] * 2))
+    ours = read_out(params, final, config, metric, steps=True)
+    plain = read_out(params, final, config, lambda logits: metric(logits), steps=True)
+    np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
+    assert np.ptp(np.asarray(plain)) > 1
 
 
 def test_an_answer_reads_one_position():

@@ -13,13 +13,14 @@ import jax.numpy as jnp
 
 from jaxalign.edits.batch import by_row, take_rows
 from jaxalign.edits.site import NOTHING, Edit
-from jaxalign.measures.metrics import Answer, AnswerLogits, AnswerMetrics
+from jaxalign.measures.metrics import Answer, AnswerLogits, AnswerMetrics, AnswersDifference
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import logits_at, unembed
 from jaxalign.model.layers import soft_cap
 from jaxalign.model.params import Params
 from jaxalign.numerics.dot import dot
-from jaxalign.shapes import Array, Float, Int
+from jaxalign.runtime.products import precision_for
+from jaxalign.shapes import Array, Float, Int, lead
 
 Readout = Callable[[Float[Array, "B V"]], Any]
 
@@ -63,7 +64,7 @@ def read_out(
         final: the final norm's output at the last position of every row and prompt, or at ``P``.
         config: the architecture.
         readout: from f32 logits ``[B, V]`` to a pytree of ``[B, …]``; an ``Answer`` is folded over
-            blocks of the vocabulary.
+            blocks of the vocabulary, an ``AnswersDifference`` asks for its tokens alone.
         steps: whether an axis of the model's steps stands behind that of rows.
         edit: sites at the logits, ``R`` rows; then no row's logits are read in parts.
         read: where ``final`` stands, for an edit.
@@ -75,6 +76,8 @@ def read_out(
         flat = final.reshape(-1, *final.shape[-2:])
         values = _fold(params, flat, config, readout)
         return jax.tree.map(lambda v: v.reshape(final.shape[:-1]), values)
+    if isinstance(readout, AnswersDifference) and not edit.sites:
+        return _of_tokens(params, final, config, readout)
     vocab = params.embed.shape[0]
     rows, shape = len(final), final.shape[1:]
     blocks = max(1, -(-rows * math.prod(shape[:-1]) * vocab * 4 // LOGIT_BYTES))
@@ -104,6 +107,22 @@ def read_out(
     numbers = jnp.arange(blocks * size).reshape(blocks, size)
     values = jax.lax.map(read_block, (padded.reshape(blocks, size, *shape), numbers))
     return jax.tree.map(lambda v: v.reshape(blocks * size, *v.shape[2:])[:rows], values)
+
+
+def _of_tokens(
+    params: Params, final: Float[Array, "*rows B D"], config: ModelConfig, read: AnswersDifference
+) -> Float[Array, "*rows B"]:
+    """The logits of a few tokens of each prompt alone, weighted and summed."""
+    matrix = params.embed if params.unembed is None else params.unembed
+    logits = jnp.einsum(
+        "...bd,bnd->...bn",
+        final,
+        matrix[read.tokens],
+        precision=precision_for(final),
+        preferred_element_type=jnp.float32,
+    )
+    capped = soft_cap(logits, config.logit_cap)
+    return (capped * lead(jnp.asarray(read.weights), capped)).sum(axis=-1)
 
 
 def _fold(

@@ -18,7 +18,7 @@ from jaxalign.engine.readout import FromClean, Readout, read_out
 from jaxalign.engine.suffix import Suffixes, misfit, suffixes_of
 from jaxalign.engine.wave import wave
 from jaxalign.errors import InputError, require_type
-from jaxalign.measures.metrics import Answer
+from jaxalign.measures.metrics import Answer, AnswersDifference
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import check_dtype, check_edit, check_prompts, forward
 from jaxalign.model.layers import normalize
@@ -176,8 +176,10 @@ def check_positions(at: Array, lengths: Lengths, readout: Any) -> Int[Array, "B 
     at, batch = jnp.asarray(at), len(lengths)
     if at.ndim != 2 or len(at) != batch or not at.size or not jnp.issubdtype(at.dtype, jnp.integer):
         raise ValueError(f"at is {at.dtype}{list(at.shape)}, expected int [{batch}, P]")
-    if isinstance(readout, Answer):
-        raise ValueError("an Answer reads one position: give a function of logits [B, P, V]")
+    if isinstance(readout, (Answer, AnswersDifference)):
+        raise ValueError(
+            f"{type(readout).__name__} reads one position: give a function of logits [B, P, V]"
+        )
     if not isinstance(at, jax.core.Tracer) and not isinstance(lengths, jax.core.Tracer):
         places, ends = np.asarray(at), np.asarray(lengths)[:, None]
         if strange := np.argwhere((places < 0) | (places >= ends)).tolist():

@@ -95,6 +95,27 @@ def answers_difference(
     return (found * lead(weights, found)).sum(axis=-1)
 
 
+@struct.dataclass
+class AnswersDifference:
+    """``answers_difference`` as a readout: a sweep unembeds the tokens that it names and no others.
+
+    Attributes:
+        tokens: answers and wrong answers, int ``[B, answers]``, filled up with any token.
+        weights: of each, ``[B, answers]``: 1 / answers, −1 / wrong answers, 0 for filler.
+
+    Example:
+        >>> metric = AnswersDifference(jnp.stack([right, wrong], axis=1), jnp.array([[1.0, -1.0]]))
+    """
+
+    tokens: Leaf
+    weights: Leaf
+
+    def __call__(self, logits: Float[Array, "*rows B V"]) -> Float[Array, "*rows B"]:
+        """The difference in f32 logits."""
+        weights = jnp.broadcast_to(self.weights, self.tokens.shape)
+        return answers_difference(logits, self.tokens, weights)
+
+
 def answer_weights(
     answers: Sequence[Sequence[int]], wrong: Sequence[Sequence[int]]
 ) -> tuple[Int[np.ndarray, "P answers"], Float[np.ndarray, "P answers"]]:

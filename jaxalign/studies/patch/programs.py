@@ -17,7 +17,7 @@ from jaxalign.engine.knockouts import cut_from_last
 from jaxalign.engine.patching import attribution_patching, value_at
 from jaxalign.engine.paths import along_paths
 from jaxalign.engine.sweep import sweep
-from jaxalign.measures.metrics import answers_difference
+from jaxalign.measures.metrics import AnswersDifference
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import forward
 from jaxalign.model.params import Params
@@ -40,9 +40,10 @@ class Prompts:
     answers: Leaf
     weights: Leaf
 
-    def metric(self, logits: Float[Array, "*rows B V"]) -> Float[Array, "*rows B"]:
+    @property
+    def metric(self) -> AnswersDifference:
         """The mean logit of the answers less that of the wrong answers."""
-        return answers_difference(logits, self.answers, self.weights)
+        return AnswersDifference(self.answers, self.weights)
 
 
 @functools.partial(jit, static_argnames=("config", "mesh"), keep_unused=True)
