@@ -159,10 +159,9 @@ def touches_one_step(edits: Sequence[Edit], batch: int, *, together: bool = Fals
     if any(isinstance(array, jax.core.Tracer) for array in places):
         return False
     # By NumPy: by JAX each operation would be a compiled program.
-    found = (touched(edit, batch, np) for edit in edits)
-    if together:
-        found = (steps.any(axis=1, keepdims=True) for steps in found)
-    return all(bool((steps.sum(axis=-1) <= 1).all()) for steps in found)
+    found = [np.asarray(touched(edit, batch, np)) for edit in edits]
+    counts = [(steps.any(axis=1) if together else steps).sum(axis=-1) for steps in found]
+    return all(bool((count <= 1).all()) for count in counts)
 
 
 def stack(edits: Sequence[Edit]) -> tuple[list[Edit], list[tuple[int, int, int]]]:
