@@ -36,6 +36,21 @@ BEGIN = ("z", "attn_out", "mlp_out", "skip")
 PREFIX = ("keys", "values")
 
 
+@dataclass(frozen=True)
+class Layer:
+    """What all lines are given on their way through one block.
+
+    Attributes:
+        weights: of the block.
+        step: of the block, ``l + 1``.
+        window: of the block's attention; None for all positions.
+    """
+
+    weights: Block
+    step: Array
+    window: Array | None
+
+
 @dataclass(frozen=True, kw_only=True)
 class Line:
     """Runs and what every layer needs to walk them.
@@ -135,26 +150,22 @@ class Line:
     def layer(
         self,
         x: Float[Array, "N S D"],
-        weights: Block,
         edits: Sequence[Edit],
-        step: Array,
-        window: Array | None,
+        layer: Layer,
         clean: Clean | None = None,
     ) -> tuple[Float[Array, "N S D"], Clean]:
         """All runs through one block; those born in it start from the clean runs.
 
         Args:
             x: the residual stream of every run.
-            weights: of the block.
             edits: stacks of edits, the arrays of this block.
-            step: of the block, ``l + 1``.
-            window: of the block's attention.
+            layer: the block.
             clean: what another line has kept of the clean runs; None where they stand in this one.
 
         Returns:
             The stream after the block, and what is kept of the clean runs, at all positions.
         """
-        known = clean or {}
+        known, weights, step, window = clean or {}, layer.weights, layer.step, layer.window
 
         def live(at: Array, runs: Runs, carry: tuple[Array, Clean]) -> tuple[Array, Clean]:
             after, kept = carry
@@ -168,7 +179,7 @@ class Line:
         x, kept = self.walk(0, self.alive[step], live, (x, room))
         clean = kept if clean is None else clean
         z, attn_out, mlp_out, skip = (self.here(clean[name]) for name in BEGIN)
-        contributions = _contributions(z, weights, edits)
+        contributions = _contributions(z, weights.attention.out, edits)
 
         def born(at: Array, runs: Runs, x: Array) -> Array:
             own, mine = self.of(runs, window, clean), self.edited(edits, runs)
@@ -185,21 +196,20 @@ class Line:
     def last_layer(
         self,
         x: Float[Array, "N S D"],
-        weights: Block,
         edits: Sequence[Edit],
-        step: Array,
-        window: Array | None,
+        layer: Layer,
         clean: Clean | None = None,
     ) -> tuple[Float[Array, "N P D"], Clean]:
         """The last block, which only the positions leave that are read out.
 
         Args:
-            x, weights, edits, step, window, clean: as in ``layer``.
+            x, edits, layer, clean: as in ``layer``.
 
         Returns:
             The stream after the block, and what is kept of the clean runs: the stream before it,
             keys and values at all positions, the rest at those that are read out.
         """
+        weights, step, window = layer.weights, layer.step, layer.window
         behind = _behind_attention(edits)
         stream = x[: len(self.read)] if clean is None else self.here(clean["stream"])
         alive = self.alive[step]
@@ -244,26 +254,25 @@ class Line:
             clean = {name: a[: len(self.read)] for name, a in parts.items()} | kept
             clean["stream"] = stream
         if behind:
-            attn_out, skip = self._begin_last(attn_out, skip, weights, edits, step, clean)
+            attn_out, skip = self._begin_last(attn_out, skip, edits, layer, clean)
         return add_to_stream(skip, attn_out, weights, run, mine)[0], clean
 
     def _begin_last(
         self,
         attn_out: Float[Array, "N P D"],
         skip: Float[Array, "N P D"],
-        weights: Block,
         edits: Sequence[Edit],
-        step: Array,
+        layer: Layer,
         clean: Clean,
     ) -> tuple[Float[Array, "N P D"], Float[Array, "N P D"]]:
         """``attn_out`` and the stream before the block, with the runs that are born in the last."""
-        contributions = _contributions(clean["z"], weights, edits)
+        out, step = layer.weights.attention.out, layer.step
+        contributions = _contributions(clean["z"], out, edits)
 
         def born(at: Array, runs: Runs, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             attn_out, skip = carry
             mine = self.edited_where_read(edits, runs)
-            forked = clean["attn_out"], clean["z"], weights.attention.out, contributions
-            edited = mine.fork(*forked)
+            edited = mine.fork(clean["attn_out"], clean["z"], out, contributions)
             return put(attn_out, edited, at), put(skip, clean["skip"][runs.prompt], at)
 
         return self.walk(self.alive[step], self.alive[step + 1], born, (attn_out, skip))
@@ -309,8 +318,8 @@ def _computes_mlp(edits: Sequence[Edit]) -> bool:
     )
 
 
-def _contributions(z: Array, weights: Block, edits: Sequence[Edit]) -> Array | None:
+def _contributions(z: Array, w_out: Any, edits: Sequence[Edit]) -> Array | None:
     """What each head of the clean runs adds, where a site asks for it."""
     if any(site.reads_contributions for edit in edits for site in edit.sites):
-        return head_contributions(z, weights.attention.out)
+        return head_contributions(z, w_out)
     return None

@@ -34,7 +34,7 @@ from jaxalign.edits.site import Edit
 from jaxalign.engine.inputs import Inputs
 from jaxalign.engine.line import line_up
 from jaxalign.engine.suffix import Suffixes
-from jaxalign.engine.walk import BEGIN, PREFIX, Clean, Line, put
+from jaxalign.engine.walk import BEGIN, PREFIX, Clean, Layer, Line, put
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import embed, layer_windows, num_layers
 from jaxalign.model.layers import normalize
@@ -215,17 +215,18 @@ def wave(
         visit: Callable[..., tuple[Array, Clean]], streams: list[Array], cut: Callable[[Any], Any]
     ) -> list[Array]:
         weights, own, step, window = jax.tree.map(cut, steps)
+        layer = Layer(weights, step, window)
         after, known = [], None
         for part, mine, x in zip(parts, own, streams, strict=True):
             edits = [stack.layer(a) for stack, a in zip(part.stacks, mine, strict=True)]
-            y, known = visit(part.line, x, weights, edits, step, window, known)
+            y, known = visit(part.line, x, edits, layer, known)
             after.append(y)
         return after
 
     def seen(streams: list[Array], step: Any) -> Array:
         return _rows(parts, [p.line.at_read(x) for p, x in zip(parts, streams, strict=True)], step)
 
-    def layer(number: Array, carry: tuple[list[Array], Any]) -> tuple[list[Array], Any]:
+    def next_layer(number: Array, carry: tuple[list[Array], Any]) -> tuple[list[Array], Any]:
         streams, lens = carry
         cut = lambda a: lax.dynamic_index_in_dim(a, number, keepdims=False)  # noqa: E731
         streams = through(Line.layer, streams, cut)
@@ -240,7 +241,7 @@ def wave(
     # int8's scale sees every position of an example, so none may be left out.
     everywhere = inputs.scheme.rounds_activations
     steps_alike = layers if everywhere else layers - 1
-    streams, lens = lax.fori_loop(0, steps_alike, layer, (streams, lens))
+    streams, lens = lax.fori_loop(0, steps_alike, next_layer, (streams, lens))
     if not everywhere:
         streams = through(Line.last_layer, streams, lambda a: a[-1])
     final = _rows(parts, [_end(p, x, inputs) for p, x in zip(parts, streams, strict=True)], layers)
