@@ -21,6 +21,8 @@ from jaxalign.engine.readout import RUNS_READ, TOKENS_READ
 from jaxalign.engine.wave import block_size
 from jaxalign.measures.metrics import Answer
 from jaxalign.model import layers
+from jaxalign.model.attention import attend, keys_values
+from jaxalign.model.attention import attention as causal_attention
 from jaxalign.model.decoder import NOTHING
 from jaxalign.numerics import jit
 from jaxalign.numerics.dot import dot
@@ -102,17 +104,17 @@ def _layer(runner: Runner, runs: int, length: int, last: bool) -> dict[str, floa
     norm = _alone(lambda a: layers.layer_norm(a, weights.mlp_norm, config.norm_eps), x)
     if last:
         products = _alone(dot, x, weights.attention.key_value)
-        projected = _alone(lambda a: layers.keys_values(a, weights.attention, run), x)
+        projected = _alone(lambda a: keys_values(a, weights.attention, run), x)
         query, position = _draw(runs, 1, *heads), jnp.full((runs, 1), length - 1)
         softmax = _alone(jax.nn.softmax, _draw(runs, config.num_heads, 1, length))
-        read = _alone(lambda q, k, v, at: layers.attend(q, k, v, at, run), query, kv, kv, position)
+        read = _alone(lambda q, k, v, at: attend(q, k, v, at, run), query, kv, kv, position)
         rest = {QKV: products, OUT: 0.0, MLP: 0.0, GELU: 0.0, NORMS: norm, SOFTMAX: softmax}
         return rest | {ATTENTION: projected - products + read - softmax}
     matrices = weights.attention.query, weights.attention.key_value, weights.attention.out
     queries, read, out = (_alone(dot, x, w) for w in matrices)
     mlp = _alone(dot, x, weights.mlp.up) + _alone(dot, _draw(runs, length, F), weights.mlp.down)
     softmax = _alone(jax.nn.softmax, _draw(runs, config.num_heads, length, length))
-    attention = _alone(lambda a: layers.attention(a, weights.attention, run, NOTHING), x)
+    attention = _alone(lambda a: causal_attention(a, weights.attention, run, NOTHING), x)
     whole_mlp = _alone(lambda a: layers.mlp(a, weights.mlp, config)[1], x)
     return {
         QKV: queries + read,

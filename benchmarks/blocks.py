@@ -25,6 +25,7 @@ from benchmarks.record import answer, grammar
 from benchmarks.timing import repeated
 from jaxalign.engine import readout, wave
 from jaxalign.model import layers
+from jaxalign.model.attention import attend
 from jaxalign.numerics import jit
 from jaxalign.study.tables import text_table
 
@@ -62,11 +63,11 @@ def alone(model: Any, positions: int, length: int, runs: int) -> dict[str, float
     )
     x = jnp.asarray(rng.standard_normal((count, length, config.hidden_size), np.float32))
     weights = jax.tree.map(lambda leaf: leaf[0], model.params.blocks)
-    attend = jit(lambda a: layers.attend(a, a, a, jnp.arange(length)[None], run))
+    reads = jit(lambda a: attend(a, a, a, jnp.arange(length)[None], run))
     mlp = jit(lambda a: layers.mlp(a, weights.mlp, config)[1])
     each = 1e9 / (count * length)
     return {
-        "attention_ns": round(each * repeated(lambda: attend(heads), runs)[1].best, 3),
+        "attention_ns": round(each * repeated(lambda: reads(heads), runs)[1].best, 3),
         "mlp_ns": round(each * repeated(lambda: mlp(x), runs)[1].best, 3),
     }
 

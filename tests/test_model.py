@@ -21,7 +21,7 @@ from jaxalign.model import (
     init_params,
     param_shapes,
 )
-from jaxalign.model.decoder import points_of
+from jaxalign.model.checks import points_of
 from jaxalign.numerics import BF16, F16, F32, INT8_SIM, jit
 
 # One jitted function, so that calls of equal shapes share a program.

@@ -15,7 +15,7 @@ from jaxalign import Edit, HeadEdit, InputError, Replace
 from jaxalign.edits import POINTS
 from jaxalign.engine import compiled
 from jaxalign.measures.metrics import Answer
-from jaxalign.model.decoder import points_of
+from jaxalign.model.checks import points_of
 
 TEXT = "The capital of France is"
 TEXTS = [TEXT, "When Mary and John went to the shop, John gave a book to"]

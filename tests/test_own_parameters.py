@@ -16,7 +16,7 @@ from jaxalign.checkpoints.families import config_from_hf
 from jaxalign.edits import Add
 from jaxalign.edits.batch import rows
 from jaxalign.model import ModelConfig, init_params
-from jaxalign.model.decoder import check_edit
+from jaxalign.model.checks import check_edit
 
 UNEMBED = "embed_out.weight"
 DENSE = "gpt_neox.layers.0.attention.dense.weight"

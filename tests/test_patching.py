@@ -17,7 +17,7 @@ from jaxalign.engine.patching import (
 )
 from jaxalign.errors import InputError
 from jaxalign.model import forward
-from jaxalign.model.decoder import points_of
+from jaxalign.model.checks import points_of
 from jaxalign.numerics import jit
 from testing.edits import tiny
 

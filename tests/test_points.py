@@ -21,7 +21,8 @@ from jaxalign.engine import sweep
 from jaxalign.errors import InputError
 from jaxalign.measures.metrics import Answer
 from jaxalign.model import forward
-from jaxalign.model.decoder import CAPTURES, points_of
+from jaxalign.model.checks import points_of
+from jaxalign.model.decoder import CAPTURES
 from jaxalign.model.generate import generate
 from jaxalign.numerics import BF16, F16, INT8_SIM, jit
 from testing.edits import continued, logits_of, swept, tiny

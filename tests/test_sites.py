@@ -20,9 +20,10 @@ from jaxalign.edits.ready import zero_ablation
 from jaxalign.edits.site import KINDS
 from jaxalign.engine import sweep
 from jaxalign.model import ModelConfig, forward, init_params
+from jaxalign.model.attention import attend, keys_values, project_heads, queries
 from jaxalign.model.decoder import POINTS
 from jaxalign.model.generate import generate
-from jaxalign.model.layers import Pass, attend, keys_values, mlp, normalize, project_heads, queries
+from jaxalign.model.layers import Pass, mlp, normalize
 from jaxalign.numerics import INT8_SIM, jit
 from jaxalign.shapes import lead
 from testing.edits import continued, logits_of, swept, tiny

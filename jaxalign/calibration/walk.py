@@ -22,8 +22,9 @@ from jaxalign.calibration.block import choose, core_of, observe
 from jaxalign.calibration.groups import get, groups_of
 from jaxalign.calibration.texts import check_texts
 from jaxalign.errors import InputError
+from jaxalign.model.checks import check_dtype
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import block, check_dtype, embed, layer_windows, real_positions
+from jaxalign.model.decoder import block, embed, layer_windows, real_positions
 from jaxalign.model.layers import Pass
 from jaxalign.model.params import Block, Params, compiled_cast
 from jaxalign.numerics.methods.gptq import DAMPING

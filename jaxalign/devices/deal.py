@@ -25,8 +25,8 @@ from jaxalign.edits import batch as batches
 from jaxalign.edits.site import Edit
 from jaxalign.engine.sweep import Engine, Readout, sweep
 from jaxalign.measures.metrics import Answer
+from jaxalign.model.checks import check_edit
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import check_edit
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, Int, Lengths, Tokens

@@ -21,7 +21,7 @@ To add a site: write its class in a file of ``jaxalign/edits`` (or in your own),
 
 ``forward``, ``vmap``, the wave, sharding and generation then apply it, because all of them reach
 sites by ``apply_at(point, …)`` alone. A point that the model does not have yet is one such call in
-``jaxalign.model.decoder`` or ``layers`` and its name in ``edits.points``.
+``jaxalign.model.decoder``, ``attention`` or ``layers`` and its name in ``edits.points``.
 """
 
 from __future__ import annotations

@@ -16,8 +16,9 @@ from jaxalign.edits.site import Edit
 from jaxalign.engine.suffix import Suffixes, suffixes_of
 from jaxalign.engine.sweep import sweep
 from jaxalign.measures.metrics import Answer
+from jaxalign.model.checks import check_edit, check_prompts
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import Output, check_edit, check_prompts, forward
+from jaxalign.model.decoder import Output, forward
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.runtime.compile import jit

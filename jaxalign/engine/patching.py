@@ -21,8 +21,9 @@ from jaxalign.edits.ready import patch_masks
 from jaxalign.edits.site import Edit
 from jaxalign.engine.sweep import Engine, sweep
 from jaxalign.errors import InputError, require_type
+from jaxalign.model.checks import points_of
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import Output, forward, points_of
+from jaxalign.model.decoder import Output, forward
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, ArrayLeaf, Float, Lengths, Tokens, lead

@@ -15,8 +15,8 @@ from jaxalign.edits.site import Edit
 from jaxalign.engine.patching import Metric
 from jaxalign.engine.sweep import sweep
 from jaxalign.errors import InputError
+from jaxalign.model.checks import points_of
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import points_of
 from jaxalign.model.generate import generate
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme

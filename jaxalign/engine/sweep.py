@@ -19,8 +19,9 @@ from jaxalign.engine.suffix import Suffixes, misfit, suffixes_of
 from jaxalign.engine.wave import wave
 from jaxalign.errors import InputError, require_type
 from jaxalign.measures.metrics import Answer, AnswersDifference
+from jaxalign.model.checks import check_dtype, check_edit, check_prompts
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import check_dtype, check_edit, check_prompts, forward
+from jaxalign.model.decoder import forward
 from jaxalign.model.layers import normalize
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme, as_scheme

@@ -14,15 +14,9 @@ from jaxalign.edits.points import BEHIND_ATTENTION, INSIDE_MLP
 from jaxalign.edits.runs import Runs
 from jaxalign.edits.site import Edit
 from jaxalign.engine.line import EditedRuns
+from jaxalign.model.attention import attend, keys_values, project_heads, queries
 from jaxalign.model.decoder import add_to_stream, block, head_contributions
-from jaxalign.model.layers import (
-    Pass,
-    attend,
-    keys_values,
-    normalize,
-    project_heads,
-    queries,
-)
+from jaxalign.model.layers import Pass, normalize
 from jaxalign.model.params import Block
 from jaxalign.model.prefix import Prefix
 from jaxalign.shapes import Array, Float, Int

@@ -20,25 +20,11 @@ from jax import lax
 
 from jaxalign.edits.site import NOTHING, Edit
 from jaxalign.errors import InputError
+from jaxalign.model.attention import attend, keys_values, project_heads, queries
+from jaxalign.model.checks import check_dtype, check_edit
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.decoder import (
-    add_to_stream,
-    check_dtype,
-    check_edit,
-    embed,
-    layer_windows,
-    logits_at,
-    real_positions,
-)
-from jaxalign.model.layers import (
-    Pass,
-    at_position,
-    attend,
-    keys_values,
-    normalize,
-    project_heads,
-    queries,
-)
+from jaxalign.model.decoder import add_to_stream, embed, layer_windows, logits_at, real_positions
+from jaxalign.model.layers import Pass, at_position, normalize
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme, as_scheme
 from jaxalign.runtime.compile import jit
