@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -227,57 +227,76 @@ def check(
             dropped; or an array holds no numbers, or has another shape than the run's. Names it
             and what was expected.
     """
-    for site in edit.sites:
-        if site.point not in points:
-            why = f": {LACKING[site.point]}" if site.point in LACKING else ""
-            raise ValueError(
-                f"{type(site).__name__} acts at the point {site.point!r}, which the model does not "
-                f"have{why}; it applies edits only at {', '.join(points)}"
-            )
-        if problem := _other_kind(site, batch):
-            raise ValueError(problem)
-        if site.reads not in (None, *READABLE.get(site.point, ())):
-            pairs = (f"{read} at {at}" for at, reads in READABLE.items() for read in reads)
-            raise ValueError(
-                f"{type(site).__name__} at {site.point} reads {site.reads!r}; beside its own point "
-                f"a site reads only {', '.join(pairs)}"
-            )
-        if problem := site.problem(dict(sizes), windows):
-            raise ValueError(problem)
+    problems = itertools.chain(
+        (_of_site(site, sizes, points, batch, windows) for site in edit.sites),
+        _of_pairs(edit),
+        (_of_array(*each, sizes, batch) for each in edit.arrays()),
+    )
+    if problem := next(filter(None, problems), None):
+        raise ValueError(problem)
+
+
+def _of_site(
+    site: Site,
+    sizes: Mapping[str, int],
+    points: Collection[str],
+    batch: bool,
+    windows: Sequence[int | None],
+) -> str | None:
+    """Why a site cannot act, or could not say where."""
+    name = type(site).__name__
+    if site.point not in points:
+        why = f": {LACKING[site.point]}" if site.point in LACKING else ""
+        return (
+            f"{name} acts at the point {site.point!r}, which the model does not have{why}; it "
+            f"applies edits only at {', '.join(points)}"
+        )
+    if problem := _other_kind(site, batch):
+        return problem
+    if site.reads not in (None, *READABLE.get(site.point, ())):
+        pairs = (f"{read} at {at}" for at, reads in READABLE.items() for read in reads)
+        return (
+            f"{name} at {site.point} reads {site.reads!r}; beside its own point a site reads only "
+            f"{', '.join(pairs)}"
+        )
+    return site.problem(dict(sizes), windows)
+
+
+def _of_pairs(edit: Edit) -> Iterator[str]:
+    """Why two sites of one edit exclude each other."""
     weighed = [site for site in edit.sites if site.kind == "weight"]
     for site, late in itertools.product(weighed, edit.sites):
         if late.point == site.point and late.reads_contributions:
             name = type(late).__name__
-            raise ValueError(
+            yield (
                 f"{type(site).__name__} and {name} of one edit act at {site.point}, and {name} "
                 "takes away what the stored weights write: scale or replace z instead, or give "
                 "each a batch of its own"
             )
-    for site, declared, array in edit.arrays():
-        layers = POINTS[site.point].layers
-        if declared.acts and declared.layered != bool(layers):
-            name = f"{type(site).__name__}.{declared.name}"
-            if layers:
-                problem = f"where the site acts, but {site.point} is in every layer"
-            else:
-                problem = f"by layer where the site acts, but {site.point} is behind them"
-            begin = layers[0] if layers else "B|1"
-            raise ValueError(f"{name} says {problem}: begin its axes with {begin}")
-        expected = (["M"] if batch and declared.per_row else []) + [
-            _size(axis, {**sizes, **site.letters()}) for axis in declared.axes if axis != "*"
-        ]
-        shape = jnp.shape(array)
-        if declared.common:  # any axes behind these
-            shape = shape[: len(expected)]
-        fits = len(shape) == len(expected) and all(
-            wanted == "M" or str(size) in wanted.split("|")
-            for size, wanted in zip(shape, expected, strict=True)
-        )
-        if not fits:
-            raise ValueError(
-                f"{type(site).__name__}.{declared.name} has shape {shape}, expected "
-                f"[{', '.join(expected)}]"
-            )
+
+
+def _of_array(
+    site: Site, declared: Declared, array: Any, sizes: Mapping[str, int], batch: bool
+) -> str | None:
+    """Why an array of a site does not fit."""
+    name, layers = f"{type(site).__name__}.{declared.name}", POINTS[site.point].layers
+    if declared.acts and declared.layered != bool(layers):
+        if layers:
+            problem = f"where the site acts, but {site.point} is in every layer"
+        else:
+            problem = f"by layer where the site acts, but {site.point} is behind them"
+        return f"{name} says {problem}: begin its axes with {layers[0] if layers else 'B|1'}"
+    expected = (["M"] if batch and declared.per_row else []) + [
+        _size(axis, {**sizes, **site.letters()}) for axis in declared.axes if axis != "*"
+    ]
+    shape = jnp.shape(array)
+    if declared.common:  # any axes behind these
+        shape = shape[: len(expected)]
+    fits = len(shape) == len(expected) and all(
+        wanted == "M" or str(size) in wanted.split("|")
+        for size, wanted in zip(shape, expected, strict=True)
+    )
+    return None if fits else f"{name} has shape {shape}, expected [{', '.join(expected)}]"
 
 
 def _other_kind(site: Site, batch: bool) -> str | None:

@@ -92,22 +92,12 @@ def sweep(
         >>> [m] = sweep(params, tokens, lengths, config, [zero], answer)
         >>> importance = m[:1] - m[1:]  # [L·H, B]
     """
-    scheme = as_scheme(scheme)
-    require_type("params", params, Params, "the parameters of a model, model.params")
-    require_type("config", config, ModelConfig, "the architecture, model.config")
-    if not callable(readout) and not isinstance(readout, FromClean):
-        require_type("readout", readout, (), "a function of logits [B, V]")
-    if engine not in ENGINES:
-        raise InputError(f"engine {engine!r} is unknown", f"use {' or '.join(ENGINES)}")
-    scheme = check_dtype(params, scheme)
-    tokens, lengths = check_prompts(tokens, lengths, config)
-    if isinstance(edits, Edit) or not all(isinstance(edit, Edit) for edit in edits):
-        raise ValueError(f"edits are {type(edits).__name__}, expected a list of Edit")
-    for edit in edits:
-        check_edit(edit, config, tokens.shape, batch=True)
+    scheme, tokens, lengths = _checked(
+        params, tokens, lengths, config, edits, readout, engine, scheme
+    )
     read = (lengths - 1)[:, None] if at is None else check_positions(at, lengths, readout)
-    read_off = batches.touches_one_step(edits, len(tokens))
-    single_step = read_off if single_step is None else single_step
+    if single_step is None:
+        single_step = batches.touches_one_step(edits, len(tokens))
     if suffixes is None:
         suffixes = suffixes_of(edits, lengths, tokens.shape[1], config, scheme)
     elif problem := misfit(suffixes, edits, tokens.shape[1], scheme):
@@ -131,6 +121,33 @@ def sweep(
         ]
     values = read_out(params, final, config, readout, steps=every_layer)
     return [jax.tree.map(lambda v, i=i: v[i], values) for i in rows]
+
+
+def _checked(
+    params: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    config: ModelConfig,
+    edits: Sequence[Edit],
+    readout: Any,
+    engine: str,
+    scheme: Scheme | str,
+) -> tuple[Scheme, Tokens, Lengths]:
+    """The scheme, tokens and lengths of a sweep whose arguments fit each other."""
+    scheme = as_scheme(scheme)
+    require_type("params", params, Params, "the parameters of a model, model.params")
+    require_type("config", config, ModelConfig, "the architecture, model.config")
+    if not callable(readout) and not isinstance(readout, FromClean):
+        require_type("readout", readout, (), "a function of logits [B, V]")
+    if engine not in ENGINES:
+        raise InputError(f"engine {engine!r} is unknown", f"use {' or '.join(ENGINES)}")
+    scheme = check_dtype(params, scheme)
+    tokens, lengths = check_prompts(tokens, lengths, config)
+    if isinstance(edits, Edit) or not all(isinstance(edit, Edit) for edit in edits):
+        raise ValueError(f"edits are {type(edits).__name__}, expected a list of Edit")
+    for edit in edits:
+        check_edit(edit, config, tokens.shape, batch=True)
+    return scheme, tokens, lengths
 
 
 def _plain(inputs: Inputs) -> Float[Array, "rows *steps B P D"]:
