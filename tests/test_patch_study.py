@@ -231,7 +231,7 @@ def test_a_screen_is_exact_at_some_places_and_says_how_well_it_agrees(model, pai
     estimates, first = np.abs(stream.estimate), stream.first > 0
     assert estimates[first].min() >= estimates[~first].max()
     assert np.isfinite(stream.estimate).all()
-    assert "Spearman" in PATCH.table(found)
+    assert "too few to say how well they agree" in PATCH.table(found)
 
 
 def test_agreement_is_over_the_places_drawn_at_random():
@@ -241,12 +241,13 @@ def test_agreement_is_over_the_places_drawn_at_random():
     places = chosen(estimates, 5, 0, "x")
     labels = (("L0", "L1"), tuple(f"H{i}" for i in range(6)))
     exact = mapped(("heads", "denoising", "all"), labels, effects, 0 * effects, 0)
-    found = screened(exact, estimates, effects, places, 0).screen
-    assert found.spearman.value == pytest.approx(1)
-    assert found.slope.value == pytest.approx(2)
-    assert found.slope.low == pytest.approx(2)
+    found = screened(exact, estimates, places, 0).screen
+    assert found.agreement.items == 5
+    assert found.agreement.spearman.value == pytest.approx(1)
+    assert found.agreement.slope.value == pytest.approx(2)
+    assert found.agreement.slope.low == pytest.approx(2)
     assert found.missed_effect <= 2.4
-    assert found.spearman.p is not None
+    assert found.agreement.spearman.p is not None
 
 
 def test_maps_know_effects_from_controls():

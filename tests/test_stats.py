@@ -72,6 +72,21 @@ def test_a_strong_effect_is_seen(rng):
     assert stats.sign_flip_p(np.full(20, 0.1), rng) < 0.001
 
 
+def test_many_columns_are_tested_as_each_alone(rng):
+    x = rng.standard_normal((14, 300)) + np.linspace(0, 1.5, 300)
+    x[9:, 7] = np.nan  # prompts that have no value there
+    x[1:, 8] = np.nan
+    low, high = stats.mean_intervals(x, stats.generator(0))
+    p = stats.sign_flip_ps(x, stats.generator(0))
+    for column in (0, 7, 150, 299):
+        own = x[np.isfinite(x[:, column]), column]
+        _, *ends = stats.mean_interval(own, stats.generator(1))
+        assert [low[column], high[column]] == pytest.approx(ends, abs=0.12)
+        assert p[column] == pytest.approx(stats.sign_flip_p(own, stats.generator(1)), abs=0.03)
+    assert np.isnan([low[8], high[8], p[8]]).all()
+    assert p[299] < 0.001 < p[0]
+
+
 def test_named_streams_are_independent_and_repeatable():
     draws = [stats.generator(3, *names).random(4) for names in (("a",), ("b",), ("a",))]
     assert np.array_equal(draws[0], draws[2])

@@ -18,6 +18,8 @@ TIE = 1e-12
 # Fewer draws of noise say next to nothing of their own spread.
 FEWEST_DRAWS = 3
 
+AT_ONCE = 256  # columns tested in one product of signs and differences
+
 
 def generator(seed: int, *names: str) -> np.random.Generator:
     """A stream of its own for each named use, the same whatever else is drawn."""
@@ -108,6 +110,44 @@ def sign_flip_p(
     null = (signs @ x) / len(x)
     hits = int((np.abs(null) >= abs(float(x.mean())) - TIE).sum())
     return (1 + hits) / (1 + permutations)
+
+
+def mean_intervals(
+    x: Float[np.ndarray, "P M"], rng: np.random.Generator
+) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
+    """Bootstrap intervals of many means over the same prompts, which are drawn together.
+
+    Args:
+        x: a column a mean; not finite where a prompt has no value. NaN for fewer than two.
+        rng: draws the resamples.
+    """
+    there = np.isfinite(x)
+    weights = bootstrap_weights(len(x), rng)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        drawn = (weights @ np.where(there, x, 0)) / (weights @ there)
+    few = there.sum(axis=0) < 2
+    low, high = np.array([interval(column) for column in drawn.T]).T
+    return np.where(few, np.nan, low), np.where(few, np.nan, high)
+
+
+def sign_flip_ps(x: Float[np.ndarray, "P M"], rng: np.random.Generator) -> Float[np.ndarray, " M"]:
+    """``sign_flip_p`` of many columns over the same prompts, with the same signs for all.
+
+    Args:
+        x: a column a test; not finite where a prompt has no value. NaN for fewer than two.
+        rng: draws the signs.
+    """
+    there = np.isfinite(x)
+    x = np.where(there, x, 0)
+    total = np.abs(x.sum(axis=0))
+    tie = TIE * np.maximum(np.abs(x).sum(axis=0), TIE)
+    signs = rng.integers(0, 2, size=(PERMUTATIONS, len(x))) * 2.0 - 1
+    hits = [
+        (np.abs(signs @ x[:, a : a + AT_ONCE]) >= (total - tie)[a : a + AT_ONCE]).sum(axis=0)
+        for a in range(0, x.shape[1], AT_ONCE)
+    ]
+    p = (1 + np.concatenate(hits)) / (1 + PERMUTATIONS)
+    return np.where(there.sum(axis=0) < 2, np.nan, p)
 
 
 def corrected(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:

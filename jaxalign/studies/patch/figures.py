@@ -231,7 +231,7 @@ def screen(result: PatchResult) -> Page | None:
         "One point a place: the first-order estimate across, the exact effect up, mean over pairs, "
         "in % of the answer's difference. Filled: put first by the estimates; open: drawn at "
         "random. On the dashed line both agree. The box: over the places drawn at random, with 95 "
-        "% intervals (slope over pairs, rank correlation over places and pairs)."
+        "% intervals over places."
     )
     shown = every[:MOST_PANELS]
     rows, columns = rows_of(len(shown))
@@ -268,8 +268,8 @@ def _agreement(page: Page, ax: Axes, each: PatchMap) -> None:
         ax,
         f"{each.sweep}, {each.direction}",
         [
-            f"Spearman {estimate_text(found.spearman.estimate, '{:.2f}'.format)}",
-            f"slope {estimate_text(found.slope, '{:.2f}'.format)}",
+            f"Spearman {estimate_text(found.agreement.spearman, '{:.2f}'.format)}",
+            f"slope {estimate_text(found.agreement.slope, '{:.2f}'.format)}",
         ],
     )
     order = np.argsort(-np.nan_to_num(np.abs(y), nan=-1.0))[:4]

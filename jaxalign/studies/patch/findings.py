@@ -9,12 +9,10 @@ import numpy as np
 
 from jaxalign.errors import counted
 from jaxalign.measures import stats
-from jaxalign.measures.correlation import HeadEstimate, correlate_means
-from jaxalign.measures.estimates import LEVEL, Estimate, number
+from jaxalign.measures.estimates import LEVEL, number
+from jaxalign.measures.screen import agreement
 from jaxalign.shapes import Bool, Float, Int
 from jaxalign.studies.patch.result import PatchMap, Screen
-
-AT_ONCE = 256  # places tested in one product of signs and differences
 
 
 def mapped(
@@ -35,8 +33,8 @@ def mapped(
     """
     shape = tuple(map(len, labels))
     rng = stats.generator(seed, "patch", *names)
-    low, high = _intervals(effect, rng)
-    p = stats.corrected(_signs_p(effect - control, rng))
+    low, high = stats.mean_intervals(effect, rng)
+    p = stats.corrected(stats.sign_flip_ps(effect - control, rng))
     sweep, direction, task = names
     return PatchMap(
         sweep=sweep,
@@ -59,34 +57,6 @@ def _mean(x: Float[np.ndarray, "P M"]) -> Float[np.ndarray, " M"]:
     count = there.sum(axis=0)
     total = np.where(there, x, 0).sum(axis=0)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _intervals(
-    x: Float[np.ndarray, "P M"], rng: np.random.Generator
-) -> tuple[Float[np.ndarray, " M"], Float[np.ndarray, " M"]]:
-    """95 % bootstrap intervals over pairs, as ``stats.mean_interval``, of all places at once."""
-    there = np.isfinite(x)
-    weights = stats.bootstrap_weights(len(x), rng)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        drawn = (weights @ np.where(there, x, 0)) / (weights @ there)
-    few = there.sum(axis=0) < 2
-    low, high = np.array([stats.interval(drawn[:, i]) for i in range(x.shape[1])]).T
-    return np.where(few, np.nan, low), np.where(few, np.nan, high)
-
-
-def _signs_p(x: Float[np.ndarray, "P M"], rng: np.random.Generator) -> Float[np.ndarray, " M"]:
-    """p-values of "the mean is 0", as ``stats.sign_flip_p``, of all places at once."""
-    there = np.isfinite(x)
-    x = np.where(there, x, 0)
-    total = np.abs(x.sum(axis=0))
-    tie = stats.TIE * np.maximum(np.abs(x).sum(axis=0), stats.TIE)
-    signs = rng.integers(0, 2, size=(stats.PERMUTATIONS, len(x))) * 2.0 - 1
-    hits = [
-        (np.abs(signs @ x[:, a : a + AT_ONCE]) >= (total - tie)[a : a + AT_ONCE]).sum(axis=0)
-        for a in range(0, x.shape[1], AT_ONCE)
-    ]
-    p = (1 + np.concatenate(hits)) / (1 + stats.PERMUTATIONS)
-    return np.where(there.sum(axis=0) < 2, np.nan, p)
 
 
 def too_few(maps: Sequence[PatchMap]) -> list[str]:
@@ -133,7 +103,6 @@ def chosen(
 def screened(
     exact: PatchMap,
     estimates: Float[np.ndarray, "P M"],
-    effects: Float[np.ndarray, "P M"],
     places: tuple[Int[np.ndarray, " first"], Int[np.ndarray, " drawn"]],
     seed: int,
 ) -> PatchMap:
@@ -141,46 +110,29 @@ def screened(
 
     Args:
         exact: the map of the exact effects.
-        estimates, effects: of each pair and place.
+        estimates: of each pair and place.
         places: from ``chosen``.
         seed: of resamples and permutations.
     """
     first, drawn = places
-    marks: Bool[np.ndarray, "2 M"] = np.zeros((2, effects.shape[1]), bool)
+    marks: Bool[np.ndarray, "2 M"] = np.zeros((2, estimates.shape[1]), bool)
     marks[0, first] = marks[1, drawn] = True
     shape = exact.effect.shape
     rng = stats.generator(seed, "agreement", exact.sweep, exact.direction, exact.task)
-    x, y = estimates[:, drawn], effects[:, drawn]
-    whole = np.isfinite(x).all(axis=1) & np.isfinite(y).all(axis=1)
-    x, y = x[whole], y[whole]
-    few = len(x) < 2 or x.shape[1] < 3
+    means = _mean(estimates), exact.effect.ravel()
+    both = drawn[np.isfinite(means[0][drawn]) & np.isfinite(means[1][drawn])]
     sizes = np.abs(exact.effect).ravel()
     rest = drawn[~np.isin(drawn, first)]
     worst = rest[np.nanargmax(sizes[rest])] if np.isfinite(sizes[rest]).any() else None
     return replace(
         exact,
         screen=Screen(
-            estimate=_mean(estimates).reshape(shape),
+            estimate=means[0].reshape(shape),
             first=marks[0].reshape(shape).astype(float),
             drawn=marks[1].reshape(shape).astype(float),
-            spearman=HeadEstimate() if few else correlate_means(x, y, rng, rank=True),
-            slope=Estimate() if few else _slope(x, y, rng),
+            agreement=agreement(means[0][both], means[1][both], rng),
             missed="" if worst is None else exact.name(*map(int, np.unravel_index(worst, shape))),
             missed_effect=None if worst is None else number(sizes[worst]),
             first_effect=number(np.nanmin(sizes[first])) if len(first) else None,
         ),
     )
-
-
-def _slope(
-    x: Float[np.ndarray, "P M"], y: Float[np.ndarray, "P M"], rng: np.random.Generator
-) -> Estimate:
-    """``Σ x y / Σ x²`` of means over pairs, with its interval over pairs."""
-
-    def of(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        size = (a**2).sum(axis=-1)
-        return np.where(size > 0, (a * b).sum(axis=-1) / np.where(size > 0, size, 1), np.nan)
-
-    weights = stats.bootstrap_weights(len(x), rng)
-    low, high = stats.interval(of(weights @ x, weights @ y))
-    return Estimate(number(float(of(x.mean(axis=0), y.mean(axis=0)))), number(low), number(high))

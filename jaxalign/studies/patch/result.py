@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from jaxalign.measures import stats
-from jaxalign.measures.correlation import HeadEstimate
-from jaxalign.measures.estimates import LEVEL, Estimate
+from jaxalign.measures import screen, stats
+from jaxalign.measures.estimates import LEVEL
 from jaxalign.study.provenance import Provenance
 from jaxalign.study.records import Result
 
@@ -77,8 +76,7 @@ class Screen:
         estimate: like the map's ``effect``, of every place.
         first: which places the estimates put first, 1 for those.
         drawn: which were drawn at random from all, 1 for those. Both kinds are exact in the map.
-        spearman: over the places drawn, of estimate and exact effect.
-        slope: exact effect for each unit of estimate, over the places drawn, through the origin.
+        agreement: of estimates with exact effects, means over pairs, over the places drawn.
         missed: the place drawn, but not put first, with the largest exact effect; "" for none.
         missed_effect: its size; first_effect: the smallest of those put first.
     """
@@ -86,8 +84,7 @@ class Screen:
     estimate: np.ndarray
     first: np.ndarray
     drawn: np.ndarray
-    spearman: HeadEstimate
-    slope: Estimate
+    agreement: screen.Agreement
     missed: str = ""
     missed_effect: float | None = None
     first_effect: float | None = None

@@ -259,7 +259,7 @@ def _screened(bench: Bench, name: str, direction: str) -> PatchMap:
     exact = np.where(there, exact, np.nan)
     labels = places.names, places.heads or ROLES[BEFORE + 1 :]
     found = bench.mapped((name, direction), labels, (exact[0], exact[1]))
-    return screened(found, estimates, exact[0], selected, options.seed)
+    return screened(found, estimates, selected, options.seed)
 
 
 def _knocked_out(bench: Bench) -> Iterator[PatchMap]:

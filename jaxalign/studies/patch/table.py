@@ -197,12 +197,14 @@ def _agreement(each: PatchMap) -> list[str]:
     if screen is None:
         return []
     exact, every = (int(np.isfinite(x).sum()) for x in (each.effect, screen.estimate))
-    rho = estimate_text(screen.spearman.estimate, "{:.2f}".format)
-    slope = estimate_text(screen.slope, "{:.2f}".format)
+    rho = estimate_text(screen.agreement.spearman, "{:.2f}".format)
+    slope = estimate_text(screen.agreement.slope, "{:.2f}".format)
     lines = [
         f"{each.sweep}, {each.direction}: {exact} of {every} exact. Estimates of "
         f"{int(screen.drawn.sum())} drawn at random against exact effects:",
-        f"  Spearman {rho}; slope {slope}",
+        f"  Spearman {rho}; slope {slope}"
+        if screen.agreement.slope.value is not None
+        else "  too few to say how well they agree",
     ]
     if screen.missed_effect is not None and screen.first_effect is not None:
         lines.append(
