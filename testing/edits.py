@@ -112,3 +112,16 @@ def continued(
 def chosen(edits: dict[str, Edit], *names: str) -> dict[str, Edit]:
     """Some of the edits, by name."""
     return {name: edits[name] for name in names}
+
+
+def prompt_pairs() -> tuple[Array, Array]:
+    """Clean and corrupted prompts for ``tiny``, int ``[2, 6]``: their second tokens differ."""
+    clean = np.random.default_rng(0).integers(0, 96, (2, 6))
+    corrupted = clean.copy()
+    corrupted[:, 1] = (corrupted[:, 1] + 40) % 96
+    return jnp.asarray(clean), jnp.asarray(corrupted)
+
+
+def two_logits(logits: Array) -> Array:
+    """A metric: the difference of two tokens' logits."""
+    return logits[:, 3] - logits[:, 7]

@@ -19,22 +19,15 @@ from jaxalign.errors import InputError
 from jaxalign.model import forward
 from jaxalign.model.checks import points_of
 from jaxalign.numerics import jit
-from testing.edits import tiny
+from testing.edits import prompt_pairs, tiny
+from testing.edits import two_logits as metric
 
 LENGTHS = jnp.array([6, 4])
 
 
-def metric(logits):
-    return logits[:, 3] - logits[:, 7]
-
-
 @pytest.fixture(scope="module")
 def pair():
-    rng = np.random.default_rng(0)
-    clean = rng.integers(0, 96, (2, 6))
-    corrupted = clean.copy()
-    corrupted[:, 1] = (corrupted[:, 1] + 40) % 96
-    return jnp.asarray(clean), jnp.asarray(corrupted)
+    return prompt_pairs()
 
 
 @pytest.mark.parametrize(
