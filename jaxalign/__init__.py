@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from jaxalign.errors import InputError
     from jaxalign.measures.metrics import (
         Answer,
+        AnswersDifference,
         continuation_loss,
         kl_divergence,
         logit_difference,
@@ -67,8 +68,8 @@ _HOMES = {
     "jaxalign.engine.steering": "steer",
     "jaxalign.errors": "InputError",
     "jaxalign.engine.readout": "FromClean",
-    "jaxalign.measures.metrics": "Answer continuation_loss kl_divergence logit_difference "
-    "probability_of",
+    "jaxalign.measures.metrics": "Answer AnswersDifference continuation_loss kl_divergence "
+    "logit_difference probability_of",
     "jaxalign.model": "ModelConfig Params cast forward head_contributions init_params",
     "jaxalign.numerics": "BF16 F16 F32 INT8_SIM Scheme jit",
     "jaxalign.prompts": "one_prompt read_pairs read_prompts",
@@ -98,6 +99,7 @@ __all__ = [
     "INT8_SIM",
     "Add",
     "Answer",
+    "AnswersDifference",
     "Edit",
     "FromClean",
     "HeadEdit",

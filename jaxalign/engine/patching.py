@@ -123,7 +123,8 @@ def activation_patching(
         clean, corrupted: ``[B, S]``, pairs of equal length, padded on the right.
         lengths: ``[B]`` real tokens of both.
         config: the architecture (static).
-        metric: from f32 logits ``[B, V]`` at the last real position to ``[B]``.
+        metric: from f32 logits ``[B, V]`` at the last real position to ``[B]``; an
+            ``AnswersDifference`` unembeds the tokens that it names, and no others.
         point: where values are exchanged, a name of ``edits.points.POINTS`` (static).
         apart: what is exchanged one by one beside layers: letters of the point's axes, ``"S"``
             positions, ``"H"`` heads at all positions, ``"HS"`` both, ``""`` whole layers (static).
