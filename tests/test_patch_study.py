@@ -17,9 +17,8 @@ from jaxalign.devices.mesh import make_mesh
 from jaxalign.edits import Edit, Replace, knock_out
 from jaxalign.engine.patching import value_at
 from jaxalign.errors import InputError
-from jaxalign.measures.correlation import HeadEstimate
-from jaxalign.measures.estimates import Estimate
 from jaxalign.measures.metrics import answer_weights, answers_difference
+from jaxalign.measures.screen import Agreement
 from jaxalign.model import forward
 from jaxalign.prompts import PairSet, PairText
 from jaxalign.studies.patch import PATCH, PatchOptions
@@ -304,8 +303,8 @@ def test_the_screen_says_what_a_place_is_in_each_task_and_what_told_counts():
     few = replace(made, maps=(replace(heads, pairs=6),))
     assert "6 pairs are too few to tell" in PATCH.table(few)
     marks = np.ones((6, 8))
-    ahead = Screen(estimate=heads.effect, first=marks, drawn=marks, spearman=HeadEstimate(),
-                   slope=Estimate())  # fmt: skip
+    agreement = Agreement(items=marks.size)
+    ahead = Screen(estimate=heads.effect, first=marks, drawn=marks, agreement=agreement)
     said = PATCH.table(replace(made, maps=(replace(heads, screen=ahead),)))
     assert "19 of 48 exact are told" in said
     assert "heads, denoising: 48 of 48 exact" in said
