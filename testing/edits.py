@@ -23,7 +23,8 @@ from jaxalign.shapes import Array
 
 # One jitted function, so that calls of equal shapes share a program, in this process and, through
 # the folder of compiled programs, with other tests'.
-swept = jit(sweep, static_argnames=("config", "readout", "engine", "scheme", "single_step"))
+STATIC = ("config", "readout", "engine", "scheme", "single_step", "suffixes")
+swept = jit(sweep, static_argnames=STATIC)
 
 
 def logits_of(x: Array) -> Array:

@@ -207,7 +207,7 @@ def test_rows_of_the_last_positions_give_the_same_effects(model, pairs, result, 
     options = PatchOptions(sweep=("resid",), **EVERYTHING)
     again = PATCH(model, pairs, options, progress=False)
     calls = [call for call in again.provenance.calls if call.phase == "resid denoising"]
-    assert sum(call.times for call in calls) > 2, "several lengths of each batch"
+    assert sum(call.times for call in calls) == 2, "all positions, and the last ones"
     whole = [m for m in result.maps if (m.sweep, m.direction) == ("resid", "denoising")]
     assert len(whole) == len(again.maps)
     for found, wanted in zip(again.maps, whole, strict=True):
@@ -478,7 +478,8 @@ def test_paths_lead_from_heads_to_the_logits_and_to_the_heads_with_the_largest_e
         assert between.rows == ("L0",)
         assert np.isfinite(between.effect).all()
     # Behind the last layer there are no heads and no MLP but its own: patching there is direct.
-    whole = PATCH(model, pairs, replace(options, sweep=("heads",)), progress=False).find("heads")
+    options = PatchOptions(sweep=("heads",), **EVERYTHING)
+    whole = PATCH(model, pairs, options, progress=False).find("heads")
     np.testing.assert_allclose(direct.effect[1], whole.effect[1], rtol=2e-3, atol=2e-4)
 
 

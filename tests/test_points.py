@@ -45,12 +45,18 @@ def shape_at(point, config, batch, length):
     return (*layers, batch, *(sizes[axis] for axis in (*at.position, *at.unit)))
 
 
-def drawn(point, kind, config, batch=3, length=11):
-    """A batch of two edits, as a site and as ``(row, step, x) → x`` of NumPy."""
+def drawn(point, kind, config, batch=3, length=11, last=None):
+    """A batch of two edits, as a site and as ``(row, step, x) → x`` of NumPy; where ``last`` is
+    given, of so many of the prompts' last positions."""
     rng = np.random.default_rng([*map(ord, point + kind)])
     steps, *shape = shape_at(point, config, batch, length)
     mask = rng.random((ROWS, steps, *shape)) < 0.3
     mask[0, np.arange(steps) != steps // 2] = False
+    if last is not None:
+        late = np.arange(length) >= np.asarray(LENGTHS)[:, None] - last  # [B, S]
+        by_query = late[:, None, :, None]
+        by_unit = late.reshape(late.shape + (1,) * (mask.ndim - 4))
+        mask &= by_unit if POINTS[point].position else by_query
     value = rng.standard_normal((steps, *shape)).astype(np.float32)
     unit = shape[1 + len(POINTS[point].position) :]
     direction = rng.standard_normal((ROWS, *unit)).astype(np.float32)
@@ -100,35 +106,53 @@ def compare(models, variant, kinds, engines):
     model, params, config = models(variant)
     tokens = prompts()
     every = [(p, kind) for n, p in enumerate(points_of(config)) for kind in kinds(n)]
-    expected, sites = {}, {}
-    for point, kind in every:
-        site, change = drawn(point, kind, config)
-        sites[point, kind] = Edit(site)
-        expected[point, kind] = by_hooks(model, point, change, config, tokens)
     behind = [key for key in every if key[0] in BEHIND_ATTENTION]
-    for engine in engines:
-        for keys in [every, *([behind] if engine == "wave" else [])]:
-            found = ENGINES[engine](
-                params, jnp.asarray(tokens), LENGTHS, config, [sites[k] for k in keys], logits_of
-            )
-            for key, ours in zip(keys, found, strict=True):
-                wanted = expected[key]
-                far = np.abs(ours - wanted).max() / np.abs(wanted).max()
-                assert far <= 1e-5, (engine, *key)
-                moved = np.abs(wanted[1:] - wanted[0]).max(axis=(1, 2))
-                assert (moved > 1e-3 * np.abs(wanted).max()).all(), (key, "changes nothing")
+    for late in sorted({engine == "suffixes" for engine in engines}):
+        last = {key: (2, 3, 5)[n % 3] if late else None for n, key in enumerate(every)}
+        expected, sites = {}, {}
+        for point, kind in every:
+            site, change = drawn(point, kind, config, last=last[point, kind])
+            sites[point, kind] = Edit(site)
+            expected[point, kind] = by_hooks(model, point, change, config, tokens)
+        for engine in engines:
+            if (engine == "suffixes") != late:
+                continue
+            for keys in [every, *([behind] if engine in ("wave", "suffixes") else [])]:
+                given = (
+                    params,
+                    jnp.asarray(tokens),
+                    LENGTHS,
+                    config,
+                    [sites[key] for key in keys],
+                    logits_of,
+                )
+                if late:
+                    found = swept(*given, suffixes=tuple((last[key],) * ROWS for key in keys))
+                else:
+                    found = ENGINES[engine](*given)
+                for key, ours in zip(keys, found, strict=True):
+                    is_what(ours, expected[key], (engine, *key))
+
+
+def is_what(ours, wanted, name):
+    far = np.abs(ours - wanted).max() / np.abs(wanted).max()
+    assert far <= 1e-5, name
+    moved = np.abs(wanted[1:] - wanted[0]).max(axis=(1, 2))
+    assert (moved > 1e-3 * np.abs(wanted).max()).any(), (name, "changes nothing")
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("variant", ["gemma2"])
-def test_each_point_is_edited_as_pytorch_with_hooks_edits_it(models, variant):
-    compare(models, variant, lambda n: [KINDS[n % 3]], ["wave"])
+@pytest.mark.parametrize(
+    ("variant", "engine"), [("gemma2", "wave"), ("llama, scaled like 3.1", "suffixes")]
+)
+def test_each_point_is_edited_as_pytorch_with_hooks_edits_it(models, variant, engine):
+    compare(models, variant, lambda n: [KINDS[n % 3]], [engine])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("variant", MODELS)
 def test_each_kind_at_each_point_is_what_pytorch_with_hooks_computes(models, variant):
-    compare(models, variant, lambda n: KINDS, ENGINES)
+    compare(models, variant, lambda n: KINDS, [*ENGINES, "suffixes"])
 
 
 @pytest.mark.parity

@@ -69,7 +69,8 @@ def attention(
 
     scores = changed("scores", scores.masked_fill(hidden, -torch.inf))
     pattern = torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1)
-    return (changed("pattern", pattern) @ value).transpose(1, 2).contiguous(), None
+    pattern = changed("pattern", pattern).masked_fill(hidden, 0.0)  # no edit lets one see ahead
+    return (pattern @ value).transpose(1, 2).contiguous(), None
 
 
 def _named(model: Any, layer: int) -> dict[str, tuple[Any, str]]:

@@ -103,7 +103,9 @@ def touched(
     return functools.reduce(by.logical_or, parts, by.zeros((rows(edit), batch, 1), bool))
 
 
-def touched_at_end(edit: Edit, batch: int) -> Bool[Array, "M B"]:
+def touched_at_end(
+    edit: Edit, batch: int, by: Any = jnp
+) -> Bool[Array, "M B"] | Bool[np.ndarray, "M B"]:
     """Which rows of a batch of edits act behind the last block on which prompts.
 
     Not those that edit logits alone: what stands before these is the clean run's.
@@ -111,10 +113,11 @@ def touched_at_end(edit: Edit, batch: int) -> Bool[Array, "M B"]:
     Args:
         edit: a batch of edits.
         batch: ``B``, how many prompts there are.
+        by: the module that computes it, as for ``touched``.
     """
     late = [a for s, d, a in edit.arrays() if d.acts and s.point == "final_norm"]
-    some = (jnp.asarray(a).any(axis=tuple(range(2, jnp.ndim(a)))) for a in late)
-    return functools.reduce(jnp.logical_or, some, jnp.zeros((rows(edit), batch), bool))
+    some = (by.asarray(a).any(axis=tuple(range(2, by.ndim(a)))) for a in late)
+    return functools.reduce(by.logical_or, some, by.zeros((rows(edit), batch), bool))
 
 
 def first_positions(edit: Edit, batch: int, length: int) -> Int[np.ndarray, "M B"]:

@@ -117,22 +117,24 @@ class HeadEdit(Site):
         pick: Pick,
         inputs: Float[Array, "N S H h"],
         weights: Float[Array, "A D"] | QTensor | None,
-        contributions: Float[Array, "H B S D"] | None,
+        contributions: Float[Array, "H B Q D"] | None,
     ) -> Float[Array, "N S D"]:
         """As ``Site.fork_runs``: what the clean heads add is known, so nothing is projected.
 
         Args:
             x, pick, inputs, weights: as in ``apply_runs``, ``x`` and ``inputs`` of the clean run.
-            contributions: what each head of the clean runs adds.
+            contributions: what each head of the clean runs adds, at the positions that are known
+                (``Runs.place``).
         """
         if self.mode == "edge-align":
             return self.apply_runs(x, pick, inputs, weights)
         mask = pick("mask")
-        prompt, position = pick.runs.prompt[:, None], jnp.arange(x.shape[1])[None]
+        prompt, place = pick.runs.prompt[:, None], pick.runs.place
+        place = jnp.arange(x.shape[1])[None] if place is None else place
 
         def change(i: Array) -> Array:
             assert contributions is not None
-            return self._value(pick, i) - contributions[i, prompt, position]
+            return self._value(pick, i) - contributions[i, prompt, place]
 
         def edited(x: Array) -> Array:
             moved = _each_head(mask, change, jnp.zeros(x.shape, jnp.float32))

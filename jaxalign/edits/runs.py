@@ -2,6 +2,9 @@
 
 A run is one row of one batch of edits on one prompt. Batches of edits of one shape are stacked
 (``batch.stack``), so that all of them share one compiled body, however many there are.
+
+Runs of few positions share *bins* (``engine.packing``): what is ``[N]`` of runs is then ``[N, Q]``,
+for each position of ``N`` bins that of its run.
 """
 
 from __future__ import annotations
@@ -16,24 +19,53 @@ from jax import lax
 from jax.sharding import PartitionSpec
 
 from jaxalign.edits.declare import Declared
-from jaxalign.shapes import Array, ArrayLeaf, Bool, Int
+from jaxalign.shapes import Array, ArrayLeaf, Bool, Float
 
 
 @struct.dataclass
 class Runs:
-    """Runs in a line, ``[N]`` each: the clean run of each prompt, then edited ones.
+    """Runs in a line, ``[N]`` each: the clean run of each prompt, then edited ones; in bins
+    ``[N, Q]``.
 
     Attributes:
         stack: which stack of edits; -1 for a clean run.
         row: which row of that stack.
         value: which of the stack's shared arrays.
         prompt: which prompt.
+        position: int ``[N, Q]``, the positions of the prompt that are computed; None for all.
+        place: where these stand in what is known of the clean runs; None for in its order.
+        first: of bins, the first position of the run that each position is of.
     """
 
     stack: ArrayLeaf
     row: ArrayLeaf
     value: ArrayLeaf
     prompt: ArrayLeaf
+    position: ArrayLeaf | None = None
+    place: ArrayLeaf | None = None
+    first: ArrayLeaf | None = None
+
+    @property
+    def binned(self) -> bool:
+        """Whether several runs may share a bin."""
+        return self.row.ndim > 1
+
+    def apart(self) -> Runs:
+        """Each position of each bin as a run of its own, of this one position."""
+        flat = jax.tree.map(lambda a: a.reshape(-1), self)
+        alone = {"position": flat.position[:, None], "place": flat.place[:, None]}
+        return flat.replace(**alone, first=None)
+
+    def of_clean(self, a: Float[Array, "B Q *unit"]) -> Float[Array, "N Q *unit"]:
+        """What is known of the clean runs, for each of these runs.
+
+        Args:
+            a: of each prompt, at all positions or at those that any of these runs has.
+        """
+        if self.place is None:
+            return a[self.prompt]
+        prompt = self.prompt if self.binned else self.prompt[:, None]
+        return a[prompt, self.place]
 
 
 @dataclass(frozen=True)
@@ -44,13 +76,11 @@ class Pick:
         of: the site, its arrays by row ``[R, …]``, shared ones ``[G, …]``.
         number: of its stack.
         runs: ``N`` of them.
-        positions: int ``[N, Q]``, those of each run that are computed; None for all.
     """
 
     of: Any
     number: int
     runs: Runs
-    positions: Int[Array, "N Q"] | None
 
     def __call__(self, name: str, *index: Array) -> Array:
         """Each run's part of an array, ``[N, S|1, …]`` (the axis S only where it is declared).
@@ -94,9 +124,9 @@ class Pick:
         asking = declared.query
         if asking is not None and not declared.has("B"):
             asking += 1  # behind the axis of runs
-        if self.positions is not None and asking is not None and gathered.shape[asking] > 1:
+        if self.runs.position is not None and asking is not None and gathered.shape[asking] > 1:
             at = jnp.expand_dims(
-                self.positions, [i for i in range(1, gathered.ndim) if i != asking]
+                self.runs.position, [i for i in range(1, gathered.ndim) if i != asking]
             )
             gathered = jnp.take_along_axis(gathered, at, axis=asking)
         if not declared.acts:
@@ -112,7 +142,9 @@ class Pick:
         if not declared.by_position:
             return [prompt]
         length = array.shape[2]
-        position = jnp.arange(length)[None] if self.positions is None else self.positions
+        position = self.runs.position
+        if position is None:
+            position = jnp.arange(length)[None]
         return [prompt[:, None], position if length > 1 else jnp.zeros((1, 1), int)]
 
 

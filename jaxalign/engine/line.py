@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.edits import batch as batches
+from jaxalign.edits.points import POINTS
 from jaxalign.edits.runs import Pick, Runs
 from jaxalign.edits.site import Edit
 from jaxalign.shapes import Array, Float, Int
@@ -17,17 +18,15 @@ from jaxalign.shapes import Array, Float, Int
 
 @dataclass(frozen=True)
 class EditedRuns:
-    """The edits of ``N`` runs at one layer.
+    """The edits of ``N`` runs, or of the runs in ``N`` bins, at one layer.
 
     Attributes:
         stacks: arrays by row ``[R, …]``, shared ones ``[G, …]``.
-        runs: ``N`` of them.
-        positions: int ``[N, Q]``, those of each run that are computed; None for all.
+        runs: those.
     """
 
     stacks: Sequence[Edit]
     runs: Runs
-    positions: Int[Array, "N Q"] | None = None
 
     def apply_at(
         self,
@@ -46,9 +45,16 @@ class EditedRuns:
             weights: the matrix of that product.
             others: by name, the values at other points of the block that sites here may read.
         """
-        for pick in self._picks(point):
-            x = pick.of.apply_runs(x, pick, pick.of.given(inputs, others), weights)
-        return x
+        picks = self._picks(point)
+        if not picks:
+            return x
+        asking = 2 if "Q" in POINTS[point].axes else 1  # the axis of the runs' own positions
+        value = self._apart(x, asking)
+        read = None if inputs is None else self._apart(inputs)
+        beside = None if others is None else {k: self._apart(a) for k, a in others.items()}
+        for pick in picks:
+            value = pick.of.apply_runs(value, pick, pick.of.given(read, beside), weights)
+        return self._together(value, x.shape, asking)
 
     def fork(
         self,
@@ -56,49 +62,81 @@ class EditedRuns:
         z: Float[Array, "B S H h"],
         weights: Any,
         contributions: Float[Array, "H B S D"] | None,
-    ) -> Float[Array, "N S D"]:
+    ) -> Float[Array, "N Q D"]:
         """The attention output of runs that start here: the clean run's, after their edits.
 
         Args:
-            attn_out, z: of the clean run of each prompt.
+            attn_out, z: of the clean run of each prompt, at all positions or at those that any run
+                of the line has.
             weights: ``W_O``.
-            contributions: what each head of the clean runs adds, in f32, where some site reads it.
+            contributions: what each head of the clean runs adds there, in f32, where some site
+                reads it.
         """
-        x, inputs = attn_out[self.runs.prompt], z[self.runs.prompt]
+        x, inputs = self.runs.of_clean(attn_out), self.runs.of_clean(z)
+        value, inputs = self._apart(x), self._apart(inputs)
         for pick in self._picks("attn_out"):
-            x = pick.of.fork_runs(x, pick, inputs, weights, contributions)
-        return x
+            value = pick.of.fork_runs(value, pick, inputs, weights, contributions)
+        return self._together(value, x.shape)
 
     def _picks(self, point: str) -> list[Pick]:
+        runs = self.runs.apart() if self.runs.binned else self.runs
         return [
-            Pick(site, number, self.runs, self.positions)
+            Pick(site, number, runs)
             for number, stack in enumerate(self.stacks)
             for site in stack.sites
             if site.point == point
         ]
 
+    def _apart(self, x: Array, asking: int = 1) -> Array:
+        """Values of bins as those of runs of one position each."""
+        if not self.runs.binned:
+            return x
+        x = jnp.moveaxis(x, asking, 1)
+        return jnp.expand_dims(x.reshape(-1, *x.shape[2:]), asking)
 
-def births(edit: Edit, batch: int, layers: int) -> Int[Array, "M B"]:
+    def _together(self, x: Array, shape: tuple[int, ...], asking: int = 1) -> Array:
+        """The reverse of ``_apart``, to values of this shape."""
+        if not self.runs.binned:
+            return x
+        x = x.squeeze(asking)
+        return jnp.moveaxis(x.reshape(*self.runs.row.shape, *x.shape[1:]), 1, asking).reshape(shape)
+
+
+def births(
+    edit: Edit, batch: int, layers: int, by: Any = jnp
+) -> Int[Array, "M B"] | Int[np.ndarray, "M B"]:
     """The step that each row first touches; one past the last for a row that edits nothing.
 
     Args:
         edit: a batch of edits.
         batch: ``B``, how many prompts there are.
         layers: ``L``.
+        by: the module that computes it, ``jax.numpy`` or, of arrays that are there, ``numpy``.
     """
-    touched = batches.touched(edit, batch)  # [M, B, L + 1]
+    touched = by.asarray(batches.touched(edit, batch, by))  # [M, B, L + 1]
     # What acts behind the last block alone goes through that block as the clean run does.
-    late = jnp.where(batches.touched_at_end(edit, batch), layers, layers + 1)
-    return jnp.where(touched.any(axis=-1), touched.argmax(axis=-1), late)
+    late = by.where(batches.touched_at_end(edit, batch, by), layers, layers + 1)
+    return by.where(touched.any(axis=-1), touched.argmax(axis=-1), late)
+
+
+def columns(
+    edits: Sequence[Edit], places: Sequence[tuple[int, int, int]]
+) -> Int[np.ndarray, "rows 3"]:
+    """Stack, row of that stack, and place of its shared arrays, of each row of batches of edits.
+
+    Args:
+        edits: batches of edits.
+        places: of each in the stacks, from ``edits.batch.stack``.
+    """
+    found = [np.zeros((0, 3), int)]
+    for edit, (stack, first, value) in zip(edits, places, strict=True):
+        rows = first + np.arange(batches.rows(edit))
+        found.append(np.stack(np.broadcast_arrays(stack, rows, value), axis=1))
+    return np.concatenate(found)
 
 
 def line_up(
-    edits: Sequence[Edit],
-    places: Sequence[tuple[int, int, int]],
-    batch: int,
-    layers: int,
-    *,
-    whole_rows: bool = False,
+    edits: Sequence[Edit], places: Sequence[tuple[int, int, int]], batch: int, layers: int
 ) -> tuple[Runs, Array, Array]:
     """Sort the runs of some batches of edits by the first step that they touch.
 
@@ -107,7 +145,6 @@ def line_up(
         places: of each in the stacks, from ``edits.batch.stack``.
         batch: ``B``, how many prompts there are.
         layers: ``L``.
-        whole_rows: a row is born on all prompts at once, so that its runs stand together.
 
     Returns:
         The runs, the clean ones first; ``alive`` ``[L + 2]``, how many are born before each step
@@ -115,16 +152,24 @@ def line_up(
         and ``place`` ``[1 + ΣM, B]``, where the run of each row and prompt stands, clean row first
         (the clean run's place for one that is never born).
     """
-    born = [jnp.full((1, batch), -1)] + [births(edit, batch, layers) for edit in edits]
-    columns = [np.zeros((batch, 3), int) - [1, 0, 0]]
-    for edit, (stack, first, value) in zip(edits, places, strict=True):
-        rows = np.repeat(first + np.arange(batches.rows(edit)), batch)
-        columns.append(np.stack(np.broadcast_arrays(stack, rows, value), axis=1))
-    birth = jnp.concatenate(born)
-    begin = jnp.broadcast_to(birth.min(axis=1, keepdims=True), birth.shape) if whole_rows else birth
-    order = jnp.argsort(begin.reshape(-1), stable=True)
+    birth = jnp.concatenate(
+        [jnp.full((1, batch), -1)] + [births(edit, batch, layers) for edit in edits]
+    )
+    order = jnp.argsort(birth.reshape(-1), stable=True)
     place = jnp.argsort(order).reshape(birth.shape)
-    stack, row, value = jnp.asarray(np.concatenate(columns).T, jnp.int32)[:, order]
+    each = np.concatenate([[[-1, 0, 0]], columns(edits, places)]).repeat(batch, axis=0)
+    stack, row, value = jnp.asarray(each.T, jnp.int32)[:, order]
     runs = Runs(stack, row, value, (order % batch).astype(jnp.int32))
-    alive = (begin[None] < jnp.arange(layers + 2)[:, None, None]).sum(axis=(1, 2))
+    alive = alive_before(birth, layers)
     return runs, alive, jnp.where(birth <= layers, place, place[:1])
+
+
+def alive_before(birth: Int[Array, "rows *B"], layers: int) -> Int[Array, " steps"]:
+    """``[L + 2]``: how many begin before each step.
+
+    Args:
+        birth: the step that each begins at.
+        layers: ``L``.
+    """
+    steps = jnp.arange(layers + 2).reshape(-1, *[1] * birth.ndim)
+    return (birth[None] < steps).sum(axis=tuple(range(1, birth.ndim + 1)))

@@ -2,13 +2,14 @@
 
 A position of a causal model never sees those after it. So an edit that acts from position ``p`` on
 changes nothing before it, in any layer, and its row needs the positions from ``p`` to the last real
-one only. Rows that hold equally many positions share a line of the wave, which is a program of its
-own: lengths are few, and none is worth its compilation where that takes longer than it saves.
+one only. Such rows share bins of one size (``engine.packing``) in a line of their own, which is not
+worth its compilation where that takes longer than it saves.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -16,19 +17,33 @@ import numpy as np
 
 from jaxalign.edits import batch as batches
 from jaxalign.edits.site import Edit
+from jaxalign.engine.line import births
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.size import matrix_sizes
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.runtime.compile import default_platform
 from jaxalign.shapes import Int, Lengths
 
-# For each batch of edits, for each row how many of the last positions are computed; nothing: all.
-Suffixes = tuple[tuple[int, ...], ...]
+
+@dataclass(frozen=True)
+class Suffixes:
+    """How many of the prompts' last positions each row of a sweep computes.
+
+    Attributes:
+        sizes: for each batch of edits, for each row; nothing for all positions of all rows.
+        births: of all rows one behind the other, the first step that each touches on any prompt
+            (``edits.batch.touched``), one past the last for none; None where that is not known.
+    """
+
+    sizes: tuple[tuple[int, ...], ...] = ()
+    births: tuple[int, ...] | None = None
+
+
+WHOLE = Suffixes()
 
 # Floating-point operations that take about as long as compiling one more line (two to three
 # seconds of two CPU cores, benchmarks/LOG.md).
 COMPILATION = {"cpu": 5e11, "gpu": 5e13}
-MOST_LINES = 3
 
 
 def needed(edit: Edit, lengths: Int[np.ndarray, " B"], length: int) -> Int[np.ndarray, " M"]:
@@ -43,71 +58,72 @@ def needed(edit: Edit, lengths: Int[np.ndarray, " B"], length: int) -> Int[np.nd
     return np.clip(lengths[None] - first, 1, length).max(axis=1)
 
 
-def few_lengths(wanted: Int[np.ndarray, " M"], length: int, line: float) -> Int[np.ndarray, " M"]:
-    """Round how many positions rows need up to few lengths, at the least cost of all.
-
-    A row costs its positions, and each length but that of all positions costs ``line`` more.
-
-    Args:
-        wanted: by row.
-        length: ``S``, which costs no line, since the clean runs have it.
-        line: cost of a line, in positions of rows.
-    """
-    sizes, counts = np.unique(wanted, return_counts=True)
-    below = np.concatenate([[0], np.cumsum(counts)])  # rows that need at most the size before
-    # best[n][i]: the least cost of the rows of the first i sizes in n lines, and the last cut.
-    best: list[dict[int, tuple[float, tuple[int, ...]]]] = [{0: (0.0, ())}]
-    for _ in range(MOST_LINES):
-        step: dict[int, tuple[float, tuple[int, ...]]] = {}
-        for i, size in enumerate(sizes, 1):
-            ways = [
-                (cost + line + float(size) * (below[i] - below[j]), (*cuts, int(size)))
-                for j, (cost, cuts) in best[-1].items()
-                if j < i
-            ]
-            if ways:
-                step[i] = min(ways)
-        best.append(step)
-    rest = lambda i: float(length) * (below[-1] - below[i])  # noqa: E731
-    _, cuts = min((cost + rest(i), cuts) for each in best for i, (cost, cuts) in each.items())
-    ends = np.array([*cuts, length])
-    return ends[np.searchsorted(ends, wanted)]
-
-
 def worth_it(
-    wanted: Int[np.ndarray, " M"], prompts: int, length: int, config: ModelConfig
+    wanted: Int[np.ndarray, " M"],
+    through: Int[np.ndarray, " M"],
+    prompts: int,
+    length: int,
+    config: ModelConfig,
+    *,
+    alone: bool = False,
 ) -> Int[np.ndarray, " M"]:
-    """``few_lengths`` of a model: none that takes longer to compile than it saves.
+    """How many positions each row computes at the least cost of all: what it needs, or all.
+
+    Rows that need no more than a bin holds are packed into bins, by the step they begin at; the
+    others compute all positions. None is packed where that saves less than compiling takes.
 
     Args:
         wanted: how many positions each row needs.
+        through: how many layers each row passes.
         prompts: ``B``.
         length: ``S``, positions.
         config: the architecture.
+        alone: whether each row has a bin of its own, and computes all that this holds.
     """
+    whole = float(length * through.sum())
+
+    def cost(capacity: int) -> float:
+        small = wanted <= capacity
+        bins = np.bincount(through[small], np.ones(small.sum()) if alone else wanted[small])
+        count = bins if alone else np.ceil(bins / capacity)
+        held = capacity * (count * np.arange(len(count))).sum()
+        return float(held + length * through[~small].sum())
+
+    ways = [(cost(size), size) for size in np.unique(wanted[wanted < length]).tolist()]
+    least, capacity = min(ways, default=(whole, length))
     weights = sum(inputs * outputs for inputs, outputs in matrix_sizes(config).values())
-    # Of one position of one row, born half way up, of all prompts.
-    operations = 2.0 * weights * config.num_layers / 2 * prompts
-    line = COMPILATION["gpu" if default_platform() == "gpu" else "cpu"] / operations
-    return few_lengths(wanted, length, line)
+    saved = 2.0 * weights * prompts * (whole - least)
+    if saved <= COMPILATION["gpu" if default_platform() == "gpu" else "cpu"]:
+        return np.full_like(wanted, length)
+    return np.where(wanted <= capacity, capacity if alone else wanted, length)
 
 
-def misfit(suffixes: Suffixes, edits: Sequence[Edit], length: int, scheme: Scheme) -> str | None:
-    """Why given suffixes cannot be used; None where they can.
+def given(
+    suffixes: Any, edits: Sequence[Edit], length: int, scheme: Scheme
+) -> tuple[Suffixes, str | None]:
+    """Suffixes that a caller gives, and why they cannot be used; None where they can.
 
     Args:
-        suffixes: given.
+        suffixes: ``Suffixes``, or their sizes.
         edits: batches of edits.
         length: ``S``, positions.
         scheme: the precision.
     """
+    if isinstance(suffixes, Suffixes):
+        suffixes, begin = suffixes.sizes, suffixes.births
+    else:
+        begin = None
     if not _counts(suffixes):
-        return (
+        return WHOLE, (
             f"suffixes are {suffixes!r:.60}, expected for each batch of edits a tuple of how many "
             "positions each row computes: ((3, 3, 5),)"
         )
-    if not suffixes:
-        return None
+    found = Suffixes(tuple(tuple(int(n) for n in each) for each in suffixes), begin)
+    return found, _misfit(found, edits, length, scheme) if found.sizes else None
+
+
+def _misfit(suffixes: Suffixes, edits: Sequence[Edit], length: int, scheme: Scheme) -> str | None:
+    """Why suffixes do not fit rows, positions or the scheme."""
     if scheme.rounds_activations:
         return f"suffixes are given, but scheme {scheme.name!r} rounds over all positions"
     if scheme.compute_dtype != "float32":
@@ -115,10 +131,10 @@ def misfit(suffixes: Suffixes, edits: Sequence[Edit], length: int, scheme: Schem
             f"suffixes are given, but scheme {scheme.name!r} computes in {scheme.compute_dtype}, "
             "where products of another shape move bits: they are for f32"
         )
-    wanted = [batches.rows(edit) for edit in edits]
-    if [len(each) for each in suffixes] != wanted:
-        return f"suffixes are {[len(each) for each in suffixes]} rows, expected {wanted}"
-    if strange := [size for each in suffixes for size in each if not 1 <= size <= length]:
+    rows, wanted = [len(each) for each in suffixes.sizes], [batches.rows(edit) for edit in edits]
+    if rows != wanted:
+        return f"suffixes are {rows} rows, expected {wanted}"
+    if strange := [n for each in suffixes.sizes for n in each if not 1 <= n <= length]:
         return f"a suffix of {strange[0]} positions, expected 1 … {length}"
     return None
 
@@ -151,14 +167,19 @@ def suffixes_of(
     """
     arrays = [a for edit in edits for _, declared, a in edit.arrays() if declared.acts]
     if scheme.rounds_activations or scheme.compute_dtype != "float32" or length == 1:
-        return ()
+        return WHOLE
     if not arrays or any(isinstance(a, jax.core.Tracer) for a in arrays):
-        return ()
+        return WHOLE
     known = not isinstance(lengths, jax.core.Tracer)
     real = np.asarray(lengths) if known else np.full(np.shape(lengths), length)
     each = [needed(edit, real, length) for edit in edits]
-    few = worth_it(np.concatenate(each), len(real), length, config)
-    if (few == length).all():
-        return ()
+    batch, layers = len(real), config.num_layers
+    first = [np.asarray(births(edit, batch, layers, np)).min(axis=1) for edit in edits]
+    begin = np.concatenate(first)
+    through = np.clip(layers + 1 - begin, 0, layers)
+    sizes = worth_it(np.concatenate(each), through, batch, length, config)
+    if (sizes == length).all():
+        return WHOLE
     ends = np.cumsum([len(rows) for rows in each])[:-1]
-    return tuple(tuple(int(size) for size in rows) for rows in np.split(few, ends))
+    rows = tuple(tuple(part.tolist()) for part in np.split(sizes, ends))
+    return Suffixes(rows, tuple(begin.tolist()))

@@ -15,7 +15,7 @@ from jaxalign.edits import batch as batches
 from jaxalign.edits.site import Edit
 from jaxalign.engine.inputs import Inputs
 from jaxalign.engine.readout import FromClean, Readout, read_out
-from jaxalign.engine.suffix import Suffixes, misfit, suffixes_of
+from jaxalign.engine.suffix import Suffixes, given, suffixes_of
 from jaxalign.engine.wave import wave
 from jaxalign.errors import InputError, require_type
 from jaxalign.measures.metrics import Answer, AnswersDifference
@@ -45,7 +45,7 @@ def sweep(
     engine: Engine = "wave",
     scheme: Scheme | str = F32,
     single_step: bool | None = None,
-    suffixes: Suffixes | None = None,
+    suffixes: Suffixes | Sequence[Sequence[int]] | None = None,
     at: Array | None = None,
     every_layer: bool = False,
 ) -> list[Any]:
@@ -99,14 +99,16 @@ def sweep(
     if single_step is None:
         single_step = batches.touches_one_step(edits, len(tokens))
     if suffixes is None:
-        suffixes = suffixes_of(edits, lengths, tokens.shape[1], config, scheme)
-    elif problem := misfit(suffixes, edits, tokens.shape[1], scheme):
-        raise ValueError(problem)
-    if suffixes:  # there a row begins on all prompts at once, and goes on on those behind
+        held = suffixes_of(edits, lengths, tokens.shape[1], config, scheme)
+    else:
+        held, problem = given(suffixes, edits, tokens.shape[1], scheme)
+        if problem:
+            raise ValueError(problem)
+    if held.sizes:  # there a row begins on all prompts at once, and goes on on those behind
         single_step = single_step and batches.touches_one_step(edits, len(tokens), together=True)
     edits = [jax.tree.map(jnp.asarray, batches.hold_rows(edit)) for edit in edits]
     inputs = Inputs(params, tokens, lengths, edits, read, config, scheme, every_layer)
-    final = _plain(inputs) if engine == "vmap" else _wave(inputs, single_step, suffixes)
+    final = _plain(inputs) if engine == "vmap" else _wave(inputs, single_step, held)
     final = final[..., 0, :] if at is None else final
     starts = np.cumsum([1] + [batches.rows(edit) for edit in edits])
     rows = [np.r_[0, a:b] for a, b in itertools.pairwise(starts)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -47,18 +47,21 @@ class Layer:
 
 @dataclass(frozen=True, kw_only=True)
 class Line:
-    """Runs and what every layer needs to walk them.
+    """Runs, or bins of them, and what every layer needs to walk them.
 
     Attributes:
-        runs: sorted by birth, with ``size`` more behind the last one.
-        alive: int ``[L + 2]``, how many runs are born before each step.
-        size: runs in a block.
+        runs: sorted by birth, with ``size`` more behind the last one; with bins these.
+        alive: int ``[L + 2]``, how many runs, or bins, are born before each step.
+        size: runs, or bins, in a block.
         read: int ``[B, P]``, the positions of each prompt that are read out in the end.
         run: the pass; ``real`` is ``[B, S]``.
         single_step: whether no run is edited after the step that it is born at.
-        positions: int ``[B, Q]``, where the runs of each prompt stand; None for all of ``S``, in
-            the line that holds the clean runs, too.
-        kept: what is kept of the clean runs in each layer.
+        kept: what is kept of the clean runs in each layer; nothing where they stand in another
+            line.
+        held: of bins, int ``[B, C]``, the last positions of each prompt, which any of them holds.
+        taken: of bins, int ``[runs, P]``, where the positions that are read out stand among those
+            of all bins.
+        leaving: of bins, the line of the runs themselves, of the positions that are read out.
     """
 
     runs: Runs
@@ -67,8 +70,10 @@ class Line:
     read: Array
     run: Pass
     single_step: bool
-    positions: Array | None = None
     kept: tuple[str, ...] = BEGIN
+    held: Array | None = None
+    taken: Array | None = None
+    leaving: Line | None = None
 
     def walk(
         self, start: Place, stop: Place, visit: Callable[[Array, Runs, Carry], Carry], carry: Carry
@@ -99,55 +104,50 @@ class Line:
         Args:
             block: the runs.
             window: of the layer's attention.
-            clean: ``keys`` and ``values`` of the clean runs, where positions before these are left
-                out.
+            clean: ``keys`` and ``values`` of the clean runs, which bins see before their own.
         """
-        if self.positions is None:
+        if not block.binned:
             assert self.run.real is not None
             return replace(self.run, real=self.run.real[block.prompt], window=window)
-        prompts = len(self.positions)
-        part = min(prompts, self.size)  # a block holds whole rows, or a part of one
+        assert block.position is not None
+        assert block.first is not None
+        prompts = len(self.read)
+        part = min(prompts, self.size)  # a block holds bins of all prompts, or of some of them
 
         def own(a: Array) -> Array:
-            first = 0 if part == prompts else block.prompt[0]
+            first = 0 if part == prompts else block.prompt[0, 0]
             return lax.dynamic_slice_in_dim(a, first, part)
 
-        prefix = Prefix(own(clean["keys"]), own(clean["values"]), self.positions[block.prompt])
+        prefix = Prefix(own(clean["keys"]), own(clean["values"]), block.position, block.first)
         return replace(self.run, real=None, window=window, prefix=prefix)
 
-    def edited(self, edits: Sequence[Edit], block: Runs) -> EditedRuns:
-        """The edits of a block of runs at all of their positions."""
-        positions = None if self.positions is None else self.positions[block.prompt]
-        return EditedRuns(edits, block, positions)
-
-    def edited_where_read(self, edits: Sequence[Edit], block: Runs) -> EditedRuns:
-        """The edits of a block of runs at the positions that are read out."""
-        return EditedRuns(edits, block, self.read[block.prompt])
-
-    def at_read(self, x: Float[Array, "N Q D"]) -> Float[Array, "N P D"]:
-        """The runs' values at the positions that are read out, of those that stand in this line."""
-        own = self.own_read
-        own = own if self.positions is None else jnp.maximum(own, 0)
-        return jnp.take_along_axis(x, own[self.runs.prompt][..., None], axis=-2)
-
     @property
-    def own_read(self) -> Int[Array, "B P"]:
-        """Where the positions that are read out stand among this line's; negative before them."""
-        return self.read if self.positions is None else self.read - self.positions[:, :1]
+    def end(self) -> Line:
+        """The line of the runs at the positions that are read out."""
+        if self.leaving is not None:
+            return self.leaving
+        position = self.read[self.runs.prompt]
+        return replace(self, runs=self.runs.replace(position=position))  # type: ignore[attr-defined]
+
+    def at_read(self, x: Float[Array, "N Q *unit"]) -> Float[Array, "runs P *unit"]:
+        """The runs' values at the positions that are read out."""
+        if self.taken is not None:
+            return x.reshape(-1, *x.shape[2:])[self.taken]
+        return jax.vmap(lambda x, read: x[read])(x, self.read[self.runs.prompt])
 
     def here(self, a: Float[Array, "B S *unit"]) -> Float[Array, "B Q *unit"]:
-        """What stands at this line's positions."""
-        if self.positions is None:
+        """What stands at the positions that any of the runs has."""
+        if self.held is None:
             return a
-        return a[jnp.arange(len(self.positions))[:, None], self.positions]
+        return a[jnp.arange(len(self.held))[:, None], self.held]
 
     def layer(
         self,
-        x: Float[Array, "N S D"],
+        x: Float[Array, "N Q D"],
         edits: Sequence[Edit],
         layer: Layer,
         clean: Clean | None = None,
-    ) -> tuple[Float[Array, "N S D"], Clean]:
+    ) -> tuple[Float[Array, "N Q D"], Clean]:
         """All runs through one block; those born in it start from the clean runs.
 
         Args:
@@ -164,7 +164,7 @@ class Line:
         def live(at: Array, runs: Runs, carry: tuple[Array, Clean]) -> tuple[Array, Clean]:
             after, kept = carry
             rows = self.cut(x, at)
-            mine = self.edited([] if self.single_step else edits, runs)
+            mine = EditedRuns([] if self.single_step else edits, runs)
             y, parts = block(rows, weights, self.of(runs, window, known), mine)
             return put(after, y, at), self._keep(kept, parts | {"skip": rows}, at)
 
@@ -176,24 +176,24 @@ class Line:
         contributions = _contributions(z, weights.attention.out, edits)
 
         def born(at: Array, runs: Runs, x: Array) -> Array:
-            own, mine = self.of(runs, window, clean), self.edited(edits, runs)
-            prompt = runs.prompt
+            own, mine = self.of(runs, window, clean), EditedRuns(edits, runs)
+            before = runs.of_clean(skip)
             if not _behind_attention(edits):
-                return put(x, block(skip[prompt], weights, own, mine)[0], at)
+                return put(x, block(before, weights, own, mine)[0], at)
             edited = mine.fork(attn_out, z, weights.attention.out, contributions)
-            known = None if _computes_mlp(edits) else mlp_out[prompt]
-            y, _ = add_to_stream(skip[prompt], edited, weights, own, mine, known)
+            known = None if _computes_mlp(edits) else runs.of_clean(mlp_out)
+            y, _ = add_to_stream(before, edited, weights, own, mine, known)
             return put(x, y, at)
 
         return self.walk(self.alive[step], self.alive[step + 1], born, x), clean
 
     def last_layer(
         self,
-        x: Float[Array, "N S D"],
+        x: Float[Array, "N Q D"],
         edits: Sequence[Edit],
         layer: Layer,
         clean: Clean | None = None,
-    ) -> tuple[Float[Array, "N P D"], Clean]:
+    ) -> tuple[Float[Array, "runs P D"], Clean]:
         """The last block, which only the positions leave that are read out.
 
         Args:
@@ -203,52 +203,57 @@ class Line:
             The stream after the block, and what is kept of the clean runs: the stream before it,
             keys and values at all positions, the rest at those that are read out.
         """
-        weights, step, window = layer.weights, layer.step, layer.window
+        weights, step, window, end = layer.weights, layer.step, layer.window, self.end
         behind = _behind_attention(edits)
         stream = x[: len(self.read)] if clean is None else self.here(clean["stream"])
-        alive = self.alive[step]
+        alive, alive_at_end = self.alive[step], end.alive[step]
         if not behind:  # what is born here goes all the way
 
             def born(at: Array, runs: Runs, x: Array) -> Array:
-                return put(x, stream[runs.prompt], at)
+                return put(x, runs.of_clean(stream), at)
 
             x = self.walk(alive, self.alive[step + 1], born, x)
-            alive = self.alive[step + 1]
-        run = replace(self.run, real=None, window=window)
-        norm, config = weights.attention_norm, run.config
-        mine, query = self.edited_where_read(edits, self.runs), self.read[self.runs.prompt]
-        skip = self.at_read(x)
-        normed = normalize(skip, norm, config)
-        q = queries(normed, query, weights.attention, run, mine)
+            alive, alive_at_end = self.alive[step + 1], end.alive[step + 1]
+        norm, config = weights.attention_norm, self.run.config
 
-        def read(at: Array, runs: Runs, carry: tuple[Array, Clean]) -> tuple[Array, Clean]:
+        def attend_block(at: Array, runs: Runs, carry: tuple[Array, Clean]) -> tuple[Array, Clean]:
             z, kept = carry
             own = replace(self.of(runs, window, clean or {}), real=None)
-            positions = None if own.prefix is None else own.prefix.positions
-            normed, all_mine = normalize(self.cut(x, at), norm, config), self.edited(edits, runs)
-            k, v = keys_values(normed, weights.attention, own, positions, all_mine)
-            mine, asking = self.edited_where_read(edits, runs), self.read[runs.prompt]
-            found = mine.apply_at("z", attend(self.cut(q, at), k, v, asking, own, mine))
+            normed, mine = normalize(self.cut(x, at), norm, config), EditedRuns(edits, runs)
+            k, v = keys_values(normed, weights.attention, own, runs.position, mine)
+            asking, asked = runs, normed
+            if not runs.binned:  # a bin's runs are too many to ask one by one: all of it asks
+                asking = jax.tree.map(lambda a: self.cut(a, at), end.runs)
+                asked = jnp.take_along_axis(normed, self.read[runs.prompt][..., None], axis=1)
+            assert asking.position is not None
+            mine = EditedRuns(edits, asking)
+            q = queries(asked, asking.position, weights.attention, own, mine)
+            found = mine.apply_at("z", attend(q, k, v, asking.position, own, mine))
             return put(z, found, at), self._keep(kept, {"keys": k, "values": v}, at)
 
+        positions = x.shape[1] if self.runs.binned else self.read.shape[1]
+        heads = config.num_heads, config.head_size
+        z = jnp.zeros((len(x), positions, *heads), x.dtype)
         room = self._room(x, [name for name in self.kept if name in PREFIX])
-        z, kept = self.walk(0, alive, read, (jnp.zeros_like(q), room))
+        z, kept = self.walk(0, alive, attend_block, (z, room))
+        z = z if self.taken is None else self.at_read(z)
+        skip = self.at_read(x)
+        run = replace(self.run, real=None, window=window)
+        mine = EditedRuns(edits, end.runs)
         attn_out = project_heads(z, weights.attention)
 
         def touch(at: Array, runs: Runs, attn_out: Array) -> Array:
-            given = self.cut(attn_out, at), self.cut(z, at), weights.attention.out
-            return put(
-                attn_out, self.edited_where_read(edits, runs).apply_at("attn_out", *given), at
-            )
+            given = end.cut(attn_out, at), end.cut(z, at), weights.attention.out
+            return put(attn_out, EditedRuns(edits, runs).apply_at("attn_out", *given), at)
 
         if not (self.single_step and behind):
-            attn_out = self.walk(0, alive, touch, attn_out)
+            attn_out = end.walk(0, alive_at_end, touch, attn_out)
         if clean is None:
             parts = {"z": z, "attn_out": attn_out, "skip": skip}
             clean = {name: a[: len(self.read)] for name, a in parts.items()} | kept
             clean["stream"] = stream
         if behind:
-            attn_out, skip = self._begin_last(attn_out, skip, edits, layer, clean)
+            attn_out, skip = end._begin_last(attn_out, skip, edits, layer, clean)
         return add_to_stream(skip, attn_out, weights, run, mine)[0], clean
 
     def _begin_last(
@@ -265,9 +270,8 @@ class Line:
 
         def born(at: Array, runs: Runs, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             attn_out, skip = carry
-            mine = self.edited_where_read(edits, runs)
-            edited = mine.fork(clean["attn_out"], clean["z"], out, contributions)
-            return put(attn_out, edited, at), put(skip, clean["skip"][runs.prompt], at)
+            edited = EditedRuns(edits, runs).fork(clean["attn_out"], clean["z"], out, contributions)
+            return put(attn_out, edited, at), put(skip, runs.of_clean(clean["skip"]), at)
 
         return self.walk(self.alive[step], self.alive[step + 1], born, (attn_out, skip))
 

@@ -12,16 +12,17 @@ layers have one shape, so the layers share one compiled body whatever the edits 
 stand first in the line and go through the same products as the edited ones.
 
 An edit that acts from position ``p`` on changes nothing before ``p`` either. Rows that are edited
-late in their prompts can stand in lines of their own (``engine.suffix``), whose runs hold the last
-positions only and read the clean run's keys and values before them (``model.prefix``): a row of
-layer ``l`` and position ``p`` costs ``(L − l) · (S − p)`` in place of ``L · S``.
+late in their prompts (``engine.suffix``) can stand in a line of their own, whose runs hold the last
+positions only, several to a bin (``engine.packing``), and read the clean run's keys and values
+before them (``model.prefix``): a row of layer ``l`` and position ``p`` costs ``(L − l) · (S − p)``
+in place of ``L · S``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -32,8 +33,9 @@ from jaxalign.edits import batch as batches
 from jaxalign.edits.runs import Runs
 from jaxalign.edits.site import Edit
 from jaxalign.engine.inputs import Inputs
-from jaxalign.engine.line import line_up
-from jaxalign.engine.suffix import Suffixes
+from jaxalign.engine.line import EditedRuns, births, columns, line_up
+from jaxalign.engine.packing import pack
+from jaxalign.engine.suffix import WHOLE, Suffixes
 from jaxalign.engine.walk import BEGIN, PREFIX, Clean, Layer, Line, put
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import embed, layer_windows, num_layers
@@ -41,6 +43,8 @@ from jaxalign.model.layers import normalize
 from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.runtime.compile import default_platform
 from jaxalign.shapes import Array, Float
+
+T = TypeVar("T")
 
 # On a CPU a block's widest activation, the MLP's, stays in cache beside a layer's weights; fewer
 # positions than the least leave the matrix product short of work (measured in benchmarks/LOG.md).
@@ -91,82 +95,128 @@ def walked_positions(alive: Sequence[int], length: int, size: int) -> int:
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """The rows of a wave whose runs stand at the same positions.
+    """The rows of a wave whose runs stand in one line.
 
     Attributes:
-        line: their runs.
+        line: their runs, or bins of them.
         stacks: their edits.
-        place: int ``[rows, B]``, where the run of each row and prompt stands in the line; negative
-            for one that is never born, of which there are none in the line of the clean runs.
+        place: int ``[rows, B]``, where the run of each row and prompt stands among those that leave
+            the line; negative for one that is never born, of which there are none in the line of
+            the clean runs.
         order: which rows of the wave they are.
+        reads: ``[rows, B, P]``, whether a row's run has the position that is read; None for all.
     """
 
     line: Line
     stacks: list[Edit]
     place: Array
     order: np.ndarray
+    reads: Array | None = None
 
 
-def _part(
-    inputs: Inputs, rows: Sequence[np.ndarray], size: int, single_step: bool, kept: tuple[str, ...]
+def _ended(runs: T, size: int) -> T:
+    """Runs with a block more behind them, since the last block may reach past the last run."""
+    return jax.tree.map(lambda a: jnp.pad(a, [(0, size)] + [(0, 0)] * (a.ndim - 1)), runs)
+
+
+def _whole(
+    inputs: Inputs, edits: list[Edit], rows: np.ndarray, single_step: bool, kept: tuple[str, ...]
 ) -> _Part:
-    """Line up some rows of each batch of edits, which hold the last ``size`` positions.
+    """The clean runs and the rows whose runs hold all positions.
 
     Args:
-        inputs: model, prompts and batches of edits.
-        rows: of each batch of edits, which.
-        size: how many positions are computed.
+        inputs: model, prompts, and what is read.
+        edits: batches of edits of these rows.
+        rows: which rows of the wave they are.
         single_step: promises that no row edits a step after the first one it touches.
-        kept: what is kept of the clean runs; nothing where they stand in another line.
+        kept: what is kept of the clean runs.
     """
-    batch, layers = len(inputs.tokens), num_layers(inputs.params)
-    first = np.cumsum([1] + [batches.rows(edit) for edit in inputs.edits])
-    chosen = [(e, r, f) for e, r, f in zip(inputs.edits, rows, first, strict=False) if len(r)]
-    whole = [len(r) == batches.rows(e) for e, r, _ in chosen]
-    edits = [
-        e if all_of else batches.take_rows(e, jnp.asarray(r))
-        for (e, r, _), all_of in zip(chosen, whole, strict=True)
-    ]
+    batch, length = inputs.tokens.shape
     stacks, places = batches.stack(edits)
-    runs, alive, place = line_up(edits, places, batch, layers, whole_rows=not kept)
-    order = np.concatenate([np.zeros(1, int), *(f + r for _, r, f in chosen)])
-    positions = None
-    if not kept:  # the clean runs stand in another line
-        runs, alive = jax.tree.map(lambda a: a[batch:], runs), alive - batch
-        place, order = place[1:] - batch, order[1:]
-        begin = jnp.maximum(inputs.lengths - size, 0)
-        positions = begin[:, None] + jnp.arange(size)[None]
+    runs, alive, place = line_up(edits, places, batch, num_layers(inputs.params))
     # No block is larger than the line: all beyond it would be filler.
-    most = block_size(batch, size, inputs.config, whole_rows=not kept)
-    block = min(most, len(runs.prompt))
+    size = min(block_size(batch, length, inputs.config), len(runs.prompt))
     line = Line(
-        # The last block may reach past the last run.
-        runs=jax.tree.map(lambda a: jnp.pad(a, (0, block)), runs),
+        runs=_ended(runs, size),
         alive=alive,
-        size=block,
+        size=size,
         read=inputs.read,
         run=inputs.run,
         single_step=single_step,
-        positions=positions,
         kept=kept,
     )
-    return _Part(line=line, stacks=stacks, place=place, order=order)
+    return _Part(line=line, stacks=stacks, place=place, order=np.concatenate([[0], rows]))
+
+
+def _binned(
+    inputs: Inputs,
+    edits: list[Edit],
+    rows: np.ndarray,
+    single_step: bool,
+    sizes: np.ndarray,
+    known: Sequence[int] | None,
+) -> _Part:
+    """The rows whose runs hold the last positions of their prompts.
+
+    Args:
+        inputs, edits, rows, single_step: as for ``_whole``.
+        sizes: how many positions each row holds.
+        known: the step that each row begins at, where it is known while the program is made.
+    """
+    batch, layers, config = len(inputs.tokens), num_layers(inputs.params), inputs.config
+    stacks, places = batches.stack(edits)
+    birth = jnp.concatenate([births(edit, batch, layers) for edit in edits])
+    read, capacity = inputs.read, int(sizes.max())
+    packed = pack(columns(edits, places), sizes, known, birth, inputs.lengths, read, layers)
+    shared = known is None and len(packed.runs.row) < len(rows) * batch
+    begin = jnp.maximum(inputs.lengths - capacity, 0)
+
+    def line(runs: Runs, alive: Array, positions: int, **settings: Any) -> Line:
+        size = min(block_size(batch, positions, config, whole_rows=True), len(runs.prompt))
+        # A row begins with its bin, and where others decide when, it may be edited later.
+        once = single_step and not shared
+        return Line(
+            runs=_ended(runs, size), alive=alive, size=size, read=read, run=inputs.run,
+            single_step=once, kept=(), **settings,
+        )  # fmt: skip
+
+    leaving = line(packed.leaving, packed.leaving_alive, read.shape[1])
+    bins = line(
+        packed.runs,
+        packed.alive,
+        capacity,
+        held=begin[:, None] + jnp.arange(capacity)[None],
+        taken=_ended(packed.taken, leaving.size),
+        leaving=leaving,
+    )
+    return _Part(line=bins, stacks=stacks, place=packed.place, order=rows, reads=packed.reads)
 
 
 def _parts(inputs: Inputs, single_step: bool, suffixes: Suffixes) -> list[_Part]:
-    """The rows of a wave by the positions that they hold; the line of all positions first."""
+    """The rows of a wave by the line that they stand in; that of the clean runs first."""
     length = inputs.tokens.shape[1]
-    own = [np.asarray(s) for s in suffixes] or [
-        np.full(batches.rows(edit), length) for edit in inputs.edits
+    counts = [batches.rows(edit) for edit in inputs.edits]
+    sizes = np.array([n for each in suffixes.sizes for n in each] or [length] * sum(counts), int)
+    begins = np.cumsum([0, *counts])
+
+    def of(chosen: np.ndarray) -> tuple[list[Edit], np.ndarray]:
+        """Batches of edits of the chosen rows, and which rows of the wave they are."""
+        found = []
+        for edit, start, count in zip(inputs.edits, begins, counts, strict=False):
+            mine = np.flatnonzero(chosen[start : start + count])
+            if len(mine):
+                all_of = len(mine) == count
+                found.append(edit if all_of else batches.take_rows(edit, jnp.asarray(mine)))
+        return found, 1 + np.flatnonzero(chosen)
+
+    late = sizes < length
+    if not late.any():
+        return [_whole(inputs, *of(~late), single_step, BEGIN)]
+    known = None if suffixes.births is None else np.array(suffixes.births)[late].tolist()
+    return [
+        _whole(inputs, *of(~late), single_step, BEGIN + PREFIX),
+        _binned(inputs, *of(late), single_step, sizes[late], known),
     ]
-    sizes = sorted({int(s) for each in own for s in each} - {length}, reverse=True)
-    kept = BEGIN + PREFIX if sizes else BEGIN
-
-    def rows(size: int) -> list[np.ndarray]:
-        return [np.flatnonzero(each == size) for each in own]
-
-    whole = _part(inputs, rows(length), length, single_step, kept)
-    return [whole, *(_part(inputs, rows(size), size, single_step, ()) for size in sizes)]
 
 
 def _begin(part: _Part, clean: Float[Array, "B S D"]) -> Float[Array, "N Q D"]:
@@ -174,29 +224,28 @@ def _begin(part: _Part, clean: Float[Array, "B S D"]) -> Float[Array, "N Q D"]:
     line = part.line
     here = line.here(clean)
     x = lax.empty((len(line.runs.prompt), *here.shape[1:]), here.dtype)
-    if line.positions is None:
+    if line.kept:
         x = put(x, clean, 0)
     early = [stack.at_embedding() for stack in part.stacks]
     if not any(stack.sites for stack in early):
         return x
 
     def born(at: Array, block: Runs, x: Array) -> Array:
-        mine = line.edited(early, block)
-        return put(x, mine.apply_at("resid", here[block.prompt]), at)
+        return put(x, EditedRuns(early, block).apply_at("resid", block.of_clean(here)), at)
 
     return line.walk(line.alive[0], line.alive[1], born, x)
 
 
 def wave(
-    inputs: Inputs, single_step: bool, suffixes: Suffixes = ()
+    inputs: Inputs, single_step: bool, suffixes: Suffixes = WHOLE
 ) -> Float[Array, "rows *steps B P D"]:
     """The final norm's output at the positions that are read, under every edit.
 
     Args:
         inputs: model, prompts, batches of edits, and what is read.
         single_step: promises that no row edits a step after the first one it touches.
-        suffixes: for each batch of edits, how many of the prompts' last positions each row's runs
-            hold: promises that none is edited before them. All of them by default.
+        suffixes: how many of the prompts' last positions each row's runs hold: promises that none
+            is edited before them. All of them by default.
 
     Returns:
         ``[1 + ΣM, B, P, D]``: the clean run, then the rows of each batch of edits in turn. With
@@ -257,32 +306,32 @@ def _rows(
     """The rows' values in the wave's order after a step; the clean run's for what is not born yet.
 
     Args:
-        parts: of the wave, the line of all positions first.
-        values: of each part's runs, ``[N, P, D]``.
+        parts: of the wave, that of the clean runs first.
+        values: of the runs that leave each part, ``[runs, P, D]``.
         step: 0 the embedding, ``l + 1`` block ``l``.
     """
     whole = parts[0]
     found = []
     for part, value in zip(parts, values, strict=True):
-        line, place = part.line, part.place
+        place = part.place
         if isinstance(step, int) and step > 0 and part is whole:
             found.append(value[place])  # in the end all are born that ever will be
             continue
-        born = (place >= 0) & (place < line.alive[step + 1])
-        there = born[..., None, None] & (line.own_read >= 0)[None, ..., None]
+        there = ((place >= 0) & (place < part.line.end.alive[step + 1]))[..., None]
+        there = there if part.reads is None else there & part.reads
         clean = values[0][whole.place[:1]]
-        found.append(jnp.where(there, value[jnp.maximum(place, 0)], clean))
+        found.append(jnp.where(there[..., None], value[jnp.maximum(place, 0)], clean))
     if len(found) == 1:
         return found[0]
     return jnp.concatenate(found)[np.argsort(np.concatenate([part.order for part in parts]))]
 
 
-def _end(part: _Part, x: Float[Array, "N Q D"], inputs: Inputs) -> Float[Array, "N P D"]:
+def _end(part: _Part, x: Float[Array, "N Q D"], inputs: Inputs) -> Float[Array, "runs P D"]:
     """The final norm's output of a line's runs at the positions that are read."""
     line, runs = part.line, part.line.runs
     normed = normalize(x, inputs.params.final_norm, inputs.config)
     if not inputs.scheme.rounds_activations:  # the last block has left those positions alone
-        return line.edited_where_read(part.stacks, runs).apply_at("final_norm", normed)
+        return EditedRuns(part.stacks, line.end.runs).apply_at("final_norm", normed)
     assert inputs.run.real is not None
     normed = round_activation(normed, "final_norm", inputs.scheme, inputs.run.real[runs.prompt])
-    return line.at_read(line.edited(part.stacks, runs).apply_at("final_norm", normed))
+    return line.at_read(EditedRuns(part.stacks, runs).apply_at("final_norm", normed))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from jaxalign.runtime.products import precision_for
-from jaxalign.shapes import Array, ArrayLeaf, Float
+from jaxalign.shapes import Array, ArrayLeaf, Float, Int
 
 
 @struct.dataclass
@@ -14,24 +14,36 @@ class Prefix:
     """Keys and values of clean runs, which edited runs of the same prompts see before their own.
 
     A causal model's position never sees those after it, so that a run which is edited from one
-    position on has the clean run's keys and values before it.
+    position on has the clean run's keys and values before it. Several runs of one prompt may share
+    a bin, one behind the other.
 
     Attributes:
         keys, values: of the clean run of each prompt, ``[B, S, K, h]``, keys rotated.
-        positions: int ``[N, Q]``, where each run's own ``Q`` positions stand, one behind the other.
-            The ``N`` runs are whole rows: the ``B`` prompts in their order, again and again.
+        positions: int ``[N, Q]``, the position of its prompt that each position of ``N`` bins has.
+            Bins are of all prompts in their order, again and again.
+        first: int ``[N, Q]``, the first position of the run that it is of.
     """
 
     keys: ArrayLeaf
     values: ArrayLeaf
     positions: ArrayLeaf
+    first: ArrayLeaf
 
-    @property
-    def _place(self) -> Array:
-        """Where each of the ``S`` positions stands among a run's own, negative before them."""
-        return (jnp.arange(self.keys.shape[1])[None] - self.positions[:, :1])[:, None, None]
+    def _own(self, asking: int) -> tuple[Array, Array]:
+        """Where each prompt's position stands in the bin of each query, int ``[N, 1, X, S]``, and
+        whether the query's own run has it.
 
-    def _by_row(self, a: Array) -> Array:
+        Args:
+            asking: ``X``, queries, a multiple of ``Q``: the bin's positions again and again.
+        """
+        every = jnp.arange(self.keys.shape[1])[None, None]
+        ahead = jnp.arange(self.positions.shape[1])[None] - self.positions
+        own = every >= self.first[..., None]
+        times = (1, asking // own.shape[1], 1)
+        place = jnp.tile(ahead[..., None] + every, times)
+        return place[:, None], jnp.tile(own, times)[:, None]
+
+    def _by_bin(self, a: Array) -> Array:
         return a.reshape(-1, len(self.keys), *a.shape[1:])
 
     def scores(
@@ -41,33 +53,50 @@ class Prefix:
 
         Args:
             q: rotated queries.
-            own: their products with the runs' own keys.
+            own: their products with the keys in their bin.
         """
         before = jnp.einsum(
             "rbqke,bske->rbkqs",
-            self._by_row(q),
+            self._by_bin(q),
             self.keys,
             precision=precision_for(q, self.keys),
             preferred_element_type=jnp.float32,
         )
-        place = self._place
+        place, is_own = self._own(own.shape[2])
         behind = jnp.take_along_axis(own, jnp.clip(place, 0, own.shape[-1] - 1), axis=-1)
-        return jnp.where(place >= 0, behind, before.reshape(behind.shape))
+        return jnp.where(is_own, behind, before.reshape(behind.shape))
 
     def gather(
         self, probabilities: Float[Array, "N K X S"]
     ) -> tuple[Float[Array, "N X K h"], Float[Array, "N K X Q"]]:
-        """What queries read before a run's own positions, in f32, and the probabilities of these.
+        """What queries read before their own run's positions, in f32, and the probabilities of
+        what is in their bin.
 
         Args:
             probabilities: of all positions.
         """
-        own = jnp.take_along_axis(probabilities, self.positions[:, None, None], axis=-1)
+        _, is_own = self._own(probabilities.shape[2])
         before = jnp.einsum(
             "rbkqs,bske->rbqke",
-            self._by_row(jnp.where(self._place < 0, probabilities, 0).astype(self.values.dtype)),
+            self._by_bin(jnp.where(is_own, 0, probabilities).astype(self.values.dtype)),
             self.values,
             precision=precision_for(self.values),
             preferred_element_type=jnp.float32,
         )
+        place, mine = self._beside(probabilities.shape[2])
+        own = jnp.where(mine, jnp.take_along_axis(probabilities, place, axis=-1), 0)
         return before.reshape(-1, *before.shape[2:]), own
+
+    def _beside(self, asking: int) -> tuple[Int[Array, "N 1 X Q"], Array]:
+        """Which position of the prompt stands at each place of a query's bin, were all of it the
+        query's own run, and whether it is.
+
+        Args:
+            asking: ``X``, as for ``_own``.
+        """
+        places = jnp.arange(self.positions.shape[1])
+        at = self.positions[..., None] + places[None, None] - places[None, :, None]
+        mine = (at >= self.first[..., None]) & (at <= self.positions[..., None])
+        times = (1, asking // at.shape[1], 1)
+        at = jnp.clip(at, 0, self.keys.shape[1] - 1)
+        return jnp.tile(at, times)[:, None], jnp.tile(mine, times)[:, None]

@@ -103,7 +103,7 @@ def calls(
 def _by_suffix(
     session: Session, work: Work, batch: Batch, groups: Int[np.ndarray, "B 2 S"]
 ) -> Iterator[tuple[int | None, Int[np.ndarray, " rows"]]]:
-    """Rows that change equally many of the prompts' last positions; None for all positions."""
+    """Rows by how many of the prompts' last positions they compute; None for all positions."""
     every = np.arange(len(work.rows))
     if not work.by_group:
         yield None, every
@@ -112,9 +112,10 @@ def _by_suffix(
     here = (np.asarray(groups)[:, None] == work.rows[:, 1][None, :, None, None]).any(axis=2)
     first = np.where(here.any(axis=-1), here.argmax(axis=-1), size)  # [B, M]
     wanted = np.clip(np.asarray(batch.lengths)[:, None] - first, 1, size).max(axis=0)
-    few = worth_it(wanted, work.kinds * count, size, session.config)
-    for suffix in np.unique(few):
-        yield int(suffix) if suffix < size else None, every[few == suffix]
+    through = session.config.num_layers - work.starts
+    held = worth_it(wanted, through, work.kinds * count, size, session.config, alone=True)
+    for suffix in np.unique(held):
+        yield int(suffix) if suffix < size else None, every[held == suffix]
 
 
 def score_calls(session: Session, pairs: Sequence[Pair], side: str) -> Iterator[Call[Any]]:
