@@ -366,6 +366,14 @@ def dictionary(point="resid", width=32, mask=(4, 1, 1), **how):
             "Replace.value holds object, expected real",
         ),
         (
+            lambda: Replace("mlp_out", np.full((3, 1, 1, 1), 0.5), np.ones((3, 1, 1, 1))),
+            "Replace.mask holds 0.5, expected 0 or 1: it chooses",
+        ),
+        (
+            lambda: Replace("mlp_out", np.full((3, 1, 1, 1), np.nan), np.ones((3, 1, 1, 1))),
+            "Replace.mask holds nan, expected 0 or 1",
+        ),
+        (
             lambda: Replace("mlp_out", *[np.ones((3, 1, 1, 1), bool)] * 2, own=np.ones((1, 1, 1))),
             "Replace takes value or own, and both are given",
         ),

@@ -56,7 +56,7 @@ class Replace(Anywhere):
     kind: ClassVar[Kind] = "replace"
 
     point: str = struct.field(pytree_node=False)  # type: ignore[misc]
-    mask: Leaf = acts("L B|1 position|1 unit|1")
+    mask: Leaf = acts("L B|1 position|1 unit|1", chooses=True)
     value: Leaf = shared("L B|1 position|1 unit|1", default=None)
     own: Leaf = per_row("B|1 position|1 unit|1", default=None)
 

@@ -303,7 +303,8 @@ def _of_array(
 
 
 def _other_kind(site: Site, batch: bool) -> str | None:
-    """Which array of a site holds no real numbers, or no integers where it counts something."""
+    """Which array of a site holds no real numbers, no integers where it counts something, or no
+    choice where it chooses."""
     for _, declared, array in Edit(site).arrays():
         name = f"{type(site).__name__}.{declared.name}"
         dtype = array.dtype if hasattr(array, "dtype") else np.asarray(array).dtype
@@ -314,7 +315,18 @@ def _other_kind(site: Site, batch: bool) -> str | None:
                 return f"{name} is {dtype}{shape}, expected integers [{', '.join(axes)}]"
         elif not any(jnp.issubdtype(dtype, kind) for kind in (bool, jnp.integer, jnp.floating)):
             return f"{name} holds {dtype}, expected real numbers: bool, int or float"
+        elif declared.chooses and (between := _between(array)) is not None:
+            return f"{name} holds {between:g}, expected 0 or 1: it chooses, and mixes nothing"
     return None
+
+
+def _between(array: Any) -> float | None:
+    """The first number that is neither 0 nor 1; None where there is none, or they are traced."""
+    if isinstance(array, jax.core.Tracer) or jnp.result_type(array) == jnp.bool_:
+        return None
+    values = np.asarray(array, np.float64).reshape(-1)
+    strange = values[(values != 0) & (values != 1)]
+    return float(strange[0]) if len(strange) else None
 
 
 def _size(axis: str, sizes: Mapping[str, int]) -> str:

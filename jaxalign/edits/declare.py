@@ -17,6 +17,7 @@ class Declared:
         axes: letters of ``jaxalign.shapes`` without the rows' ``M``; ``B|1`` may also be 1.
         per_row: whether each row of a batch of edits has its own.
         acts: whether a nonzero element says that the site acts there.
+        chooses: whether its elements are 0 or 1 (False or True) and nothing between.
         common: whether the field is a tree of arrays, with any axes where ``*`` stands, of which
             there is one copy however many rows and batches of edits read it.
         index: whether its elements count something, from 0: integers.
@@ -26,6 +27,7 @@ class Declared:
     axes: tuple[str, ...]
     per_row: bool
     acts: bool = False
+    chooses: bool = False
     common: bool = False
     index: bool = False
 
@@ -60,12 +62,13 @@ def _declare(axes: str, default: Any = MISSING, **settings: Any) -> Any:
     return struct.field(metadata={"site": {"axes": tuple(axes.split())} | settings}, **given)
 
 
-def acts(axes: str) -> Any:
+def acts(axes: str, *, chooses: bool = False) -> Any:
     """Declare the array that says where each row acts; a row of zeros changes nothing.
 
     Args:
         axes: of one row, for example ``"L B|1 S|1 H"``: ``L`` (blocks) or ``L+1`` (the embedding,
             then blocks), none at the point ``final_norm``; ``B|1``; and any others.
+        chooses: whether another number than 0 and 1 is a mistake.
 
     Raises:
         ValueError: the first axes are others.
@@ -73,7 +76,7 @@ def acts(axes: str) -> Any:
     first, second = (*axes.split(), "", "")[:2]
     if first != "B|1" and (first not in ("L", "L+1") or second != "B|1"):
         raise ValueError(f"acts({axes!r}): the first axes have to be L or L+1, then B|1")
-    return _declare(axes, per_row=True, acts=True)
+    return _declare(axes, per_row=True, acts=True, chooses=chooses)
 
 
 def per_row(axes: str, default: Any = MISSING, *, index: bool = False) -> Any:

@@ -45,7 +45,7 @@ class HeadEdit(Site):
     point: ClassVar[str] = "attn_out"
     kind: ClassVar[Kind] = "replace"
 
-    mask: Leaf = acts("L B|1 S|1 H")
+    mask: Leaf = acts("L B|1 S|1 H", chooses=True)
     value: Leaf = shared("L B|1 S|1 H|1 D|1")
     mode: str = struct.field(pytree_node=False, default="true")
 

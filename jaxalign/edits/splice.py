@@ -65,7 +65,7 @@ class Splice(Anywhere):
     kind: ClassVar[Kind] = "splice"
 
     point: str = struct.field(pytree_node=False)  # type: ignore[misc]
-    mask: Leaf = acts("L B|1 S|1")
+    mask: Leaf = acts("L B|1 S|1", chooses=True)
     dictionary: Any = common("L *")
     encode: Coder = struct.field(pytree_node=False)  # type: ignore[misc]
     decode: Coder = struct.field(pytree_node=False)  # type: ignore[misc]
