@@ -17,8 +17,8 @@ import numpy as np
 
 from benchmarks.timing import repeated
 from benchmarks.workload import Prompts, batches, least_flops
+from jaxalign.engine.blocks import block_size
 from jaxalign.engine.readout import RUNS_READ, TOKENS_READ
-from jaxalign.engine.wave import block_size
 from jaxalign.measures.metrics import Answer
 from jaxalign.model import layers
 from jaxalign.model.attention import attend, keys_values

@@ -23,7 +23,7 @@ import jaxalign
 from benchmarks import workload
 from benchmarks.record import answer, grammar
 from benchmarks.timing import repeated
-from jaxalign.engine import readout, wave
+from jaxalign.engine import blocks, readout
 from jaxalign.model import layers
 from jaxalign.model.attention import attend
 from jaxalign.numerics import jit
@@ -40,7 +40,7 @@ def program(model: Any, prompts: workload.Prompts, positions: int) -> tuple[Any,
     anew = functools.partial(workload.zero_ablation.fun)  # JAX keeps traces by function
     run = jit(anew, static_argnames=("config", "rows"))
     given = model.params, prompts.tokens, np.array(prompts.lengths), prompts.target
-    with mock.patch.object(wave, "block_positions", return_value=positions):
+    with mock.patch.object(blocks, "block_positions", return_value=positions):
         compiled = run._jitted.lower(*given, config=model.config, rows=(0, None)).compile()
     return compiled, lambda: compiled(*given)
 
@@ -83,8 +83,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     for positions in options.positions:
         compiled, run = program(model, prompts, positions)
         _, timing = repeated(run, options.runs)
-        with mock.patch.object(wave, "block_positions", return_value=positions):
-            size = wave.block_size(options.prompts, options.tokens, config)
+        with mock.patch.object(blocks, "block_positions", return_value=positions):
+            size = blocks.block_size(options.prompts, options.tokens, config)
         size = min(size, options.prompts * (1 + config.num_layers * config.num_heads))
         count, amount = copies(compiled)
         memory = compiled.memory_analysis()
@@ -92,7 +92,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
             {
                 "positions": positions,
                 "seconds": timing.record(),
-                "computed_positions": wave.walked_positions(alive, options.tokens, size),
+                "computed_positions": blocks.walked_positions(alive, options.tokens, size),
                 "needed_positions": options.tokens * sum(alive),
                 **alone(model, positions, options.tokens, options.runs),
                 "copies": count,

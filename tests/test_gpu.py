@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 import jaxalign
-from jaxalign.engine.wave import GPU_POSITIONS, block_positions
+from jaxalign.engine.blocks import GPU_POSITIONS, block_positions
 from jaxalign.numerics import check_canary
 from jaxalign.prompts import PromptSet
 from jaxalign.runtime.compile import compiler_options, wanted_options

@@ -8,9 +8,8 @@ import pytest
 from jaxalign.edits import Edit, HeadEdit, head_ablation_masks
 from jaxalign.edits.batch import rows, stack, touches_one_step
 from jaxalign.edits.runs import Runs
+from jaxalign.engine import blocks, sweep
 from jaxalign.engine import readout as readouts
-from jaxalign.engine import sweep
-from jaxalign.engine import wave as waves
 from jaxalign.engine.budget import bytes_per_call, bytes_per_row, plan_chunks
 from jaxalign.engine.line import line_up
 from jaxalign.engine.walk import Line
@@ -196,8 +195,8 @@ def test_the_size_of_a_block_changes_nothing(edits, tokens, positions, size, mon
     params, config = tiny()
     expected = dict(zip(edits, run(params, config, tokens, edits.values()), strict=True))
     some = chosen(edits, "several heads, by prompt", "patching")
-    monkeypatch.setattr(waves, "block_positions", lambda config: positions)
-    assert waves.block_size(B, S, config) == size
+    monkeypatch.setattr(blocks, "block_positions", lambda config: positions)
+    assert blocks.block_size(B, S, config) == size
     anew = jit(lambda *a: sweep(*a), static_argnums=(3, 5))
     outs = anew(params, tokens, LENGTHS, config, list(some.values()), logits_of)
     for name, ours in zip(some, outs, strict=True):
@@ -310,10 +309,10 @@ def test_positions_walked_are_those_of_whole_blocks(size):
     visits = 0
     for count in alive:
         visits += int(line.walk(0, count, lambda at, runs, carry: carry + 1, 0))
-    assert waves.walked_positions(alive, 7, size) == 7 * size * visits
+    assert blocks.walked_positions(alive, 7, size) == 7 * size * visits
     # As measured on an H200: filler is what makes large blocks slow.
     runs = [64 * (1 + 8 * layer) for layer in range(6)]
-    assert [waves.walked_positions(runs, 16, n // 16) for n in (1024, 4096, 16384, 65536)] == [
+    assert [blocks.walked_positions(runs, 16, n // 16) for n in (1024, 4096, 16384, 65536)] == [
         129024,
         147456,
         196608,
@@ -323,6 +322,6 @@ def test_positions_walked_are_those_of_whole_blocks(size):
 
 def test_blocks_of_a_gpu_are_its_own(monkeypatch):
     config = ModelConfig(64, 2, 4, 32, 1 << 16, rotary_dims=4)
-    assert waves.block_positions(config) == waves.LEAST_POSITIONS
-    monkeypatch.setattr(waves, "default_platform", lambda: "gpu")
-    assert waves.block_positions(config) == waves.GPU_POSITIONS
+    assert blocks.block_positions(config) == blocks.LEAST_POSITIONS
+    monkeypatch.setattr(blocks, "default_platform", lambda: "gpu")
+    assert blocks.block_positions(config) == blocks.GPU_POSITIONS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
+from jaxalign.engine.blocks import block_positions
 from jaxalign.engine.readout import RUNS_READ, TOKENS_READ
 from jaxalign.engine.sweep import Engine
-from jaxalign.engine.wave import block_positions
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.size import matrix_sizes
