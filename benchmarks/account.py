@@ -23,7 +23,8 @@ from jaxalign.measures.metrics import Answer
 from jaxalign.model import layers
 from jaxalign.model.attention import attend, keys_values
 from jaxalign.model.attention import attention as causal_attention
-from jaxalign.model.decoder import NOTHING
+from jaxalign.model.decoder import NOTHING, attention_output
+from jaxalign.model.params import Block
 from jaxalign.numerics import jit
 from jaxalign.numerics.dot import dot
 from jaxalign.shapes import Array
@@ -110,11 +111,16 @@ def _layer(runner: Runner, runs: int, length: int, last: bool) -> dict[str, floa
         read = _alone(lambda q, k, v, at: attend(q, k, v, at, run), query, kv, kv, position)
         rest = {QKV: products, OUT: 0.0, MLP: 0.0, GELU: 0.0, NORMS: norm, SOFTMAX: softmax}
         return rest | {ATTENTION: projected - products + read - softmax}
+
+    def attended(a: Array, weights: Block, run: layers.Pass) -> Array:
+        z, _ = causal_attention(a, weights.attention, run, NOTHING)
+        return attention_output(z, weights, run)
+
     matrices = weights.attention.query, weights.attention.key_value, weights.attention.out
     queries, read, out = (_alone(dot, x, w) for w in matrices)
     mlp = _alone(dot, x, weights.mlp.up) + _alone(dot, _draw(runs, length, F), weights.mlp.down)
     softmax = _alone(jax.nn.softmax, _draw(runs, config.num_heads, length, length))
-    attention = _alone(lambda a: causal_attention(a, weights.attention, run, NOTHING), x)
+    attention = _alone(lambda a: attended(a, weights, run), x)
     whole_mlp = _alone(lambda a: layers.mlp(a, weights.mlp, config)[1], x)
     return {
         QKV: queries + read,

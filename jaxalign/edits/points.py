@@ -72,10 +72,10 @@ POINTS = {
 
 # Inside an MLP: whatever acts there, the MLP is computed again.
 INSIDE_MLP = ("mlp_in", "mlp_gate", "mlp_up", "mlp_hidden")
-# Behind the attention of their block: runs that are edited nowhere else share the clean run's
-# attention where they are born, and leave the last layer at one position.
+# Behind what heads look at: runs that are edited nowhere else share what the clean run's heads read
+# where they are born, and leave the last layer at one position.
 BEHIND_MLP = ("mlp_out", "resid", "final_norm", "logits")
-BEHIND_ATTENTION = ("attn_out", "resid_mid", *INSIDE_MLP, *BEHIND_MLP)
+BEHIND_ATTENTION = ("z", "attn_out", "resid_mid", *INSIDE_MLP, *BEHIND_MLP)
 # Why a model may lack a point.
 LACKING = {
     "resid_mid": "its attention and MLP read one stream, so that there is none between them",

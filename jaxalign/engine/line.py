@@ -13,6 +13,9 @@ from jaxalign.edits import batch as batches
 from jaxalign.edits.points import POINTS
 from jaxalign.edits.runs import Pick, Runs
 from jaxalign.edits.site import Edit
+from jaxalign.model.decoder import attention_output
+from jaxalign.model.layers import Pass
+from jaxalign.model.params import Block
 from jaxalign.shapes import Array, Float, Int
 
 
@@ -60,7 +63,8 @@ class EditedRuns:
         self,
         attn_out: Float[Array, "B S D"],
         z: Float[Array, "B S H h"],
-        weights: Any,
+        weights: Block,
+        run: Pass,
         contributions: Float[Array, "H B S D"] | None,
     ) -> Float[Array, "N Q D"]:
         """The attention output of runs that start here: the clean run's, after their edits.
@@ -68,14 +72,19 @@ class EditedRuns:
         Args:
             attn_out, z: of the clean run of each prompt, at all positions or at those that any run
                 of the line has.
-            weights: ``W_O``.
+            weights: of the block.
+            run: the pass.
             contributions: what each head of the clean runs adds there, in f32, where some site
                 reads it.
         """
         x, inputs = self.runs.of_clean(attn_out), self.runs.of_clean(z)
+        w_out = weights.attention.out
+        if self._picks("z"):  # other heads' states than the clean run's are written
+            inputs = self.apply_at("z", inputs)
+            return self.apply_at("attn_out", attention_output(inputs, weights, run), inputs, w_out)
         value, inputs = self._apart(x), self._apart(inputs)
         for pick in self._picks("attn_out"):
-            value = pick.of.fork_runs(value, pick, inputs, weights, contributions)
+            value = pick.of.fork_runs(value, pick, inputs, w_out, contributions)
         return self._together(value, x.shape)
 
     def _picks(self, point: str) -> list[Pick]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -173,14 +173,14 @@ class Line:
         x, kept = self.walk(0, self.alive[step], live, (x, room))
         clean = kept if clean is None else clean
         z, attn_out, mlp_out, skip = (self.here(clean[name]) for name in BEGIN)
-        contributions = _contributions(z, weights.attention.out, edits)
+        contributions = _contributions(z, weights, edits)
 
         def born(at: Array, runs: Runs, x: Array) -> Array:
             own, mine = self.of(runs, window, clean), EditedRuns(edits, runs)
             before = runs.of_clean(skip)
             if not _behind_attention(edits):
                 return put(x, block(before, weights, own, mine)[0], at)
-            edited = mine.fork(attn_out, z, weights.attention.out, contributions)
+            edited = mine.fork(attn_out, z, weights, own, contributions)
             known = None if _computes_mlp(edits) else runs.of_clean(mlp_out)
             y, _ = add_to_stream(before, edited, weights, own, mine, known)
             return put(x, y, at)
@@ -204,16 +204,16 @@ class Line:
             keys and values at all positions, the rest at those that are read out.
         """
         weights, step, window, end = layer.weights, layer.step, layer.window, self.end
-        behind = _behind_attention(edits)
+        behind, at_z = _behind_attention(edits), _acts_at("z", edits)
         stream = x[: len(self.read)] if clean is None else self.here(clean["stream"])
-        alive, alive_at_end = self.alive[step], end.alive[step]
+        alive = self.alive[step]
         if not behind:  # what is born here goes all the way
 
             def born(at: Array, runs: Runs, x: Array) -> Array:
                 return put(x, runs.of_clean(stream), at)
 
             x = self.walk(alive, self.alive[step + 1], born, x)
-            alive, alive_at_end = self.alive[step + 1], end.alive[step + 1]
+            alive = self.alive[step + 1]
         norm, config = weights.attention_norm, self.run.config
 
         def attend_block(at: Array, runs: Runs, carry: tuple[Array, Clean]) -> tuple[Array, Clean]:
@@ -238,21 +238,32 @@ class Line:
         z, kept = self.walk(0, alive, attend_block, (z, room))
         z = z if self.taken is None else self.at_read(z)
         skip = self.at_read(x)
+        known = clean or {"z": z[: len(self.read)], "skip": skip[: len(self.read)]}
         run = replace(self.run, real=None, window=window)
         mine = EditedRuns(edits, end.runs)
+
+        def gather(at: Array, runs: Runs, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            z, skip = carry
+            edited = EditedRuns(edits, runs).apply_at("z", runs.of_clean(known["z"]))
+            return put(z, edited, at), put(skip, runs.of_clean(known["skip"]), at)
+
+        if behind and at_z:  # what is born here writes other heads' states than the clean run's
+            z, skip = end.walk(end.alive[step], end.alive[step + 1], gather, (z, skip))
         attn_out = project_heads(z, weights.attention)
 
         def touch(at: Array, runs: Runs, attn_out: Array) -> Array:
             given = end.cut(attn_out, at), end.cut(z, at), weights.attention.out
             return put(attn_out, EditedRuns(edits, runs).apply_at("attn_out", *given), at)
 
-        if not (self.single_step and behind):
-            attn_out = end.walk(0, alive_at_end, touch, attn_out)
+        first = end.alive[step] if end.single_step else 0
+        stop = end.alive[step] if behind and not at_z else end.alive[step + 1]
+        if not end.single_step or not behind or at_z:
+            attn_out = end.walk(first, stop, touch, attn_out)
         if clean is None:
             parts = {"z": z, "attn_out": attn_out, "skip": skip}
             clean = {name: a[: len(self.read)] for name, a in parts.items()} | kept
             clean["stream"] = stream
-        if behind:
+        if behind and not at_z:
             attn_out, skip = end._begin_last(attn_out, skip, edits, layer, clean)
         return add_to_stream(skip, attn_out, weights, run, mine)[0], clean
 
@@ -265,12 +276,14 @@ class Line:
         clean: Clean,
     ) -> tuple[Float[Array, "N P D"], Float[Array, "N P D"]]:
         """``attn_out`` and the stream before the block, with the runs that are born in the last."""
-        out, step = layer.weights.attention.out, layer.step
-        contributions = _contributions(clean["z"], out, edits)
+        weights, step = layer.weights, layer.step
+        contributions = _contributions(clean["z"], weights, edits)
+        run = replace(self.run, real=None)
 
         def born(at: Array, runs: Runs, carry: tuple[Array, Array]) -> tuple[Array, Array]:
             attn_out, skip = carry
-            edited = EditedRuns(edits, runs).fork(clean["attn_out"], clean["z"], out, contributions)
+            mine = EditedRuns(edits, runs)
+            edited = mine.fork(clean["attn_out"], clean["z"], weights, run, contributions)
             return put(attn_out, edited, at), put(skip, runs.of_clean(clean["skip"]), at)
 
         return self.walk(self.alive[step], self.alive[step + 1], born, (attn_out, skip))
@@ -316,8 +329,14 @@ def _computes_mlp(edits: Sequence[Edit]) -> bool:
     )
 
 
-def _contributions(z: Array, w_out: Any, edits: Sequence[Edit]) -> Array | None:
-    """What each head of the clean runs adds, where a site asks for it."""
-    if any(site.reads_contributions for edit in edits for site in edit.sites):
-        return head_contributions(z, w_out)
+def _acts_at(point: str, edits: Sequence[Edit]) -> bool:
+    """Whether any site acts at a point."""
+    return any(site.point == point for edit in edits for site in edit.sites)
+
+
+def _contributions(z: Array, weights: Block, edits: Sequence[Edit]) -> Array | None:
+    """What each head of the clean runs adds, where a site asks for it and it is still true."""
+    asked = any(site.reads_contributions for edit in edits for site in edit.sites)
+    if asked and not _acts_at("z", edits):
+        return head_contributions(z, weights.attention.out)
     return None

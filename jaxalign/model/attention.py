@@ -182,8 +182,8 @@ def project_heads(
 
 def attention(
     x: Float[Array, "*rows B S D"], weights: Attention, run: Pass, edit: Edits
-) -> tuple[Array, Array, tuple[Array, Array]]:
-    """Causal self-attention of normed inputs.
+) -> tuple[Array, tuple[Array, Array]]:
+    """Causal self-attention of normed inputs, up to what each head reads.
 
     Args:
         x: the inputs, ``[*rows, B, S, D]``.
@@ -192,12 +192,11 @@ def attention(
         edit: of this layer.
 
     Returns:
-        ``z`` after its edits ``[*rows, B, S, H, h]``, the projected output ``[*rows, B, S, D]``,
-        and rotated keys and values ``[*rows, B, S, K, h]``.
+        ``z`` after its edits ``[*rows, B, S, H, h]``, and rotated keys and values
+        ``[*rows, B, S, K, h]``.
     """
     prefix = run.prefix
     positions = jnp.arange(x.shape[-2])[None] if prefix is None else prefix.positions
     q = queries(x, positions, weights, run, edit)
     k, v = keys_values(x, weights, run, positions, edit)
-    z = edit.apply_at("z", attend(q, k, v, positions, run, edit))
-    return z, project_heads(z, weights, run.real), (k, v)
+    return edit.apply_at("z", attend(q, k, v, positions, run, edit)), (k, v)

@@ -16,7 +16,7 @@ from jax import lax
 from jaxalign.edits.points import POINTS
 from jaxalign.edits.site import NOTHING, Edit, Edits
 from jaxalign.errors import require_type
-from jaxalign.model.attention import attention
+from jaxalign.model.attention import attention, project_heads
 from jaxalign.model.checks import check_dtype, check_edit, check_prompts, points_of
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.layers import Pass, at_position, mlp, normalize, soft_cap
@@ -172,12 +172,25 @@ def block(
         edit: of this block; nothing by default.
     """
     normed = normalize(x, weights.attention_norm, run.config)
-    z, attn_out, (keys, values) = attention(normed, weights.attention, run, edit)
-    attn_out = _rounded(attn_out, "attn_out", run)
+    z, (keys, values) = attention(normed, weights.attention, run, edit)
+    attn_out = attention_output(z, weights, run)
     edited = edit.apply_at("attn_out", attn_out, z, weights.attention.out)
     y, mlp_out = add_to_stream(x, edited, weights, run, edit)
     parts = {"z": z, "attn_out": attn_out, "mlp_out": mlp_out, "keys": keys, "values": values}
     return y, parts
+
+
+def attention_output(
+    z: Float[Array, "*rows B Q H h"], weights: Block, run: Pass
+) -> Float[Array, "*rows B Q D"]:
+    """What the heads write together, before its edits, as the scheme leaves it.
+
+    Args:
+        z: what each head reads.
+        weights: of the block.
+        run: the pass.
+    """
+    return _rounded(project_heads(z, weights.attention, run.real), "attn_out", run)
 
 
 def unembed(
