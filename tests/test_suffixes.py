@@ -14,7 +14,7 @@ from jaxalign.edits.ready import patch_masks
 from jaxalign.engine import sweep
 from jaxalign.engine.packing import bins
 from jaxalign.engine.readout import FromClean, read_out
-from jaxalign.engine.suffix import WHOLE, needed, suffixes_of
+from jaxalign.engine.suffix import WHOLE, Suffixes, needed, suffixes_of
 from jaxalign.measures.metrics import (
     Answer,
     AnswersDifference,
@@ -259,11 +259,31 @@ def test_positions_are_left_out_where_it_saves_more_than_compiling_takes():
     assert seen == [WHOLE], "traced masks say nothing"
 
 
+def test_a_row_that_overflows_spoils_no_other_in_its_bin():
+    params, config = tiny()
+    by = np.zeros((4, config.num_layers, 1, S, 1), np.float32)
+    by[0, 0, 0, S - 1], by[1, 1, 0, S - 2], by[2, 0, 0, S - 2] = 3e38, np.nan, 1.0
+    by[3, 0, 0, S - 3] = 0.5
+    edit, whole = Edit(Scale("mlp_out", by)), jnp.full(B, S)
+    plain, ours = (
+        sweep(params, TOKENS, whole, config, [edit], logits_of, **how)[0]
+        for how in ({"engine": "vmap"}, {"suffixes": ((1, 2, 2, 3),)})
+    )
+    sound = np.isfinite(np.asarray(plain)).all(axis=(1, 2))
+    assert sound.tolist() == [True, False, False, True, True]
+    assert np.isfinite(np.asarray(ours)).all(axis=(1, 2)).tolist() == sound.tolist()
+    assert np.abs(ours[sound] - plain[sound]).max() <= 1e-5 * np.abs(plain[sound]).max()
+
+
 @pytest.mark.parametrize(
     ("how", "message"),
     [
         ({"suffixes": ((3,),)}, r"suffixes are \[1\] rows, expected \[12\]"),
         ({"suffixes": ((0,) * 12,)}, r"a suffix of 0 positions, expected 1 … 9"),
+        (
+            {"suffixes": Suffixes(((9,) * 12,), (1, 1))},
+            r"births are \(1, 1\), expected a step for e",
+        ),
         ({"suffixes": 5}, r"suffixes are 5, expected for each batch of edits a tuple"),
         ({"suffixes": ((2.5,) * 12,)}, r"suffixes are \(\(2.5, .*expected for each batch"),
         ({"suffixes": ((3,) * 12,), "scheme": BF16}, r"'bf16' computes in bfloat16"),
@@ -293,6 +313,25 @@ def test_a_difference_of_named_tokens_is_read_without_the_other_logits(name):
     plain = read_out(params, final, config, lambda logits: metric(logits), steps=True)
     np.testing.assert_allclose(ours, plain, atol=1e-5 * np.abs(plain).max())
     assert np.ptp(np.asarray(plain)) > 1
+
+
+def test_a_promise_that_is_seen_to_be_broken_is_refused():
+    params, config = tiny()
+    everywhere = Edit(Scale("mlp_out", np.ones((2, config.num_layers, 1, 1, 1), np.float32)))
+    with pytest.raises(ValueError, match="row 1 of edit 0 acts 9 positions before the end of a"):
+        sweep(params, TOKENS, REAL, config, [everywhere], logits_of, suffixes=((9, 3),))
+
+
+def test_a_readout_without_a_value_for_each_prompt_is_refused():
+    params, config = tiny()
+    with pytest.raises(ValueError, match=r"readout gives shape \[\] for 4 prompts, expected a val"):
+        sweep(params, TOKENS, REAL, config, [heads_at_the_end(config)], lambda x: x.mean())
+
+
+def test_a_scheme_that_packs_refuses_parameters_that_are_not_packed():
+    params, config = tiny()
+    with pytest.raises(ValueError, match="params hold no packed matrix, but scheme 'nf4' packs"):
+        forward(params, TOKENS, config, lengths=REAL, scheme="nf4")
 
 
 def test_an_answer_reads_one_position():

@@ -192,7 +192,8 @@ class Model:
     def _check_metric(self, metric: Any, count: int) -> None:
         """Refuse what is no function from logits ``[B, V]`` to values ``[B, …]``."""
         if not callable(metric):
-            require_type("metric", metric, (), "a function of logits [B, V]")
+            remedy = "give a function, or call jaxalign.sweep, which reads with FromClean too"
+            require_type("metric", metric, (), "a function of logits [B, V]", remedy)
         if isinstance(metric, Answer) and metric.target.shape != (count,):
             raise InputError(
                 f"the answer has targets of shape {metric.target.shape} for "

@@ -99,13 +99,14 @@ def worth_it(
 
 
 def given(
-    suffixes: Any, edits: Sequence[Edit], length: int, scheme: Scheme
+    suffixes: Any, edits: Sequence[Edit], lengths: Lengths, length: int, scheme: Scheme
 ) -> tuple[Suffixes, str | None]:
     """Suffixes that a caller gives, and why they cannot be used; None where they can.
 
     Args:
         suffixes: ``Suffixes``, or their sizes.
         edits: batches of edits.
+        lengths: real tokens of each prompt.
         length: ``S``, positions.
         scheme: the precision.
     """
@@ -119,7 +120,12 @@ def given(
             "positions each row computes: ((3, 3, 5),)"
         )
     found = Suffixes(tuple(tuple(int(n) for n in each) for each in suffixes), begin)
-    return found, _misfit(found, edits, length, scheme) if found.sizes else None
+    if not found.sizes:
+        return WHOLE, None
+    rows = sum(map(len, found.sizes))
+    if begin is not None and not (_counts((begin,)) and len(begin) == rows):
+        return WHOLE, f"births are {begin!r:.60}, expected a step for each of {rows} rows, or None"
+    return found, _misfit(found, edits, length, scheme) or _broken(found, edits, lengths, length)
 
 
 def _misfit(suffixes: Suffixes, edits: Sequence[Edit], length: int, scheme: Scheme) -> str | None:
@@ -136,6 +142,23 @@ def _misfit(suffixes: Suffixes, edits: Sequence[Edit], length: int, scheme: Sche
         return f"suffixes are {rows} rows, expected {wanted}"
     if strange := [n for each in suffixes.sizes for n in each if not 1 <= n <= length]:
         return f"a suffix of {strange[0]} positions, expected 1 … {length}"
+    return None
+
+
+def _broken(suffixes: Suffixes, edits: Sequence[Edit], lengths: Lengths, length: int) -> str | None:
+    """Which promise of suffixes is not kept, as far as it is known where edits act."""
+    if isinstance(lengths, jax.core.Tracer):
+        return None
+    for number, (edit, sizes) in enumerate(zip(edits, suffixes.sizes, strict=True)):
+        arrays = [a for _, declared, a in edit.arrays() if declared.acts]
+        if any(isinstance(a, jax.core.Tracer) for a in arrays):
+            continue
+        wanted = needed(edit, np.asarray(lengths), length)
+        for row in np.flatnonzero(wanted > np.array(sizes)).tolist()[:1]:
+            return (
+                f"row {row} of edit {number} acts {wanted[row]} positions before the end of a "
+                f"prompt, expected at most {sizes[row]}, its suffix"
+            )
     return None
 
 

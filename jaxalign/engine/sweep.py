@@ -17,7 +17,7 @@ from jaxalign.engine.inputs import Inputs
 from jaxalign.engine.readout import FromClean, Readout, read_out
 from jaxalign.engine.suffix import Suffixes, given, suffixes_of
 from jaxalign.engine.wave import wave
-from jaxalign.errors import InputError, require_type
+from jaxalign.errors import InputError, counted, require_type
 from jaxalign.measures.metrics import Answer, AnswersDifference
 from jaxalign.model.checks import check_dtype, check_edit, check_prompts
 from jaxalign.model.config import ModelConfig
@@ -101,7 +101,7 @@ def sweep(
     if suffixes is None:
         held = suffixes_of(edits, lengths, tokens.shape[1], config, scheme)
     else:
-        held, problem = given(suffixes, edits, tokens.shape[1], scheme)
+        held, problem = given(suffixes, edits, lengths, tokens.shape[1], scheme)
         if problem:
             raise ValueError(problem)
     if held.sizes:  # there a row begins on all prompts at once, and goes on on those behind
@@ -117,11 +117,12 @@ def sweep(
         if every_layer:
             raise ValueError("every_layer reads what no logits are edited in: sweep them apart")
         # Each with a clean row of its own, read as its rows are.
-        return [
-            read_out(params, final[i], config, readout, edit=edit, read=read)
-            for i, edit in zip(rows, late, strict=True)
-        ]
+        each = zip(rows, late, strict=True)
+        found = [read_out(params, final[i], config, readout, edit=e, read=read) for i, e in each]
+        _check_readout(found, len(tokens), 1)
+        return found
     values = read_out(params, final, config, readout, steps=every_layer)
+    _check_readout(values, len(tokens), 1 + every_layer)
     return [jax.tree.map(lambda v, i=i: v[i], values) for i in rows]
 
 
@@ -150,6 +151,22 @@ def _checked(
     for edit in edits:
         check_edit(edit, config, tokens.shape, batch=True)
     return scheme, tokens, lengths
+
+
+def _check_readout(values: Any, batch: int, axis: int) -> None:
+    """Refuse a readout that has not a value for each prompt.
+
+    Args:
+        values: of all rows.
+        batch: ``B``, how many prompts there are.
+        axis: of prompts.
+    """
+    for leaf in jax.tree.leaves(values):
+        if leaf.shape[axis : axis + 1] != (batch,):
+            raise ValueError(
+                f"readout gives shape {list(leaf.shape[axis:])} for {counted(batch, 'prompt')}, "
+                f"expected a value for each: [{batch}, …]"
+            )
 
 
 def _plain(inputs: Inputs) -> Float[Array, "rows *steps B P D"]:

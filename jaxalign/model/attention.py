@@ -151,17 +151,17 @@ def attend(
     probabilities = edited("pattern", softmax)
     if probabilities is not softmax:
         probabilities = jnp.where(visible, probabilities, 0)
-    before = None
     if run.prefix is not None:
-        before, probabilities = run.prefix.gather(probabilities)
-    z = jnp.einsum(
-        "...kqs,...ske->...qke",
-        probabilities.astype(v.dtype),
-        v,
-        precision=precision_for(v),
-        preferred_element_type=jnp.float32,
-    )
-    z = (z if before is None else z + before).astype(v.dtype)
+        z = run.prefix.gather(probabilities, v)
+    else:
+        z = jnp.einsum(
+            "...kqs,...ske->...qke",
+            probabilities.astype(v.dtype),
+            v,
+            precision=precision_for(v),
+            preferred_element_type=jnp.float32,
+        )
+    z = z.astype(v.dtype)
     return jnp.moveaxis(z.reshape(grouped.shape), -4, -2).reshape(q.shape)
 
 

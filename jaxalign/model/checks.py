@@ -11,6 +11,7 @@ from jaxalign.edits.points import POINTS
 from jaxalign.edits.site import Edit
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
+from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import Scheme, as_scheme
 from jaxalign.shapes import Lengths, Tokens
 
@@ -24,13 +25,20 @@ def check_dtype(params: Params, scheme: Scheme | str) -> Scheme:
 
     Raises:
         InputError: it is no scheme.
-        ValueError: the parameters are in another dtype.
+        ValueError: the parameters are in another dtype, or the scheme packs matrices and none of
+            theirs is packed.
     """
     scheme = as_scheme(scheme)
     if params.dtype != jnp.dtype(scheme.compute_dtype):
         raise ValueError(
             f"params are {params.dtype}, but scheme {scheme.name!r} computes in "
             f"{scheme.compute_dtype}: pass model.cast(params, scheme)"
+        )
+    blocks = jax.tree.leaves(params.blocks, is_leaf=lambda leaf: isinstance(leaf, QTensor))
+    if scheme.weights is not None and not any(isinstance(leaf, QTensor) for leaf in blocks):
+        raise ValueError(
+            f"params hold no packed matrix, but scheme {scheme.name!r} packs them: pass "
+            "model.cast(params, scheme)"
         )
     return scheme
 

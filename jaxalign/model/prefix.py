@@ -67,13 +67,13 @@ class Prefix:
         return jnp.where(is_own, behind, before.reshape(behind.shape))
 
     def gather(
-        self, probabilities: Float[Array, "N K X S"]
-    ) -> tuple[Float[Array, "N X K h"], Float[Array, "N K X Q"]]:
-        """What queries read before their own run's positions, in f32, and the probabilities of
-        what is in their bin.
+        self, probabilities: Float[Array, "N K X S"], own: Float[Array, "N Q K h"]
+    ) -> Float[Array, "N X K h"]:
+        """What queries read of all positions, in f32.
 
         Args:
             probabilities: of all positions.
+            own: the values in their bin.
         """
         _, is_own = self._own(probabilities.shape[2])
         before = jnp.einsum(
@@ -84,8 +84,20 @@ class Prefix:
             preferred_element_type=jnp.float32,
         )
         place, mine = self._beside(probabilities.shape[2])
-        own = jnp.where(mine, jnp.take_along_axis(probabilities, place, axis=-1), 0)
-        return before.reshape(-1, *before.shape[2:]), own
+        share = jnp.where(mine, jnp.take_along_axis(probabilities, place, axis=-1), 0)
+        # A share of 0 of what is not finite is not 0: one run must not spoil those beside it.
+        finite = jnp.isfinite(own)
+        behind = jnp.einsum(
+            "...kqs,...ske->...qke",
+            share.astype(own.dtype),
+            jnp.where(finite, own, 0),
+            precision=precision_for(own),
+            preferred_element_type=jnp.float32,
+        )
+        spoilt = ~finite.all(axis=(-1, -2))  # [N, Q]
+        spoils = (mine & spoilt[:, None, None]).any(axis=-1)[:, 0]  # [N, X]
+        read = behind + before.reshape(behind.shape)
+        return jnp.where(spoils[..., None, None], jnp.nan, read)
 
     def _beside(self, asking: int) -> tuple[Int[Array, "N 1 X Q"], Array]:
         """Which position of the prompt stands at each place of a query's bin, were all of it the

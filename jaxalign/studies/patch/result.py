@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from jaxalign.measures import screen, stats
-from jaxalign.measures.estimates import LEVEL
+from jaxalign.measures.estimates import LEVEL, number
 from jaxalign.study.provenance import Provenance
 from jaxalign.study.records import Result
 
@@ -40,6 +40,7 @@ SWEEPS = {
     "pattern": Sweep(point="pattern", apart="H", what="where a head looks"),
 }
 KNOCKOUT, PATHS = "knockout", "paths"
+FEW = 0.1  # of a map's places
 # Of positions, as pairs of any template have them (``groups.roles``).
 ROLES = ("before", "first change", "other changes", "between", "last")
 NAMES = (*SWEEPS, KNOCKOUT, PATHS)
@@ -154,11 +155,13 @@ class PatchMap:
 
     @property
     def told(self) -> np.ndarray:
-        """Which places are told from their control and do more than it, bool ``[rows, columns]``.
+        """Which places are told from their control and carry more than it, bool ``[rows,
+        columns]``.
 
-        A place that does less than what stands beside it is told from it, too, but carries nothing.
+        A place that does less than what stands beside it, or works against the answer, is told from
+        it, too, but carries nothing.
         """
-        more = np.abs(np.nan_to_num(self.effect)) > np.abs(np.nan_to_num(self.control))
+        more = np.nan_to_num(self.effect) > np.abs(np.nan_to_num(self.control))
         return more & (np.nan_to_num(self.p, nan=1.0) < LEVEL)
 
     @property
@@ -169,10 +172,10 @@ class PatchMap:
 
     @property
     def too_few(self) -> bool:
-        """Whether pairs are too few to tell places apart: where more than half of all places would
-        need the smallest p-value that there is before the correction (p · places / rank) left one
-        below ``LEVEL``."""
-        return self.least_p / LEVEL > 0.5
+        """Whether pairs are too few to tell places apart: where more than a tenth of all places
+        would need the smallest p-value that there is before the correction (p · places / rank)
+        left one below ``LEVEL``: eight pairs or fewer."""
+        return self.least_p / LEVEL > FEW
 
     def name(self, row: int, column: int) -> str:
         """A place in words: ``L0H3``, ``L2 last``.
@@ -182,6 +185,29 @@ class PatchMap:
         """
         joined = "" if self.columns[column].startswith("H") else " "
         return f"{self.rows[row]}{joined}{self.columns[column]}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """One place of one map, a row for ``pandas``: attributes as of ``PatchMap``.
+
+    Attributes:
+        sweep, direction, task: of the map.
+        row, column: names of the place.
+        effect, low, high, control, p, told: there; None where it was not exchanged.
+    """
+
+    sweep: str
+    direction: str
+    task: str
+    row: str
+    column: str
+    effect: float | None
+    low: float | None
+    high: float | None
+    control: float | None
+    p: float | None
+    told: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +232,21 @@ class PatchResult(Result, rows="pairs"):
         """Check that something was measured."""
         if not self.maps:
             raise ValueError("there are no maps, so nothing was measured")
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Every place of every map: ``result.records("places")``."""
+        return tuple(
+            Place(
+                sweep=m.sweep, direction=m.direction, task=m.task, row=row, column=column,
+                effect=number(m.effect[i, j]), low=number(m.low[i, j]),
+                high=number(m.high[i, j]), control=number(m.control[i, j]),
+                p=number(m.p[i, j]), told=bool(m.told[i, j]),
+            )
+            for m in self.maps
+            for i, row in enumerate(m.rows)
+            for j, column in enumerate(m.columns)
+        )  # fmt: skip
 
     def find(self, sweep: str, direction: str = "", task: str = "all") -> PatchMap | None:
         """A map, or None where there is none.

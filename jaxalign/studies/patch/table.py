@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import numpy as np
 
 from jaxalign.errors import counted
 from jaxalign.measures.estimates import ALL_TASKS, LEVEL
 from jaxalign.studies.patch.result import KNOCKOUT, SWEEPS, PatchMap, PatchResult
-from jaxalign.study.tables import estimate_text, header, one_line, p_text, text_table
+from jaxalign.study.tables import estimate_text, header, one_line, p_text, shortened, text_table
 
 MOST_LAYERS = 8  # lines of the map by layer and position
 TOP = 2  # places of each sweep
@@ -17,6 +19,7 @@ DETAILS = 12  # places of each map, behind --verbose
 MOST = "last"
 VERBS = {"denoising": "brings back", "noising": "takes away", "clean run": "takes away"}
 WIDTH = 100
+JUDGED = " judged "  # in notes on answers that are not what they seem
 
 
 def table(result: PatchResult) -> str:
@@ -34,11 +37,9 @@ def table(result: PatchResult) -> str:
     for each in result.maps:
         lines += _agreement(each)
     lines += [
-        "effect: share of the difference of clean and corrupted run, mean over pairs. control: "
-        "random",
-        "values as far away (knock-out: other positions). p: both are the same, corrected. told: "
-        f"p < {LEVEL},",
-        "and the effect is the larger.",
+        "effect: share of the difference of clean and corrupted run, mean over pairs. control (in",
+        "brackets above): random values as far away (knock-out: other positions). p: both are the",
+        f"same, corrected. told: p < {LEVEL}, and the effect is beyond the control. L0: block 0.",
     ]
     return "\n".join(lines)
 
@@ -103,12 +104,18 @@ def _summary(result: PatchResult) -> list[str]:
             lines += _by_task(result)
     if not lines:
         lines = _sentence(result, result.maps[0])
-    if others := result.provenance.prompts.given - result.provenance.prompts.kept:
-        lines.append(f"{counted(others, 'pair')} that the model does not tell apart do not count.")
+    if others := [pair for pair in result.pairs if not pair.kept]:
+        tasks = Counter(pair.task for pair in others)
+        named = ", ".join(f"{count} of {one_line(task, 16)}" for task, count in tasks.items())
+        lines.append(f"{counted(len(others), 'pair')} do not count ({named}): the model does not")
+        lines.append("prefer each prompt's own answer, or hardly.")
     if any(each.too_few and each.task == ALL_TASKS for each in result.maps):
-        few = counted(result.maps[0].pairs, "pair")
-        lines.append(f"{few} are too few to tell an effect from its control: read the intervals.")
-    return lines
+        lines.append(
+            f"With {counted(result.maps[0].pairs, 'pair')} hardly any effect can be told from its "
+            "control: read the intervals (--verbose)."
+        )
+    notes = [note for note in result.provenance.notes if JUDGED in note]
+    return [*lines, *(shortened(f"note: {one_line(note, 10 * WIDTH)}", WIDTH) for note in notes)]
 
 
 def _carried(stream: PatchMap) -> list[str]:
@@ -165,11 +172,13 @@ def _of_tasks(result: PatchResult, whole: PatchMap, place: tuple[int, int]) -> l
 def _by_task(result: PatchResult) -> list[str]:
     """The head with the largest effect in each task."""
     maps = [m for m in result.maps if m.sweep == "heads" and m.task != ALL_TASKS]
+    maps = [m for m in maps if m.direction == maps[0].direction]
     found = []
     for each in maps[:MOST_TASKS]:
         for place in _largest(each, 1):
             share = _percent(each.effect[place])
-            found.append(f"{one_line(each.task, 16)} {each.name(*place)} {share} %")
+            few = f" ({counted(each.pairs, 'pair')}: too few)" if each.too_few else ""
+            found.append(f"{one_line(each.task, 16)} {each.name(*place)} {share} %{few}")
     return [f"By task: {', '.join(found)}."] if found else []
 
 
