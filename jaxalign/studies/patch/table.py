@@ -177,9 +177,12 @@ def _by_task(result: PatchResult) -> list[str]:
     for each in maps[:MOST_TASKS]:
         for place in _largest(each, 1):
             share = _percent(each.effect[place])
-            few = f" ({counted(each.pairs, 'pair')}: too few)" if each.too_few else ""
+            few = "*" if each.too_few else ""
             found.append(f"{one_line(each.task, 16)} {each.name(*place)} {share} %{few}")
-    return [f"By task: {', '.join(found)}."] if found else []
+    if not found:
+        return []
+    last = " (*: too few pairs to tell)" if any(m.too_few for m in maps[:MOST_TASKS]) else ""
+    return [f"By task: {', '.join(found)}{last}."]
 
 
 def _layers(stream: PatchMap) -> list[str]:
