@@ -34,7 +34,13 @@ def examples():
 
 
 EXAMPLES = examples()
-_, ABLATION, _, _, _, METRIC, _, GATES, PATCHING, _, _, STATE_DICT, TRANSFORMED = EXAMPLES
+ABLATION = "All heads in five lines, 1"
+METRIC = "A metric of your own, 1"
+GATES = "Its gradient, 1"
+PATCHING = "Patching from a corrupted prompt, 1"
+STATE_DICT, TRANSFORMED = (
+    f"On your own parameters, in your own transformations, {number}" for number in (1, 2)
+)
 RAN = {}
 
 

@@ -325,7 +325,9 @@ def test_a_promise_that_is_seen_to_be_broken_is_refused():
 def test_a_readout_without_a_value_for_each_prompt_is_refused():
     params, config = tiny()
     with pytest.raises(ValueError, match=r"readout gives shape \[\] for 4 prompts, expected a val"):
-        sweep(params, TOKENS, REAL, config, [heads_at_the_end(config)], lambda x: x.mean())
+        jax.eval_shape(
+            lambda p: sweep(p, TOKENS, REAL, config, [heads_at_the_end(config)], jnp.mean), params
+        )
 
 
 def test_a_scheme_that_packs_refuses_parameters_that_are_not_packed():

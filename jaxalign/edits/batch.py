@@ -299,7 +299,12 @@ def _of_array(
         wanted == "M" or str(size) in wanted.split("|")
         for size, wanted in zip(shape, expected, strict=True)
     )
-    return None if fits else f"{name} has shape {shape}, expected [{', '.join(expected)}]"
+    if fits:
+        return None
+    axes = (["M"] if batch and declared.per_row else []) + [a for a in declared.axes if a != "*"]
+    more = declared.per_row and not batch and len(shape) == len(expected) + 1
+    rows = "; an axis more is one of rows, which are for edits= and sweep" if more else ""
+    return f"{name} has shape {shape}, expected [{', '.join(expected)}] ([{', '.join(axes)}]){rows}"
 
 
 def _other_kind(site: Site, batch: bool) -> str | None:
