@@ -14,7 +14,7 @@ import jaxalign
 from jaxalign import Edit, HeadEdit, InputError, Replace
 from jaxalign.edits import POINTS
 from jaxalign.engine import compiled
-from jaxalign.measures.metrics import Answer
+from jaxalign.measures.metrics import Answer, kl_divergence
 from jaxalign.model.checks import points_of
 
 TEXT = "The capital of France is"
@@ -110,6 +110,24 @@ def test_batches_of_edits_are_a_sweep_whose_first_row_is_clean(model, prompts):
         np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
+def identity(logits):
+    return logits
+
+
+def test_runs_are_compared_with_the_clean_one_and_read_at_named_tokens(model):
+    heads, tokens = jaxalign.zero_ablation(2, 2), jnp.array([[5, 6], [7, 8]])
+    logits = model.run(TEXTS, edits=heads, metric=identity)
+    clean = jnp.repeat(logits[:1], len(logits), axis=0)
+    kl = model.run(TEXTS, edits=heads, metric=jaxalign.FromClean(kl_divergence))
+    np.testing.assert_allclose(kl, kl_divergence(clean, logits), rtol=1e-3, atol=1e-6)
+    read = jaxalign.AnswersDifference(tokens, jnp.array([[1.0, -1.0]]))
+    found = model.run(TEXTS, edits=heads, metric=read)
+    first, second = (logits[:, jnp.arange(2), tokens[:, i]] for i in range(2))
+    np.testing.assert_allclose(found, first - second, atol=1e-4 * jnp.abs(logits).max())
+    with pytest.raises(InputError, match=r"metric is a FromClean, .* edits= is not given"):
+        model.run(TEXTS, metric=jaxalign.FromClean(kl_divergence))
+
+
 @pytest.mark.slow
 def test_edits_of_single_positions_act_where_they_acted(model):
     """Texts are padded to few lengths; edits have to be, too."""
@@ -149,7 +167,7 @@ def test_a_shape_is_compiled_once_whatever_the_texts_edits_and_targets(model, tr
 
 
 def test_a_precision_is_named_and_its_weights_are_made_once(model, monkeypatch):
-    made = []
+    model, made = replace(model), []  # which holds no weights that another test made
     own = jaxalign.cast
 
     def cast(params, scheme):

@@ -201,6 +201,26 @@ def test_what_acts_nowhere_changes_no_bit_at_any_point(scheme, parallel):
         assert np.array_equal(run(every_point(config, 2, 5, site)), clean), kind
 
 
+@pytest.mark.parametrize("scheme", [F16, BF16], ids=lambda s: s.name)
+@pytest.mark.parametrize("parallel", [True, False], ids=["parallel", "sequential"])
+def test_what_acts_and_changes_nothing_keeps_the_clean_bits(scheme, parallel):
+    params, config = tiny(parallel, scheme)
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 96, (3, 7)))
+    L, H, D, h = config.num_layers, config.num_heads, config.hidden_size, config.head_size
+    every = np.eye(L, dtype=np.float32)  # a row a layer
+    heads = Add("z", every[..., None, None, None, None], np.zeros((L, H, h), np.float32))
+    streams = [
+        Add(point, every[..., None, None, None], np.zeros((L, D), np.float32))
+        for point in ("attn_out", "mlp_out")
+    ]
+    found = swept(
+        params, tokens, jnp.array([7, 3, 5]), config, [*map(Edit, [heads, *streams])], logits_of,
+        scheme=scheme,
+    )  # fmt: skip
+    for each in found:
+        assert np.array_equal(each, np.repeat(each[:1], L + 1, axis=0))
+
+
 def test_generation_edits_every_point_as_a_pass_over_the_whole_text_does():
     params, config = tiny(parallel=False)
     rng = np.random.default_rng(0)

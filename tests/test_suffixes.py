@@ -320,14 +320,15 @@ def test_a_promise_that_is_seen_to_be_broken_is_refused():
     everywhere = Edit(Scale("mlp_out", np.ones((2, config.num_layers, 1, 1, 1), np.float32)))
     with pytest.raises(ValueError, match="row 1 of edit 0 acts 9 positions before the end of a"):
         sweep(params, TOKENS, REAL, config, [everywhere], logits_of, suffixes=((9, 3),))
+    late = Suffixes(((9, 9),), (1, 2))
+    with pytest.raises(ValueError, match=r"births of edit 0 are \[1, 2\], expected \[1, 1\]"):
+        sweep(params, TOKENS, REAL, config, [everywhere], logits_of, suffixes=late)
 
 
 def test_a_readout_without_a_value_for_each_prompt_is_refused():
     params, config = tiny()
-    with pytest.raises(ValueError, match=r"readout gives shape \[\] for 4 prompts, expected a val"):
-        jax.eval_shape(
-            lambda p: sweep(p, TOKENS, REAL, config, [heads_at_the_end(config)], jnp.mean), params
-        )
+    with pytest.raises(ValueError, match=r"readout gives shape \(\) for logits of 4 texts"):
+        sweep(params, TOKENS, REAL, config, [heads_at_the_end(config)], jnp.mean)
 
 
 def test_a_scheme_that_packs_refuses_parameters_that_are_not_packed():

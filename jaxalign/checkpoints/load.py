@@ -7,7 +7,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from tokenizers import Tokenizer
@@ -20,6 +19,7 @@ from jaxalign.checkpoints.parameters import float_type, load_params, unembedding
 from jaxalign.checkpoints.tokenizer import check_vocabulary, encode, read_tokenizer
 from jaxalign.edits.site import Edit
 from jaxalign.engine.compiled import run_edits, run_once
+from jaxalign.engine.readout import FromClean, check_readout
 from jaxalign.errors import InputError, counted, require_type
 from jaxalign.measures.metrics import Answer
 from jaxalign.model.config import ModelConfig
@@ -66,7 +66,7 @@ class Model:
         *,
         edit: Edit | None = None,
         edits: Edit | Sequence[Edit] | None = None,
-        metric: Callable[[Any], Any] | None = None,
+        metric: Callable[[Any], Any] | FromClean | None = None,
         target: str | Sequence[str] | None = None,
         scheme: Scheme | str = F32,
         capture: str | Sequence[str] = (),
@@ -83,7 +83,8 @@ class Model:
             edit: one change of the run, arrays without the axis of rows.
             edits: a batch of edits or a list of batches; needs ``metric`` or ``target``.
             metric: from f32 logits ``[B, V]`` at each text's last position to any tree of
-                ``[B, …]``. It is compiled in, so give the same function again, not a new lambda.
+                ``[B, …]``; with ``edits`` also a ``FromClean``, which sees the clean run's beside
+                them. It is compiled in, so give the same function again, not a new lambda.
             target: each text's answer with its space in front, or one for all: the metric then is
                 its first token's lead over the best other token, in logits.
             scheme: the precision, or its name: ``"nf4"``. The weights are rounded to it once.
@@ -135,6 +136,12 @@ class Model:
             values = found if target is None else [one.logit_diff for one in found]
             return values[0] if isinstance(edits, Edit) else values
         require_type("edit", edit, (Edit, type(None)), "an Edit")
+        if isinstance(readout, FromClean):
+            raise InputError(
+                "metric is a FromClean, which compares edited runs with the clean one, and edits= "
+                "is not given",
+                "give edits=, or a function of logits [B, V]",
+            )
         out = run_once(
             params, tokens, lengths, config, scheme=run, edit=edit, capture=capture,
             last_only=not every_position,
@@ -169,11 +176,14 @@ class Model:
         return tokens, lengths
 
     def _readout(
-        self, metric: Callable[[Any], Any] | None, target: str | Sequence[str] | None, count: int
-    ) -> Callable[[Any], Any] | None:
+        self,
+        metric: Callable[[Any], Any] | FromClean | None,
+        target: str | Sequence[str] | None,
+        count: int,
+    ) -> Callable[[Any], Any] | FromClean | None:
         if target is None:
             if metric is not None:
-                self._check_metric(metric, count)
+                check_readout("metric", metric, count, self.config)
             return metric
         if metric is not None:
             raise InputError("metric and target are both given", "leave one of them out")
@@ -188,25 +198,6 @@ class Model:
             )
         first = self._encoded("target", answers)[0][:, 0]
         return Answer(first, first)
-
-    def _check_metric(self, metric: Any, count: int) -> None:
-        """Refuse what is no function from logits ``[B, V]`` to values ``[B, …]``."""
-        if not callable(metric):
-            remedy = "give a function, or call jaxalign.sweep, which reads with FromClean too"
-            require_type("metric", metric, (), "a function of logits [B, V]", remedy)
-        if isinstance(metric, Answer) and metric.target.shape != (count,):
-            raise InputError(
-                f"the answer has targets of shape {metric.target.shape} for "
-                f"{counted(count, 'text')}",
-                "give a token for each text",
-            )
-        logits = jax.ShapeDtypeStruct((count, self.config.vocab_size), jnp.float32)
-        for leaf in jax.tree.leaves(jax.eval_shape(metric, logits)):
-            if leaf.shape[:1] != (count,):
-                raise InputError(
-                    f"metric gives shape {leaf.shape} for logits of {counted(count, 'text')}",
-                    f"return a value for each text: [{count}, …]",
-                )
 
     def _in(self, scheme: Scheme) -> Params:
         """The parameters as a scheme has them, made once."""

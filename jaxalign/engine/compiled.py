@@ -13,9 +13,10 @@ from jaxalign.edits import batch as batches
 from jaxalign.edits.declare import Declared
 from jaxalign.edits.points import POINTS
 from jaxalign.edits.site import Edit
+from jaxalign.engine.readout import FromClean
 from jaxalign.engine.suffix import Suffixes, suffixes_of
 from jaxalign.engine.sweep import sweep
-from jaxalign.measures.metrics import Answer
+from jaxalign.measures.metrics import Answer, AnswersDifference
 from jaxalign.model.checks import check_edit, check_prompts
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import Output, forward
@@ -52,8 +53,9 @@ def _forward(
 
 @functools.partial(jit, static_argnames=("config", "metric", "scheme", "single_step", "suffixes"))
 def _sweep(
-    params: Params, tokens: Tokens, lengths: Lengths, edits: list[Edit], answer: Answer | None, *,
-    config: ModelConfig, metric: Callable[[Any], Any] | None, scheme: Scheme,
+    params: Params, tokens: Tokens, lengths: Lengths, edits: list[Edit],
+    answer: Answer | AnswersDifference | None, *,
+    config: ModelConfig, metric: Callable[[Any], Any] | FromClean | None, scheme: Scheme,
     single_step: bool, suffixes: Suffixes,
 ) -> list[Any]:  # fmt: skip
     readout = answer if metric is None else metric
@@ -110,7 +112,7 @@ def run_edits(
     lengths: Lengths,
     config: ModelConfig,
     edits: Sequence[Edit],
-    readout: Callable[[Any], Any],
+    readout: Callable[[Any], Any] | FromClean,
     *,
     scheme: Scheme,
 ) -> list[Any]:
@@ -118,8 +120,8 @@ def run_edits(
 
     Args:
         params, tokens, lengths, config, edits, scheme: as for ``sweep``.
-        readout: an ``Answer``, whose tokens are data, or a function, which is compiled in: the same
-            function finds its program again, a new one is compiled.
+        readout: an ``Answer`` or ``AnswersDifference``, whose tokens are data, or another, which is
+            compiled in: the same function finds its program again, a new one is compiled.
 
     Raises:
         ValueError: as ``sweep``; values of tokens and lengths are checked, too.
@@ -128,12 +130,14 @@ def run_edits(
     padded = _padded(tokens, config)
     for edit in edits:
         check_edit(edit, config, tokens.shape, batch=True)
-    answer = readout if isinstance(readout, Answer) else None
+    answer = readout if isinstance(readout, (Answer, AnswersDifference)) else None
     wide = [_widened(edit, tokens, padded, batch=True) for edit in edits]
+    suffixes = suffixes_of(wide, lengths, padded.shape[1], config, scheme)
+    one_step = batches.touches_one_step(edits, len(tokens), together=bool(suffixes.sizes))
     return _sweep(
         params, padded, lengths, wide, answer, config=config, metric=None if answer else readout,
-        scheme=scheme, single_step=batches.touches_one_step(edits, len(tokens)),
-        suffixes=suffixes_of(wide, lengths, padded.shape[1], config, scheme),
+        scheme=scheme, single_step=one_step,
+        suffixes=suffixes,
     )  # fmt: skip
 
 

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 
 from jaxalign.edits.batch import by_row, take_rows
 from jaxalign.edits.site import NOTHING, Edit
+from jaxalign.errors import InputError, counted, require_type
 from jaxalign.measures.metrics import Answer, AnswerLogits, AnswerMetrics, AnswersDifference
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import logits_at, unembed
@@ -45,6 +46,45 @@ class FromClean:
     """
 
     measure: Callable[[Float[Array, "B *P V"], Float[Array, "B *P V"]], Any]
+
+
+def check_readout(
+    name: str,
+    readout: Any,
+    batch: int,
+    config: ModelConfig,
+    at: Int[Array, "B P"] | None = None,
+) -> None:
+    """Refuse what has not a value for each prompt, before anything is computed.
+
+    Args:
+        name: of the argument.
+        readout: what is given as one.
+        batch: ``B``, how many prompts there are.
+        config: the architecture.
+        at: positions that are read; None for the last one.
+
+    Raises:
+        InputError: no readout, an answer of other prompts, or a value of another shape.
+    """
+    one, given = readout, 1
+    if isinstance(readout, FromClean):
+        one, given = readout.measure, 2
+    if not callable(one):
+        require_type(name, readout, (), "a function of logits [B, V]")
+    if isinstance(one, Answer) and jnp.shape(one.target) != (batch,):
+        raise InputError(
+            f"the answer has targets of shape {jnp.shape(one.target)} for {counted(batch, 'text')}",
+            "give a token for each text",
+        )
+    shape = (batch, *(() if at is None else at.shape[1:]), config.vocab_size)
+    logits = jax.ShapeDtypeStruct(shape, jnp.float32)
+    for leaf in jax.tree.leaves(jax.eval_shape(one, *[logits] * given)):
+        if leaf.shape[:1] != (batch,):
+            raise InputError(
+                f"{name} gives shape {leaf.shape} for logits of {counted(batch, 'text')}",
+                f"return a value for each text: [{batch}, …]",
+            )
 
 
 def read_out(

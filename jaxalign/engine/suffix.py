@@ -99,33 +99,43 @@ def worth_it(
 
 
 def given(
-    suffixes: Any, edits: Sequence[Edit], lengths: Lengths, length: int, scheme: Scheme
-) -> tuple[Suffixes, str | None]:
-    """Suffixes that a caller gives, and why they cannot be used; None where they can.
+    suffixes: Any,
+    edits: Sequence[Edit],
+    lengths: Lengths,
+    length: int,
+    config: ModelConfig,
+    scheme: Scheme,
+) -> Suffixes:
+    """Suffixes that a caller gives, checked as far as it is known where edits act.
 
     Args:
         suffixes: ``Suffixes``, or their sizes.
         edits: batches of edits.
         lengths: real tokens of each prompt.
         length: ``S``, positions.
+        config: the architecture.
         scheme: the precision.
+
+    Raises:
+        ValueError: they are of another form, of other rows or positions, for another precision than
+            f32, or an edit breaks what they promise.
     """
+    sizes, begin = suffixes, None
     if isinstance(suffixes, Suffixes):
-        suffixes, begin = suffixes.sizes, suffixes.births
-    else:
-        begin = None
-    if not _counts(suffixes):
-        return WHOLE, (
-            f"suffixes are {suffixes!r:.60}, expected for each batch of edits a tuple of how many "
+        sizes, begin = suffixes.sizes, suffixes.births
+    if not _counts(sizes):
+        raise ValueError(
+            f"suffixes are {sizes!r:.60}, expected for each batch of edits a tuple of how many "
             "positions each row computes: ((3, 3, 5),)"
         )
-    found = Suffixes(tuple(tuple(int(n) for n in each) for each in suffixes), begin)
-    if not found.sizes:
-        return WHOLE, None
-    rows = sum(map(len, found.sizes))
-    if begin is not None and not (_counts((begin,)) and len(begin) == rows):
-        return WHOLE, f"births are {begin!r:.60}, expected a step for each of {rows} rows, or None"
-    return found, _misfit(found, edits, length, scheme) or _broken(found, edits, lengths, length)
+    if not sizes:
+        return WHOLE
+    found = Suffixes(tuple(tuple(int(n) for n in each) for each in sizes), begin)
+    if problem := _misfit(found, edits, length, scheme):
+        raise ValueError(problem)
+    if problem := _broken(found, edits, lengths, length, config):
+        raise ValueError(problem)
+    return found
 
 
 def _misfit(suffixes: Suffixes, edits: Sequence[Edit], length: int, scheme: Scheme) -> str | None:
@@ -142,16 +152,20 @@ def _misfit(suffixes: Suffixes, edits: Sequence[Edit], length: int, scheme: Sche
         return f"suffixes are {rows} rows, expected {wanted}"
     if strange := [n for each in suffixes.sizes for n in each if not 1 <= n <= length]:
         return f"a suffix of {strange[0]} positions, expected 1 … {length}"
+    begin, total = suffixes.births, sum(rows)
+    if begin is not None and not (_counts((begin,)) and len(begin) == total):
+        return f"births are {begin!r:.60}, expected a step for each of {total} rows, or None"
     return None
 
 
-def _broken(suffixes: Suffixes, edits: Sequence[Edit], lengths: Lengths, length: int) -> str | None:
+def _broken(
+    suffixes: Suffixes, edits: Sequence[Edit], lengths: Lengths, length: int, config: ModelConfig
+) -> str | None:
     """Which promise of suffixes is not kept, as far as it is known where edits act."""
-    if isinstance(lengths, jax.core.Tracer):
-        return None
+    begins = iter(suffixes.births or ())
     for number, (edit, sizes) in enumerate(zip(edits, suffixes.sizes, strict=True)):
-        arrays = [a for _, declared, a in edit.arrays() if declared.acts]
-        if any(isinstance(a, jax.core.Tracer) for a in arrays):
+        begin = [next(begins, None) for _ in sizes]
+        if not known(edit) or isinstance(lengths, jax.core.Tracer):
             continue
         wanted = needed(edit, np.asarray(lengths), length)
         for row in np.flatnonzero(wanted > np.array(sizes)).tolist()[:1]:
@@ -159,7 +173,25 @@ def _broken(suffixes: Suffixes, edits: Sequence[Edit], lengths: Lengths, length:
                 f"row {row} of edit {number} acts {wanted[row]} positions before the end of a "
                 f"prompt, expected at most {sizes[row]}, its suffix"
             )
+        first = _begins(edit, len(lengths), config.num_layers).tolist()
+        if suffixes.births is not None and begin != first:
+            return f"births of edit {number} are {begin!r:.60}, expected {first!r:.60}"
     return None
+
+
+def known(edit: Edit) -> bool:
+    """Whether it is known where a batch of edits acts: none of its arrays there is traced.
+
+    Args:
+        edit: a batch of edits.
+    """
+    places = [array for _, declared, array in edit.arrays() if declared.acts]
+    return bool(places) and not any(isinstance(array, jax.core.Tracer) for array in places)
+
+
+def _begins(edit: Edit, batch: int, layers: int) -> Int[np.ndarray, " M"]:
+    """The first step that each row of a batch of edits touches on any prompt."""
+    return np.asarray(births(edit, batch, layers, np)).min(axis=1)
 
 
 def _counts(suffixes: Any) -> bool:
@@ -188,17 +220,15 @@ def suffixes_of(
         config: the architecture.
         scheme: the precision.
     """
-    arrays = [a for edit in edits for _, declared, a in edit.arrays() if declared.acts]
     if scheme.rounds_activations or scheme.compute_dtype != "float32" or length == 1:
         return WHOLE
-    if not arrays or any(isinstance(a, jax.core.Tracer) for a in arrays):
+    if not edits or not all(map(known, edits)):
         return WHOLE
-    known = not isinstance(lengths, jax.core.Tracer)
-    real = np.asarray(lengths) if known else np.full(np.shape(lengths), length)
+    traced = isinstance(lengths, jax.core.Tracer)
+    real = np.asarray(lengths) if not traced else np.full(np.shape(lengths), length)
     each = [needed(edit, real, length) for edit in edits]
     batch, layers = len(real), config.num_layers
-    first = [np.asarray(births(edit, batch, layers, np)).min(axis=1) for edit in edits]
-    begin = np.concatenate(first)
+    begin = np.concatenate([_begins(edit, batch, layers) for edit in edits])
     through = np.clip(layers + 1 - begin, 0, layers)
     sizes = worth_it(np.concatenate(each), through, batch, length, config)
     if (sizes == length).all():

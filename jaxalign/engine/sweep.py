@@ -14,10 +14,10 @@ import numpy as np
 from jaxalign.edits import batch as batches
 from jaxalign.edits.site import Edit
 from jaxalign.engine.inputs import Inputs
-from jaxalign.engine.readout import FromClean, Readout, read_out
-from jaxalign.engine.suffix import Suffixes, given, suffixes_of
+from jaxalign.engine.readout import FromClean, Readout, check_readout, read_out
+from jaxalign.engine.suffix import Suffixes, given, known, suffixes_of
 from jaxalign.engine.wave import wave
-from jaxalign.errors import InputError, counted, require_type
+from jaxalign.errors import InputError, require_type
 from jaxalign.measures.metrics import Answer, AnswersDifference
 from jaxalign.model.checks import check_dtype, check_edit, check_prompts
 from jaxalign.model.config import ModelConfig
@@ -65,8 +65,9 @@ def sweep(
         engine: "wave" (``engine.wave``), or "vmap": ``jax.vmap`` of ``forward`` over the rows,
             which defines what the wave computes (static).
         scheme: the precision, or its name (static).
-        single_step: True promises that no row edits a step after the first one it touches, which
-            saves the wave work; read off the edits by default (static).
+        single_step: True promises that no row edits a step after the first one it touches (with
+            ``suffixes``: that it touches on any prompt), which saves the wave work; read off the
+            edits by default (static).
         suffixes: for each batch of edits, how many of its prompt's last real positions each row
             computes, in f32: promises that it edits none before them. Read off the edits by
             default, where they are not traced and it saves more than it takes to compile; ``()``
@@ -96,16 +97,16 @@ def sweep(
         params, tokens, lengths, config, edits, readout, engine, scheme
     )
     read = (lengths - 1)[:, None] if at is None else check_positions(at, lengths, readout)
-    if single_step is None:
-        single_step = batches.touches_one_step(edits, len(tokens))
+    check_readout("readout", readout, len(tokens), config, at=None if at is None else read)
     if suffixes is None:
         held = suffixes_of(edits, lengths, tokens.shape[1], config, scheme)
     else:
-        held, problem = given(suffixes, edits, lengths, tokens.shape[1], scheme)
-        if problem:
-            raise ValueError(problem)
-    if held.sizes:  # there a row begins on all prompts at once, and goes on on those behind
-        single_step = single_step and batches.touches_one_step(edits, len(tokens), together=True)
+        held = given(suffixes, edits, lengths, tokens.shape[1], config, scheme)
+    # A row of few positions begins on all prompts at once, and goes on on those behind.
+    together = bool(held.sizes)
+    if single_step is None or (together and all(map(known, edits))):
+        one_step = batches.touches_one_step(edits, len(tokens), together=together)
+        single_step = one_step and single_step is not False
     edits = [jax.tree.map(jnp.asarray, batches.hold_rows(edit)) for edit in edits]
     inputs = Inputs(params, tokens, lengths, edits, read, config, scheme, every_layer)
     final = _plain(inputs) if engine == "vmap" else _wave(inputs, single_step, held)
@@ -117,12 +118,11 @@ def sweep(
         if every_layer:
             raise ValueError("every_layer reads what no logits are edited in: sweep them apart")
         # Each with a clean row of its own, read as its rows are.
-        each = zip(rows, late, strict=True)
-        found = [read_out(params, final[i], config, readout, edit=e, read=read) for i, e in each]
-        _check_readout(found, len(tokens), 1)
-        return found
+        return [
+            read_out(params, final[i], config, readout, edit=edit, read=read)
+            for i, edit in zip(rows, late, strict=True)
+        ]
     values = read_out(params, final, config, readout, steps=every_layer)
-    _check_readout(values, len(tokens), 1 + every_layer)
     return [jax.tree.map(lambda v, i=i: v[i], values) for i in rows]
 
 
@@ -140,8 +140,6 @@ def _checked(
     scheme = as_scheme(scheme)
     require_type("params", params, Params, "the parameters of a model, model.params")
     require_type("config", config, ModelConfig, "the architecture, model.config")
-    if not callable(readout) and not isinstance(readout, FromClean):
-        require_type("readout", readout, (), "a function of logits [B, V]")
     if engine not in ENGINES:
         raise InputError(f"engine {engine!r} is unknown", f"use {' or '.join(ENGINES)}")
     scheme = check_dtype(params, scheme)
@@ -151,22 +149,6 @@ def _checked(
     for edit in edits:
         check_edit(edit, config, tokens.shape, batch=True)
     return scheme, tokens, lengths
-
-
-def _check_readout(values: Any, batch: int, axis: int) -> None:
-    """Refuse a readout that has not a value for each prompt.
-
-    Args:
-        values: of all rows.
-        batch: ``B``, how many prompts there are.
-        axis: of prompts.
-    """
-    for leaf in jax.tree.leaves(values):
-        if leaf.shape[axis : axis + 1] != (batch,):
-            raise ValueError(
-                f"readout gives shape {list(leaf.shape[axis:])} for {counted(batch, 'prompt')}, "
-                f"expected a value for each: [{batch}, …]"
-            )
 
 
 def _plain(inputs: Inputs) -> Float[Array, "rows *steps B P D"]:

@@ -203,69 +203,76 @@ class Line:
             The stream after the block, and what is kept of the clean runs: the stream before it,
             keys and values at all positions, the rest at those that are read out.
         """
-        weights, step, window, end = layer.weights, layer.step, layer.window, self.end
-        behind, at_z = _behind_attention(edits), _acts_at("z", edits)
+        weights, step, end = layer.weights, layer.step, self.end
+        behind = _behind_attention(edits)
         stream = x[: len(self.read)] if clean is None else self.here(clean["stream"])
-        alive = self.alive[step]
+        alive, begun = self.alive[step], end.alive[step]
         if not behind:  # what is born here goes all the way
 
             def born(at: Array, runs: Runs, x: Array) -> Array:
                 return put(x, runs.of_clean(stream), at)
 
             x = self.walk(alive, self.alive[step + 1], born, x)
-            alive = self.alive[step + 1]
-        norm, config = weights.attention_norm, self.run.config
-
-        def attend_block(at: Array, runs: Runs, carry: tuple[Array, Clean]) -> tuple[Array, Clean]:
-            z, kept = carry
-            own = replace(self.of(runs, window, clean or {}), real=None)
-            normed, mine = normalize(self.cut(x, at), norm, config), EditedRuns(edits, runs)
-            k, v = keys_values(normed, weights.attention, own, runs.position, mine)
-            asking, asked = runs, normed
-            if not runs.binned:  # a bin's runs are too many to ask one by one: all of it asks
-                asking = jax.tree.map(lambda a: self.cut(a, at), end.runs)
-                asked = jnp.take_along_axis(normed, self.read[runs.prompt][..., None], axis=1)
-            assert asking.position is not None
-            mine = EditedRuns(edits, asking)
-            q = queries(asked, asking.position, weights.attention, own, mine)
-            found = mine.apply_at("z", attend(q, k, v, asking.position, own, mine))
-            return put(z, found, at), self._keep(kept, {"keys": k, "values": v}, at)
-
-        positions = x.shape[1] if self.runs.binned else self.read.shape[1]
-        heads = config.num_heads, config.head_size
-        z = jnp.zeros((len(x), positions, *heads), x.dtype)
-        room = self._room(x, [name for name in self.kept if name in PREFIX])
-        z, kept = self.walk(0, alive, attend_block, (z, room))
-        z = z if self.taken is None else self.at_read(z)
+            alive, begun = self.alive[step + 1], end.alive[step + 1]
+        z, kept = self._attend_last(x, edits, layer, alive, clean)
         skip = self.at_read(x)
-        known = clean or {"z": z[: len(self.read)], "skip": skip[: len(self.read)]}
-        run = replace(self.run, real=None, window=window)
-        mine = EditedRuns(edits, end.runs)
-
-        def gather(at: Array, runs: Runs, carry: tuple[Array, Array]) -> tuple[Array, Array]:
-            z, skip = carry
-            edited = EditedRuns(edits, runs).apply_at("z", runs.of_clean(known["z"]))
-            return put(z, edited, at), put(skip, runs.of_clean(known["skip"]), at)
-
-        if behind and at_z:  # what is born here writes other heads' states than the clean run's
-            z, skip = end.walk(end.alive[step], end.alive[step + 1], gather, (z, skip))
         attn_out = project_heads(z, weights.attention)
 
         def touch(at: Array, runs: Runs, attn_out: Array) -> Array:
             given = end.cut(attn_out, at), end.cut(z, at), weights.attention.out
             return put(attn_out, EditedRuns(edits, runs).apply_at("attn_out", *given), at)
 
-        first = end.alive[step] if end.single_step else 0
-        stop = end.alive[step] if behind and not at_z else end.alive[step + 1]
-        if not end.single_step or not behind or at_z:
-            attn_out = end.walk(first, stop, touch, attn_out)
+        if not (self.single_step and behind):
+            attn_out = end.walk(0, begun, touch, attn_out)
         if clean is None:
             parts = {"z": z, "attn_out": attn_out, "skip": skip}
             clean = {name: a[: len(self.read)] for name, a in parts.items()} | kept
             clean["stream"] = stream
-        if behind and not at_z:
+        if behind:
             attn_out, skip = end._begin_last(attn_out, skip, edits, layer, clean)
+        run = replace(self.run, real=None, window=layer.window)
+        mine = EditedRuns(edits, end.runs)
         return add_to_stream(skip, attn_out, weights, run, mine)[0], clean
+
+    def _attend_last(
+        self,
+        x: Float[Array, "N Q D"],
+        edits: Sequence[Edit],
+        layer: Layer,
+        alive: Array,
+        clean: Clean | None,
+    ) -> tuple[Float[Array, "runs P H h"], Clean]:
+        """What the heads of the last block read at the positions that are read out, and the keys
+        and values that are kept of the clean runs.
+
+        Args:
+            x: the stream before the block.
+            edits, layer, clean: as in ``layer``.
+            alive: how many runs, or bins, go through it.
+        """
+        weights, end, config = layer.weights, self.end, self.run.config
+
+        def visit(at: Array, runs: Runs, carry: tuple[Array, Clean]) -> tuple[Array, Clean]:
+            z, kept = carry
+            own = replace(self.of(runs, layer.window, clean or {}), real=None)
+            normed = normalize(self.cut(x, at), weights.attention_norm, config)
+            mine = EditedRuns(edits, runs)
+            k, v = keys_values(normed, weights.attention, own, runs.position, mine)
+            if not runs.binned:  # of bins all positions ask: of each run another one is read
+                runs = jax.tree.map(lambda a: self.cut(a, at), end.runs)
+                assert runs.position is not None
+                normed = jnp.take_along_axis(normed, runs.position[..., None], axis=1)
+                mine = EditedRuns(edits, runs)
+            assert runs.position is not None
+            q = queries(normed, runs.position, weights.attention, own, mine)
+            found = mine.apply_at("z", attend(q, k, v, runs.position, own, mine))
+            return put(z, found, at), self._keep(kept, {"keys": k, "values": v}, at)
+
+        positions = x.shape[1] if self.runs.binned else self.read.shape[1]
+        z = jnp.zeros((len(x), positions, config.num_heads, config.head_size), x.dtype)
+        room = self._room(x, [name for name in self.kept if name in PREFIX])
+        z, kept = self.walk(0, alive, visit, (z, room))
+        return (z if self.taken is None else self.at_read(z)), kept
 
     def _begin_last(
         self,
