@@ -41,7 +41,7 @@ class Suffixes:
 
 WHOLE = Suffixes()
 
-# Floating-point operations that take about as long as compiling one more line (two to three
+# Floating-point operations that take about as long as compiling one more line (two to six
 # seconds of two CPU cores, benchmarks/LOG.md).
 COMPILATION = {"cpu": 5e11, "gpu": 5e13}
 
