@@ -233,7 +233,10 @@ def test_rows_of_all_positions_cost_what_the_wave_counts():
 
 @pytest.mark.parametrize(
     ("point", "apart", "first", "heads", "at_most"),
-    [("resid", "S", 0, 1, 1.06), ("z", "HS", 1, 8, 1.10)],
+    [
+        ("resid", "S", 0, 1, 1.06),
+        pytest.param("z", "HS", 1, 8, 1.10, marks=pytest.mark.slow),
+    ],
     ids=["steps × positions", "heads × positions"],
 )
 def test_the_wave_in_two_dimensions_makes_few_more_than_the_fewest_operations(

@@ -102,7 +102,9 @@ def test_batches_of_edits_are_a_sweep_whose_first_row_is_clean(model, prompts):
     def lead(logits):
         return jaxalign.logit_difference(logits, answers)
 
-    [expected] = jaxalign.sweep(model.params, *prompts, model.config, [heads], lead)
+    [expected] = jaxalign.jit(
+        lambda params: jaxalign.sweep(params, *prompts, model.config, [heads], lead)
+    )(model.params)
     for how in ({"target": [" Paris", " Mary"]}, {"metric": lead}):
         np.testing.assert_allclose(model.run(TEXTS, edits=heads, **how), expected, atol=1e-4)
         np.testing.assert_allclose(model.run(TEXTS, **how), expected[0], atol=1e-4)

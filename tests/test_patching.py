@@ -81,14 +81,18 @@ def test_an_effect_is_one_where_all_comes_back_and_unknown_where_nothing_was_los
 
 
 @pytest.mark.parametrize(
-    "parallel",
-    [pytest.param(True, marks=pytest.mark.slow), False],
-    ids=["parallel", "sequential"],
+    ("parallel", "few"),
+    [
+        (False, ("resid", "z", "pattern", "mlp_hidden")),
+        pytest.param(False, (), marks=pytest.mark.slow),
+        pytest.param(True, (), marks=pytest.mark.slow),
+    ],
+    ids=["few points", "every point", "every point, parallel"],
 )
-def test_an_estimate_is_the_slope_of_patching(pair, parallel):
+def test_an_estimate_is_the_slope_of_patching(pair, parallel, few):
     params, config = tiny(parallel)
     clean, corrupted = pair
-    points = points_of(config)
+    points = few or points_of(config)
     found = jit(
         lambda c, d: attribution_patching(params, c, d, LENGTHS, config, metric, points=points)
     )(clean, corrupted)

@@ -135,7 +135,7 @@ def test_a_row_may_be_edited_at_another_step_of_each_prompt(point):
     assert touches_one_step([edit], B)
     assert not touches_one_step([edit], B, together=True)
     plain, ours = (
-        sweep(params, TOKENS, REAL, config, [edit], logits_of, **how)[0]
+        jit(lambda p, how=how: sweep(p, TOKENS, REAL, config, [edit], logits_of, **how)[0])(params)
         for how in ({"engine": "vmap"}, {"suffixes": ((2,) * 6,)})
     )
     assert np.abs(ours - plain).max() <= 1e-5 * np.abs(plain).max()
@@ -266,7 +266,7 @@ def test_a_row_that_overflows_spoils_no_other_in_its_bin():
     by[3, 0, 0, S - 3] = 0.5
     edit, whole = Edit(Scale("mlp_out", by)), jnp.full(B, S)
     plain, ours = (
-        sweep(params, TOKENS, whole, config, [edit], logits_of, **how)[0]
+        jit(lambda p, how=how: sweep(p, TOKENS, whole, config, [edit], logits_of, **how)[0])(params)
         for how in ({"engine": "vmap"}, {"suffixes": ((1, 2, 2, 3),)})
     )
     sound = np.isfinite(np.asarray(plain)).all(axis=(1, 2))

@@ -20,6 +20,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.generate import generate
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, ArrayLeaf, Float, Lengths, Tokens
 
 STREAMS = tuple(name for name, point in POINTS.items() if point.unit == ("D",) and point.layers)
@@ -94,7 +95,11 @@ def steer(
     where = (jnp.arange(layers) == step).astype(jnp.float32).reshape(-1, 1, 1, 1)
     rows = by[:, None, None, None, None] * where[None]  # [C, L, 1, 1, 1]
     edit = Edit(Add(point, jnp.repeat(rows, len(every), axis=0), jnp.tile(every, (len(by), 1))))
-    [m] = sweep(params, tokens, lengths, config, [edit], metric, scheme=scheme, single_step=True)
+    # As one program: step by step it would be compiled in a hundred pieces.
+    run = jit(
+        lambda *model: sweep(*model, config, [edit], metric, scheme=scheme, single_step=True)[0]
+    )
+    m = run(params, tokens, lengths)
     values = m[1:].reshape(len(by), len(every), -1)
 
     def said(row: ArrayLeaf) -> ArrayLeaf:
