@@ -20,7 +20,7 @@ kept_programs.share()
 from jaxtyping import install_import_hook  # noqa: E402 - what tests share is set by now
 
 # Every shape in a signature of the array rooms is checked while the tests run.
-ARRAY_ROOMS = ("numerics", "measures", "edits", "model", "engine", "devices")
+ARRAY_ROOMS = ("numerics", "measures", "edits", "dictionaries", "model", "engine", "devices")
 _hook = install_import_hook([f"jaxalign.{room}" for room in ARRAY_ROOMS], "beartype.beartype")
 _hook.__enter__()
 

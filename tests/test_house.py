@@ -18,6 +18,7 @@ ROOMS = (
     "numerics",
     "measures",
     "edits",
+    "dictionaries",
     "model",
     "engine",
     "checkpoints",

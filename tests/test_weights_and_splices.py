@@ -64,7 +64,7 @@ def encode(arrays, x):
     return jax.nn.relu(x @ arrays["into"] + arrays["bias"][None, None])
 
 
-def decode(arrays, features):
+def decode(arrays, features, x):
     return features @ arrays["out"]
 
 
@@ -336,7 +336,7 @@ def dictionary(point="resid", width=32, mask=(4, 1, 1), **how):
             "Splice at mlp_hidden reads 'mlp_in'; beside .* reads only mlp_in at mlp_out",
         ),
         (
-            lambda: dictionary().replace(decode=lambda arrays, f: f),
+            lambda: dictionary().replace(decode=lambda arrays, f, x: f),
             "Splice at resid: decode makes width 24, but the model has 32 there",
         ),
         (lambda: dictionary("pattern", mask=(3, 1, 1)), "Splice at pattern: there positions have "),

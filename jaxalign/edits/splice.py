@@ -23,7 +23,8 @@ from jaxalign.shapes import Array, Float, Leaf, lead
 # Features of the wave's runs that are computed at once: they outgrow every activation.
 FEATURE_BYTES = 1 << 26
 
-Coder = Callable[[Any, Array], Array]
+Encode = Callable[[Any, Array], Array]
+Decode = Callable[[Any, Array, Array], Array]
 
 
 @struct.dataclass
@@ -47,7 +48,8 @@ class Splice(Anywhere):
             the axis of layers.
         encode: ``(dictionary, x [..., D]) → features``, f32, of one layer; a pure function, and the
             same object in every call, or programs are compiled again (static).
-        decode: ``(dictionary, features) → [..., D]``; likewise.
+        decode: ``(dictionary, features, x) → [..., D]``; likewise. ``x`` is what ``encode`` has
+            read, of which a dictionary of scaled inputs, or one with a skip, needs to know.
         feature: int ``[E]``, which features each row changes; none by default. ``M`` in front.
         by: ``[E]``: ``f′ = (1 + by) · f``, −1 removes.
         to: ``[E]``, in place of that ``f′ = f + by · (to − f)``; ``by`` is then 1 by default, which
@@ -67,8 +69,8 @@ class Splice(Anywhere):
     point: str = struct.field(pytree_node=False)  # type: ignore[misc]
     mask: Leaf = acts("L B|1 S|1", chooses=True)
     dictionary: Any = common("L *")
-    encode: Coder = struct.field(pytree_node=False)  # type: ignore[misc]
-    decode: Coder = struct.field(pytree_node=False)  # type: ignore[misc]
+    encode: Encode = struct.field(pytree_node=False)  # type: ignore[misc]
+    decode: Decode = struct.field(pytree_node=False)  # type: ignore[misc]
     feature: Leaf = per_row("E", default=None, index=True)
     by: Leaf = per_row("E", default=None)
     to: Leaf = per_row("E", default=None)
@@ -134,7 +136,7 @@ class Splice(Anywhere):
         if f.shape[:-1] != (1, 1):
             return 0, f"{at}: encode makes {f.shape} of (1, 1, {read}), expected features last"
         try:
-            y = jax.eval_shape(self.decode, arrays, f)
+            y = jax.eval_shape(self.decode, arrays, f, x)
         except (TypeError, ValueError, IndexError) as error:
             return 0, f"{at}: decode does not take {f.shape[-1]} features: {_first(error)}"
         if y.shape != (1, 1, width):
@@ -152,11 +154,12 @@ class Splice(Anywhere):
         read = x if self.reads is None else inputs
         assert read is not None
         flat = self._vectors(x, self.point).astype(jnp.float32)
-        features = self.encode(self.dictionary, self._vectors(read, self.reads or self.point))
+        vectors = self._vectors(read, self.reads or self.point)
+        features = self.encode(self.dictionary, vectors)
         where = jnp.asarray(self.mask)[..., None]
-        y = self.decode(self.dictionary, self._changed(features))
+        y = self.decode(self.dictionary, self._changed(features), vectors)
         if self.keep_error:
-            y = flat + (y - self.decode(self.dictionary, features))
+            y = flat + (y - self.decode(self.dictionary, features, vectors))
             where = where & (False if self.by is None else (jnp.asarray(self.by) != 0).any())
         value = y.astype(x.dtype).reshape(x.shape)
         return jnp.where(_spread(where, x, flat), value, x)

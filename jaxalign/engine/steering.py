@@ -97,9 +97,11 @@ def steer(
     edit = Edit(Add(point, jnp.repeat(rows, len(every), axis=0), jnp.tile(every, (len(by), 1))))
     # As one program: step by step it would be compiled in a hundred pieces.
     run = jit(
-        lambda *model: sweep(*model, config, [edit], metric, scheme=scheme, single_step=True)[0]
+        lambda params, tokens, lengths: sweep(
+            params, tokens, lengths, config, [edit], metric, scheme=scheme, single_step=True
+        )
     )
-    m = run(params, tokens, lengths)
+    [m] = run(params, tokens, lengths)
     values = m[1:].reshape(len(by), len(every), -1)
 
     def said(row: ArrayLeaf) -> ArrayLeaf:
