@@ -1,0 +1,395 @@
+"""Training dictionaries: many of one shape at once, stacked on a leading axis, in compiled calls.
+
+Every dictionary of a stack has its own seed, its own penalty and its own site; batches, first
+weights and results are those of training it alone. Adam, a learning rate that rises over the first
+twentieth of the steps and falls along a cosine; what features write has norm 1 after every step.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import struct
+from jax import lax
+
+from jaxalign.dictionaries.dictionary import Dictionary, Kind
+from jaxalign.dictionaries.losses import TRAINED, Loss, Trained, loss
+from jaxalign.errors import InputError
+from jaxalign.runtime.compile import jit
+from jaxalign.shapes import Array, Float, Int, Leaf
+
+FIRST_THRESHOLD = 1e-3  # of jumprelu
+THRESHOLD_RATE = 0.01  # of batchtopk's running threshold
+# Of what trains: a threshold is the losses' own until it is found.
+_BEFORE: dict[str, Kind] = {"topk": "topk", "gated": "gated", "sigmoid": "sigmoid"}
+PENALTIES: dict[str, float] = {"relu": 1e-3, "sigmoid": 1e-3, "gated": 1e-3, "jumprelu": 1e-3}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """How dictionaries are trained.
+
+    Attributes:
+        kind: of ``losses.TRAINED``.
+        features: how many.
+        k: features a token, of ``topk`` and ``batchtopk``.
+        penalties: of the dictionaries, one each; the kind's own by default.
+        seeds: of first weights and batches, one each.
+        steps: of the optimizer.
+        batch: tokens a step.
+        learning_rate: Adam's, at its highest.
+        auxiliary: the weight of the second reconstruction by dead features; 0 for none.
+        resample: steps after which dead features begin anew at tokens that are reconstructed badly
+            (Bricken et al. 2023), again and again in the first half of the steps; 0 for never.
+        dead_after: tokens without a firing after which a feature counts as dead.
+        tolerance: training ends early where the error has fallen by less than this share over the
+            last tenth of the steps; 0 for never.
+    """
+
+    kind: Trained = "topk"
+    features: int
+    k: int = 64
+    penalties: tuple[float, ...] = ()
+    seeds: tuple[int, ...] = (0,)
+    steps: int = 5000
+    batch: int = 1024
+    learning_rate: float = 1e-3
+    auxiliary: float = 1 / 32
+    resample: int = 0
+    dead_after: int = 250_000
+    tolerance: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in TRAINED:
+            raise InputError(f"--kind {self.kind!r} is unknown", f"use {', '.join(TRAINED)}")
+        if not self.penalties:
+            own = (PENALTIES.get(self.kind, 0.0),)
+            object.__setattr__(self, "penalties", own * len(self.seeds))
+        if len(self.penalties) != len(self.seeds):
+            raise InputError(
+                f"{len(self.penalties)} penalties for {len(self.seeds)} seeds", "give one each"
+            )
+        if self.kind in ("topk", "batchtopk") and not 1 <= self.k <= self.features:
+            raise InputError(f"--k is {self.k}", f"give 1 to {self.features}, the features")
+
+    @property
+    def trained_kind(self) -> Kind:
+        """The kind of the dictionaries that come out."""
+        return _BEFORE.get(self.kind, "relu" if self.kind == "relu" else "jumprelu")
+
+
+@struct.dataclass
+class Training:
+    """A stack of dictionaries being trained; every leaf begins with the stack's axis.
+
+    Attributes:
+        dictionary: of scaled activations; of ``jumprelu`` with the threshold's logarithm.
+        moments: Adam's.
+        step: how many are done (no axis).
+        fired: int ``[stack, features]``, the step after which each was last active, 0 for never.
+        least: ``[stack]``, running mean of the smallest activation that was left, of ``batchtopk``.
+    """
+
+    dictionary: Any
+    moments: Any
+    step: Leaf
+    fired: Leaf
+    least: Leaf
+
+
+@struct.dataclass
+class Steps:
+    """What happened in some steps.
+
+    Attributes:
+        error: ``[steps, stack]``, share of the variance that is not reconstructed.
+        total: ``[steps, stack]``, the loss.
+        active: ``[steps, stack]``, features a token.
+    """
+
+    error: Leaf
+    total: Leaf
+    active: Leaf
+
+
+def _schedule(options: TrainingOptions) -> Any:
+    rise = max(1, options.steps // 20)
+    return optax.warmup_cosine_decay_schedule(
+        0.0, options.learning_rate, rise, max(options.steps, rise + 1)
+    )
+
+
+def begin(options: TrainingOptions, means: Float[Array, "stack D"]) -> Training:
+    """Dictionaries before the first step: random directions, read by what they write.
+
+    Args:
+        options: of the training.
+        means: of the scaled activations that each will see, where their decoders' biases begin.
+    """
+    width, features = means.shape[-1], options.features
+
+    def one(seed: Array, mean: Array) -> Dictionary:
+        directions = jax.random.normal(jax.random.key(seed), (features, width))
+        decoder = directions / jnp.linalg.norm(directions, axis=-1, keepdims=True)
+        none = jnp.zeros(features)
+        gated = options.kind == "gated"
+        gate = jax.random.normal(jax.random.fold_in(jax.random.key(seed), 1), (width, features))
+        return Dictionary(
+            encoder=decoder.T,
+            decoder=decoder,
+            encoder_bias=none,
+            decoder_bias=mean,
+            threshold=none + jnp.log(FIRST_THRESHOLD) if options.kind == "jumprelu" else None,
+            gate=gate / np.sqrt(width) if options.kind == "sigmoid" else None,
+            gate_bias=none if options.kind in ("gated", "sigmoid") else None,
+            log_magnitude=none if gated else None,
+            kind=_BEFORE.get(options.kind, "relu"),
+            k=options.k if options.kind == "topk" else None,
+        )
+
+    dictionary = jax.vmap(one)(jnp.asarray(options.seeds, jnp.uint32), means)
+    stack = len(options.seeds)
+    return Training(
+        dictionary=dictionary,
+        moments=jax.vmap(optax.scale_by_adam().init)(dictionary),
+        step=jnp.zeros((), jnp.int32),
+        fired=jnp.zeros((stack, features), jnp.int32),
+        least=jnp.zeros(stack),
+    )
+
+
+@functools.partial(jit, static_argnames=("options",), donate_argnames=("training",))
+def advance(
+    training: Training,
+    data: Float[Array, "sites tokens D"],
+    sites: Int[Array, " stack"],
+    batches: Int[Array, "steps stack B"],
+    *,
+    options: TrainingOptions,
+) -> tuple[Training, Steps]:
+    """Some steps.
+
+    Args:
+        training: so far.
+        data: scaled activations of each site.
+        sites: which of them each dictionary reads.
+        batches: the tokens of every step.
+        options: of the training (static).
+    """
+    schedule, adam = _schedule(options), optax.scale_by_adam()
+    penalties = jnp.asarray(options.penalties, jnp.float32)
+
+    def step(training: Training, chosen: Array) -> tuple[Training, Steps]:
+        rate = schedule(training.step)
+        tokens = (training.step - training.fired) * options.batch
+        dead = tokens > options.dead_after
+
+        def one(d: Dictionary, moments: Any, site: Array, rows: Array, penalty: Array, dead: Array
+        ) -> tuple[Dictionary, Any, Loss]:  # fmt: skip
+            x = data[site, rows]
+
+            def of(d: Dictionary) -> tuple[Array, Loss]:
+                found = loss(
+                    d, x, penalty, dead, kind=options.kind, k=options.k,
+                    auxiliary=options.auxiliary,
+                )  # fmt: skip
+                return found.total, found
+
+            (_, found), slope = jax.value_and_grad(of, has_aux=True)(d)
+            change, moments = adam.update(slope, moments)
+            d = jax.tree.map(lambda w, c: w - rate * c, d, change)
+            return _unit(d), moments, found
+
+        dictionary, moments, found = jax.vmap(one)(
+            training.dictionary, training.moments, sites, chosen, penalties, dead
+        )
+        active = (found.features > 0).any(axis=1)
+        here = training.step + 1
+        training = Training(
+            dictionary=dictionary,
+            moments=moments,
+            step=here,
+            fired=jnp.where(active, here, training.fired),
+            least=_running(training.least, found.least, training.step),
+        )
+        seen = Steps(
+            error=found.error,
+            total=found.total,
+            active=(found.features > 0).sum(axis=-1).mean(axis=-1, dtype=jnp.float32),
+        )
+        return training, seen
+
+    return lax.scan(step, training, batches)
+
+
+def _unit(d: Dictionary) -> Dictionary:
+    """What features write, of norm 1."""
+    norms = jnp.linalg.norm(d.decoder, axis=-1, keepdims=True)
+    return replace(d, decoder=d.decoder / jnp.maximum(norms, 1e-8))
+
+
+def _running(least: Array, found: Array, step: Array) -> Array:
+    found = jnp.where(jnp.isfinite(found), found, least)
+    return jnp.where(step == 0, found, (1 - THRESHOLD_RATE) * least + THRESHOLD_RATE * found)
+
+
+@functools.partial(jit, static_argnames=("options",))
+def resampled(
+    training: Training,
+    data: Float[Array, "sites tokens D"],
+    sites: Int[Array, " stack"],
+    keys: Array,
+    *,
+    options: TrainingOptions,
+) -> Training:
+    """Dead features begun anew at tokens drawn by the square of how badly they are reconstructed
+    (Bricken et al. 2023, "Neuron resampling"): what they write is what is missed there, and they
+    read it with a fifth of the mean norm of the others.
+
+    Args:
+        training: so far.
+        data: scaled activations.
+        sites: which of them each dictionary reads.
+        keys: a random key for each dictionary.
+        options: of the training (static).
+    """
+    dead = (training.step - training.fired) * options.batch > options.dead_after
+
+    def one(d: Dictionary, moments: Any, dead: Array, site: Array, key: Array) -> tuple[Any, Any]:
+        rows, drawn = jax.random.split(key)
+        x = data[site, jax.random.randint(rows, (8 * options.batch,), 0, data.shape[1])]
+        found = loss(
+            d, x, jnp.zeros(()), dead, kind=options.kind, k=options.k, auxiliary=0.0
+        ).features
+        missed = x - (found @ d.decoder + d.decoder_bias[None])
+        badly = (missed**2).sum(axis=-1)
+        chosen = jax.random.categorical(drawn, 2 * jnp.log(badly + 1e-12), shape=dead.shape)
+        new = missed[chosen] / (jnp.linalg.norm(missed[chosen], axis=-1, keepdims=True) + 1e-8)
+        norms = jnp.linalg.norm(d.encoder, axis=0)
+        size = 0.2 * jnp.where(dead, 0, norms).sum() / jnp.maximum((~dead).sum(), 1)
+        fresh = replace(
+            d,
+            decoder=jnp.where(dead[:, None], new, d.decoder),
+            encoder=jnp.where(dead[None], size * new.T, d.encoder),
+            encoder_bias=jnp.where(dead, 0, d.encoder_bias),
+        )
+        forget = lambda m: _forget(m, dead)  # noqa: E731
+        return fresh, moments._replace(mu=forget(moments.mu), nu=forget(moments.nu))
+
+    dictionary, moments = jax.vmap(one)(training.dictionary, training.moments, dead, sites, keys)
+    return replace(
+        training,
+        dictionary=dictionary,
+        moments=moments,
+        fired=jnp.where(dead, training.step, training.fired),
+    )
+
+
+def _forget(moments: Dictionary, dead: Array) -> Dictionary:
+    """Adam's moments, 0 for the dead features."""
+    return replace(
+        moments,
+        decoder=jnp.where(dead[:, None], 0, moments.decoder),
+        encoder=jnp.where(dead[None], 0, moments.encoder),
+        encoder_bias=jnp.where(dead, 0, moments.encoder_bias),
+    )
+
+
+def batches_of(
+    options: TrainingOptions, first: int, steps: int, tokens: int
+) -> Int[np.ndarray, "steps stack B"]:
+    """The tokens of some steps: every dictionary's own order, each token once before any twice.
+
+    Args:
+        options: of the training.
+        first: the step that they begin with.
+        steps: how many.
+        tokens: that there are, at least a batch.
+
+    Returns:
+        The same for a step whatever steps are asked for.
+    """
+    each = tokens // options.batch
+    out = np.empty((steps, len(options.seeds), options.batch), np.int32)
+    for place, seed in enumerate(options.seeds):
+        order, known = np.empty(0, np.int64), -1
+        for i, step in enumerate(range(first, first + steps)):
+            if step // each != known:
+                known = step // each
+                order = np.random.default_rng([seed, 7, known]).permutation(tokens)
+            at = step % each * options.batch
+            out[i, place] = order[at : at + options.batch]
+    return out
+
+
+def finished(training: Training, scales: Float[np.ndarray, " stack"], options: TrainingOptions
+) -> list[Dictionary]:  # fmt: skip
+    """The dictionaries of a stack, of activations as the model has them.
+
+    Args:
+        training: at its end.
+        scales: what the activations of each were multiplied by.
+        options: of the training.
+    """
+    out = []
+    for place, scale in enumerate(np.asarray(scales, np.float32)):
+        d = jax.tree.map(lambda a, i=place: np.asarray(a[i]), training.dictionary)
+        threshold = d.threshold
+        if options.kind == "jumprelu":
+            threshold = np.exp(threshold)
+        if options.kind == "batchtopk":
+            threshold = np.full(options.features, np.asarray(training.least)[place], np.float32)
+        gate = None if d.gate is None else d.gate * scale
+        out.append(
+            replace(
+                d,
+                encoder=d.encoder * scale,
+                decoder=d.decoder / scale,
+                decoder_bias=d.decoder_bias / scale,
+                gate=gate,
+                threshold=threshold,
+                kind=options.trained_kind,
+            )
+        )
+    return out
+
+
+def scale_of(data: Float[np.ndarray, "tokens D"]) -> tuple[np.float32, Float[np.ndarray, " D"]]:
+    """What activations are multiplied by to have variance 1 a coordinate, and their mean.
+
+    Args:
+        data: activations.
+
+    Raises:
+        InputError: they do not vary.
+    """
+    mean = data.mean(axis=0, dtype=np.float64)
+    variance = float(((data - mean.astype(np.float32)) ** 2).mean(dtype=np.float64))
+    if not variance > 0:
+        raise InputError("the activations do not vary", "give longer texts, or another site")
+    return np.float32(variance**-0.5), mean.astype(np.float32)
+
+
+def stack_of(sites: Sequence[int], options: TrainingOptions) -> tuple[list[int], TrainingOptions]:
+    """Every site with every seed and penalty of ``options``: one stack.
+
+    Args:
+        sites: numbers of the sites.
+        options: of one site.
+    """
+    each = len(options.seeds)
+    return (
+        [site for site in sites for _ in range(each)],
+        replace(
+            options,
+            seeds=options.seeds * len(sites),
+            penalties=options.penalties * len(sites),
+        ),
+    )
