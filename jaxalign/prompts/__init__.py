@@ -3,6 +3,8 @@
 from jaxalign.checkpoints.tokenizer import encode
 from jaxalign.engine.compiled import BUCKET, bucket_length
 from jaxalign.prompts.batches import FEW, Batch, batches
+from jaxalign.prompts.code import CODE_COUNTS, CodePrompt, code_prompts
+from jaxalign.prompts.documents import read_documents
 from jaxalign.prompts.kinds import PAIRS, SINGLE, PromptKind
 from jaxalign.prompts.pair_files import read_pairs
 from jaxalign.prompts.pairs import Pair, PairSet, PairText, tokenize_pairs
@@ -16,9 +18,11 @@ from jaxalign.prompts.texts import (
     read_prompts,
 )
 from jaxalign.prompts.tokens import Prompt, continuation, tokenize
+from jaxalign.prompts.windows import Windows, bos_token, cut_windows
 
 __all__ = [
     "BUCKET",
+    "CODE_COUNTS",
     "FEW",
     "PAIRS",
     "REFERENCE",
@@ -26,6 +30,7 @@ __all__ = [
     "SINGLE",
     "TASK_NAMES",
     "Batch",
+    "CodePrompt",
     "Pair",
     "PairSet",
     "PairText",
@@ -33,11 +38,16 @@ __all__ = [
     "PromptKind",
     "PromptSet",
     "PromptText",
+    "Windows",
     "batches",
+    "bos_token",
     "bucket_length",
+    "code_prompts",
     "continuation",
+    "cut_windows",
     "encode",
     "one_prompt",
+    "read_documents",
     "read_pairs",
     "read_prompts",
     "tokenize",

@@ -85,6 +85,31 @@ def read_json(path: Path, remedy: str = AGAIN, most: int = MOST_BYTES) -> Any:
         raise InputError(f"{path} is not JSON ({error})", remedy) from error
 
 
+def read_json_lines(
+    path: Path, remedy: str = AGAIN, most: int = MOST_BYTES
+) -> list[tuple[int, Any]]:
+    """The values of a file of JSON lines, each with the number of its line from 1.
+
+    Args:
+        path: the file; blank lines in it do not count.
+        remedy: what the reader of the error can do, as an imperative.
+        most: bytes that the file may have.
+
+    Raises:
+        InputError: as ``read_text``, or a line is not JSON, or nested too deeply.
+    """
+    values = []
+    # JSON strings may have line separators of Unicode in them, which ``splitlines`` splits at.
+    for number, line in enumerate(read_text(path, remedy, most).split("\n"), start=1):
+        if not line.strip():
+            continue
+        try:
+            values.append((number, json.loads(line, object_pairs_hook=_once)))
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: line {number} is not JSON ({error})", remedy) from error
+    return values
+
+
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """An object of a JSON file; of a key given twice, a parser would keep the last in silence."""
     found = dict(pairs)

@@ -45,7 +45,7 @@ from jaxalign.checkpoints.families import config_to_hf, read_settings
 from jaxalign.checkpoints.load import read_json
 from jaxalign.checkpoints.quantized import load_beside
 from jaxalign.model.params import param_shapes
-from jaxalign.prompts import read_prompts, tokenize
+from jaxalign.prompts import read_documents, read_prompts, tokenize
 from jaxalign.runtime.resume import Resume
 from jaxalign.studies.heads import HEADS
 from jaxalign.studies.plan import PLAN
@@ -125,6 +125,11 @@ def _read_architectures(folder: Path) -> Any:
 
 def _texts(folder: Path) -> None:
     (folder / "texts.txt").write_text("The day was long\nIt was a good day\n", encoding="utf-8")
+
+
+def _documents(folder: Path) -> None:
+    lines = ('{"text": "The day was long"}\n', '{"text": "It was a good day"}\n')
+    (folder / "texts.jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 VALUES = {"first": np.arange(6.0), "second": np.full((2, 3), 7, np.int32)}
@@ -213,6 +218,11 @@ TARGETS: dict[str, Target] = {
         write=_texts,
         damages={"texts.txt": damage_text},
         read=lambda folder: read_texts(folder / "texts.txt"),
+    ),
+    "documents": Target(
+        write=_documents,
+        damages={"texts.jsonl": damage_text},
+        read=lambda folder: read_documents(folder / "texts.jsonl"),
     ),
     "resume": Target(
         write=_resume,
