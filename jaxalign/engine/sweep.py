@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend.core import get_opaque_trace_state
 
 from jaxalign.edits import batch as batches
 from jaxalign.edits.site import Edit
@@ -25,6 +27,7 @@ from jaxalign.model.decoder import forward
 from jaxalign.model.layers import normalize
 from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme, as_scheme
+from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, Float, Int, Lengths, Tokens, lead
 
 if TYPE_CHECKING:
@@ -108,22 +111,61 @@ def sweep(
         one_step = batches.touches_one_step(edits, len(tokens), together=together)
         single_step = one_step and single_step is not False
     edits = [jax.tree.map(jnp.asarray, batches.hold_rows(edit)) for edit in edits]
+    if every_layer and any(edit.at_logits().sites for edit in edits):
+        raise ValueError("every_layer reads what no logits are edited in: sweep them apart")
     inputs = Inputs(params, tokens, lengths, edits, read, config, scheme, every_layer)
-    final = _plain(inputs) if engine == "vmap" else _wave(inputs, single_step, held)
-    final = final[..., 0, :] if at is None else final
+    how = _How(engine, single_step, held, last_only=at is None)
+    answer = readout if isinstance(readout, (Answer, AnswersDifference)) else None
+    # As one program where nobody compiles it: step by step it would be a hundred small ones.
+    swept = _compiled if _can_be_compiled(readout) else _swept
+    found: list[Any] = swept(inputs, answer, how=how, readout=None if answer else readout)
+    return found
+
+
+@dataclass(frozen=True)
+class _How:
+    """What is decided before a sweep is traced."""
+
+    engine: Engine
+    single_step: bool
+    held: Suffixes
+    last_only: bool
+
+
+OUTSIDE = get_opaque_trace_state()  # where this module is imported: no transformation of JAX
+
+
+def _can_be_compiled(readout: Any) -> bool:
+    """Whether the sweep is called by itself, and not from ``jit``, ``grad`` or ``vmap``."""
+    if get_opaque_trace_state() != OUTSIDE:
+        return False
+    try:
+        hash(readout)
+    except TypeError:  # a callable that holds arrays
+        return isinstance(readout, (Answer, AnswersDifference))
+    return True
+
+
+def _swept(inputs: Inputs, answer: Any, *, how: _How, readout: Any) -> list[Any]:
+    """Run the rows and read them out, batch by batch of edits."""
+    readout = answer if readout is None else readout
+    final = _plain(inputs) if how.engine == "vmap" else _wave(inputs, how.single_step, how.held)
+    final = final[..., 0, :] if how.last_only else final
+    params, config, edits = inputs.params, inputs.config, inputs.edits
     starts = np.cumsum([1] + [batches.rows(edit) for edit in edits])
     rows = [np.r_[0, a:b] for a, b in itertools.pairwise(starts)]
     late = [batches.with_clean(edit.at_logits()) for edit in edits]
     if any(edit.sites for edit in late):
-        if every_layer:
-            raise ValueError("every_layer reads what no logits are edited in: sweep them apart")
         # Each with a clean row of its own, read as its rows are.
         return [
-            read_out(params, final[i], config, readout, edit=edit, read=read)
+            read_out(params, final[i], config, readout, edit=edit, read=inputs.read)
             for i, edit in zip(rows, late, strict=True)
         ]
-    values = read_out(params, final, config, readout, steps=every_layer)
+    values = read_out(params, final, config, readout, steps=inputs.every_layer)
     return [jax.tree.map(lambda v, i=i: v[i], values) for i in rows]
+
+
+_compiled = jit(_swept, static_argnames=("how", "readout"))
 
 
 def _checked(
