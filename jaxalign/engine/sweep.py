@@ -117,9 +117,15 @@ def sweep(
     how = _How(engine, single_step, held, last_only=at is None)
     answer = readout if isinstance(readout, (Answer, AnswersDifference)) else None
     # As one program where nobody compiles it: step by step it would be a hundred small ones.
-    swept = _compiled if _can_be_compiled(readout) else _swept
-    found: list[Any] = swept(inputs, answer, how=how, readout=None if answer else readout)
-    return found
+    if get_opaque_trace_state() != OUTSIDE:
+        return _swept(inputs, answer, how=how, readout=readout)
+    if answer is not None:
+        return _compiled(inputs, answer, how=how)
+    # A function may read what has changed since the last call, so it is compiled anew.
+    return jit(functools.partial(_swept, how=how, readout=readout))(inputs, None)
+
+
+OUTSIDE = get_opaque_trace_state()  # where this module is imported: no transformation of JAX
 
 
 @dataclass(frozen=True)
@@ -132,23 +138,9 @@ class _How:
     last_only: bool
 
 
-OUTSIDE = get_opaque_trace_state()  # where this module is imported: no transformation of JAX
-
-
-def _can_be_compiled(readout: Any) -> bool:
-    """Whether the sweep is called by itself, and not from ``jit``, ``grad`` or ``vmap``."""
-    if get_opaque_trace_state() != OUTSIDE:
-        return False
-    try:
-        hash(readout)
-    except TypeError:  # a callable that holds arrays
-        return isinstance(readout, (Answer, AnswersDifference))
-    return True
-
-
-def _swept(inputs: Inputs, answer: Any, *, how: _How, readout: Any) -> list[Any]:
+def _swept(inputs: Inputs, answer: Any, *, how: _How, readout: Any = None) -> list[Any]:
     """Run the rows and read them out, batch by batch of edits."""
-    readout = answer if readout is None else readout
+    readout = readout if answer is None else answer
     final = _plain(inputs) if how.engine == "vmap" else _wave(inputs, how.single_step, how.held)
     final = final[..., 0, :] if how.last_only else final
     params, config, edits = inputs.params, inputs.config, inputs.edits
