@@ -24,6 +24,7 @@ from jaxalign.commands import (
     screen,
     selftest,
     speed,
+    train_sae,
     verify,
 )
 from jaxalign.commands.arguments import COMMANDS, REPLACED, flags, parse, parser_of
@@ -107,6 +108,7 @@ CALLED = {
     plots: "draw",
     verify: "load locate select_device verify",
     speed: "forward_speed",
+    train_sae: "check_writable named_texts train",
 }
 
 
@@ -138,6 +140,8 @@ def answers():
         "usable_devices": [device],
         "load_beside": quantized,
         "draw": ("png", "svg"),
+        "named_texts": (("one", "two"), "texts"),
+        "train": ([], ""),
         "details": "",
         "content_of": {},
         "one_prompt": read_prompts(),
@@ -215,6 +219,14 @@ WORDS = {
     "--ablations": "zero,mean",
     "--sweep": "resid,heads",
     "--direction": "noising",
+    "--sae": "some/folder",
+    "--survives": "0.95",
+    "--destroyed": "0.25",
+    "--valid": "0.5",
+    "--layers": "1,2",
+    "--layout": "sparsify",
+    "--seeds": "7,8",
+    "--penalties": "0.5,0.7",
 }
 # What an option needs beside it, and the value that it is compared with where it cannot be absent.
 MODEL = ("--model", "other/model")
@@ -226,6 +238,8 @@ NEEDS = {
     "--distractor": ("--prompt", "To be", "--target", " or"),
     ("heads", "--calibration"): ("--schemes", "gptq-g64"),
     ("plan", "--calibration"): ("--scheme", "gptq-g64"),
+    ("features", "--calibration"): ("--schemes", "gptq-g64"),
+    "--penalties": ("--kind", "relu"),
 }
 
 

@@ -188,7 +188,7 @@ def test_every_layout_comes_back(tmp_path):
         folder = tmp_path / layout / name
         save_dictionary(TrainedDictionary(dictionary=d, facts=FACTS), folder, layout)
         found = open_dictionary(folder)
-        assert (found.facts.layout, found.facts.site) == (layout, "resid 4")
+        assert (found.facts.layout, found.facts.site) == (layout, "resid after L3")
         assert statics(found.dictionary) == statics(d)
         for key, value in leaves(d).items():
             np.testing.assert_allclose(leaves(found.dictionary)[key], value, rtol=1e-6)
@@ -207,7 +207,7 @@ def test_gemma_scope_2_has_small_letters_and_a_skip(tmp_path):
     facts = found.facts
     assert (facts.model, facts.site, facts.reads) == (
         "google/gemma-3-270m-pt",
-        "mlp_out 7",
+        "mlp_out L7",
         "mlp_in",
     )
     assert facts.behind_post_norm
@@ -258,7 +258,7 @@ def test_an_older_folder_of_saelens_is_read(tmp_path):
     found = open_dictionary(tmp_path)
     assert statics(found.dictionary) == statics(d)
     facts = found.facts
-    assert (facts.model, facts.site) == ("pythia-70m-deduped", "mlp_out 2")
+    assert (facts.model, facts.site) == ("pythia-70m-deduped", "mlp_out L2")
     assert (facts.prepend_bos, facts.context_size) == (True, 64)
 
 
@@ -294,7 +294,7 @@ def test_llama_scope_scales_by_the_average_norm_and_compares_what_features_write
         found = open_dictionary(where)
         np.testing.assert_allclose(encode(found.dictionary, given), f, atol=1e-5)
         np.testing.assert_allclose(reconstruct(found.dictionary, given), y, atol=1e-4)
-        assert found.facts.site == "resid 4"
+        assert found.facts.site == "resid after L3"
 
 
 def test_sparsify_takes_no_bias_from_a_transcoders_input(tmp_path):
@@ -310,7 +310,7 @@ def test_sparsify_takes_no_bias_from_a_transcoders_input(tmp_path):
     y = np.where(pre >= kth, np.maximum(pre, 0), 0) @ tensors["W_dec"] + tensors["b_dec"]
     found = open_dictionary(tmp_path / "layers.2.mlp")
     np.testing.assert_allclose(reconstruct(found.dictionary, activations()), y, atol=1e-4)
-    assert (found.facts.site, found.facts.reads) == ("mlp_out 2", "mlp_in")
+    assert (found.facts.site, found.facts.reads) == ("mlp_out L2", "mlp_in")
 
 
 @pytest.mark.parametrize(
@@ -382,7 +382,7 @@ def test_what_the_files_do_not_say_is_given_and_what_they_say_is_not_said_otherw
     written(tmp_path / "a", point=None, step=None, model=None, prepend_bos=None)
     found = open_dictionary(tmp_path / "a", point="mlp_out", step=2, model="m", prepend_bos=True)
     facts = found.facts
-    assert (facts.site, facts.model, facts.prepend_bos) == ("mlp_out 2", "m", True)
+    assert (facts.site, facts.model, facts.prepend_bos) == ("mlp_out L2", "m", True)
     with pytest.raises(InputError, match='there is no point "pattern"'):
         open_dictionary(tmp_path / "a", point="pattern")
     written(tmp_path / "b")

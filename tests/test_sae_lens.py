@@ -74,5 +74,5 @@ def test_we_read_what_saelens_writes(folder):
     for name in names:
         found = compared(folder, folder / "theirs" / name)
         reads = "mlp_out" if name == "skip" else None
-        assert (found.facts.model, found.facts.site) == ("m", "mlp_out 2")
+        assert (found.facts.model, found.facts.site) == ("m", "mlp_out L2")
         assert found.facts.reads == reads

@@ -18,8 +18,9 @@ from jaxalign.checkpoints.hub import DEFAULT_MODEL
 from jaxalign.commands import groups
 from jaxalign.commands.parser import PROGRAM, Parser, add_options
 from jaxalign.commands.speed import SpeedOptions
+from jaxalign.commands.train_sae_options import TrainSaeOptions
 from jaxalign.errors import InputError
-from jaxalign.prompts import SINGLE
+from jaxalign.prompts import PAIRS, SINGLE, TEXTS
 from jaxalign.studies.registry import find_studies
 from jaxalign.study.study import Study
 
@@ -48,6 +49,7 @@ examples:
   {PROGRAM} schemes --model demo             a table of all precision schemes
   {PROGRAM} plan --model demo --scheme nf4 --budget 5.0bits
   {PROGRAM} patch --model demo               which places of a prompt carry the answer
+  {PROGRAM} features --model demo            which features of a dictionary survive
   {PROGRAM} --model demo --prompt "The capital of France is" --target " Paris"
   {PROGRAM} --model demo --estimate          what it would take, without doing it
   {PROGRAM} plot                             draw the figures of results/experiment.json again
@@ -111,6 +113,12 @@ class Command:
 # What the command of a study takes beside its options, and its file where that has another name.
 MORE = {"heads": (groups.several_models,)}
 FILES = {"heads": "experiment"}
+# What reads each kind of prompts.
+PROMPTS = {
+    SINGLE.shipped: groups.texts,
+    PAIRS.shipped: groups.pairs,
+    TEXTS.shipped: groups.documents,
+}
 
 
 def _of(study: Study[Any, Any]) -> Command:
@@ -126,7 +134,7 @@ def _of(study: Study[Any, Any]) -> Command:
             groups.several_devices,
             groups.shard,
             groups.estimate,
-            groups.texts if study.prompts is SINGLE else groups.pairs,
+            PROMPTS[study.prompts.shipped],
             *MORE.get(study.name, ()),
             groups.output(
                 f"results/{FILES.get(study.name, study.name)}.json",
@@ -164,6 +172,17 @@ COMMANDS = {
             takes=(groups.model, groups.device, groups.programs),
             options=SpeedOptions,
             examples=("--model demo --schemes f16,nf4 --passes 100",),
+        ),
+        Command(
+            name="train-sae",
+            question="Train sparse autoencoders on a model's activations, many at once.",
+            module="train_sae",
+            takes=(groups.model, groups.device, groups.programs, groups.folder("results/sae")),
+            options=TrainSaeOptions,
+            examples=(
+                "--model demo --layers 3 --k 16 --steps 2000",
+                "--model smollm2 --layers 15 --k 32 --texts wiki.test.raw",
+            ),
         ),
         Command(
             name="selftest",

@@ -102,6 +102,20 @@ def pairs(parser: Parser) -> None:
     some_of_them(parser)
 
 
+def documents(parser: Parser) -> None:
+    """Texts that are read window by window, and texts for calibration."""
+    add = parser.group("the study").add_argument
+    add(
+        "--texts",
+        dest="prompts",
+        type=path,
+        metavar="F",
+        help="a text file, JSON lines with a field 'text', or one of demo, code, shipped (default: "
+        "demo, documents of the bundled model's kinds that it was not trained on)",
+    )
+    calibration(parser)
+
+
 def some_of_them(parser: Parser) -> None:
     """Which prompts of a file."""
     add = parser.group("the study").add_argument
@@ -122,7 +136,12 @@ def texts(parser: Parser) -> None:
     add("--target", metavar="TEXT", help="the answer to --prompt, with its space in front")
     add("--distractor", metavar="TEXT", help="a wrong answer to --prompt that it is held against")
     some_of_them(parser)
-    add(
+    calibration(parser)
+
+
+def calibration(parser: Parser) -> None:
+    """Texts that schemes are calibrated on."""
+    parser.group("the study").add_argument(
         "--calibration",
         type=path,
         metavar="F",
@@ -168,6 +187,18 @@ def output(default: str, beside: str) -> Callable[[Parser], None]:
             help=f"result file (default: %(default)s); {beside}",
         )
         group.add_argument("--no-figures", action="store_true", help="draw no figures")
+
+    return add
+
+
+def folder(default: str) -> Callable[[Parser], None]:
+    """Which folder the files go to."""
+
+    def add(parser: Parser) -> None:
+        parser.group("what is written").add_argument(
+            "--output", type=path, default=Path(default), metavar="DIR",
+            help="folder, with a folder for each of them (default: %(default)s)",
+        )  # fmt: skip
 
     return add
 

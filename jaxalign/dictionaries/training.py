@@ -187,7 +187,7 @@ def advance(
     penalties = jnp.asarray(options.penalties, jnp.float32)
 
     def step(training: Training, chosen: Array) -> tuple[Training, Steps]:
-        rate = schedule(training.step)
+        rate = schedule(training.step.astype(jnp.float32))
         tokens = (training.step - training.fired) * options.batch
         dead = tokens > options.dead_after
 

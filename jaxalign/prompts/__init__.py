@@ -5,7 +5,7 @@ from jaxalign.engine.compiled import BUCKET, bucket_length
 from jaxalign.prompts.batches import FEW, Batch, batches
 from jaxalign.prompts.code import CODE_COUNTS, CodePrompt, code_prompts
 from jaxalign.prompts.documents import read_documents
-from jaxalign.prompts.kinds import PAIRS, SINGLE, PromptKind
+from jaxalign.prompts.kinds import PAIRS, SINGLE, TEXTS, PromptKind
 from jaxalign.prompts.pair_files import read_pairs
 from jaxalign.prompts.pairs import Pair, PairSet, PairText, tokenize_pairs
 from jaxalign.prompts.texts import (
@@ -18,7 +18,7 @@ from jaxalign.prompts.texts import (
     read_prompts,
 )
 from jaxalign.prompts.tokens import Prompt, continuation, tokenize
-from jaxalign.prompts.windows import Windows, bos_token, cut_windows
+from jaxalign.prompts.windows import Windows, bos_token, cut_windows, first_tokens
 
 __all__ = [
     "BUCKET",
@@ -29,6 +29,7 @@ __all__ = [
     "SHIPPED",
     "SINGLE",
     "TASK_NAMES",
+    "TEXTS",
     "Batch",
     "CodePrompt",
     "Pair",
@@ -46,6 +47,7 @@ __all__ = [
     "continuation",
     "cut_windows",
     "encode",
+    "first_tokens",
     "one_prompt",
     "read_documents",
     "read_pairs",

@@ -1,4 +1,4 @@
-"""What kind of prompts a study reads: single ones, or pairs."""
+"""What kind of prompts a study reads: single ones, pairs, or texts."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxalign.prompts.named_texts import DEMO_TEXTS, read_texts, tokenize_texts
 from jaxalign.prompts.pair_files import SHIPPED_PAIRS, read_pairs
 from jaxalign.prompts.pairs import tokenize_pairs
 from jaxalign.prompts.texts import SHIPPED, PromptSet, read_prompts
@@ -30,3 +31,4 @@ class PromptKind:
 
 SINGLE = PromptKind(shipped=SHIPPED, read=read_prompts, tokenize=tokenize)
 PAIRS = PromptKind(shipped=SHIPPED_PAIRS, read=read_pairs, tokenize=tokenize_pairs)
+TEXTS = PromptKind(shipped=DEMO_TEXTS, read=read_texts, tokenize=tokenize_texts)

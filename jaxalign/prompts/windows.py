@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,26 @@ class Windows:
             "documents": self.documents,
             "tokens": self.counted_tokens,
         }
+
+
+def first_tokens(windows: Windows, tokens: int) -> Windows:
+    """The first windows that have about so many tokens that count, one at least.
+
+    Args:
+        windows: of the texts.
+        tokens: at most so many, but for those of the first window.
+    """
+    sums = windows.counted.sum(axis=1).cumsum()
+    kept = max(1, int((sums <= tokens).sum()))
+    if kept == len(sums):
+        return windows
+    part = {
+        name: getattr(windows, name)[:kept]
+        for name in ("tokens", "lengths", "first", "counted", "document")
+    }
+    documents = int(part["document"][-1]) + 1
+    note = f"the first {documents} of {counted(windows.documents, 'document')} are read"
+    return replace(windows, **part, documents=documents, notes=(*windows.notes, note))
 
 
 def bos_token(tokenizer: Tokenizer) -> int | None:

@@ -142,6 +142,15 @@ class Resume:
         self.spent += seconds
         return jax.tree.unflatten(structure, leaves)
 
+    def forget(self, key: Sequence[str | int]) -> None:
+        """Remove a finished call that no run needs any more: a later one has all that it had.
+
+        Args:
+            key: which call.
+        """
+        if self.folder and is_first():
+            (self.folder / _file_name(key)).unlink(missing_ok=True)
+
     def remove(self) -> None:
         """Remove the study's folder: the result is safe, or of no interest."""
         if self.folder and is_first():

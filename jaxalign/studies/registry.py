@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxalign.errors import require_type
 from jaxalign.runtime.messages import note
+from jaxalign.studies.features import FEATURES
 from jaxalign.studies.heads import HEADS
 from jaxalign.studies.patch import PATCH
 from jaxalign.studies.plan import PLAN
@@ -25,7 +26,7 @@ from jaxalign.study.study import Study
 
 GROUP = "jaxalign.studies"
 STUDIES: Mapping[str, Study[Any, Any]] = {
-    study.name: study for study in (HEADS, SCHEMES, PLAN, PATCH)
+    study.name: study for study in (HEADS, SCHEMES, PLAN, PATCH, FEATURES)
 }
 
 

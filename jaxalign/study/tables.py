@@ -58,19 +58,20 @@ def estimate_text(
     return text if p is None or estimate.p is None else f"{text}, {p(estimate.p)}"
 
 
-def header(study: str, provenance: Provenance) -> str:
+def header(study: str, provenance: Provenance, noun: str = "prompt") -> str:
     """The first line of a screen: study, model, device, prompts, seconds.
 
     Args:
         study: its name.
         provenance: of the result.
+        noun: what a prompt of this study is called.
     """
     origin, machine, prompts = provenance.model, provenance.environment, provenance.prompts
     revision = origin.revision or ""
     revision = f" at {revision[:12] if len(revision) == COMMIT else one_line(revision, 20)}"
     revision = revision if origin.revision else ""
     device = machine.device_kind or machine.device
-    kept = counted(prompts.given, "prompt")
+    kept = counted(prompts.given, noun)
     kept = f"{prompts.kept} of {kept}" if prompts.kept < prompts.given else kept
     return (
         f"{study}: {one_line(origin.name, 40)}{revision} · {device} · {kept} · "

@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxalign.dictionaries.dictionary import Dictionary
 from jaxalign.edits.points import POINTS
+from jaxalign.engine.activations import place_name
 from jaxalign.errors import InputError, shown
 
 CHANGED = "download the dictionary again"
@@ -69,10 +70,8 @@ class DictionaryFacts:
 
     @property
     def site(self) -> str:
-        """``resid 4``, as messages name a place; "an unknown place" where nothing says."""
-        if self.point is None:
-            return "an unknown place"
-        return self.point if self.step is None else f"{self.point} {self.step}"
+        """``resid after L3``, as messages name a place; "an unknown place" where nothing says."""
+        return "an unknown place" if self.point is None else place_name((self.point, self.step))
 
 
 @dataclass(frozen=True, kw_only=True)

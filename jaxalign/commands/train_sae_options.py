@@ -1,0 +1,218 @@
+"""What ``train-sae`` trains: its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxalign.checkpoints.dictionaries import LAYOUTS
+from jaxalign.dictionaries.losses import TRAINED, Trained
+from jaxalign.dictionaries.training import TrainingOptions
+from jaxalign.errors import InputError
+from jaxalign.prompts.named_texts import NAMES
+from jaxalign.study.option import check_options, listed, memory_option, option
+
+SITES = ("resid", "mlp_out", "attn_out", "z", "mlp_hidden")
+
+
+def numbers(text: str) -> tuple[int, ...]:
+    """Whole numbers with commas between them.
+
+    Raises:
+        InputError: something else.
+    """
+    try:
+        return tuple(int(one) for one in listed(text))
+    except ValueError:
+        raise InputError(f"{text[:40]!r} is no list of whole numbers", "give 0,1,2") from None
+
+
+def reals(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them.
+
+    Raises:
+        InputError: something else.
+    """
+    try:
+        return tuple(float(one) for one in listed(text))
+    except ValueError:
+        raise InputError(f"{text[:40]!r} is no list of numbers", "give 0.1,0.3") from None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSaeOptions:
+    """What is trained, and on what.
+
+    Attributes:
+        site: where activations are read.
+        layers: behind or in which blocks; None for every layer.
+        texts: a file, or a name of ``named_texts``.
+        window: tokens of a window.
+        tokens: at most so many are read.
+        kind: of the dictionaries.
+        features: how many; None: ``expansion`` times the width.
+        expansion: features for each coordinate.
+        k: features a token, of topk and batchtopk.
+        penalties: of the sparsity of the other kinds; each is a dictionary of its own.
+        seeds: each is a dictionary of its own.
+        steps, batch, learning_rate, auxiliary, resample, dead_after, tolerance: of the training.
+        layout: of the files.
+        memory_gb: for activations, in 1e9 bytes.
+
+    Raises:
+        InputError: a value that cannot be used, or one that the kind has no use for.
+    """
+
+    site: str = field(
+        default="resid",
+        metadata=option("--site", choices=SITES, help="what is read: the stream behind a block, …"),
+    )
+    layers: tuple[int, ...] | None = field(
+        default=None,
+        metadata=option(
+            "--layers", metavar="LIST", parse=numbers, help="of these blocks, from 0 (default: all)"
+        ),
+    )
+    texts: str | None = field(
+        default=None,
+        metadata=option(
+            "--texts",
+            metavar="F",
+            help="a text file, JSON lines with a field 'text', or one of "
+            f"{', '.join(NAMES)} (default: demo for the bundled model, code for others)",
+        ),
+    )
+    window: int = field(
+        default=64,
+        metadata=option("--window", metavar="N", least=2, help="tokens that are read together"),
+    )
+    tokens: int = field(
+        default=250_000,
+        metadata=option("--tokens", metavar="N", least=1, help="at most so many are read"),
+    )
+    kind: Trained = field(
+        default="topk", metadata=option("--kind", choices=TRAINED, help="of the dictionaries")
+    )
+    features: int | None = field(
+        default=None,
+        metadata=option("--features", metavar="N", least=2, help="how many; in place of expansion"),
+    )
+    expansion: int | None = field(
+        default=None,
+        metadata=option(
+            "--expansion",
+            metavar="N",
+            least=1,
+            help="features for each coordinate of what is read (default: 8)",
+        ),
+    )
+    k: int | None = field(
+        default=None,
+        metadata=option(
+            "--k", metavar="N", least=1, help="features a token, of topk, batchtopk (default: 64)"
+        ),
+    )
+    penalties: tuple[float, ...] | None = field(
+        default=None,
+        metadata=option(
+            "--penalties",
+            metavar="LIST",
+            parse=reals,
+            help="of what makes features sparse, of relu, gated, sigmoid and jumprelu; each is "
+            "trained (default: 0.001)",
+        ),
+    )
+    seeds: tuple[int, ...] = field(
+        default=(0,),
+        metadata=option("--seeds", metavar="LIST", parse=numbers, help="each is trained"),
+    )
+    steps: int = field(
+        default=5000, metadata=option("--steps", metavar="N", least=1, help="of the optimizer")
+    )
+    batch: int = field(
+        default=1024, metadata=option("--batch", metavar="N", least=1, help="tokens a step")
+    )
+    learning_rate: float = field(
+        default=1e-3, metadata=option("--learning-rate", metavar="X", help="Adam's, at its highest")
+    )
+    auxiliary: float | None = field(
+        default=None,
+        metadata=option(
+            "--auxiliary",
+            metavar="X",
+            least=0,
+            help="weight of a second reconstruction by dead features; 0 for none (default: 1/32 of "
+            "topk and batchtopk, else 0)",
+        ),
+    )
+    resample: int = field(
+        default=0,
+        metadata=option(
+            "--resample",
+            metavar="N",
+            least=0,
+            help="dead features begin anew about every N steps of the first half; 0: never",
+        ),
+    )
+    dead_after: int = field(
+        default=250_000,
+        metadata=option(
+            "--dead-after", metavar="N", least=1, help="tokens without a firing make a feature dead"
+        ),
+    )
+    tolerance: float = field(
+        default=0.0,
+        metadata=option(
+            "--tolerance",
+            metavar="X",
+            least=0,
+            help="end early where the error falls by less than this share in a tenth of the steps",
+        ),
+    )
+    layout: str = field(
+        default="sae_lens",
+        metadata=option("--layout", choices=tuple(LAYOUTS), help="of the files"),
+    )
+    memory_gb: float = field(default=4.0, metadata=memory_option())
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        counts = self.kind in ("topk", "batchtopk")
+        for flag, value, use in (
+            ("--penalties", self.penalties, not counts),
+            ("--k", self.k, counts),
+            ("--expansion", self.expansion, self.features is None),
+        ):
+            if value is not None and not use:
+                why = f"--kind {self.kind}" if flag != "--expansion" else "--features"
+                raise InputError(f"{flag} has no use beside {why}", f"leave out {flag}")
+        for flag, values in (("--seeds", self.seeds), ("--penalties", self.penalties)):
+            if values is not None and (not values or len(set(values)) < len(values)):
+                raise InputError(f"{flag}: expected numbers, each once", "name one or more")
+        if self.penalties is not None and min(self.penalties) < 0:
+            raise InputError(f"--penalties: {min(self.penalties)} is below 0", "give 0 or more")
+        if min(self.seeds) < 0:
+            raise InputError(f"--seeds: {min(self.seeds)} is below 0", "give 0 or more")
+
+    def training(self, width: int) -> TrainingOptions:
+        """The training of one site.
+
+        Args:
+            width: of its activations.
+        """
+        counts = self.kind in ("topk", "batchtopk")
+        features = self.features or (self.expansion or 8) * width
+        penalties = (1e-3,) if self.penalties is None else self.penalties
+        return TrainingOptions(
+            kind=self.kind,
+            features=features,
+            k=min(64, features) if self.k is None else self.k,
+            penalties=(0.0,) * len(self.seeds) if counts else penalties * len(self.seeds),
+            seeds=tuple(s for s in self.seeds for _ in range(1 if counts else len(penalties))),
+            steps=self.steps,
+            batch=self.batch,
+            learning_rate=self.learning_rate,
+            auxiliary=(1 / 32 if counts else 0.0) if self.auxiliary is None else self.auxiliary,
+            resample=self.resample,
+            dead_after=self.dead_after,
+            tolerance=self.tolerance,
+        )

@@ -1,0 +1,200 @@
+"""The calls of the study: windows of text in batches, both models in each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from jaxalign.engine.activations import Place
+from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.prompts import Batch, Windows
+from jaxalign.studies.features.moments import LARGEST, Compared, Moments, Predictions, compare
+from jaxalign.studies.features.quality import first_left_out, padded
+from jaxalign.studies.features.sources import Source
+from jaxalign.study.batching import too_small
+from jaxalign.study.calls import Call, Late
+from jaxalign.study.session import Session
+
+# Documents are resampled in so many groups at most, each of documents that follow one another.
+GROUPS = 64
+AT_ONCE = 1 << 13  # positions of a call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The texts of a study, in calls.
+
+    Attributes:
+        windows: of the texts.
+        counted: bool ``[N, W]``, positions that features are read at.
+        group: int ``[N]``, which group of documents each window is of.
+        groups: how many there are.
+        rows: windows of a call.
+        segments: groups that a call has at most.
+    """
+
+    windows: Windows
+    counted: np.ndarray
+    group: np.ndarray
+    groups: int
+    rows: int
+    segments: int
+
+    @property
+    def starts(self) -> range:
+        """The first window of every call."""
+        return range(0, len(self.group), self.rows)
+
+
+def work_of(session: Session, sources: Sequence[Source], windows: Windows, last: bool) -> Work:
+    """How windows are read.
+
+    Args:
+        session: whose memory holds a call.
+        sources: dictionaries.
+        windows: of the texts.
+        last: whether features are read at the last position of each window alone.
+
+    Raises:
+        InputError: not even one window fits into the memory.
+    """
+    counted = first_left_out(windows)
+    if last:
+        end = np.arange(windows.window) == windows.lengths[:, None] - 1
+        counted = counted & end
+    groups = min(GROUPS, windows.documents)
+    # Of about as many tokens each: a document belongs to the group that its middle falls into.
+    tokens = np.bincount(windows.document, windows.counted.sum(axis=1), windows.documents)
+    middle = tokens.cumsum() - tokens / 2
+    of_document = np.minimum((middle / tokens.sum() * groups).astype(int), groups - 1)
+    _, of_document = np.unique(of_document, return_inverse=True)  # without gaps
+    group = of_document[windows.document]
+    rows = _rows(session, sources, windows.window)
+    spans = [len(set(group[i : i + rows])) for i in range(0, len(group), rows)]
+    return Work(
+        windows=windows,
+        counted=counted,
+        group=group,
+        groups=int(group.max()) + 1,
+        rows=rows,
+        segments=max(spans),
+    )
+
+
+def _rows(session: Session, sources: Sequence[Source], window: int) -> int:
+    """How many windows make a call: of devices that share them each has as many."""
+    config, params = session.config, session.model.params
+    features = sum(source.dictionary.features for source in sources)
+    stream = 4 * config.num_layers * (config.hidden_size + config.intermediate_size)
+    need = 4.0 * window * (6 * config.vocab_size + 8 * features + stream)
+    free = session.free(params, params, *(source.dictionary for source in sources))
+    if free < need:
+        raise too_small(f"one window of {window} tokens", need, free)
+    each = max(1, min(int(free // need), AT_ONCE // window))
+    return each * session.devices
+
+
+def calls(
+    session: Session,
+    work: Work,
+    sources: Sequence[Source],
+    phase: str,
+    scheme: Scheme,
+    low: Any,
+    **how: Any,
+) -> Iterator[Call[Compared]]:
+    """One pass over the texts.
+
+    Args:
+        session: of the study.
+        work: the texts.
+        sources: dictionaries.
+        phase: what the pass is for, a part of every call's key.
+        scheme: whose weights they are; ``low`` runs in ``scheme.run``, noise in f32.
+        low: parameters, or ``Late`` ones.
+        how: other static arguments of ``compare``.
+    """
+    places: tuple[Place, ...] = tuple(source.place for source in sources)
+    dictionaries = tuple(source.dictionary for source in sources)
+    own = "+".join(source.trained.facts.sha256[:12] for source in sources)
+    how = {"scheme": F32 if phase.startswith(("noise", "group noise")) else scheme.run, **how}
+    for number, start in enumerate(work.starts):
+        part = slice(start, start + work.rows)
+        windows, rows = work.windows, work.rows
+        group = work.group[part]
+        _, segment = np.unique(group, return_inverse=True)
+        tokens, lengths = padded(windows.tokens[part], rows), padded(windows.lengths[part], rows, 1)
+        yield Call(
+            key=(phase, scheme.name, own, number),
+            program=compare,
+            arguments=(
+                session.model.params,
+                low,
+                dictionaries,
+                tokens,
+                lengths,
+                padded(work.counted[part], rows),
+                padded(windows.counted[part], rows),
+                padded(segment.astype(np.int32), rows),
+            ),
+            static={
+                "config": session.config,
+                "places": places,
+                "segments": work.segments,
+                "mesh": session.mesh,
+                **how,
+            },
+            batch=Batch(tuple(range(start, start + len(group))), tokens, lengths),
+            rows=2,
+            layer_rows=2 * session.config.num_layers * rows,
+        )
+
+
+@dataclass
+class Added:
+    """Passes over the texts, added up group by group, f64.
+
+    Attributes:
+        work: the texts.
+        found: by phase and scheme: of each dictionary its moments ``[groups, …]``, and predictions.
+    """
+
+    work: Work
+    found: dict[tuple[str, str], tuple[list[Moments], Predictions]] = field(default_factory=dict)
+
+    def add(self, call: Call[Compared], values: Compared) -> None:
+        """Add what a call returned.
+
+        Args:
+            call: which.
+            values: its result.
+        """
+        key = str(call.key[0]), str(call.key[1])
+        groups = np.unique(self.work.group[list(call.batch.index)])
+        if key not in self.found:
+            self.found[key] = (
+                [self._zeros(each) for each in values.features],
+                self._zeros(values.predictions),
+            )
+        features, predictions = self.found[key]
+        for own, new in zip(
+            (*features, predictions), (*values.features, values.predictions), strict=True
+        ):
+            for name, value in vars(new).items():
+                total = getattr(own, name)
+                part = np.asarray(value, np.float64)[: len(groups)]
+                if name in LARGEST:
+                    total[groups] = np.maximum(total[groups], part)
+                else:
+                    total[groups] += part
+
+    def _zeros(self, like: Any) -> Any:
+        return type(like)(
+            **{n: np.zeros((self.work.groups, *v.shape[1:])) for n, v in vars(like).items()}
+        )
+
+
+LatePass = tuple[str, Scheme, Late | Any, dict[str, Any]]

@@ -1,0 +1,274 @@
+"""What one pass over texts adds up of every feature, in f32 and in another precision.
+
+Sums are of ``a``, the activation in f32, and of ``d = â − a``, what the other precision changes. A
+correlation near 1 is then as exact as one near 0: ``1 − ρ`` is made of small numbers and not the
+difference of two large ones.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jax.sharding import Mesh
+
+from jaxalign.dictionaries.dictionary import Dictionary, decode, encode
+from jaxalign.engine.activations import Place, activations_at
+from jaxalign.measures.metrics import kl_divergence
+from jaxalign.measures.perplexity import next_token_loss
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.decoder import forward
+from jaxalign.model.params import Params
+from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.runtime.compile import jit
+from jaxalign.shapes import Array, Bool, Int, Leaf, Lengths, Tokens
+from jaxalign.study.calls import deal_prompts
+
+
+@struct.dataclass
+class Moments:
+    """Sums over the tokens of each segment of the texts.
+
+    Attributes:
+        tokens: ``[U]``, how many.
+        a, d, aa, dd, ad: ``[U, features]``, of activations in f32, of what changes, of squares and
+            products.
+        fired, low_fired, both: ``[U, features]``, tokens on which a feature is active in f32, in
+            the other precision, in both.
+        top, low_top: ``[U, features]``, the largest activations.
+        x, low_x: ``[U, D]``, of what is read. xx, low_xx: ``[U]``, of its squares.
+        missed, low_missed: ``[U]``, of the squares of what the reconstruction misses.
+        moved: ``[U]``, of the squares of what the other precision changes in the reconstruction.
+    """
+
+    tokens: Leaf
+    a: Leaf
+    d: Leaf
+    aa: Leaf
+    dd: Leaf
+    ad: Leaf
+    fired: Leaf
+    low_fired: Leaf
+    both: Leaf
+    top: Leaf
+    low_top: Leaf
+    x: Leaf
+    low_x: Leaf
+    xx: Leaf
+    low_xx: Leaf
+    missed: Leaf
+    low_missed: Leaf
+    moved: Leaf
+
+
+LARGEST = ("top", "low_top")  # of which the largest is kept, and not the sum
+
+
+@struct.dataclass
+class Predictions:
+    """Sums over tokens of each segment, ``[U]``.
+
+    Attributes:
+        loss, low_loss: of the next token, nats; predicted: of how many.
+        kl: ``KL(f32 ‖ other)`` of the next token, nats; same: tokens where both put the same one
+            first; read: of how many.
+    """
+
+    loss: Leaf
+    low_loss: Leaf
+    predicted: Leaf
+    kl: Leaf
+    same: Leaf
+    read: Leaf
+
+
+@struct.dataclass
+class Compared:
+    """What a call returns.
+
+    Attributes:
+        features: of each dictionary.
+        predictions: of the model.
+    """
+
+    features: tuple[Moments, ...]
+    predictions: Predictions
+
+
+@functools.partial(
+    jit,
+    static_argnames=("config", "scheme", "places", "segments", "alone", "shift", "mesh"),
+    keep_unused=True,
+)
+def compare(
+    high: Params,
+    low: Params,
+    dictionaries: tuple[Dictionary, ...],
+    tokens: Tokens,
+    lengths: Lengths,
+    counted: Bool[Array, "B S"],
+    predicted: Bool[Array, "B S"],
+    segment: Int[Array, " B"],
+    *,
+    config: ModelConfig,
+    scheme: Scheme,
+    places: tuple[Place, ...],
+    segments: int,
+    alone: bool = False,
+    shift: int = 0,
+    mesh: Mesh | None = None,
+) -> Compared:
+    """Run both models on windows of text and add up what every feature does in both.
+
+    Args:
+        high: f32 parameters.
+        low: of the other model, in the dtype of ``scheme``.
+        dictionaries: one at each place.
+        tokens: ``[B, S]``, padded on the right.
+        lengths: ``[B]`` real tokens.
+        counted: positions that features are read at.
+        predicted: tokens whose loss counts.
+        segment: which segment of the call each window is of.
+        config: the architecture (static).
+        scheme: of ``low`` (static).
+        places: point and step of each dictionary (static).
+        segments: how many there are (static).
+        alone: the other model runs window by window (static).
+        shift: the other model's activations are those of the window so many places on, whose tokens
+            have nothing to do with these: chance (static).
+        mesh: whose devices share the windows (static).
+    """
+    run = functools.partial(_windows, config=config, scheme=scheme, places=places, alone=alone)
+    run = functools.partial(run, shift=shift)
+    found: Compared = deal_prompts(
+        mesh, run, (high, low, dictionaries), (tokens, lengths, counted, predicted)
+    )
+
+    def added(value: Array) -> Array:
+        return jax.ops.segment_sum(value, segment, segments)
+
+    def largest(value: Array) -> Array:
+        return jnp.maximum(jax.ops.segment_max(value, segment, segments), 0)
+
+    features = tuple(
+        Moments(**{n: (largest if n in LARGEST else added)(v) for n, v in vars(each).items()})
+        for each in found.features
+    )
+    return Compared(features=features, predictions=jax.tree.map(added, found.predictions))
+
+
+def _windows(
+    high: Params,
+    low: Params,
+    dictionaries: tuple[Dictionary, ...],
+    tokens: Tokens,
+    lengths: Lengths,
+    counted: Bool[Array, "B S"],
+    predicted: Bool[Array, "B S"],
+    *,
+    config: ModelConfig,
+    scheme: Scheme,
+    places: Sequence[Place],
+    alone: bool,
+    shift: int,
+) -> Compared:
+    """The sums of each window, ``[B, …]``."""
+    values, out = activations_at(high, tokens, lengths, config, places)
+    if alone:
+
+        def one(row: tuple[Array, Array]) -> tuple[tuple[Array, ...], Array]:
+            read, out = activations_at(low, row[0][None], row[1][None], config, places, scheme)
+            return read, out.logits
+
+        lows, logits = jax.lax.map(one, (tokens, lengths))
+        lows, logits = tuple(value[:, 0] for value in lows), logits[:, 0]
+    else:
+        lows, low_out = activations_at(low, tokens, lengths, config, places, scheme)
+        logits = low_out.logits
+    if shift:
+        lows = tuple(jnp.roll(value, shift, axis=0) for value in lows)
+        counted = counted & jnp.roll(counted, shift, axis=0)
+    each = zip(values, lows, dictionaries, strict=True)
+    features = tuple(_moments(x, y, dictionary, counted) for x, y, dictionary in each)
+    return Compared(
+        features=features, predictions=_predictions(out.logits, logits, tokens, counted, predicted)
+    )
+
+
+def _predictions(
+    logits: Array, lows: Array, tokens: Tokens, counted: Array, predicted: Array
+) -> Predictions:
+    def over(value: Array, where: Array) -> Array:
+        return jnp.where(where, value, 0).sum(axis=1, dtype=jnp.float32)
+
+    same = (logits.argmax(axis=-1) == lows.argmax(axis=-1)).astype(jnp.float32)
+    later = predicted[:, 1:]
+    return Predictions(
+        loss=over(next_token_loss(logits, tokens), later),
+        low_loss=over(next_token_loss(lows, tokens), later),
+        predicted=later.sum(axis=1, dtype=jnp.float32),
+        kl=over(kl_divergence(logits, lows), counted),
+        same=over(same, counted),
+        read=counted.sum(axis=1, dtype=jnp.float32),
+    )
+
+
+def _moments(high: Array, low: Array, dictionary: Dictionary, counted: Array) -> Moments:
+    """Sums over the positions of each window."""
+    x, y = high.astype(jnp.float32), low.astype(jnp.float32)
+    real = counted[..., None]
+    a, b = (jnp.where(real, encode(dictionary, value), 0) for value in (x, y))
+    d = b - a
+    here, there = decode(dictionary, a, x), decode(dictionary, b, y)
+
+    def over(value: Array) -> Array:
+        return value.sum(axis=1, dtype=jnp.float32)
+
+    def squares(value: Array) -> Array:
+        return jnp.where(real, value**2, 0).sum(axis=(1, 2))
+
+    return Moments(
+        tokens=over(counted),
+        a=over(a),
+        d=over(d),
+        aa=over(a * a),
+        dd=over(d * d),
+        ad=over(a * d),
+        fired=over(a > 0),
+        low_fired=over(b > 0),
+        both=over((a > 0) & (b > 0)),
+        top=a.max(axis=1),
+        low_top=b.max(axis=1),
+        x=over(jnp.where(real, x, 0)),
+        low_x=over(jnp.where(real, y, 0)),
+        xx=squares(x),
+        low_xx=squares(y),
+        missed=squares(x - here),
+        low_missed=squares(y - there),
+        moved=squares(there - here),
+    )
+
+
+@functools.partial(jit, static_argnames=("config",))
+def losses(
+    params: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    predicted: Bool[Array, "B S"],
+    *,
+    config: ModelConfig,
+) -> tuple[Array, Array]:
+    """The next-token loss of a batch of windows, and over how many tokens.
+
+    Args:
+        params: f32.
+        tokens, lengths: of the windows.
+        predicted: tokens whose loss counts.
+        config: the architecture (static).
+    """
+    logits = forward(params, tokens, config, lengths=lengths, scheme=F32).logits
+    each = jnp.where(predicted[:, 1:], next_token_loss(logits, tokens), 0)
+    return each.sum(), predicted[:, 1:].sum(dtype=jnp.float32)

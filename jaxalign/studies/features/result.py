@@ -1,0 +1,248 @@
+"""The result of a features study: dictionaries, and what each precision does to their features."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import numpy as np
+
+from jaxalign.measures.estimates import Estimate
+from jaxalign.study.provenance import Provenance
+from jaxalign.study.records import Result
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """What was read.
+
+    Attributes:
+        windows, documents, tokens: how many; tokens that count, each once.
+        window, stride: tokens of a window, and from one to the next.
+        bos: whether each begins with a beginning-of-sequence token.
+        sha256: of the documents.
+        groups: of documents that were resampled.
+    """
+
+    windows: int
+    documents: int
+    tokens: int
+    window: int
+    stride: int
+    bos: bool
+    sha256: str
+    groups: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Floor:
+    """What something else than the scheme does to the same features on the same tokens.
+
+    Attributes:
+        lost, worst, unlike: as ``FeatureRow`` has them; means over draws.
+        lost_ratio, worst_ratio, unlike_ratio: the scheme's over the floor's, with intervals over
+            documents and draws. The p of ``lost_ratio`` is of "the scheme changes features as much
+            as the floor", by flipping the signs of the difference in each group of documents.
+        draws: ``lost`` of each draw.
+        perplexity: of the floor's model; None for noise.
+        share: of the weights that are removed, of pruning.
+    """
+
+    lost: float | None
+    worst: float | None
+    unlike: float | None
+    lost_ratio: Estimate
+    worst_ratio: Estimate
+    unlike_ratio: Estimate
+    draws: tuple[float | None, ...] = ()
+    perplexity: float | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeatureRow:
+    """What a precision does to the features of a dictionary.
+
+    Attributes:
+        scheme: its name.
+        bits: of a weight, scales included.
+        lost: the median over features of ``1 − ρ``; worst: its mean over the 5 % that lose most;
+            unlike: the mean of one less the overlap (Jaccard) of firings. Intervals over documents.
+        survives, blurred, destroyed: shares of the features by ρ, at the thresholds of the options.
+        curve: share of the features with ρ of at least each of ``thresholds``.
+        slope: the median slope of the activations on those in f32.
+        moved: the change of the reconstruction over the variance of f32's (FVU).
+        explained: variance that the dictionary explains in this precision.
+        dead, rare, common, frequent: shares of all features by how often they are active in it.
+        tensor, group, pruning: floors: random weights as far away, matrix by matrix and head by
+            head; group by group; pruned weights of the same perplexity. None where not asked for.
+        rho, overlap, slopes: of each feature, null where it is not judged.
+    """
+
+    scheme: str
+    bits: float
+    lost: Estimate
+    worst: Estimate
+    unlike: Estimate
+    survives: float | None
+    blurred: float | None
+    destroyed: float | None
+    curve: tuple[float | None, ...]
+    slope: float | None
+    moved: float | None
+    explained: float | None
+    dead: float
+    rare: float
+    common: float
+    frequent: float
+    tensor: Floor | None
+    group: Floor | None
+    pruning: Floor | None
+    rho: np.ndarray
+    overlap: np.ndarray
+    slopes: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchemePredictions:
+    """What a precision does to the model's predictions.
+
+    Attributes:
+        scheme: its name.
+        perplexity: with its interval over documents.
+        kl: of the next token from f32's, nats; same: share of tokens with f32's first choice.
+    """
+
+    scheme: str
+    perplexity: Estimate
+    kl: Estimate
+    same: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class DictionaryReport:
+    """A dictionary and its features.
+
+    Attributes:
+        name: place and hash. place: ``resid 4``.
+        model: that it was trained on, where its files say.
+        sha256: of its arrays. kind: of it. features: how many; width: of what it reads.
+        explained, active: in f32 on these texts: variance explained, features a token.
+        recovered: share of the model's loss that is back where the reconstruction stands in.
+        valid: whether enough is explained.
+        judged: features that are active often enough to be judged.
+        dead, rare, common, frequent: shares of the features in f32.
+        batching: ``lost``, ``worst`` and ``unlike`` between two ways of batching f32: what is no
+            effect. chance: the same between tokens that have nothing to do with each other.
+        rankings: Kendall's W of the schemes' order over all thresholds; None for fewer than two.
+        rows: one a scheme.
+        peak, rate, mean: of each feature in f32: its largest activation, the share of the tokens
+            on which it is active, and its mean.
+    """
+
+    name: str
+    place: str
+    model: str | None
+    sha256: str
+    kind: str
+    features: int
+    width: int
+    explained: float | None
+    active: float | None
+    recovered: float | None
+    valid: bool
+    judged: int
+    dead: float
+    rare: float
+    common: float
+    frequent: float
+    batching: tuple[float | None, ...]
+    chance: tuple[float | None, ...]
+    rankings: float | None
+    rows: tuple[FeatureRow, ...]
+    peak: np.ndarray
+    rate: np.ndarray
+    mean: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A precision and a dictionary, a row for ``pandas``: as ``FeatureRow`` has them.
+
+    Attributes:
+        dictionary, place, valid: of the dictionary.
+        scheme, bits, lost, worst, unlike, survives, blurred, destroyed, slope, moved, explained: of
+            the precision.
+        tensor, group, pruning: the ratio of ``lost`` to each floor; None where not asked for.
+    """
+
+    dictionary: str
+    place: str
+    valid: bool
+    scheme: str
+    bits: float
+    lost: Estimate
+    worst: Estimate
+    unlike: Estimate
+    survives: float | None
+    blurred: float | None
+    destroyed: float | None
+    slope: float | None
+    moved: float | None
+    explained: float | None
+    tensor: Estimate | None
+    group: Estimate | None
+    pruning: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesResult(Result, rows="rows"):
+    """All dictionaries.
+
+    Attributes:
+        dictionaries: each with its rows.
+        predictions: of the model in each precision, f32 first.
+        thresholds: of every row's curve.
+        survives, destroyed, least_firings: of the options.
+        texts: what was read.
+        provenance: what ran, on what, with which options.
+    """
+
+    dictionaries: tuple[DictionaryReport, ...]
+    predictions: tuple[SchemePredictions, ...]
+    thresholds: tuple[float, ...]
+    survives: float
+    destroyed: float
+    least_firings: int
+    texts: Texts
+    provenance: Provenance
+
+    def __post_init__(self) -> None:
+        """Check that something was measured, and that curves have a value for each threshold."""
+        if not self.dictionaries:
+            raise ValueError("there are no dictionaries, so nothing was measured")
+        for own in self.dictionaries:
+            for row in own.rows:
+                if len(row.curve) != len(self.thresholds):
+                    raise ValueError(f"the curve of {row.scheme} is not one of the thresholds")
+                if len(row.rho) != own.features:
+                    raise ValueError(f"{row.scheme} has {len(row.rho)} features of {own.features}")
+
+    @property
+    def rows(self) -> tuple[Row, ...]:
+        """Every precision of every dictionary: ``result.records()``."""
+        kinds = ("tensor", "group", "pruning")
+        others = {"dictionary", "place", "valid", *kinds}
+        same = [field.name for field in fields(Row) if field.name not in others]
+        return tuple(
+            Row(
+                dictionary=own.name, place=own.place, valid=own.valid,
+                **{name: getattr(row, name) for name in same},
+                **{
+                    name: floor and floor.lost_ratio
+                    for name in kinds
+                    for floor in [getattr(row, name)]
+                },
+            )
+            for own in self.dictionaries
+            for row in own.rows
+        )  # fmt: skip

@@ -1,0 +1,192 @@
+"""A features study as text: what happened to features, beside what noise does to them."""
+
+from __future__ import annotations
+
+from jaxalign.errors import counted
+from jaxalign.measures.estimates import LEVEL, Estimate
+from jaxalign.studies.features.result import (
+    DictionaryReport,
+    FeatureRow,
+    FeaturesResult,
+    Floor,
+    SchemePredictions,
+)
+from jaxalign.study.tables import estimate_text, header, one_line, text_table
+
+NAMED = 4  # dictionaries on the screen
+
+
+def table(result: FeaturesResult) -> str:
+    """The answer as one screen: in words, then a scheme a line."""
+    texts = result.texts
+    lines = [
+        header("features", result.provenance, "document"),
+        "",
+        *_answer(result),
+        "",
+        *_predictions(result),
+    ]
+    for own in result.dictionaries[:NAMED]:
+        lines += ["", *_dictionary(own)]
+    if len(result.dictionaries) > NAMED:
+        lines += ["", f"and {len(result.dictionaries) - NAMED} more dictionaries: --verbose"]
+    lines += [
+        "",
+        f"{texts.tokens} tokens of {counted(texts.documents, 'document')}; lost: 1 − ρ of a "
+        "feature's activations with f32's, median;",
+        "worst: mean of the 5 % that lose most; unlike: 1 − overlap of firings. ÷ noise: over "
+        "random weights as",
+        "far away, [95 % over documents and draws]; * told from 1 (corrected). ρ ≥ "
+        f"{result.survives:g} survives, < {result.destroyed:g} is destroyed.",
+    ]
+    return "\n".join(lines)
+
+
+def _answer(result: FeaturesResult) -> list[str]:
+    """What quantization did to features, in words: against noise of its size."""
+    kinds: dict[str, list[str]] = {"more": [], "less": [], "what": []}
+    for own in result.dictionaries:
+        if not own.valid:
+            continue
+        where = f" ({own.place})" if len(result.dictionaries) > 1 else ""
+        for row in own.rows:
+            if verdict := verdict_of(row.tensor):
+                kinds[verdict].append(f"{row.scheme}{where}")
+    words = {
+        "less": "did less to features than random weights as far from f32",
+        "what": "did to features what random weights as far from f32 do",
+        "more": "did more to features than random weights as far from f32",
+    }
+    found = [f"{_some(names)} {words[kind]}." for kind, names in kinds.items() if names]
+    if not found and not any(own.valid for own in result.dictionaries):
+        return ["No dictionary explains enough of what it reads for a verdict."]
+    return found or ["No scheme stands beside noise: --noise-draws 0, or none moves a weight."]
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 6} more" if len(names) > 6 else ""
+    return ", ".join(one_line(name, 30) for name in names[:6]) + more
+
+
+def verdict_of(floor: Floor | None) -> str | None:
+    """Whether a scheme does "more", "less" or "what" its floor does; None where nothing is known.
+
+    It is told apart where the interval of the ratio and the corrected test both say so.
+
+    Args:
+        floor: of the scheme.
+    """
+    if floor is None or floor.lost_ratio.value is None:
+        return None
+    ratio, value = floor.lost_ratio, floor.lost_ratio.value
+    p = ratio.p if ratio.p_adjusted is None else ratio.p_adjusted
+    apart = ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high
+    if not apart or p is None or p >= LEVEL:
+        return "what"
+    return "more" if value > 1 else "less"
+
+
+def _predictions(result: FeaturesResult) -> list[str]:
+    rows = [_prediction(own) for own in result.predictions]
+    return text_table(["", "perplexity", "KL, nats", "same first token"], rows).splitlines()
+
+
+def _prediction(own: SchemePredictions) -> list[str]:
+    return [
+        one_line(own.scheme, 24),
+        estimate_text(own.perplexity, "{:.4g}".format, p=None),
+        estimate_text(own.kl, "{:.2g}".format, p=None),
+        estimate_text(own.same, "{:.2%}".format, p=None),
+    ]
+
+
+def _dictionary(own: DictionaryReport) -> list[str]:
+    """A dictionary's quality, then a scheme a line."""
+    mark = "; explains too little: say nothing of its features" * (not own.valid)
+    lines = [
+        f"{one_line(own.name, 40)}: {own.features} features of {own.kind}, {own.judged} judged{mark}",
+        f"explains {_plain(own.explained)}, {_plain(own.active, '.1f')} features a token, loss "
+        f"recovered {_plain(own.recovered, '.1%')}; dead {own.dead:.1%}, rare {own.rare:.1%}",
+        f"no effect: two batchings of f32 lose {_small(own.batching[0])}; chance: "
+        f"{_small(own.chance[0])}",
+    ]
+    head = ["scheme", "bits", "lost", "÷ noise", "worst", "÷ noise", "unlike", "÷ noise",
+            "survive", "destroyed", "slope"]  # fmt: skip
+    return lines + text_table(head, [_line(row) for row in own.rows]).splitlines()
+
+
+def _line(row: FeatureRow) -> list[str]:
+    floor = row.tensor
+    ratios: list[Estimate | None] = [None] * 3
+    if floor is not None:
+        ratios = [floor.lost_ratio, floor.worst_ratio, floor.unlike_ratio]
+    worst, unlike = (
+        "" if ratio is None or ratio.value is None else f"{ratio.value:.2f}" for ratio in ratios[1:]
+    )
+    return [
+        one_line(row.scheme, 16),
+        f"{row.bits:.2f}",
+        _small(row.lost.value),
+        _ratio(ratios[0], verdict_of(floor) in ("more", "less")),
+        _small(row.worst.value),
+        worst,
+        _small(row.unlike.value),
+        unlike,
+        _plain(row.survives, ".1%"),
+        _plain(row.destroyed, ".1%"),
+        _plain(row.slope, ".3f"),
+    ]
+
+
+def _ratio(ratio: Estimate | None, told: bool = False) -> str:
+    if ratio is None or ratio.value is None:
+        return ""
+    text = f"{ratio.value:.2f}"
+    if ratio.low is not None and ratio.high is not None:
+        text += f" [{ratio.low:.2f}, {ratio.high:.2f}]"
+    return text + ("*" if told else "")
+
+
+def _small(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1e}".replace("e-0", "e-").replace("e+00", "")
+
+
+def _plain(value: float | None, form: str = ".3f") -> str:
+    return "–" if value is None else format(value, form)
+
+
+def details(result: FeaturesResult) -> str:
+    """Every dictionary: all floors of every scheme, and how often features are active."""
+    blocks = [_details(own) for own in result.dictionaries]
+    return "\n\n".join(blocks)
+
+
+def _details(own: DictionaryReport) -> str:
+    rows = []
+    for row in own.rows:
+        for kind in ("tensor", "group", "pruning"):
+            floor: Floor | None = getattr(row, kind)
+            if floor is None:
+                continue
+            ratio = floor.lost_ratio
+            about = ""
+            if kind == "pruning":
+                about = (
+                    f"{_plain(floor.share, '.1%')} removed, perplexity {_plain(floor.perplexity)}"
+                )
+            rows.append([
+                f"{row.scheme} ÷ {kind}", _small(row.lost.value), _small(floor.lost),
+                estimate_text(ratio, "{:.3f}".format), _plain(ratio.p_adjusted, ".3f"),
+                _ratio(floor.worst_ratio), _ratio(floor.unlike_ratio), about,
+            ])  # fmt: skip
+    head = ["scheme ÷ floor", "lost", "floor's", "ratio", "corrected", "worst", "unlike", ""]
+    often = [
+        [row.scheme, _plain(row.explained), _small(row.moved), f"{row.dead:.1%}", f"{row.rare:.1%}",
+         f"{row.common:.1%}", f"{row.frequent:.1%}"]
+        for row in own.rows
+    ]  # fmt: skip
+    names = ["scheme", "explains", "moved (FVU)", "dead", "rare", "common", "frequent"]
+    rankings = (
+        "" if own.rankings is None else f"; schemes' order over thresholds: W {own.rankings:.2f}"
+    )
+    return f"{own.name}{rankings}\n{text_table(head, rows)}\n\n{text_table(names, often)}"

@@ -1,0 +1,395 @@
+"""The features study: its measures against plain NumPy, planted cases, and the command."""
+
+import json
+from dataclasses import replace
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats as scipy_stats
+from test_dictionaries import random_dictionary
+from tiny_run import refusal, run, write_model
+
+import jaxalign
+from jaxalign.checkpoints.dictionaries import DictionaryFacts, TrainedDictionary, save_dictionary
+from jaxalign.dictionaries import decode, encode
+from jaxalign.measures import stats
+from jaxalign.numerics import F32
+from jaxalign.numerics.scheme import scheme_named
+from jaxalign.studies.features import FEATURES
+from jaxalign.studies.features.floors import group_noisy, pruned, share_of
+from jaxalign.studies.features.moments import compare
+from jaxalign.studies.features.result import Floor
+from jaxalign.studies.features.survival import (
+    change_by_group,
+    drawn,
+    judged,
+    kendalls_w,
+    ratio,
+    summaries,
+    survival,
+)
+from jaxalign.studies.features.table import verdict_of
+from jaxalign.study.weight_noise import low_matrices
+
+GROUPS, TOKENS, FEATURES_ = 12, 400, 30
+
+
+def activations(seed, share=0.3):
+    """Sparse activations of some documents, [groups, tokens, features]."""
+    rng = np.random.default_rng(seed)
+    size = rng.gamma(2.0, size=(GROUPS, TOKENS, FEATURES_))
+    return size * (rng.random(size.shape) < share)
+
+
+def sums(a, b):
+    """What a pass adds up, group by group."""
+    d = b - a
+    return {
+        "tokens": np.full(len(a), a.shape[1], float),
+        "a": a.sum(1), "d": d.sum(1), "aa": (a * a).sum(1), "dd": (d * d).sum(1),
+        "ad": (a * d).sum(1), "fired": (a > 0).sum(1).astype(float),
+        "low_fired": (b > 0).sum(1).astype(float), "both": ((a > 0) & (b > 0)).sum(1).astype(float),
+    }  # fmt: skip
+
+
+def whole(parts):
+    return {name: value.sum(axis=0) for name, value in parts.items()}
+
+
+def flat(a):
+    return a.reshape(-1, a.shape[-1])
+
+
+@pytest.mark.parametrize("size", [1.0, 1e-2, 1e-5])
+def test_survival_is_that_of_two_passes_over_the_activations(size):
+    a = activations(0)
+    b = np.maximum(a + size * np.random.default_rng(1).normal(size=a.shape) * (a > 0), 0)
+    found, x, y = survival(whole(sums(a, b))), flat(a), flat(b)
+    for f in range(FEATURES_):
+        u, v = x[:, f] - x[:, f].mean(), y[:, f] - y[:, f].mean()
+        u, v = u / np.linalg.norm(u), v / np.linalg.norm(v)
+        # 1 − cos is half of the squared distance of unit vectors: exact near 1, too.
+        np.testing.assert_allclose(found.lost[f], ((u - v) ** 2).sum() / 2, rtol=1e-6)
+        line = scipy_stats.linregress(x[:, f], y[:, f])
+        np.testing.assert_allclose(found.slope[f], line.slope, rtol=1e-9)
+        np.testing.assert_allclose(1 - found.lost[f], line.rvalue, rtol=1e-9)
+        on, low = x[:, f] > 0, y[:, f] > 0
+        np.testing.assert_allclose(found.overlap[f], (on & low).sum() / (on | low).sum())
+        np.testing.assert_allclose(found.rate[f], low.sum() / on.sum())
+
+
+def test_a_rescaled_feature_survives_a_rotated_one_does_not_and_a_dead_one_is_dead():
+    a = activations(2)
+    b = a.copy()
+    b[..., 0] *= 0.7
+    b[..., 1] = a[..., 2]
+    b[..., 3] = 0
+    a[..., 4] = 0
+    found = survival(whole(sums(a, b)))
+    assert found.lost[0] < 1e-12
+    assert found.slope[0] == pytest.approx(0.7)
+    assert found.lost[1] > 0.9
+    assert (found.lost[3], found.overlap[3], found.rate[3]) == (1, 0, 0)
+    assert np.isnan(found.lost[4])
+    assert np.isnan(found.slope[4])
+    untouched = found.lost[5:]
+    assert (untouched == 0).all()
+    assert not judged(sums(a, b), 20)[4]
+
+
+def noisy(a, seed, size=0.3):
+    rng = np.random.default_rng(seed)
+    return np.maximum(a + size * rng.normal(size=a.shape) * (a > 0), 0)
+
+
+def against_floor(own_size, seed):
+    a = activations(3)
+    kept = np.ones(FEATURES_, bool)
+    weights = stats.bootstrap_weights(GROUPS, np.random.default_rng(0))
+    own = sums(a, noisy(a, seed, own_size))
+    floors = [sums(a, noisy(a, seed + 10 + i)) for i in range(5)]
+    draws = [drawn(each, kept, weights) for each in floors]
+    mean = np.mean([change_by_group(each, kept) for each in floors], axis=0)
+    p = stats.sign_flip_p(change_by_group(own, kept) - mean, np.random.default_rng(1))
+    found = ratio(drawn(own, kept, weights), draws, "median", p, np.random.default_rng(2))
+    return Floor(lost=1.0, worst=1.0, unlike=1.0, lost_ratio=found, worst_ratio=found,
+                 unlike_ratio=found)  # fmt: skip
+
+
+def test_noise_of_the_floors_size_has_ratio_one_and_other_sizes_are_told():
+    same = [against_floor(0.3, seed) for seed in range(0, 400, 20)]
+    inside = [f.lost_ratio.low <= 1 <= f.lost_ratio.high for f in same]
+    assert np.mean(inside) >= 0.85
+    verdicts = [verdict_of(floor) for floor in same]
+    assert verdicts.count("what") >= 17
+    more, less = against_floor(0.33, 1), against_floor(0.27, 1)
+    assert (verdict_of(more), verdict_of(less)) == ("more", "less")
+    assert more.lost_ratio.value == pytest.approx(1.21, abs=0.08), "1 − ρ goes with the square"
+
+
+def test_summaries_are_of_the_features_that_are_judged():
+    a = activations(4)
+    b = noisy(a, 5)
+    kept = np.arange(FEATURES_) < 20
+    found = summaries(whole(sums(a, b)), kept)
+    each = survival(whole(sums(a, b)))
+    lost = np.sort(each.lost[:20])
+    np.testing.assert_allclose(
+        found, [np.median(lost), lost[-1:].mean(), 1 - each.overlap[:20].mean()]
+    )
+
+
+def test_resamples_of_documents_are_weighted_sums():
+    a = activations(6)
+    b = noisy(a, 7)
+    kept = np.ones(FEATURES_, bool)
+    weights = stats.bootstrap_weights(GROUPS, np.random.default_rng(3), 7)
+    found = drawn(sums(a, b), kept, weights)
+    for row, own in zip(weights, found.resamples, strict=True):
+        times = np.rint(row * GROUPS).astype(int)
+        again = sums(np.repeat(a, times, axis=0), np.repeat(b, times, axis=0))
+        np.testing.assert_allclose(own, summaries(whole(again), kept), rtol=1e-9)
+
+
+def test_kendalls_w_is_that_of_friedmans_test():
+    shares = np.random.default_rng(8).random((6, 5)).round(1)
+    chi, _ = scipy_stats.friedmanchisquare(*shares.T)
+    assert kendalls_w(shares) == pytest.approx(chi / (6 * 4))
+    order = np.tile(np.arange(5.0), (6, 1))
+    assert kendalls_w(order) == 1
+    assert np.isnan(kendalls_w(np.ones((6, 5))))
+    assert np.isnan(kendalls_w(np.ones((6, 1))))
+
+
+def test_the_share_of_removed_weights_is_found_between_those_measured():
+    shares, found = np.array([0.1, 0.2, 0.4]), np.array([9.9, 12.0, 20.0])
+    assert share_of(12.0, 10.0, shares, found) == pytest.approx(0.2)
+    assert share_of(np.sqrt(12.0 * 20.0), 10.0, shares, found) == pytest.approx(0.3)
+    assert share_of(9.8, 10.0, shares, found) is None
+    assert share_of(50.0, 10.0, shares, found) is None
+
+
+# On a model.
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return write_model(tmp_path_factory.mktemp("features") / "model")
+
+
+@pytest.fixture(scope="module")
+def model(folder):
+    return jaxalign.load(str(folder))
+
+
+def test_a_call_adds_up_what_numpy_adds_up(model):
+    rng = np.random.default_rng(0)
+    tokens = rng.integers(0, 4096, (4, 9)).astype(np.int32)
+    lengths = np.array([9, 7, 9, 3], np.int32)
+    counted = (np.arange(9) < lengths[:, None]) & (np.arange(9) > 0)
+    predicted = np.arange(9) < lengths[:, None]
+    segment = np.array([0, 0, 1, 1], np.int32)
+    d = random_dictionary("topk", width=32)
+    low = jaxalign.cast(model.params, scheme_named("int4-channel"))
+    out = compare(
+        model.params, low, (d,), tokens, lengths, counted, predicted, segment, config=model.config,
+        scheme=F32, places=(("resid", 2),), segments=2,
+    )  # fmt: skip
+    runs = [
+        jaxalign.forward(
+            params,
+            jnp.asarray(tokens),
+            model.config,
+            lengths=jnp.asarray(lengths),
+            capture=("resid",),
+        )
+        for params in (model.params, low)
+    ]
+    a, b = (np.asarray(encode(d, r.activations["resid"][1]), np.float64) for r in runs)
+    a, b = a * counted[..., None], b * counted[..., None]
+    [found] = out.features
+    for part in (0, 1):
+        x, y = a[segment == part], b[segment == part]
+        for name, value in sums(x.reshape(1, -1, 40), y.reshape(1, -1, 40)).items():
+            if name != "tokens":
+                np.testing.assert_allclose(getattr(found, name)[part], value[0], atol=2e-4)
+        np.testing.assert_allclose(found.top[part], x.max(axis=(0, 1)), rtol=1e-5)
+        assert float(found.tokens[part]) == counted[segment == part].sum()
+    x = np.asarray(runs[0].activations["resid"][1], np.float64)
+    y = np.asarray(decode(d, jnp.asarray(a, jnp.float32), jnp.asarray(x, jnp.float32)))
+    missed = (((x - y) * counted[..., None]) ** 2).sum(axis=(1, 2))
+    np.testing.assert_allclose(found.missed, [missed[:2].sum(), missed[2:].sum()], rtol=1e-4)
+    logits = [np.asarray(r.logits, np.float64) for r in runs]
+    logp = [v - np.log(np.exp(v).sum(-1, keepdims=True)) for v in logits]
+    kl = (np.exp(logp[0]) * (logp[0] - logp[1])).sum(-1) * counted
+    np.testing.assert_allclose(out.predictions.kl, [kl[:2].sum(), kl[2:].sum()], rtol=1e-3)
+    nll = -np.take_along_axis(logp[0][:, :-1], tokens[:, 1:, None], -1)[..., 0] * predicted[:, 1:]
+    np.testing.assert_allclose(out.predictions.loss, [nll[:2].sum(), nll[2:].sum()], rtol=1e-4)
+
+
+def test_noise_has_the_norm_of_the_error_in_each_group_and_pruning_the_share(model):
+    import jax
+
+    scheme = scheme_named("int3-g16")
+    low = jaxalign.cast(model.params, scheme)
+    moved = group_noisy(model.params, low, jax.random.key(0), config=model.config, group=16)
+    block = jax.tree.map(lambda a: a[0], (model.params.blocks, low.blocks, moved.blocks))
+    target = low_matrices(block[0], block[1], model.config)["up"]
+    error, noise = (np.asarray(w - block[0].mlp.up) for w in (target, block[2].mlp.up))
+    for part in range(0, 32, 16):
+        ours, theirs = (np.linalg.norm(e[part : part + 16], axis=0) for e in (noise, error))
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+    cut = np.asarray(pruned(model.params, jnp.float32(0.3)).blocks.mlp.up)
+    assert (cut == 0).mean() == pytest.approx(0.3, abs=0.01)
+    kept = cut != 0
+    assert np.array_equal(cut[kept], np.asarray(model.params.blocks.mlp.up)[kept])
+
+
+def dictionary_of(model, folder, **facts):
+    own = {
+        "layout": "sae_lens", "model": "m", "point": "resid", "step": 2, "prepend_bos": False,
+        "weights_sha256": model.weights_sha256,
+    }  # fmt: skip
+    d = random_dictionary("topk", width=32)
+    trained = TrainedDictionary(dictionary=d, facts=DictionaryFacts(**{**own, **facts}))
+    save_dictionary(trained, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def study(folder, model, tmp_path_factory):
+    place = tmp_path_factory.mktemp("study")
+    sae = dictionary_of(model, place / "sae")
+    ran = run(
+        "features", "--model", folder, "--device", "cpu", "--sae", sae, "--schemes",
+        "int4-channel,int2-channel", "--noise-draws", 2, "--group-noise", "--tokens",
+        1500, "--window", 32, "--output", place / "features.json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    return ran, FEATURES.read(place / "features.json"), place
+
+
+def test_the_command_says_what_happened_and_writes_it(study):
+    ran, result, place = study
+    [own] = result.dictionaries
+    assert [row.scheme for row in own.rows] == ["int4-channel", "int2-channel"]
+    assert not own.valid, "a random dictionary explains nothing"
+    assert "No dictionary explains enough" in ran.out
+    assert own.chance[0] > 0.5 > own.rows[0].lost.value > own.batching[0]
+    four, two = own.rows
+    assert two.lost.value > four.lost.value
+    assert two.survives < four.survives
+    for row in own.rows:
+        assert row.survives + row.blurred + row.destroyed == pytest.approx(1)
+        assert np.isfinite(row.rho).sum() == own.judged
+        assert len(row.tensor.draws) == 2
+        assert row.lost.low <= row.lost.value <= row.lost.high
+        assert row.dead + row.rare + row.common + row.frequent == pytest.approx(1)
+    assert result.predictions[0].kl.value == 0
+    assert {path.suffix for path in (place / "figures").iterdir()} == {".png", ".svg"}
+    assert len(result.records()) == 2
+    assert max(map(len, result.summary().splitlines())) <= 100
+    assert result.summary() in ran.out
+    assert "int2-channel ÷ group" in result.details()
+
+
+@pytest.mark.slow
+def test_pruned_weights_of_the_same_perplexity_stand_beside_a_scheme(folder, study, tmp_path):
+    _, _, place = study
+    ran = run(
+        "features", "--model", folder, "--device", "cpu", "--sae", place / "sae", "--schemes",
+        "int2-channel", "--noise-draws", 0, "--pruning", "--tokens", 600, "--window", 32,
+        "--output", tmp_path / "f.json", "--no-figures",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    result = FEATURES.read(tmp_path / "f.json")
+    [row] = result.dictionaries[0].rows
+    wanted = result.predictions[1].perplexity.value
+    if row.pruning is None:
+        assert "no share of removed weights costs its perplexity" in " ".join(
+            result.provenance.notes
+        )
+    else:
+        assert row.pruning.perplexity == pytest.approx(wanted, rel=0.02)
+        assert 0 < row.pruning.share < 0.8
+
+
+def test_a_result_of_another_length_is_not_read(study, tmp_path):
+    _, _, place = study
+    content = json.loads((place / "features.json").read_text())
+    content["dictionaries"][0]["rows"][0]["rho"].append(0.5)
+    (tmp_path / "f.json").write_text(json.dumps(content))
+    with pytest.raises(jaxalign.InputError, match="has 41 features of 40"):
+        FEATURES.read(tmp_path / "f.json")
+
+
+@pytest.mark.parametrize(
+    ("facts", "more", "said"),
+    [
+        ({"weights_sha256": "0" * 64}, (), "was trained on m, and"),
+        ({"point": None, "step": None}, (), "does not say where in the model it belongs"),
+        ({"step": 9}, (), "the model has no resid after L8"),
+        ({"point": "mlp_hidden", "step": 0}, (), "has width 32, and"),
+        ({"point": "mlp_out", "step": 0, "reads": "mlp_in"}, (), "is a transcoder, from mlp_in to"),
+        ({"prepend_bos": True}, (), "and the model's tokenizer puts none there"),
+        ({}, ("--least-firings", 100_000), "is active on 100000 tokens of these texts"),
+        ({}, ("--survives", 0.2), "--destroyed 0.3 is not below --survives 0.2"),
+        ({}, ("--group-noise", "--noise-draws", 0), "--group-noise has no use without draws"),
+        ({}, ("--window", 4000), "4000"),
+    ],
+)
+def test_what_cannot_be_studied_is_refused(folder, model, tmp_path, facts, more, said):
+    d = {} if "reads" not in facts else {"centered": False}
+    sae = tmp_path / "sae"
+    own = {"layout": "sae_lens", "model": "m", "point": "resid", "step": 2, "prepend_bos": False,
+           "weights_sha256": model.weights_sha256}  # fmt: skip
+    kind = "relu" if "reads" in facts else "topk"
+    trained = TrainedDictionary(
+        dictionary=random_dictionary(kind, width=32, **d), facts=DictionaryFacts(**{**own, **facts})
+    )
+    save_dictionary(trained, sae)
+    output = tmp_path / "out" / "features.json"
+    given = ("features", "--model", folder, "--device", "cpu", "--sae", sae, "--tokens", 300)
+    few = ("--schemes", "int4-channel") + (() if "--noise-draws" in more else ("--noise-draws", 1))
+    window = () if "--window" in more else ("--window", 32)
+    assert said in refusal(*given, *few, *window, *more, "--output", output)
+    assert not output.exists()
+
+
+def test_a_dictionary_of_another_model_is_read_where_it_is_asked_for(folder, model, tmp_path):
+    sae = dictionary_of(model, tmp_path / "sae", weights_sha256="0" * 64)
+    ran = run(
+        "features", "--model", folder, "--device", "cpu", "--sae", sae, "--schemes",
+        "int4-channel", "--noise-draws", 0, "--tokens", 300, "--window", 32,
+        "--sae-model-mismatch", "allow", "--output", tmp_path / "f.json", "--no-figures",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    assert "another model" in " ".join(FEATURES.read(tmp_path / "f.json").provenance.notes)
+
+
+def test_a_model_without_a_dictionary_of_its_own_asks_for_one(folder, tmp_path):
+    said = refusal(
+        "features", "--model", folder, "--device", "cpu", "--output", tmp_path / "f.json"
+    )
+    assert "--sae names no dictionary of" in said
+    assert "jaxalign train-sae" in said
+
+
+def test_a_place_whose_units_a_scheme_moves_is_refused(folder, model, tmp_path):
+    sae = dictionary_of(model, tmp_path / "sae", point="z", step=0)
+    (tmp_path / "calibration.txt").write_text("It was a quiet day.\nThe train is late.\n" * 8)
+    said = refusal(
+        "features", "--model", folder, "--device", "cpu", "--sae", sae, "--schemes", "awq-channel",
+        "--calibration", tmp_path / "calibration.txt", "--output", tmp_path / "f.json",
+    )  # fmt: skip
+    assert "awq-channel moves scales between matrices, so that z has other units" in said
+
+
+def test_verdicts_want_both_interval_and_test():
+    base = against_floor(0.33, 1)
+    assert verdict_of(base) == "more"
+    weak = replace(base, lost_ratio=replace(base.lost_ratio, p_adjusted=0.2))
+    wide = replace(base, lost_ratio=replace(base.lost_ratio, low=0.9))
+    assert verdict_of(weak) == verdict_of(wide) == "what"
+    assert verdict_of(None) is None
