@@ -10,7 +10,7 @@ from jaxalign.numerics.scheme import F32, Scheme, scheme_named
 from jaxalign.study.option import listed, option, refuse_repeated, schemes_option
 from jaxalign.study.options import Common
 
-SCHEMES = tuple(map(scheme_named, ("int8", "nf4", "int4-g64", "int3-g64", "int2-g64")))
+SCHEMES = tuple(map(scheme_named, ("int8-g64", "nf4", "int4-g64", "int3-g64", "int2-g64")))
 Positions = Literal["all", "last"]
 Mismatch = Literal["refuse", "allow"]
 

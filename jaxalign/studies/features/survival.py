@@ -175,6 +175,9 @@ def ratio(
 ) -> Estimate:
     """A summary over the mean of those of its floors, with an interval over documents and draws.
 
+    Where features lose on few tokens alone, resamples that lack these lose less, of a scheme and of
+    its floor unequally; the interval is then stretched to the value.
+
     Args:
         own: of the scheme.
         floors: one a draw of the floor, of the same resamples.
@@ -192,6 +195,7 @@ def ratio(
     with np.errstate(divide="ignore", invalid="ignore"):
         value = own.value[at] / values.mean()
         low, high = stats.interval(own.resamples[:, at] / mean)
+        low, high = np.fmin(low, value), np.fmax(high, value)
     return Estimate(number(value), number(low), number(high), None if p is None else number(p))
 
 

@@ -32,12 +32,11 @@ def table(result: FeaturesResult) -> str:
         lines += ["", f"and {len(result.dictionaries) - NAMED} more dictionaries: --verbose"]
     lines += [
         "",
-        f"{texts.tokens} tokens of {counted(texts.documents, 'document')}; lost: 1 − ρ of a "
-        "feature's activations with f32's, median;",
-        "worst: mean of the 5 % that lose most; unlike: 1 − overlap of firings. ÷ noise: over "
-        "random weights as",
-        "far away, [95 % over documents and draws]; * told from 1 (corrected). ρ ≥ "
-        f"{result.survives:g} survives, < {result.destroyed:g} is destroyed.",
+        f"{texts.tokens} tokens of {counted(texts.documents, 'document')}. lost: 1 − ρ of a "
+        "feature's activations with",
+        "f32's, median; worst: mean of the 5 % that lose most; unlike: 1 − overlap of firings.",
+        "÷ noise: over random weights as far away [95 % over documents and draws]; * told from 1",
+        f"(corrected). ρ ≥ {result.survives:g} survives, < {result.destroyed:g} is destroyed.",
     ]
     return "\n".join(lines)
 
@@ -104,34 +103,30 @@ def _dictionary(own: DictionaryReport) -> list[str]:
     """A dictionary's quality, then a scheme a line."""
     mark = "; explains too little: say nothing of its features" * (not own.valid)
     lines = [
-        f"{one_line(own.name, 40)}: {own.features} features of {own.kind}, {own.judged} judged{mark}",
+        f"{one_line(own.name, 40)}: {own.features} features of {own.kind}, {own.judged} judged"
+        f"{mark}",
         f"explains {_plain(own.explained)}, {_plain(own.active, '.1f')} features a token, loss "
         f"recovered {_plain(own.recovered, '.1%')}; dead {own.dead:.1%}, rare {own.rare:.1%}",
         f"no effect: two batchings of f32 lose {_small(own.batching[0])}; chance: "
         f"{_small(own.chance[0])}",
     ]
-    head = ["scheme", "bits", "lost", "÷ noise", "worst", "÷ noise", "unlike", "÷ noise",
-            "survive", "destroyed", "slope"]  # fmt: skip
+    head = ["scheme", "bits", "lost", "÷ noise", "worst", "÷ noise", "unlike", "survive",
+            "destroyed", "slope"]  # fmt: skip
     return lines + text_table(head, [_line(row) for row in own.rows]).splitlines()
 
 
 def _line(row: FeatureRow) -> list[str]:
     floor = row.tensor
-    ratios: list[Estimate | None] = [None] * 3
-    if floor is not None:
-        ratios = [floor.lost_ratio, floor.worst_ratio, floor.unlike_ratio]
-    worst, unlike = (
-        "" if ratio is None or ratio.value is None else f"{ratio.value:.2f}" for ratio in ratios[1:]
-    )
+    lost = None if floor is None else floor.lost_ratio
+    worst = "" if floor is None else _plain(floor.worst_ratio.value, ".2f")
     return [
         one_line(row.scheme, 16),
         f"{row.bits:.2f}",
         _small(row.lost.value),
-        _ratio(ratios[0], verdict_of(floor) in ("more", "less")),
+        _ratio(lost, verdict_of(floor) in ("more", "less")),
         _small(row.worst.value),
         worst,
         _small(row.unlike.value),
-        unlike,
         _plain(row.survives, ".1%"),
         _plain(row.destroyed, ".1%"),
         _plain(row.slope, ".3f"),
