@@ -27,7 +27,7 @@ def table(result: FeaturesResult) -> str:
         *_predictions(result),
     ]
     for own in result.dictionaries[:NAMED]:
-        lines += ["", *_dictionary(own)]
+        lines += ["", *_dictionary(own, result.survives, result.destroyed)]
     if len(result.dictionaries) > NAMED:
         lines += ["", f"and {len(result.dictionaries) - NAMED} more dictionaries: --verbose"]
     lines += [
@@ -36,7 +36,8 @@ def table(result: FeaturesResult) -> str:
         "feature's activations with",
         "f32's, median; worst: mean of the 5 % that lose most; unlike: 1 − overlap of firings.",
         "÷ noise: over random weights as far away [95 % over documents and draws]; * told from 1",
-        f"(corrected). ρ ≥ {result.survives:g} survives, < {result.destroyed:g} is destroyed.",
+        f"(corrected). Of such ρ features survive (≥ {result.survives:g}) or are destroyed (< "
+        f"{result.destroyed:g}).",
     ]
     return "\n".join(lines)
 
@@ -99,19 +100,19 @@ def _prediction(own: SchemePredictions) -> list[str]:
     ]
 
 
-def _dictionary(own: DictionaryReport) -> list[str]:
+def _dictionary(own: DictionaryReport, survives: float, destroyed: float) -> list[str]:
     """A dictionary's quality, then a scheme a line."""
-    mark = "; explains too little: say nothing of its features" * (not own.valid)
     lines = [
-        f"{one_line(own.name, 40)}: {own.features} features of {own.kind}, {own.judged} judged"
-        f"{mark}",
+        f"{one_line(own.name, 40)}: {own.features} features of {own.kind}, {own.judged} judged",
         f"explains {_plain(own.explained)}, {_plain(own.active, '.1f')} features a token, loss "
         f"recovered {_plain(own.recovered, '.1%')}; dead {own.dead:.1%}, rare {own.rare:.1%}",
         f"no effect: two batchings of f32 lose {_small(own.batching[0])}; chance: "
         f"{_small(own.chance[0])}",
     ]
-    head = ["scheme", "bits", "lost", "÷ noise", "worst", "÷ noise", "unlike", "survive",
-            "destroyed", "slope"]  # fmt: skip
+    if not own.valid:
+        lines.append("* It explains too little of what it reads: say nothing of its features.")
+    ends = f"≥ {survives:g}", f"< {destroyed:g}"
+    head = ["scheme", "bits", "lost", "÷ noise", "worst", "÷ noise", "unlike", *ends, "slope"]
     return lines + text_table(head, [_line(row) for row in own.rows]).splitlines()
 
 
