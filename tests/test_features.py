@@ -16,18 +16,22 @@ from jaxalign.dictionaries import decode, encode
 from jaxalign.measures import stats
 from jaxalign.numerics import F32
 from jaxalign.numerics.scheme import scheme_named
+from jaxalign.prompts import cut_windows
+from jaxalign.prompts.named_texts import named_texts
 from jaxalign.studies.features import FEATURES
 from jaxalign.studies.features.floors import group_noisy, pruned, share_of
 from jaxalign.studies.features.moments import compare
+from jaxalign.studies.features.quality import measure_quality
 from jaxalign.studies.features.result import Floor
+from jaxalign.studies.features.sources import open_sources
 from jaxalign.studies.features.survival import (
-    change_by_group,
+    against,
     drawn,
     judged,
     kendalls_w,
-    ratio,
     summaries,
     survival,
+    unexplained,
 )
 from jaxalign.studies.features.table import verdict_of
 from jaxalign.study.weight_noise import low_matrices
@@ -103,29 +107,64 @@ def noisy(a, seed, size=0.3):
     return np.maximum(a + size * rng.normal(size=a.shape) * (a > 0), 0)
 
 
-def against_floor(own_size, seed):
+def against_floor(own_size, seed, change=lambda b: b):
     a = activations(3)
-    kept = np.ones(FEATURES_, bool)
     weights = stats.bootstrap_weights(GROUPS, np.random.default_rng(0))
-    own = sums(a, noisy(a, seed, own_size))
-    floors = [sums(a, noisy(a, seed + 10 + i)) for i in range(5)]
-    draws = [drawn(each, kept, weights) for each in floors]
-    mean = np.mean([change_by_group(each, kept) for each in floors], axis=0)
-    p = stats.sign_flip_p(change_by_group(own, kept) - mean, np.random.default_rng(1))
-    found = ratio(drawn(own, kept, weights), draws, "median", p, np.random.default_rng(2))
-    return Floor(lost=1.0, worst=1.0, unlike=1.0, lost_ratio=found, worst_ratio=found,
-                 unlike_ratio=found)  # fmt: skip
+    own = unexplained(sums(a, change(noisy(a, seed, own_size))))
+    floors = [unexplained(sums(a, noisy(a, seed + 10 + i))) for i in range(5)]
+    found = against(own, floors, weights, np.random.default_rng(1))
+    return Floor(lost=1.0, worst=1.0, unlike=1.0, ratio=found.ratio, worst_ratio=found.worst)
+
+
+def test_groups_of_documents_add_up_to_what_a_line_does_not_explain():
+    a = activations(9)
+    b = 0.6 * noisy(a, 1) + 0.2 * (a > 0)
+    b[..., 0] = 0
+    parts, each = unexplained(sums(a, b)), survival(whole(sums(a, b)))
+    assert parts.shape == (GROUPS, FEATURES_)
+    np.testing.assert_allclose(parts.sum(axis=0)[1:], 1 - (1 - each.lost[1:]) ** 2, rtol=1e-9)
+    assert parts[:, 0].sum() == pytest.approx(1)
+    x, y = flat(a)[:, 5], flat(b)[:, 5]
+    line = scipy_stats.linregress(x, y)
+    rest = (y - line.intercept - line.slope * x).reshape(GROUPS, TOKENS)
+    ours = parts[:, 5]
+    np.testing.assert_allclose(ours, (rest**2).sum(axis=1) / ((y - y.mean()) ** 2).sum(), rtol=1e-6)
 
 
 def test_noise_of_the_floors_size_has_ratio_one_and_other_sizes_are_told():
     same = [against_floor(0.3, seed) for seed in range(0, 400, 20)]
-    inside = [f.lost_ratio.low <= 1 <= f.lost_ratio.high for f in same]
-    assert np.mean(inside) >= 0.85
+    for ratio in ("ratio", "worst_ratio"):
+        found = [getattr(floor, ratio) for floor in same]
+        assert np.mean([each.low <= 1 <= each.high for each in found]) >= 0.85
+        assert all(each.low < each.value < each.high for each in found)
     verdicts = [verdict_of(floor) for floor in same]
     assert verdicts.count("what") >= 17
     more, less = against_floor(0.33, 1), against_floor(0.27, 1)
     assert (verdict_of(more), verdict_of(less)) == ("more", "less")
-    assert more.lost_ratio.value == pytest.approx(1.21, abs=0.08), "1 − ρ goes with the square"
+    assert more.ratio.value == pytest.approx(1.21, abs=0.08), "it goes with the square"
+
+
+def test_a_rescaling_is_no_damage_beside_noise():
+    plain, scaled = (against_floor(0.3, 1, change) for change in (lambda b: b, lambda b: 0.5 * b))
+    assert scaled.ratio.value == pytest.approx(plain.ratio.value)
+    assert scaled.ratio.p == plain.ratio.p
+
+
+def test_features_that_lose_on_few_tokens_have_an_interval_around_their_ratio():
+    """Resamples of documents without these tokens lose nothing."""
+    a = activations(11)
+    rng = np.random.default_rng(2)
+
+    def flipped(rate):
+        return np.where(rng.random(a.shape) < rate, 0, a)
+
+    weights = stats.bootstrap_weights(GROUPS, np.random.default_rng(0))
+    own = unexplained(sums(a, flipped(1e-2)))
+    floors = [unexplained(sums(a, flipped(5e-3))) for _ in range(5)]
+    found = against(own, floors, weights, np.random.default_rng(1)).ratio
+    assert found.low < found.value < found.high
+    assert found.value == pytest.approx(2, rel=0.3)
+    assert found.low > 1
 
 
 def test_summaries_are_of_the_features_that_are_judged():
@@ -163,11 +202,11 @@ def test_kendalls_w_is_that_of_friedmans_test():
 
 
 def test_the_share_of_removed_weights_is_found_between_those_measured():
-    shares, found = np.array([0.1, 0.2, 0.4]), np.array([9.9, 12.0, 20.0])
-    assert share_of(12.0, 10.0, shares, found) == pytest.approx(0.2)
-    assert share_of(np.sqrt(12.0 * 20.0), 10.0, shares, found) == pytest.approx(0.3)
-    assert share_of(9.8, 10.0, shares, found) is None
-    assert share_of(50.0, 10.0, shares, found) is None
+    shares, found = np.array([0.1, 0.2, 0.4]), np.array([1.9, 2.2, 3.0])
+    assert share_of(2.2, 2.0, shares, found) == pytest.approx(0.2)
+    assert share_of(2.6, 2.0, shares, found) == pytest.approx(0.3)
+    assert share_of(1.95, 2.0, shares, found) is None
+    assert share_of(3.5, 2.0, shares, found) is None
 
 
 # On a model.
@@ -389,7 +428,35 @@ def test_a_place_whose_units_a_scheme_moves_is_refused(folder, model, tmp_path):
 def test_verdicts_want_both_interval_and_test():
     base = against_floor(0.33, 1)
     assert verdict_of(base) == "more"
-    weak = replace(base, lost_ratio=replace(base.lost_ratio, p_adjusted=0.2))
-    wide = replace(base, lost_ratio=replace(base.lost_ratio, low=0.9))
+    weak = replace(base, ratio=replace(base.ratio, p_adjusted=0.2))
+    wide = replace(base, ratio=replace(base.ratio, low=0.9))
     assert verdict_of(weak) == verdict_of(wide) == "what"
     assert verdict_of(None) is None
+
+
+def test_an_estimate_counts_the_pruned_passes_and_computes_none(folder, model, tmp_path):
+    sae = dictionary_of(model, tmp_path / "sae")
+    ran = run(
+        "features", "--model", folder, "--device", "cpu", "--sae", sae, "--schemes",
+        "int4-channel", "--noise-draws", 1, "--pruning", "--tokens", 300, "--window", 32,
+        "--output", tmp_path / "out" / "f.json", "--estimate", "--json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    # Batching, chance, bf16, the scheme, a draw, eleven shares and the one that matches.
+    assert json.loads(ran.out)["calls"] == 17
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_bundled_dictionary_is_one_of_the_bundled_model():
+    demo = jaxalign.load("demo")
+    [source] = open_sources(demo, (), "refuse")
+    assert source.notes == ()
+    assert source.trained.facts.site == "resid after L3"
+    texts, _ = named_texts("demo", "demo")
+    windows = cut_windows(texts[:120], demo.tokenizer, window=64)
+    found = measure_quality(
+        demo.params, demo.config, windows, source.dictionary, source.place, rows=64
+    )
+    assert found.explained > 0.8
+    assert found.recovered > 0.95
+    assert found.active <= 16

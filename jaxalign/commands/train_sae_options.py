@@ -2,40 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 from jaxalign.checkpoints.dictionaries import LAYOUTS
+from jaxalign.commands.parser import real, whole
 from jaxalign.dictionaries.losses import TRAINED, Trained
 from jaxalign.dictionaries.training import TrainingOptions
 from jaxalign.errors import InputError
 from jaxalign.prompts.named_texts import NAMES
-from jaxalign.study.option import check_options, listed, memory_option, option
+from jaxalign.study.option import MOST, check_options, listed, memory_option, option
 
 SITES = ("resid", "mlp_out", "attn_out", "z", "mlp_hidden")
 
 
-def numbers(text: str) -> tuple[int, ...]:
-    """Whole numbers with commas between them.
+def numbers(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """What reads a list of numbers with commas between them.
 
-    Raises:
-        InputError: something else.
+    Args:
+        one: reads one of them: ``whole`` or ``real``.
     """
-    try:
-        return tuple(int(one) for one in listed(text))
-    except ValueError:
-        raise InputError(f"{text[:40]!r} is no list of whole numbers", "give 0,1,2") from None
-
-
-def reals(text: str) -> tuple[float, ...]:
-    """Numbers with commas between them.
-
-    Raises:
-        InputError: something else.
-    """
-    try:
-        return tuple(float(one) for one in listed(text))
-    except ValueError:
-        raise InputError(f"{text[:40]!r} is no list of numbers", "give 0.1,0.3") from None
+    return lambda text: tuple(one(word) for word in listed(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +57,10 @@ class TrainSaeOptions:
     layers: tuple[int, ...] | None = field(
         default=None,
         metadata=option(
-            "--layers", metavar="LIST", parse=numbers, help="of these blocks, from 0 (default: all)"
+            "--layers",
+            metavar="LIST",
+            parse=numbers(whole),
+            help="of these blocks, from 0 (default: all)",
         ),
     )
     texts: str | None = field(
@@ -116,14 +107,14 @@ class TrainSaeOptions:
         metadata=option(
             "--penalties",
             metavar="LIST",
-            parse=reals,
+            parse=numbers(real),
             help="of what makes features sparse, of relu, gated, sigmoid and jumprelu; each is "
             "trained (default: 0.001)",
         ),
     )
     seeds: tuple[int, ...] = field(
         default=(0,),
-        metadata=option("--seeds", metavar="LIST", parse=numbers, help="each is trained"),
+        metadata=option("--seeds", metavar="LIST", parse=numbers(whole), help="each is trained"),
     )
     steps: int = field(
         default=5000, metadata=option("--steps", metavar="N", least=1, help="of the optimizer")
@@ -188,10 +179,9 @@ class TrainSaeOptions:
         for flag, values in (("--seeds", self.seeds), ("--penalties", self.penalties)):
             if values is not None and (not values or len(set(values)) < len(values)):
                 raise InputError(f"{flag}: expected numbers, each once", "name one or more")
-        if self.penalties is not None and min(self.penalties) < 0:
-            raise InputError(f"--penalties: {min(self.penalties)} is below 0", "give 0 or more")
-        if min(self.seeds) < 0:
-            raise InputError(f"--seeds: {min(self.seeds)} is below 0", "give 0 or more")
+            for one in values or ():
+                if not 0 <= one <= MOST:  # NaN is neither
+                    raise InputError(f"{flag}: {one} is not in 0 … {MOST}", "give such numbers")
 
     def training(self, width: int) -> TrainingOptions:
         """The training of one site.

@@ -11,11 +11,19 @@ import numpy as np
 from jaxalign.engine.activations import Place
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Batch, Windows
-from jaxalign.studies.features.moments import LARGEST, Compared, Moments, Predictions, compare
+from jaxalign.studies.features.floors import late_pruned
+from jaxalign.studies.features.moments import (
+    LARGEST,
+    Compared,
+    Moments,
+    Predictions,
+    compare,
+    losses,
+)
 from jaxalign.studies.features.quality import first_left_out, padded
 from jaxalign.studies.features.sources import Source
 from jaxalign.study.batching import too_small
-from jaxalign.study.calls import Call, Late
+from jaxalign.study.calls import Call
 from jaxalign.study.session import Session
 
 # Documents are resampled in so many groups at most, each of documents that follow one another.
@@ -42,11 +50,6 @@ class Work:
     groups: int
     rows: int
     segments: int
-
-    @property
-    def starts(self) -> range:
-        """The first window of every call."""
-        return range(0, len(self.group), self.rows)
 
 
 def work_of(session: Session, sources: Sequence[Source], windows: Windows, last: bool) -> Work:
@@ -121,12 +124,9 @@ def calls(
     dictionaries = tuple(source.dictionary for source in sources)
     own = "+".join(source.trained.facts.sha256[:12] for source in sources)
     how = {"scheme": F32 if phase.startswith(("noise", "group noise")) else scheme.run, **how}
-    for number, start in enumerate(work.starts):
-        part = slice(start, start + work.rows)
-        windows, rows = work.windows, work.rows
-        group = work.group[part]
-        _, segment = np.unique(group, return_inverse=True)
-        tokens, lengths = padded(windows.tokens[part], rows), padded(windows.lengths[part], rows, 1)
+    rows = work.rows
+    for number, (batch, part) in enumerate(_batches(work)):
+        _, segment = np.unique(work.group[part], return_inverse=True)
         yield Call(
             key=(phase, scheme.name, own, number),
             program=compare,
@@ -134,10 +134,10 @@ def calls(
                 session.model.params,
                 low,
                 dictionaries,
-                tokens,
-                lengths,
+                batch.tokens,
+                batch.lengths,
                 padded(work.counted[part], rows),
-                padded(windows.counted[part], rows),
+                padded(work.windows.counted[part], rows),
                 padded(segment.astype(np.int32), rows),
             ),
             static={
@@ -147,10 +147,46 @@ def calls(
                 "mesh": session.mesh,
                 **how,
             },
-            batch=Batch(tuple(range(start, start + len(group))), tokens, lengths),
+            batch=batch,
             rows=2,
             layer_rows=2 * session.config.num_layers * rows,
         )
+
+
+def loss_calls(
+    session: Session, work: Work, share: float
+) -> Iterator[Call[tuple[np.ndarray, np.ndarray]]]:
+    """The next-token loss of the texts without the smallest weights.
+
+    Args:
+        session: of the study.
+        work: the texts.
+        share: of the weights of each matrix that are removed.
+    """
+    for number, (batch, part) in enumerate(_batches(work)):
+        yield Call(
+            key=("pruned", f"{share:g}", number),
+            program=losses,
+            arguments=(
+                late_pruned(session, share),
+                batch.tokens,
+                batch.lengths,
+                padded(work.windows.counted[part], work.rows),
+            ),
+            static={"config": session.config},
+            batch=batch,
+            layer_rows=session.config.num_layers * work.rows,
+        )
+
+
+def _batches(work: Work) -> Iterator[tuple[Batch, slice]]:
+    """The windows of every call, filled up to one shape."""
+    windows, rows = work.windows, work.rows
+    for start in range(0, len(work.group), rows):
+        part = slice(start, start + rows)
+        index = tuple(range(len(work.group)))[part]
+        tokens, lengths = padded(windows.tokens[part], rows), padded(windows.lengths[part], rows, 1)
+        yield Batch(index, tokens, lengths), part
 
 
 @dataclass
@@ -195,6 +231,3 @@ class Added:
         return type(like)(
             **{n: np.zeros((self.work.groups, *v.shape[1:])) for n, v in vars(like).items()}
         )
-
-
-LatePass = tuple[str, Scheme, Late | Any, dict[str, Any]]

@@ -15,6 +15,7 @@ from jaxalign.plots.looks import NOISE, look
 from jaxalign.plots.page import GREY, INK, PALE, Page, facets, new_page
 from jaxalign.plots.words import model_words, precision_name, short_name
 from jaxalign.studies.features.result import DictionaryReport, FeatureRow, FeaturesResult, Floor
+from jaxalign.studies.features.table import verdict_of
 
 MOST = 6  # dictionaries of a page
 WIDTH = 9.6
@@ -191,14 +192,12 @@ def ratios(result: FeaturesResult) -> Page:
 
 
 def _one_ratio(ax: Axes, floor: Floor | None, height: float, marker: str) -> None:
-    if floor is None or floor.lost_ratio.value is None or floor.lost_ratio.value <= 0:
+    if floor is None or floor.ratio.value is None or floor.ratio.value <= 0:
         return
-    ratio = floor.lost_ratio
+    ratio, value = floor.ratio, floor.ratio.value
     if ratio.low and ratio.high:
         ax.plot([ratio.low, ratio.high], [height, height], color=INK, lw=1)
-    value: float = floor.lost_ratio.value
-    p = ratio.p if ratio.p_adjusted is None else ratio.p_adjusted
-    told = p is not None and p < 0.05 and not (ratio.low or 0) <= 1 <= (ratio.high or 0)
+    told = verdict_of(floor) != "what"
     ax.plot(value, height, marker, color=INK, mfc=INK if told else "white", ms=4.5, zorder=3)
 
 

@@ -121,26 +121,23 @@ def late_pruned(session: Session, share: float) -> Late:
     )
 
 
-def share_of(
-    perplexity: float, clean: float, shares: np.ndarray, perplexities: np.ndarray
-) -> float | None:
-    """The share of weights whose removal costs a perplexity, between those that were measured.
+def share_of(loss: float, clean: float, shares: np.ndarray, losses: np.ndarray) -> float | None:
+    """The share of weights whose removal costs a loss, between those that were measured.
 
     Args:
-        perplexity: that is wanted.
+        loss: the logarithm of the perplexity that is wanted, nats a token.
         clean: of f32.
         shares: that were measured, rising.
-        perplexities: of each.
+        losses: of each.
 
     Returns:
-        None where the scheme costs no perplexity, or more than the largest share.
+        None where the scheme costs nothing, or more than the largest share.
     """
     # Removing few weights may help: what is beyond the first rise is read.
-    rising = np.maximum.accumulate(np.log([clean, *perplexities]))
-    wanted, at = np.log(perplexity), np.array([0.0, *shares])
-    if not rising[0] < wanted <= rising[-1]:
+    rising, at = np.maximum.accumulate([clean, *losses]), np.array([0.0, *shares])
+    if not rising[0] < loss <= rising[-1]:
         return None
-    after = int(np.searchsorted(rising, wanted))
+    after = int(np.searchsorted(rising, loss))
     before = after - 1
-    part = (wanted - rising[before]) / (rising[after] - rising[before])
+    part = (loss - rising[before]) / (rising[after] - rising[before])
     return float(at[before] + part * (at[after] - at[before]))

@@ -191,20 +191,43 @@ def measure_quality(
         found = found.replace(**{n: np.asarray(v, np.float64) for n, v in vars(found).items()})
         total = found if total is None else _added(total, found)
     assert total is not None
-    n = float(total.tokens)
-    variance = total.xx - (total.x**2).sum() / n
-    rate, clean = total.fired / n, total.loss[0]
-    dead = total.top < DEAD
+    n, (clean, spliced, zeroed) = float(total.tokens), total.loss
     return Quality(
-        explained=float(1 - total.missed / variance),
+        explained=explained(total.x, total.xx, total.missed, n),
         active=float(total.active / n),
-        recovered=float((total.loss[2] - total.loss[1]) / (total.loss[2] - clean)),
-        dead=float(dead.mean()),
-        rare=float((~dead & (rate < RARE)).mean()),
-        common=float(((rate >= RARE) & (rate < FREQUENT)).mean()),
-        frequent=float((rate >= FREQUENT).mean()),
+        recovered=float((zeroed - spliced) / (zeroed - clean)),
+        **rates(total.top, total.fired, n),
         tokens=int(n),
     )
+
+
+def explained(x: Float[np.ndarray, " D"], xx: float, missed: float, tokens: float) -> float:
+    """Share of the variance of activations that a dictionary stands for.
+
+    Args:
+        x: sum of the activations. xx: of their squares. missed: of the squares of what is missed.
+        tokens: over which the sums are.
+    """
+    return float(1 - missed / (xx - (x**2).sum() / tokens))
+
+
+def rates(
+    top: Float[np.ndarray, " features"], fired: Float[np.ndarray, " features"], tokens: Any
+) -> dict[str, float]:
+    """Shares of the features that are dead, rare, common and frequent, by these names.
+
+    Args:
+        top: the largest activation of each.
+        fired: tokens on which each is active.
+        tokens: how many there are.
+    """
+    dead, rate = top < DEAD, fired / tokens
+    return {
+        "dead": float(dead.mean()),
+        "rare": float((~dead & (rate < RARE)).mean()),
+        "common": float(((rate >= RARE) & (rate < FREQUENT)).mean()),
+        "frequent": float((rate >= FREQUENT).mean()),
+    }
 
 
 def _added(a: Sums, b: Sums) -> Any:

@@ -39,9 +39,10 @@ class Floor:
 
     Attributes:
         lost, worst, unlike: as ``FeatureRow`` has them; means over draws.
-        lost_ratio, worst_ratio, unlike_ratio: the scheme's over the floor's, with intervals over
-            documents and draws. The p of ``lost_ratio`` is of "the scheme changes features as much
-            as the floor", by flipping the signs of the difference in each group of documents.
+        ratio: the scheme's mean over features of ``1 − ρ²`` over the floor's, with its interval
+            over documents and draws, and the p of "the scheme takes what the floor takes", by
+            flipping the signs of the difference in each group of documents.
+        worst_ratio: the same over the 5 % of the features that lose most in both together.
         draws: ``lost`` of each draw.
         perplexity: of the floor's model; None for noise.
         share: of the weights that are removed, of pruning.
@@ -50,9 +51,8 @@ class Floor:
     lost: float | None
     worst: float | None
     unlike: float | None
-    lost_ratio: Estimate
+    ratio: Estimate
     worst_ratio: Estimate
-    unlike_ratio: Estimate
     draws: tuple[float | None, ...] = ()
     perplexity: float | None = None
     share: float | None = None
@@ -132,7 +132,8 @@ class DictionaryReport:
         judged: features that are active often enough to be judged.
         dead, rare, common, frequent: shares of the features in f32.
         batching: ``lost``, ``worst`` and ``unlike`` between two ways of batching f32: what is no
-            effect. chance: the same between tokens that have nothing to do with each other.
+            effect. bf16: between f32 and bf16. chance: between tokens that have nothing to do with
+            each other.
         rankings: Kendall's W of the schemes' order over all thresholds; None for fewer than two.
         rows: one a scheme.
         peak, rate, mean: of each feature in f32: its largest activation, the share of the tokens
@@ -156,6 +157,7 @@ class DictionaryReport:
     common: float
     frequent: float
     batching: tuple[float | None, ...]
+    bf16: tuple[float | None, ...]
     chance: tuple[float | None, ...]
     rankings: float | None
     rows: tuple[FeatureRow, ...]
@@ -172,7 +174,7 @@ class Row:
         dictionary, place, valid: of the dictionary.
         scheme, bits, lost, worst, unlike, survives, blurred, destroyed, slope, moved, explained: of
             the precision.
-        tensor, group, pruning: the ratio of ``lost`` to each floor; None where not asked for.
+        tensor, group, pruning: the ratio to each floor; None where not asked for.
     """
 
     dictionary: str
@@ -238,7 +240,7 @@ class FeaturesResult(Result, rows="rows"):
                 dictionary=own.name, place=own.place, valid=own.valid,
                 **{name: getattr(row, name) for name in same},
                 **{
-                    name: floor and floor.lost_ratio
+                    name: floor and floor.ratio
                     for name in kinds
                     for floor in [getattr(row, name)]
                 },

@@ -14,17 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
 from jaxalign.measures import stats
-from jaxalign.measures.estimates import NOTHING, Estimate, number
+from jaxalign.measures.estimates import Estimate, number
 from jaxalign.shapes import Bool, Float
 from jaxalign.studies.features.moments import Moments
 
 WORST = 0.05  # share of the features that "the worst" are
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
 AT_ONCE = 50  # resamples of all features at a time
+SILENT = 1e-12  # share of its variance in f32 below which a feature counts as silent
 SUMS = ("tokens", "a", "d", "aa", "dd", "ad", "fired", "low_fired", "both")
 
 Sums = Mapping[str, Float[np.ndarray, "..."]]
@@ -74,7 +76,7 @@ def survival(sums: Sums) -> Survival:
         lost = np.where(rho > 0, apart / (1 + rho), 1 - rho)
         either = sums["fired"] + sums["low_fired"] - sums["both"]
         # A feature that is silent in the other precision has no correlation: nothing of it is left.
-        silent = (va > 0) & ~(vb > 1e-12 * va)
+        silent = (va > 0) & ~(vb > SILENT * va)
         return Survival(
             lost=np.where(silent, 1.0, np.where(va > 0, lost, np.nan)),
             overlap=np.where(either > 0, sums["both"] / either, np.nan),
@@ -170,50 +172,86 @@ def estimate_of(found: Drawn, which: str) -> Estimate:
     return Estimate(number(found.value[at]), number(low), number(high))
 
 
-def ratio(
-    own: Drawn, floors: Sequence[Drawn], which: str, p: float | None, rng: np.random.Generator
-) -> Estimate:
-    """A summary over the mean of those of its floors, with an interval over documents and draws.
-
-    Where features lose on few tokens alone, resamples that lack these lose less, of a scheme and of
-    its floor unequally; the interval is then stretched to the value.
+def unexplained(sums: Sums) -> Float[np.ndarray, "groups features"]:
+    """What each group of documents adds to ``1 − ρ²``, the share of the variance of ``â`` that no
+    line through ``a`` explains. The groups add up to it, and a rescaling adds nothing.
 
     Args:
-        own: of the scheme.
-        floors: one a draw of the floor, of the same resamples.
-        which: a name of ``SUMMARIES``.
-        p: of "the scheme does what the floor does".
-        rng: resamples the draws.
+        sums: of groups of documents, ``[groups, …]``.
+
+    Returns:
+        NaN where ``a`` does not vary; of a feature that is silent in the other precision the groups
+        add up to 1.
     """
-    at = SUMMARIES.index(which)
-    if not floors:
-        return NOTHING
-    values = np.array([floor.value[at] for floor in floors])
-    resamples = np.stack([floor.resamples[:, at] for floor in floors])  # [draws, samples]
-    chosen = rng.integers(0, len(floors), (len(floors), resamples.shape[1]))
-    mean = np.take_along_axis(resamples, chosen, axis=0).mean(axis=0)
+    total = {name: sums[name].sum(axis=0) for name in SUMS}
+    n, each = total["tokens"], sums["tokens"][:, None]
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = own.value[at] / values.mean()
-        low, high = stats.interval(own.resamples[:, at] / mean)
-        low, high = np.fmin(low, value), np.fmax(high, value)
-    return Estimate(number(value), number(low), number(high), None if p is None else number(p))
+        va = total["aa"] - total["a"] ** 2 / n
+        c = total["ad"] - total["a"] * total["d"] / n
+        vb = va + 2 * c + total["dd"] - total["d"] ** 2 / n
+        slope = c / va  # of d on a, through the means
+        ground = (total["d"] - slope * total["a"]) / n
+        residual = (
+            sums["dd"] + slope**2 * sums["aa"] + ground**2 * each
+            - 2 * slope * sums["ad"] - 2 * ground * sums["d"] + 2 * slope * ground * sums["a"]
+        )  # fmt: skip
+        share = np.maximum(residual, 0) / vb
+        silent = (va > 0) & ~(vb > SILENT * va)
+        found: Float[np.ndarray, "groups features"] = np.where(
+            silent, each / n, np.where(va > 0, share, np.nan)
+        )
+    return found
 
 
-def change_by_group(
-    sums: Sums, kept: Bool[np.ndarray, " features"]
-) -> Float[np.ndarray, " groups"]:
-    """How much features change in each group of documents: the mean over features of ``Σ d² / n``
-    over the feature's variance, which is ``2 (1 − ρ)`` of small changes.
+@dataclass(frozen=True, kw_only=True)
+class Against:
+    """A scheme over a floor.
+
+    Attributes:
+        ratio: of the means over features of ``1 − ρ²``, with an interval over documents and draws,
+            and the p of "both are the same", by flipping the signs of the difference in each group
+            of documents.
+        worst: the same over the features that lose most in scheme and floor together; without p.
+    """
+
+    ratio: Estimate
+    worst: Estimate
+
+
+def against(
+    own: Float[np.ndarray, "groups features"],
+    floors: Sequence[Float[np.ndarray, "groups features"]],
+    weights: Float[np.ndarray, "samples groups"],
+    rng: np.random.Generator,
+) -> Against:
+    """Hold what a scheme takes from features against what a floor takes.
 
     Args:
-        sums: of groups of documents.
-        kept: features that are judged.
+        own: ``unexplained`` of the scheme, of the features that are judged.
+        floors: of each draw of the floor.
+        weights: how often each group is drawn in each resample, as a share.
+        rng: resamples the draws, then flips the signs.
     """
-    total = {name: sums[name].sum(axis=0) for name in ("tokens", "a", "aa")}
-    variance = total["aa"] / total["tokens"] - (total["a"] / total["tokens"]) ** 2
-    with np.errstate(divide="ignore", invalid="ignore"):
-        each = sums["dd"] / sums["tokens"][:, None] / variance[None]
-    return _mean(each[:, kept])
+    mean = np.mean(floors, axis=0)
+    # Chosen by all draws alike, the scheme's one among them, so that chance favours neither side.
+    lost = np.sum([own, *floors], axis=(0, 1))
+    few = max(1, round(WORST * len(lost)))
+    worst = np.argsort(-np.where(np.isfinite(lost), lost, 0), kind="stable")[:few]
+    chosen = rng.integers(0, len(floors), (len(floors), len(weights)))
+
+    def over(features: Any) -> tuple[float, float, float]:
+        here = _mean(own[:, features])
+        there = np.stack([_mean(floor[:, features]) for floor in floors])
+        drawn = np.take_along_axis(there @ weights.T, chosen, axis=0).mean(axis=0)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            low, high = stats.interval(weights @ here / drawn)
+            return float(here.sum() / there.mean(axis=0).sum()), low, high
+
+    difference = _mean(own) - _mean(mean)
+    p = stats.sign_flip_p(difference, rng) if len(difference) > 1 else np.nan
+    every, most = over(slice(None)), over(worst)
+    value, low, high = map(number, every)
+    return Against(ratio=Estimate(value, low, high, number(p)), worst=Estimate(*map(number, most)))
 
 
 def kendalls_w(shares: Float[np.ndarray, "thresholds schemes"]) -> float:

@@ -76,9 +76,9 @@ def verdict_of(floor: Floor | None) -> str | None:
     Args:
         floor: of the scheme.
     """
-    if floor is None or floor.lost_ratio.value is None:
+    if floor is None or floor.ratio.value is None:
         return None
-    ratio, value = floor.lost_ratio, floor.lost_ratio.value
+    ratio, value = floor.ratio, floor.ratio.value
     p = ratio.p if ratio.p_adjusted is None else ratio.p_adjusted
     apart = ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high
     if not apart or p is None or p >= LEVEL:
@@ -106,8 +106,8 @@ def _dictionary(own: DictionaryReport, survives: float, destroyed: float) -> lis
         f"{one_line(own.name, 40)}: {own.features} features of {own.kind}, {own.judged} judged",
         f"explains {_plain(own.explained)}, {_plain(own.active, '.1f')} features a token, loss "
         f"recovered {_plain(own.recovered, '.1%')}; dead {own.dead:.1%}, rare {own.rare:.1%}",
-        f"no effect: two batchings of f32 lose {_small(own.batching[0])}; chance: "
-        f"{_small(own.chance[0])}",
+        f"beside it: two batchings of f32 lose {_small(own.batching[0])}, bf16 "
+        f"{_small(own.bf16[0])}, chance {_small(own.chance[0])}",
     ]
     if not own.valid:
         lines.append("* It explains too little of what it reads: say nothing of its features.")
@@ -118,7 +118,7 @@ def _dictionary(own: DictionaryReport, survives: float, destroyed: float) -> lis
 
 def _line(row: FeatureRow) -> list[str]:
     floor = row.tensor
-    lost = None if floor is None else floor.lost_ratio
+    lost = None if floor is None else floor.ratio
     worst = "" if floor is None else _plain(floor.worst_ratio.value, ".2f")
     return [
         one_line(row.scheme, 16),
@@ -164,7 +164,7 @@ def _details(own: DictionaryReport) -> str:
             floor: Floor | None = getattr(row, kind)
             if floor is None:
                 continue
-            ratio = floor.lost_ratio
+            ratio = floor.ratio
             about = ""
             if kind == "pruning":
                 about = (
@@ -173,9 +173,10 @@ def _details(own: DictionaryReport) -> str:
             rows.append([
                 f"{row.scheme} ÷ {kind}", _small(row.lost.value), _small(floor.lost),
                 estimate_text(ratio, "{:.3f}".format), _plain(ratio.p_adjusted, ".3f"),
-                _ratio(floor.worst_ratio), _ratio(floor.unlike_ratio), about,
+                _ratio(floor.worst_ratio), _small(row.unlike.value), _small(floor.unlike), about,
             ])  # fmt: skip
-    head = ["scheme ÷ floor", "lost", "floor's", "ratio", "corrected", "worst", "unlike", ""]
+    head = ["scheme ÷ floor", "lost", "floor's", "ratio", "corrected", "worst", "unlike", "floor's",
+            ""]  # fmt: skip
     often = [
         [row.scheme, _plain(row.explained), _small(row.moved), f"{row.dead:.1%}", f"{row.rare:.1%}",
          f"{row.common:.1%}", f"{row.frequent:.1%}"]
