@@ -13,6 +13,7 @@ from tiny_run import refusal, run, write_model
 import jaxalign
 from jaxalign.checkpoints.dictionaries import DictionaryFacts, TrainedDictionary, save_dictionary
 from jaxalign.dictionaries import decode, encode
+from jaxalign.engine.activations import activations_at, activations_below, blocks_below
 from jaxalign.measures import stats
 from jaxalign.numerics import F32
 from jaxalign.numerics.scheme import scheme_named
@@ -26,12 +27,14 @@ from jaxalign.studies.features.result import Floor
 from jaxalign.studies.features.sources import open_sources
 from jaxalign.studies.features.survival import (
     against,
-    drawn,
+    alike,
     judged,
     kendalls_w,
+    lost_over_documents,
     summaries,
     survival,
     unexplained,
+    unlike_over_documents,
 )
 from jaxalign.studies.features.table import verdict_of
 from jaxalign.study.weight_noise import low_matrices
@@ -113,7 +116,10 @@ def against_floor(own_size, seed, change=lambda b: b):
     own = unexplained(sums(a, change(noisy(a, seed, own_size))))
     floors = [unexplained(sums(a, noisy(a, seed + 10 + i))) for i in range(5)]
     found = against(own, floors, weights, np.random.default_rng(1))
-    return Floor(lost=1.0, worst=1.0, unlike=1.0, ratio=found.ratio, worst_ratio=found.worst)
+    return Floor(
+        lost=1.0, worst=1.0, unlike=1.0, ratio=found.ratio, worst_ratio=found.worst,
+        order=found.ratio, order_draws=None, shared=None, curve=(),
+    )  # fmt: skip
 
 
 def test_groups_of_documents_add_up_to_what_a_line_does_not_explain():
@@ -171,24 +177,61 @@ def test_summaries_are_of_the_features_that_are_judged():
     a = activations(4)
     b = noisy(a, 5)
     kept = np.arange(FEATURES_) < 20
-    found = summaries(whole(sums(a, b)), kept)
+    found = summaries(sums(a, b), kept)
     each = survival(whole(sums(a, b)))
-    lost = np.sort(each.lost[:20])
-    np.testing.assert_allclose(
-        found, [np.median(lost), lost[-1:].mean(), 1 - each.overlap[:20].mean()]
-    )
+    lost = np.sort(1 - (1 - each.lost[:20]) ** 2)
+    wanted = [lost.mean(), lost[-1:].mean(), 1 - each.overlap[:20].mean()]
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+    b[..., 3] = 0  # falls silent
+    assert summaries(sums(a, b), kept)[1] == 1
 
 
-def test_resamples_of_documents_are_weighted_sums():
+def test_intervals_over_documents_are_of_documents_drawn_again():
     a = activations(6)
     b = noisy(a, 7)
-    kept = np.ones(FEATURES_, bool)
-    weights = stats.bootstrap_weights(GROUPS, np.random.default_rng(3), 7)
-    found = drawn(sums(a, b), kept, weights)
-    for row, own in zip(weights, found.resamples, strict=True):
+    kept = np.arange(FEATURES_) < 20
+    weights = stats.bootstrap_weights(GROUPS, np.random.default_rng(3), 200)
+    lost = lost_over_documents(sums(a, b), kept, weights)
+    unlike = unlike_over_documents(sums(a, b), kept, weights)
+    again = []
+    for row in weights:
         times = np.rint(row * GROUPS).astype(int)
-        again = sums(np.repeat(a, times, axis=0), np.repeat(b, times, axis=0))
-        np.testing.assert_allclose(own, summaries(whole(again), kept), rtol=1e-9)
+        one = sums(np.repeat(a, times, axis=0), np.repeat(b, times, axis=0))
+        again.append(summaries(one, kept))
+    for found, column in ((lost, 0), (unlike, 2)):
+        assert found.value == pytest.approx(summaries(sums(a, b), kept)[column])
+        ends = np.percentile(np.array(again)[:, column], (2.5, 97.5))
+        width = ends[1] - ends[0]
+        # Of what is lost the line through each feature stays that of all documents.
+        np.testing.assert_allclose((found.low, found.high), ends, atol=0.1 * width)
+
+
+def test_a_scheme_that_damages_what_noise_damages_is_alike():
+    rng = np.random.default_rng(0)
+    size = rng.random(300)
+    own, floor = (size + 0.01 * rng.random(300) for _ in range(2))
+    found = alike(own, floor, 0.9, np.random.default_rng(1))
+    assert found.order.value == pytest.approx(scipy_stats.spearmanr(own, floor).statistic)
+    assert found.order.low < found.order.value < found.order.high
+    assert found.order.p == pytest.approx(1 / 1001)
+    end = 1 - 0.9**2
+    both = (own > end) & (floor > end)
+    assert found.shared == both.sum() / ((own > end) | (floor > end)).sum()
+    apart = alike(own, rng.permutation(floor), 0.9, np.random.default_rng(1)).order
+    assert apart.p > 0.05
+    assert apart.low < 0 < apart.high
+    assert np.isnan(alike(own * 0, floor * 0, 0.9, rng).shared)
+
+
+def test_what_is_read_without_the_blocks_above_is_what_the_whole_model_has(model):
+    tokens = jnp.asarray(np.random.default_rng(0).integers(0, 4096, (2, 9)), jnp.int32)
+    lengths = jnp.array([9, 6])
+    for place in (("resid", 0), ("resid", 1), ("mlp_out", 0), ("resid", 2), ("final_norm", None)):
+        given = model.params, tokens, lengths, model.config, (place,)
+        [below], [whole] = activations_below(*given), activations_at(*given)[0]
+        assert np.array_equal(below, whole), place
+    assert blocks_below((("resid", 1), ("resid", 2)), model.config) == 2
+    assert blocks_below((("final_norm", None),), model.config) == model.config.num_layers
 
 
 def test_kendalls_w_is_that_of_friedmans_test():

@@ -248,11 +248,11 @@ def test_seeds_and_penalties_are_dictionaries_of_their_own(model, tmp_path):
     [
         (("--layers", "7"), "the model has no resid after L7"),
         (("--layers", "0,0"), "--layers: expected numbers, each once"),
-        (("--layers", "a"), "'a' is no list of whole numbers"),
+        (("--layers", "a"), "argument --layers: 'a' is no whole number"),
         (("--penalties", "0.1"), "--penalties has no use beside --kind topk"),
         (("--kind", "relu"), "--k has no use beside --kind relu"),
         (("--expansion", "4"), "--expansion has no use beside --features"),
-        (("--seeds", "-1"), "--seeds: -1 is below 0"),
+        (("--seeds", "-1"), "--seeds: -1 is not in 0 … 4294967295"),
         (("--site", "pattern"), "--site 'pattern' is unknown"),
         (("--memory-gb", "0.0015", "--site", "mlp_hidden"), "the activations of 2 places take"),
     ],

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+
+import jax
 
 from jaxalign.edits.points import POINTS
 from jaxalign.errors import InputError
@@ -38,6 +41,16 @@ def width_at(point: str, config: ModelConfig) -> int:
         point: a name of ``edits.points.POINTS``.
         config: the architecture.
     """
+    return math.prod(unit_shape(point, config))
+
+
+def unit_shape(point: str, config: ModelConfig) -> tuple[int, ...]:
+    """What a position has at a point: ``(D,)``, of heads ``(H, h)``.
+
+    Args:
+        point: a name of ``edits.points.POINTS``.
+        config: the architecture.
+    """
     sizes = {
         "D": config.hidden_size,
         "F": config.intermediate_size,
@@ -45,7 +58,7 @@ def width_at(point: str, config: ModelConfig) -> int:
         "K": config.num_kv_heads,
         "h": config.head_size,
     }
-    return math.prod(sizes[axis] for axis in POINTS[point].unit)
+    return tuple(sizes[axis] for axis in POINTS[point].unit)
 
 
 def check_places(places: Sequence[Place], config: ModelConfig) -> None:
@@ -94,6 +107,39 @@ def activations_at(
     names = tuple({"embed" if place == ("resid", 0) else place[0] for place in places})
     out = forward(params, tokens, config, lengths=lengths, scheme=scheme, capture=sorted(names))
     return tuple(_read(out, place) for place in places), out
+
+
+def blocks_below(places: Sequence[Place], config: ModelConfig) -> int:
+    """How many blocks have to run to read places: at least one.
+
+    Args:
+        places: point and step of each.
+        config: the architecture.
+    """
+    above = config.num_layers
+    return max(1, *(above if step is None else step + (point != "resid") for point, step in places))
+
+
+def activations_below(
+    params: Params,
+    tokens: Tokens,
+    lengths: Lengths,
+    config: ModelConfig,
+    places: Sequence[Place],
+    scheme: Scheme = F32,
+) -> tuple[Array, ...]:
+    """``activations_at`` without the blocks above the highest place, and without logits.
+
+    Inside ``jit``, where what is not asked for is not computed.
+
+    Args:
+        params, tokens, lengths, config, places, scheme: as ``activations_at`` has them.
+    """
+    blocks = blocks_below(places, config)
+    if blocks < config.num_layers:
+        params = replace(params, blocks=jax.tree.map(lambda a: a[:blocks], params.blocks))
+        config = replace(config, num_layers=blocks, windows=config.windows[:blocks])
+    return activations_at(params, tokens, lengths, config, places, scheme)[0]
 
 
 def _read(out: Output, place: Place) -> Array:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.engine.activations import Place
+from jaxalign.engine.activations import Place, blocks_below
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Batch, Windows
 from jaxalign.studies.features.floors import late_pruned
@@ -26,6 +26,9 @@ from jaxalign.study.batching import too_small
 from jaxalign.study.calls import Call
 from jaxalign.study.session import Session
 
+# What a pass is for, the first part of its key; draws of noise have their number behind it.
+CHANCE, BATCHING, SCHEME = "chance", "batching", "scheme"
+NOISE, GROUP_NOISE, PRUNING = "noise", "group noise", "pruning"
 # Documents are resampled in so many groups at most, each of documents that follow one another.
 GROUPS = 64
 AT_ONCE = 1 << 13  # positions of a call
@@ -123,9 +126,11 @@ def calls(
     places: tuple[Place, ...] = tuple(source.place for source in sources)
     dictionaries = tuple(source.dictionary for source in sources)
     own = "+".join(source.trained.facts.sha256[:12] for source in sources)
-    how = {"scheme": F32 if phase.startswith(("noise", "group noise")) else scheme.run, **how}
-    rows = work.rows
-    for number, (batch, part) in enumerate(_batches(work)):
+    how = {"scheme": F32 if phase.startswith((NOISE, GROUP_NOISE)) else scheme.run, **how}
+    rows, layers = work.rows, session.config.num_layers
+    if not how.get("predict", True):
+        layers = blocks_below(places, session.config)
+    for number, (batch, part) in enumerate(batches_of(work)):
         _, segment = np.unique(work.group[part], return_inverse=True)
         yield Call(
             key=(phase, scheme.name, own, number),
@@ -149,7 +154,7 @@ def calls(
             },
             batch=batch,
             rows=2,
-            layer_rows=2 * session.config.num_layers * rows,
+            layer_rows=2 * layers * rows,
         )
 
 
@@ -163,7 +168,7 @@ def loss_calls(
         work: the texts.
         share: of the weights of each matrix that are removed.
     """
-    for number, (batch, part) in enumerate(_batches(work)):
+    for number, (batch, part) in enumerate(batches_of(work)):
         yield Call(
             key=("pruned", f"{share:g}", number),
             program=losses,
@@ -179,7 +184,7 @@ def loss_calls(
         )
 
 
-def _batches(work: Work) -> Iterator[tuple[Batch, slice]]:
+def batches_of(work: Work) -> Iterator[tuple[Batch, slice]]:
     """The windows of every call, filled up to one shape."""
     windows, rows = work.windows, work.rows
     for start in range(0, len(work.group), rows):
@@ -195,11 +200,13 @@ class Added:
 
     Attributes:
         work: the texts.
-        found: by phase and scheme: of each dictionary its moments ``[groups, …]``, and predictions.
+        features: by phase and scheme: of each dictionary its moments ``[groups, …]``.
+        predictions: of the passes that compare them.
     """
 
     work: Work
-    found: dict[tuple[str, str], tuple[list[Moments], Predictions]] = field(default_factory=dict)
+    features: dict[tuple[str, str], list[Moments]] = field(default_factory=dict)
+    predictions: dict[tuple[str, str], Predictions] = field(default_factory=dict)
 
     def add(self, call: Call[Compared], values: Compared) -> None:
         """Add what a call returned.
@@ -210,22 +217,23 @@ class Added:
         """
         key = str(call.key[0]), str(call.key[1])
         groups = np.unique(self.work.group[list(call.batch.index)])
-        if key not in self.found:
-            self.found[key] = (
-                [self._zeros(each) for each in values.features],
-                self._zeros(values.predictions),
-            )
-        features, predictions = self.found[key]
-        for own, new in zip(
-            (*features, predictions), (*values.features, values.predictions), strict=True
-        ):
-            for name, value in vars(new).items():
-                total = getattr(own, name)
-                part = np.asarray(value, np.float64)[: len(groups)]
-                if name in LARGEST:
-                    total[groups] = np.maximum(total[groups], part)
-                else:
-                    total[groups] += part
+        if key not in self.features:
+            self.features[key] = [self._zeros(each) for each in values.features]
+        for own, new in zip(self.features[key], values.features, strict=True):
+            self._add(own, new, groups)
+        if values.predictions is not None:
+            if key not in self.predictions:
+                self.predictions[key] = self._zeros(values.predictions)
+            self._add(self.predictions[key], values.predictions, groups)
+
+    def _add(self, own: Any, new: Any, groups: np.ndarray) -> None:
+        for name, value in vars(new).items():
+            total = getattr(own, name)
+            part = np.asarray(value, np.float64)[: len(groups)]
+            if name in LARGEST:
+                total[groups] = np.maximum(total[groups], part)
+            else:
+                total[groups] += part
 
     def _zeros(self, like: Any) -> Any:
         return type(like)(

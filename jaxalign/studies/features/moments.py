@@ -16,7 +16,7 @@ from flax import struct
 from jax.sharding import Mesh
 
 from jaxalign.dictionaries.dictionary import Dictionary, decode, encode
-from jaxalign.engine.activations import Place, activations_at
+from jaxalign.engine.activations import Place, activations_at, activations_below
 from jaxalign.measures.metrics import kl_divergence
 from jaxalign.measures.perplexity import next_token_loss
 from jaxalign.model.config import ModelConfig
@@ -91,16 +91,25 @@ class Compared:
 
     Attributes:
         features: of each dictionary.
-        predictions: of the model.
+        predictions: of the model; None where they were not asked for.
     """
 
     features: tuple[Moments, ...]
-    predictions: Predictions
+    predictions: Predictions | None
 
 
 @functools.partial(
     jit,
-    static_argnames=("config", "scheme", "places", "segments", "alone", "shift", "mesh"),
+    static_argnames=(
+        "config",
+        "scheme",
+        "places",
+        "segments",
+        "predict",
+        "alone",
+        "shift",
+        "mesh",
+    ),
     keep_unused=True,
 )
 def compare(
@@ -117,6 +126,7 @@ def compare(
     scheme: Scheme,
     places: tuple[Place, ...],
     segments: int,
+    predict: bool = True,
     alone: bool = False,
     shift: int = 0,
     mesh: Mesh | None = None,
@@ -136,13 +146,17 @@ def compare(
         scheme: of ``low`` (static).
         places: point and step of each dictionary (static).
         segments: how many there are (static).
+        predict: whether both models' predictions are compared, which takes the blocks above the
+            places, too (static).
         alone: the other model runs window by window (static).
         shift: the other model's activations are those of the window so many places on, whose tokens
             have nothing to do with these: chance (static).
         mesh: whose devices share the windows (static).
     """
-    run = functools.partial(_windows, config=config, scheme=scheme, places=places, alone=alone)
-    run = functools.partial(run, shift=shift)
+    run = functools.partial(
+        _windows, config=config, scheme=scheme, places=places, predict=predict, alone=alone,
+        shift=shift,
+    )  # fmt: skip
     found: Compared = deal_prompts(
         mesh, run, (high, low, dictionaries), (tokens, lengths, counted, predicted)
     )
@@ -172,30 +186,42 @@ def _windows(
     config: ModelConfig,
     scheme: Scheme,
     places: Sequence[Place],
+    predict: bool,
     alone: bool,
     shift: int,
 ) -> Compared:
     """The sums of each window, ``[B, …]``."""
-    values, out = activations_at(high, tokens, lengths, config, places)
-    if alone:
-
-        def one(row: tuple[Array, Array]) -> tuple[tuple[Array, ...], Array]:
-            read, out = activations_at(low, row[0][None], row[1][None], config, places, scheme)
-            return read, out.logits
-
-        lows, logits = jax.lax.map(one, (tokens, lengths))
-        lows, logits = tuple(value[:, 0] for value in lows), logits[:, 0]
-    else:
+    low_logits = logits = None
+    if predict:
+        values, out = activations_at(high, tokens, lengths, config, places)
         lows, low_out = activations_at(low, tokens, lengths, config, places, scheme)
-        logits = low_out.logits
+        logits, low_logits = out.logits, low_out.logits
+    else:
+        values = activations_below(high, tokens, lengths, config, places)
+        lows = _lows(low, tokens, lengths, config, scheme, places, alone)
     if shift:
         lows = tuple(jnp.roll(value, shift, axis=0) for value in lows)
         counted = counted & jnp.roll(counted, shift, axis=0)
     each = zip(values, lows, dictionaries, strict=True)
     features = tuple(_moments(x, y, dictionary, counted) for x, y, dictionary in each)
-    return Compared(
-        features=features, predictions=_predictions(out.logits, logits, tokens, counted, predicted)
-    )
+    predictions = None
+    if logits is not None and low_logits is not None:
+        predictions = _predictions(logits, low_logits, tokens, counted, predicted)
+    return Compared(features=features, predictions=predictions)
+
+
+def _lows(
+    low: Params, tokens: Tokens, lengths: Lengths, config: ModelConfig, scheme: Scheme,
+    places: Sequence[Place], alone: bool,
+) -> tuple[Array, ...]:  # fmt: skip
+    """The other model's activations, of all windows together or window by window."""
+    if not alone:
+        return activations_below(low, tokens, lengths, config, places, scheme)
+
+    def one(row: tuple[Array, Array]) -> tuple[Array, ...]:
+        return activations_below(low, row[0][None], row[1][None], config, places, scheme)
+
+    return tuple(value[:, 0] for value in jax.lax.map(one, (tokens, lengths)))
 
 
 def _predictions(

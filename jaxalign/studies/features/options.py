@@ -30,6 +30,11 @@ class FeaturesOptions(Common):
         noise_draws: draws of random weights beside each scheme, of each kind of noise.
         group_noise: whether noise of each group's norm is drawn beside noise of each matrix's.
         pruning: whether pruned weights of the same perplexity are compared.
+        effects: features that are taken away and steered with in every precision, spread over how
+            well they survive; 0 for none.
+        effect_tokens: tokens on which; None: 2000.
+        cards: features whose activations and texts are kept, of them; 0 for none.
+        labels: a file of features and their labels; None for none.
         least_firings: tokens on which a feature has to be active in f32 to be judged.
         survives, destroyed: correlations from which a feature survives, and below which it is
             destroyed.
@@ -103,6 +108,45 @@ class FeaturesOptions(Common):
             "cost the same perplexity",
         ),
     )
+    effects: int = field(
+        default=16,
+        metadata=option(
+            "--effects",
+            metavar="N",
+            least=0,
+            most=1000,
+            help="features that are taken away and steered with in every precision, and the shift "
+            "along those that lose most; 0 for none",
+        ),
+    )
+    effect_tokens: int | None = field(
+        default=None,
+        metadata=option(
+            "--effect-tokens",
+            metavar="N",
+            least=1,
+            help="tokens on which that is done (default: 2000)",
+        ),
+    )
+    cards: int = field(
+        default=4,
+        metadata=option(
+            "--cards",
+            metavar="N",
+            least=0,
+            most=100,
+            help="features whose activations and texts are shown, f32 beside each precision",
+        ),
+    )
+    labels: str | None = field(
+        default=None,
+        metadata=option(
+            "--labels",
+            metavar="F",
+            help="CSV with the columns feature,label, or JSON lines: groups of features, each "
+            "beside random features that fire as often",
+        ),
+    )
     least_firings: int = field(
         default=20,
         metadata=option(
@@ -154,3 +198,10 @@ class FeaturesOptions(Common):
             raise InputError(f"--sae names {twice[0]} more than once", "name each once")
         if self.group_noise and not self.noise_draws:
             raise InputError("--group-noise has no use without draws", "give --noise-draws 5")
+        if self.effect_tokens is not None and not self.effects:
+            raise InputError("--effect-tokens has no use without --effects", "leave it out")
+        if self.labels is not None and len(self.sae) > 1:
+            raise InputError(
+                f"--labels {self.labels} are of one dictionary, and --sae names {len(self.sae)}",
+                "study them apart",
+            )

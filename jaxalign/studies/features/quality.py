@@ -115,7 +115,7 @@ def batch_sums(
     missed = jnp.where(real, x - decode(dictionary, f, x), 0)
     kept = jnp.where(real, x, 0)
     point = place[0]
-    where = _mask(place, config, counted)
+    where = place_mask(place, config, counted)
     splice = Splice(point, where, dictionary, encode, decode, keep_error=False)
     unit = POINTS[point].unit
     zero = Scale(point, -where.reshape(*where.shape, *[1] * len(unit)).astype(jnp.float32))
@@ -140,8 +140,16 @@ def batch_sums(
     )
 
 
-def _mask(place: Place, config: ModelConfig, counted: Bool[Array, "B S"]) -> Bool[Array, "..."]:
-    """True at the place and at positions that count."""
+def place_mask(
+    place: Place, config: ModelConfig, counted: Bool[Array, "B S"]
+) -> Bool[Array, "*steps B S"]:
+    """True at the place and at positions that count.
+
+    Args:
+        place: point and step.
+        config: the architecture.
+        counted: positions.
+    """
     point, step = place
     if step is None:
         return counted

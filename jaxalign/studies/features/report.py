@@ -9,13 +9,22 @@ from typing import Any
 import numpy as np
 
 from jaxalign.engine.activations import place_name
-from jaxalign.errors import InputError
 from jaxalign.measures import stats
 from jaxalign.measures.estimates import Estimate, adjusted, number
 from jaxalign.measures.perplexity import perplexity
 from jaxalign.model.size import mean_bits
 from jaxalign.numerics.scheme import BF16, F32, Scheme
-from jaxalign.studies.features.calls import Added
+from jaxalign.studies.features.calls import (
+    BATCHING,
+    CHANCE,
+    GROUP_NOISE,
+    NOISE,
+    PRUNING,
+    SCHEME,
+    Added,
+)
+from jaxalign.studies.features.closer import Seen
+from jaxalign.studies.features.closer_report import closer_report
 from jaxalign.studies.features.moments import Moments, Predictions
 from jaxalign.studies.features.options import FeaturesOptions
 from jaxalign.studies.features.quality import explained, measure_quality, rates
@@ -29,19 +38,17 @@ from jaxalign.studies.features.sources import Source
 from jaxalign.studies.features.survival import (
     THRESHOLDS,
     against,
-    drawn,
-    estimate_of,
+    alike,
     judged,
     kendalls_w,
+    lost_over_documents,
     summaries,
     sums_of,
     survival,
     unexplained,
+    unlike_over_documents,
 )
 from jaxalign.study.session import Session
-
-CHANCE, BATCHING, SCHEME = "chance", "batching", "scheme"
-NOISE, GROUP_NOISE, PRUNING = "noise", "group noise", "pruning"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +60,8 @@ class Found:
         added: all passes.
         weights: ``[samples, groups]``, how often each group of documents is drawn.
         shares: of the weights removed that cost each scheme's perplexity.
+        seen: the closer look at each dictionary.
+        labels: features by label, of the only dictionary.
     """
 
     session: Session
@@ -60,6 +69,8 @@ class Found:
     added: Added
     weights: np.ndarray
     shares: dict[str, float]
+    seen: list[Seen]
+    labels: dict[str, np.ndarray]
 
 
 def log_perplexity(found: Predictions, low: bool = True) -> float:
@@ -80,21 +91,12 @@ def report(found: Found, source: Source, place: int) -> DictionaryReport:
         found: of the study.
         source: the dictionary.
         place: its number among the study's.
-
-    Raises:
-        InputError: no feature of it is active often enough.
     """
     session, options, added = found.session, found.options, found.added
-    own = {key: features[place] for key, (features, _) in added.found.items()}
+    own = {key: features[place] for key, features in added.features.items()}
     high = own[SCHEME, BF16.name]
     sums, total = sums_of(high), _whole(high)
     kept = judged(sums, options.least_firings)
-    if not kept.any():
-        raise InputError(
-            f"no feature of {source.name} is active on {options.least_firings} tokens of these "
-            "texts",
-            "give more or other --texts, more --tokens, or a lower --least-firings",
-        )
     rows = _corrected([_row(found, scheme, own, kept) for scheme in options.schemes])
     dictionary, facts = source.dictionary, source.trained.facts
     quality = measure_quality(
@@ -110,7 +112,7 @@ def report(found: Found, source: Source, place: int) -> DictionaryReport:
     curves = np.array([row.curve for row in rows], float).T
 
     def beside(phase: str, scheme: Scheme) -> tuple[float | None, ...]:
-        return _numbers(summaries(_whole(own[phase, scheme.name]), kept))
+        return _numbers(summaries(sums_of(own[phase, scheme.name]), kept))
 
     return DictionaryReport(
         name=source.name,
@@ -134,6 +136,7 @@ def report(found: Found, source: Source, place: int) -> DictionaryReport:
         peak=high.top.max(axis=0),
         rate=total["fired"] / total["tokens"],
         mean=total["a"] / total["tokens"],
+        closer=closer_report(session, options, found.seen[place], found.labels, source, own, rows),
     )
 
 
@@ -157,22 +160,23 @@ def _row(
     """What one scheme does to the features of one dictionary."""
     options, moments = found.options, own[SCHEME, scheme.name]
     sums, total = sums_of(moments), _whole(moments)
-    summary, each = drawn(sums, kept, found.weights), survival(total)
+    each = survival(total)
     rho = np.where(kept, 1 - each.lost, np.nan)
     floors = {kind: _floor(found, scheme, own, kept, kind)
               for kind in (NOISE, GROUP_NOISE, PRUNING)}  # fmt: skip
     pruning = floors[PRUNING]
     if pruning is not None:
-        ppl = np.exp(log_perplexity(found.added.found[PRUNING, scheme.name][1]))
+        ppl = np.exp(log_perplexity(found.added.predictions[PRUNING, scheme.name]))
         share = found.shares[scheme.name]
         floors[PRUNING] = replace(pruning, perplexity=number(ppl), share=share)
     survives, destroyed = (rho[kept] >= end for end in (options.survives, options.destroyed))
     return FeatureRow(
         scheme=scheme.name,
         bits=mean_bits(found.session.config, scheme),
-        lost=estimate_of(summary, "median"),
-        worst=estimate_of(summary, "worst"),
-        unlike=estimate_of(summary, "unlike"),
+        lost=lost_over_documents(sums, kept, found.weights),
+        median=number(np.nanmedian(1 - rho)),
+        worst=number(summaries(sums, kept)[1]),
+        unlike=unlike_over_documents(sums, kept, found.weights),
         survives=number(np.mean(survives)),
         blurred=number(np.mean(destroyed & ~survives)),
         destroyed=number(np.mean(~destroyed)),
@@ -204,8 +208,9 @@ def _floor(
     kind: str,
 ) -> Floor | None:
     """A scheme over all draws of one kind of floor; None where there are none."""
-    parts = [sums_of(moments) for (phase, name), moments in own.items()
+    draws = [moments for (phase, name), moments in own.items()
              if name == scheme.name and phase.rstrip(" 0123456789") == kind]  # fmt: skip
+    parts = [sums_of(moments) for moments in draws]
     if not parts:
         return None
     rng = stats.generator(found.options.seed, "features", scheme.name, kind)
@@ -213,14 +218,26 @@ def _floor(
         unexplained(sums)[:, kept] for sums in (sums_of(own[SCHEME, scheme.name]), *parts)
     )
     compared = against(mine, others, found.weights, rng)
-    values = np.array([
-        summaries({name: v.sum(axis=0) for name, v in sums.items()}, kept) for sums in parts
-    ])  # fmt: skip
+    values = np.array([summaries(sums, kept) for sums in parts])
     lost, worst, unlike = _numbers(values.mean(axis=0))
+    both = alike(mine.sum(axis=0), np.mean(others, axis=0).sum(axis=0), found.options.survives, rng)
+    rhos = np.array([1 - survival(_whole(moments)).lost[kept] for moments in draws])
     return Floor(
         lost=lost, worst=worst, unlike=unlike, ratio=compared.ratio, worst_ratio=compared.worst,
+        curve=tuple(number((rhos >= t).mean()) for t in THRESHOLDS),
+        order=both.order, order_draws=_order_of_draws(others), shared=number(both.shared),
         draws=_numbers(values[:, 0]),
     )  # fmt: skip
+
+
+def _order_of_draws(draws: list[np.ndarray]) -> float | None:
+    """How far one draw of a floor and the others together damage the same features."""
+    each = np.array([draw.sum(axis=0) for draw in draws])
+    if len(each) < 2:
+        return None
+    others = (each.sum(axis=0) - each) / (len(each) - 1)
+    found = stats.pearson(stats.ranks(each), stats.ranks(others))
+    return number(np.nanmean(found)) if np.isfinite(found).any() else None
 
 
 def _corrected(rows: list[FeatureRow]) -> list[FeatureRow]:
@@ -246,7 +263,7 @@ def predictions(found: Found) -> Iterator[SchemePredictions]:
         low, high = stats.interval(function((weights @ values) / (weights @ counts)))
         return Estimate(number(function(values.sum() / counts.sum())), number(low), number(high))
 
-    clean = added.found[SCHEME, BF16.name][1]
+    clean = added.predictions[SCHEME, BF16.name]
     nothing = np.zeros_like(clean.kl)
     yield SchemePredictions(
         scheme=F32.name,
@@ -255,7 +272,7 @@ def predictions(found: Found) -> Iterator[SchemePredictions]:
         same=over(clean.read, clean.read),
     )
     for scheme in options.schemes:
-        own = added.found[SCHEME, scheme.name][1]
+        own = added.predictions[SCHEME, scheme.name]
         yield SchemePredictions(
             scheme=scheme.name,
             perplexity=over(own.low_loss, own.predicted, np.exp),

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from jaxalign.measures.estimates import Estimate
+from jaxalign.studies.features.rows import Closer
 from jaxalign.study.provenance import Provenance
 from jaxalign.study.records import Result
 
@@ -43,6 +44,12 @@ class Floor:
             over documents and draws, and the p of "the scheme takes what the floor takes", by
             flipping the signs of the difference in each group of documents.
         worst_ratio: the same over the 5 % of the features that lose most in both together.
+        order: Spearman's correlation over features of what scheme and floor take, with its interval
+            over features: whether both damage the same ones. order_draws: the same of one draw of
+            the floor and the others, a mean over draws; None for fewer than two.
+        shared: features that survive neither over those that do not survive one of them (Jaccard);
+            None where all survive both.
+        curve: share of the features with ρ of at least each of ``thresholds``, a mean over draws.
         draws: ``lost`` of each draw.
         perplexity: of the floor's model; None for noise.
         share: of the weights that are removed, of pruning.
@@ -53,6 +60,10 @@ class Floor:
     unlike: float | None
     ratio: Estimate
     worst_ratio: Estimate
+    order: Estimate
+    order_draws: float | None
+    shared: float | None
+    curve: tuple[float | None, ...]
     draws: tuple[float | None, ...] = ()
     perplexity: float | None = None
     share: float | None = None
@@ -65,8 +76,10 @@ class FeatureRow:
     Attributes:
         scheme: its name.
         bits: of a weight, scales included.
-        lost: the median over features of ``1 − ρ``; worst: its mean over the 5 % that lose most;
-            unlike: the mean of one less the overlap (Jaccard) of firings. Intervals over documents.
+        lost: the mean over features of ``1 − ρ²``, the share of the variance of ``â`` that no line
+            through ``a`` explains; median: the median of ``1 − ρ``; worst: the mean of ``1 − ρ²``
+            over the 5 % that lose most; unlike: the mean of one less the overlap (Jaccard) of
+            firings. Intervals over documents.
         survives, blurred, destroyed: shares of the features by ρ, at the thresholds of the options.
         curve: share of the features with ρ of at least each of ``thresholds``.
         slope: the median slope of the activations on those in f32.
@@ -81,7 +94,8 @@ class FeatureRow:
     scheme: str
     bits: float
     lost: Estimate
-    worst: Estimate
+    median: float | None
+    worst: float | None
     unlike: Estimate
     survives: float | None
     blurred: float | None
@@ -138,6 +152,7 @@ class DictionaryReport:
         rows: one a scheme.
         peak, rate, mean: of each feature in f32: its largest activation, the share of the tokens
             on which it is active, and its mean.
+        closer: a closer look at some features: what they do, and what can be told of them.
     """
 
     name: str
@@ -164,6 +179,7 @@ class DictionaryReport:
     peak: np.ndarray
     rate: np.ndarray
     mean: np.ndarray
+    closer: Closer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,8 +188,8 @@ class Row:
 
     Attributes:
         dictionary, place, valid: of the dictionary.
-        scheme, bits, lost, worst, unlike, survives, blurred, destroyed, slope, moved, explained: of
-            the precision.
+        scheme, bits, lost, median, worst, unlike, survives, blurred, destroyed, slope, moved,
+            explained: of the precision.
         tensor, group, pruning: the ratio to each floor; None where not asked for.
     """
 
@@ -183,7 +199,8 @@ class Row:
     scheme: str
     bits: float
     lost: Estimate
-    worst: Estimate
+    median: float | None
+    worst: float | None
     unlike: Estimate
     survives: float | None
     blurred: float | None

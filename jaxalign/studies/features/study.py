@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,25 @@ from jaxalign.measures import stats
 from jaxalign.model.size import mean_bits
 from jaxalign.numerics.scheme import BF16, F32, Scheme
 from jaxalign.prompts import Windows, bos_token, cut_windows, first_tokens
-from jaxalign.studies.features.calls import Added, Work, calls, loss_calls, work_of
-from jaxalign.studies.features.floors import SHARES, late_group_noise, late_pruned, share_of
-from jaxalign.studies.features.moments import Compared
-from jaxalign.studies.features.options import FeaturesOptions
-from jaxalign.studies.features.report import (
+from jaxalign.studies.features.calls import (
     BATCHING,
     CHANCE,
     GROUP_NOISE,
     NOISE,
     PRUNING,
     SCHEME,
+    Added,
+    Work,
+    calls,
+    loss_calls,
+    work_of,
+)
+from jaxalign.studies.features.floors import SHARES, late_group_noise, late_pruned, share_of
+from jaxalign.studies.features.labelled import read_labels
+from jaxalign.studies.features.look import look_closer
+from jaxalign.studies.features.moments import Compared
+from jaxalign.studies.features.options import FeaturesOptions
+from jaxalign.studies.features.report import (
     Found,
     log_perplexity,
     predictions,
@@ -55,6 +64,10 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
         mean_bits(session.config, scheme)  # refuses groups that do not divide, before any work
     windows = _windows(session, options, sources)
     work = work_of(session, sources, windows, options.positions == "last")
+    labels = {}
+    if options.labels is not None:
+        [only] = sources
+        labels = read_labels(Path(options.labels), only.dictionary.features, only.place)
     session.notes += [note for source in sources for note in source.notes]
     session.notes += windows.notes
     if session.inputs.prompts.file == "shipped" and session.model.source.model != BUNDLED_NAME:
@@ -67,15 +80,16 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
         for phase, scheme, low, how in _passes(session, options, work)
         for call in calls(session, work, sources, phase, scheme, low, **how)
     ]
-    for call, values in session.run("features", every, needed=options.pruning):
+    for call, values in session.run("features", every):
         added.add(call, values)
+    seen = look_closer(session, options, work, sources, added)
     shares = _pruned(session, options, work, sources, added) if options.pruning else {}
     session.end_of_calls()
     rng = stats.generator(options.seed, "features", "documents")
     if work.groups < 2:
         session.notes.append("the texts are one document, so no interval can be given")
     found = Found(
-        session=session, options=options, added=added, shares=shares,
+        session=session, options=options, added=added, shares=shares, seen=seen, labels=labels,
         weights=stats.bootstrap_weights(work.groups, rng),
     )  # fmt: skip
     reports = [report(found, source, place) for place, source in enumerate(sources)]
@@ -131,8 +145,9 @@ Pass = tuple[str, Scheme, Any, dict[str, Any]]
 def _passes(session: Session, options: FeaturesOptions, work: Work) -> Iterator[Pass]:
     """Everything that is read: each scheme and its floors, two batchings of f32, and chance."""
     high = session.model.params
-    yield BATCHING, F32, high, {"alone": True}
-    yield CHANCE, F32, high, {"shift": max(1, min(work.rows, len(work.group)) // 2)}
+    yield BATCHING, F32, high, {"alone": True, "predict": False}
+    far = max(1, min(work.rows, len(work.group)) // 2)
+    yield CHANCE, F32, high, {"shift": far, "predict": False}
     if BF16 not in options.schemes:
         yield SCHEME, BF16, session.late_low(BF16), {}
     for scheme in options.schemes:
@@ -140,9 +155,10 @@ def _passes(session: Session, options: FeaturesOptions, work: Work) -> Iterator[
         if not moves_matrices(high, scheme):
             continue
         for draw in range(options.noise_draws):
-            yield f"{NOISE} {draw}", scheme, late_noise(session, scheme, draw), {}
+            yield f"{NOISE} {draw}", scheme, late_noise(session, scheme, draw), {"predict": False}
         for draw in range(options.noise_draws if options.group_noise else 0):
-            yield f"{GROUP_NOISE} {draw}", scheme, late_group_noise(session, scheme, draw), {}
+            late = late_group_noise(session, scheme, draw)
+            yield f"{GROUP_NOISE} {draw}", scheme, late, {"predict": False}
 
 
 def _pruned(
@@ -173,11 +189,11 @@ def _matched(
     """The share of removed weights that costs each scheme's perplexity, by the scheme's name."""
     if session.estimate:  # nothing was computed, and each would have a pass
         return {scheme.name: SHARES[-1] for scheme in options.schemes}
-    clean = log_perplexity(added.found[SCHEME, BF16.name][1], low=False)
+    clean = log_perplexity(added.predictions[SCHEME, BF16.name], low=False)
     found = sums[:, 0] / sums[:, 1]
     shares: dict[str, float] = {}
     for scheme in options.schemes:
-        own = log_perplexity(added.found[SCHEME, scheme.name][1])
+        own = log_perplexity(added.predictions[SCHEME, scheme.name])
         share = share_of(own, clean, np.array(SHARES), found)
         if share is None:
             session.notes.append(

@@ -25,7 +25,7 @@ from jaxalign.studies.features.moments import Moments
 
 WORST = 0.05  # share of the features that "the worst" are
 THRESHOLDS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
-AT_ONCE = 50  # resamples of all features at a time
+AT_ONCE = 1 << 22  # values of resamples at a time
 SILENT = 1e-12  # share of its variance in f32 below which a feature counts as silent
 SUMS = ("tokens", "a", "d", "aa", "dd", "ad", "fired", "low_fired", "both")
 
@@ -96,28 +96,21 @@ def judged(sums: Sums, least: int) -> Bool[np.ndarray, " features"]:
 
 
 # One number of all features that are judged: what a scheme did to them.
-SUMMARIES = ("median", "worst", "unlike")
+SUMMARIES = ("lost", "worst", "unlike")
 
 
-def summaries(sums: Sums, kept: Bool[np.ndarray, " features"]) -> Float[np.ndarray, "... 3"]:
-    """The median of what is lost, its mean over the worst features, the mean of ``1 − overlap``.
+def summaries(sums: Sums, kept: Bool[np.ndarray, " features"]) -> Float[np.ndarray, " 3"]:
+    """The mean of ``1 − ρ²``, its mean over the worst features, the mean of ``1 − overlap``.
 
     Args:
-        sums: over the tokens, ``[*rows, features]``.
+        sums: of groups of documents, ``[groups, …]``.
         kept: features that are judged.
     """
-    found = survival({name: v if v.ndim < 1 or name == "tokens" else v[..., kept]
-                      for name, v in sums.items()})  # fmt: skip
-    lost = np.sort(np.where(np.isfinite(found.lost), found.lost, 1.0), axis=-1)
-    few = max(1, round(WORST * lost.shape[-1]))
-    return np.stack(
-        [
-            np.median(lost, axis=-1),
-            lost[..., -few:].mean(axis=-1),
-            1 - _mean(found.overlap),
-        ],
-        axis=-1,
-    )
+    lost = unexplained(sums)[:, kept].sum(axis=0)
+    lost = np.sort(np.where(np.isfinite(lost), lost, 1.0))
+    few = max(1, round(WORST * len(lost)))
+    overlap = survival({name: sums[name].sum(axis=0) for name in SUMS}).overlap[kept]
+    return np.array([lost.mean(), lost[-few:].mean(), 1 - _mean(overlap)])
 
 
 def _mean(values: Float[np.ndarray, "*rows features"]) -> Float[np.ndarray, "*rows"]:
@@ -127,49 +120,47 @@ def _mean(values: Float[np.ndarray, "*rows features"]) -> Float[np.ndarray, "*ro
         return np.where(there, values, 0).sum(axis=-1) / there.sum(axis=-1)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Drawn:
-    """Summaries of the texts and of resamples of their documents.
-
-    Attributes:
-        value: ``[3]``.
-        resamples: ``[samples, 3]``.
-    """
-
-    value: Float[np.ndarray, " 3"]
-    resamples: Float[np.ndarray, "samples 3"]
-
-
-def drawn(
+def lost_over_documents(
     sums: Sums, kept: Bool[np.ndarray, " features"], weights: Float[np.ndarray, "samples groups"]
-) -> Drawn:
-    """The summaries, and those of every resample of the documents.
+) -> Estimate:
+    """The mean over features of ``1 − ρ²`` with its interval over documents.
 
     Args:
         sums: of groups of documents, ``[groups, …]``.
         kept: features that are judged.
         weights: how often each group is drawn in each resample, as a share.
     """
-    flat = {name: v if name == "tokens" else v[:, kept] for name, v in sums.items()}
-    every = np.ones(int(kept.sum()), bool)
-    whole = summaries({name: v.sum(axis=0) for name, v in flat.items()}, every)
-    parts = [
-        summaries({n: w @ v for n, v in flat.items()}, every)
-        for w in (weights[i : i + AT_ONCE] for i in range(0, len(weights), AT_ONCE))
-    ]
-    return Drawn(value=whole, resamples=np.concatenate(parts))
+    own, spread = unexplained(sums)[:, kept], _spread(sums)[:, kept]
+    size = max(1, AT_ONCE // own.shape[1])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        drawn = [
+            _mean((w @ own) / (w @ spread))
+            for w in (weights[i : i + size] for i in range(0, len(weights), size))
+        ]
+    low, high = stats.interval(np.concatenate(drawn))
+    return Estimate(number(_mean(own.sum(axis=0))), number(low), number(high))
 
 
-def estimate_of(found: Drawn, which: str) -> Estimate:
-    """A summary with its interval over documents.
+def unlike_over_documents(
+    sums: Sums, kept: Bool[np.ndarray, " features"], weights: Float[np.ndarray, "samples groups"]
+) -> Estimate:
+    """The mean over features of one less the overlap of firings, with its interval over documents.
 
     Args:
-        found: from ``drawn``.
-        which: a name of ``SUMMARIES``.
+        sums: of groups of documents, ``[groups, …]``.
+        kept: features that are judged.
+        weights: how often each group is drawn in each resample, as a share.
     """
-    at = SUMMARIES.index(which)
-    low, high = stats.interval(found.resamples[:, at])
-    return Estimate(number(found.value[at]), number(low), number(high))
+    both, fired, low_fired = (sums[n][:, kept] for n in ("both", "fired", "low_fired"))
+    either = fired + low_fired - both
+
+    def unlike(both: np.ndarray, either: np.ndarray) -> np.ndarray:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return 1 - _mean(both / either)
+
+    low, high = stats.interval(unlike(weights @ both, weights @ either))
+    value = float(unlike(both.sum(axis=0), either.sum(axis=0)))
+    return Estimate(number(value), number(low), number(high))
 
 
 def unexplained(sums: Sums) -> Float[np.ndarray, "groups features"]:
@@ -201,6 +192,21 @@ def unexplained(sums: Sums) -> Float[np.ndarray, "groups features"]:
             silent, each / n, np.where(va > 0, share, np.nan)
         )
     return found
+
+
+def _spread(sums: Sums) -> Float[np.ndarray, "groups features"]:
+    """Each group's share of the variance of ``â``."""
+    tokens = sums["tokens"][:, None]
+    low = sums["a"] + sums["d"]
+    mean = low.sum(axis=0) / tokens.sum()
+    square = sums["aa"] + 2 * sums["ad"] + sums["dd"] - 2 * mean * low + mean**2 * tokens
+    total = square.sum(axis=0)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        silent = total <= SILENT * sums["aa"].sum(axis=0)
+        share: Float[np.ndarray, "groups features"] = np.where(
+            silent, tokens / tokens.sum(), square / total
+        )
+    return share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -252,6 +258,72 @@ def against(
     every, most = over(slice(None)), over(worst)
     value, low, high = map(number, every)
     return Against(ratio=Estimate(value, low, high, number(p)), worst=Estimate(*map(number, most)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alike:
+    """Whether a scheme and a floor damage the same features.
+
+    Attributes:
+        order: Spearman's correlation over features of what both take, with its interval over
+            features and its p.
+        shared: features that survive neither over those that do not survive one of them (Jaccard);
+            NaN where all survive both.
+    """
+
+    order: Estimate
+    shared: float
+
+
+def alike(
+    own: Float[np.ndarray, " features"],
+    floor: Float[np.ndarray, " features"],
+    survives: float,
+    rng: np.random.Generator,
+) -> Alike:
+    """Hold which features a scheme damages against which a floor does.
+
+    Args:
+        own: ``1 − ρ²`` of the scheme, of the features that are judged.
+        floor: of the floor, a mean over draws.
+        survives: the correlation from which a feature survives.
+        rng: resamples features and permutes them.
+    """
+    there = np.isfinite(own) & np.isfinite(floor)
+    end = 1 - survives * abs(survives)
+    damaged = np.array([own[there] > end, floor[there] > end])
+    some = damaged.any(axis=0).sum()
+    shared = float(damaged.all(axis=0).sum() / some) if some else float("nan")
+    return Alike(order=spearman(own[there], floor[there], rng), shared=shared)
+
+
+def spearman(
+    x: Float[np.ndarray, " items"], y: Float[np.ndarray, " items"], rng: np.random.Generator
+) -> Estimate:
+    """Spearman's correlation with its interval over items, and its p by permutation.
+
+    Args:
+        x, y: paired values, all finite.
+        rng: resamples items, then permutes them.
+    """
+    ranks = np.array([stats.ranks(x), stats.ranks(y)])
+    value = float(stats.pearson(*ranks)) if len(x) > 2 else float("nan")
+    if not np.isfinite(value):
+        return Estimate()
+    centred = ranks - ranks.mean(axis=1, keepdims=True)
+    resampled, null = [], []
+    size = max(1, AT_ONCE // len(x))
+    for start in range(0, stats.BOOTSTRAP_SAMPLES, size):
+        rows = min(size, stats.BOOTSTRAP_SAMPLES - start)
+        drawn = rng.integers(0, len(x), (rows, len(x)))
+        resampled.append(stats.pearson(stats.ranks(x[drawn]), stats.ranks(y[drawn])))
+        mixed = rng.permuted(np.broadcast_to(centred[1], (rows, len(x))), axis=1)
+        null.append(mixed @ centred[0])
+    low, high = stats.interval(np.concatenate(resampled))
+    found = abs(centred[0] @ centred[1])
+    hits = int((np.abs(np.concatenate(null)) >= found * (1 - stats.TIE)).sum())
+    p = (1 + hits) / (1 + stats.BOOTSTRAP_SAMPLES)
+    return Estimate(value, number(low), number(high), p)
 
 
 def kendalls_w(shares: Float[np.ndarray, "thresholds schemes"]) -> float:

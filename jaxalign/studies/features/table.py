@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from jaxalign.errors import counted
 from jaxalign.measures.estimates import LEVEL, Estimate
+from jaxalign.studies.features.closer_table import closer_details, sentences
 from jaxalign.studies.features.result import (
     DictionaryReport,
     FeatureRow,
@@ -32,9 +33,9 @@ def table(result: FeaturesResult) -> str:
         lines += ["", f"and {len(result.dictionaries) - NAMED} more dictionaries: --verbose"]
     lines += [
         "",
-        f"{texts.tokens} tokens of {counted(texts.documents, 'document')}. lost: 1 − ρ of a "
+        f"{texts.tokens} tokens of {counted(texts.documents, 'document')}. lost: 1 − ρ² of a "
         "feature's activations with",
-        "f32's, median; worst: mean of the 5 % that lose most; unlike: 1 − overlap of firings.",
+        "f32's, mean; worst: of the 5 % that lose most; unlike: 1 − overlap of firings.",
         "÷ noise: over random weights as far away [95 % over documents and draws]; * told from 1",
         f"(corrected). Of such ρ features survive (≥ {result.survives:g}) or are destroyed (< "
         f"{result.destroyed:g}).",
@@ -51,7 +52,7 @@ def _answer(result: FeaturesResult) -> list[str]:
         where = f" ({own.place})" if len(result.dictionaries) > 1 else ""
         for row in own.rows:
             if verdict := verdict_of(row.tensor):
-                kinds[verdict].append(f"{row.scheme}{where}")
+                kinds[verdict].append(f"{row.scheme}{where}{_size(verdict, row.tensor)}")
     words = {
         "less": "did less to features than random weights as far from f32",
         "what": "did to features what random weights as far from f32 do",
@@ -63,9 +64,16 @@ def _answer(result: FeaturesResult) -> list[str]:
     return found or ["No scheme stands beside noise: --noise-draws 0, or none moves a weight."]
 
 
+def _size(verdict: str, floor: Floor | None) -> str:
+    """How much more or less, where a scheme was told apart: a difference may be told and small."""
+    if verdict == "what" or floor is None or floor.ratio.value is None:
+        return ""
+    return f" ({100 * (floor.ratio.value - 1):+.0f} %)".replace("-", "−")
+
+
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-    return ", ".join(one_line(name, 30) for name in names[:6]) + more
+    return ", ".join(one_line(name, 40) for name in names[:6]) + more
 
 
 def verdict_of(floor: Floor | None) -> str | None:
@@ -113,7 +121,8 @@ def _dictionary(own: DictionaryReport, survives: float, destroyed: float) -> lis
         lines.append("* It explains too little of what it reads: say nothing of its features.")
     ends = f"≥ {survives:g}", f"< {destroyed:g}"
     head = ["scheme", "bits", "lost", "÷ noise", "worst", "÷ noise", "unlike", *ends, "slope"]
-    return lines + text_table(head, [_line(row) for row in own.rows]).splitlines()
+    lines += text_table(head, [_line(row) for row in own.rows]).splitlines()
+    return lines + (sentences(own.closer) if own.valid else [])
 
 
 def _line(row: FeatureRow) -> list[str]:
@@ -125,7 +134,7 @@ def _line(row: FeatureRow) -> list[str]:
         f"{row.bits:.2f}",
         _small(row.lost.value),
         _ratio(lost, verdict_of(floor) in ("more", "less")),
-        _small(row.worst.value),
+        _small(row.worst),
         worst,
         _small(row.unlike.value),
         _plain(row.survives, ".1%"),
@@ -173,10 +182,12 @@ def _details(own: DictionaryReport) -> str:
             rows.append([
                 f"{row.scheme} ÷ {kind}", _small(row.lost.value), _small(floor.lost),
                 estimate_text(ratio, "{:.3f}".format), _plain(ratio.p_adjusted, ".3f"),
-                _ratio(floor.worst_ratio), _small(row.unlike.value), _small(floor.unlike), about,
+                _ratio(floor.worst_ratio), _small(row.unlike.value), _small(floor.unlike),
+                f"{_plain(floor.order.value, '.2f')} ({_plain(floor.order_draws, '.2f')})",
+                _plain(floor.shared, ".2f"), about,
             ])  # fmt: skip
     head = ["scheme ÷ floor", "lost", "floor's", "ratio", "corrected", "worst", "unlike", "floor's",
-            ""]  # fmt: skip
+            "same order (draws)", "same damaged", ""]  # fmt: skip
     often = [
         [row.scheme, _plain(row.explained), _small(row.moved), f"{row.dead:.1%}", f"{row.rare:.1%}",
          f"{row.common:.1%}", f"{row.frequent:.1%}"]
@@ -186,4 +197,6 @@ def _details(own: DictionaryReport) -> str:
     rankings = (
         "" if own.rankings is None else f"; schemes' order over thresholds: W {own.rankings:.2f}"
     )
-    return f"{own.name}{rankings}\n{text_table(head, rows)}\n\n{text_table(names, often)}"
+    text = f"{own.name}{rankings}\n{text_table(head, rows)}\n\n{text_table(names, often)}"
+    closer = closer_details(own.closer)
+    return f"{text}\n\n{closer}" if closer else text

@@ -1,101 +1,70 @@
-"""Figures of a features study: survival, dose, ratios to floors, and feature by feature."""
+"""Figures of what precisions do to features, beside floors."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
-from types import MappingProxyType
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter
 
-from jaxalign.errors import counted
 from jaxalign.plots.looks import NOISE, look
 from jaxalign.plots.page import GREY, INK, PALE, Page, facets, new_page
-from jaxalign.plots.words import model_words, precision_name, short_name
+from jaxalign.plots.words import precision_name, short_name
+from jaxalign.studies.features.figures.shared import (
+    MOST,
+    WIDTH,
+    caption,
+    legend,
+    log_axis,
+    names_of,
+    panels,
+)
 from jaxalign.studies.features.result import DictionaryReport, FeatureRow, FeaturesResult, Floor
 from jaxalign.studies.features.table import verdict_of
-
-MOST = 6  # dictionaries of a page
-WIDTH = 9.6
-
-
-def _caption(result: FeaturesResult) -> str:
-    model, revision = model_words(vars(result.provenance.model))
-    device = short_name(result.provenance.environment.device_kind, 80)
-    texts = result.texts
-    return (
-        f"{model}; {revision}; device {device}; {texts.tokens} tokens of "
-        f"{counted(texts.documents, 'document')}."
-    )
-
-
-def _page(
-    result: FeaturesResult, title: str, reading: str, body: float = 2.6
-) -> tuple[Page, list[Axes]]:
-    shown = result.dictionaries[:MOST]
-    if len(result.dictionaries) > MOST:
-        reading += f" Drawn are {MOST} of {len(result.dictionaries)} dictionaries."
-    rows = -(-len(shown) // 3)
-    page = new_page(_caption(result), title, reading, width=WIDTH, body=body * rows, below=0.4)
-    axes = facets(page, len(shown), 3)
-    for ax, own in zip(axes, shown, strict=True):
-        mark = "" if own.valid else " (explains too little)"
-        ax.set_title(short_name(own.place, 20) + mark)
-    return page, axes
-
-
-def _names(result: FeaturesResult) -> tuple[str, ...]:
-    return tuple(row.scheme for row in result.dictionaries[0].rows)
-
-
-def _legend(page: Page, result: FeaturesResult, *more: Line2D) -> None:
-    names = _names(result)
-    lines = [
-        Line2D([], [], color=look(name, names).colour, marker=look(name, names).marker, ms=4,
-               label=precision_name(name))
-        for name in names
-    ]  # fmt: skip
-    page.legend([*lines, *more])
 
 
 def survival(result: FeaturesResult) -> Page:
     """Share of features above each correlation, by scheme, with the noise of its size."""
-    page, axes = _page(
+    page, axes = panels(
         result,
         "How many features survive, whatever correlation one asks for?",
         "Share of the features whose activations correlate with f32's by at least 1 − x. To the "
-        "left more is asked. Each scheme (line) beside the median of random weights as far from "
-        "f32 (bar across its half).",
+        "left more is asked. Lines: schemes; dots in their colour: random weights as far from f32.",
     )
-    names = _names(result)
+    names = names_of(result)
+    ends = 1 - np.array(result.thresholds)
     for ax, own in zip(axes, result.dictionaries, strict=False):
+        drawn = [ends]
         for row in own.rows:
-            lost = np.sort(1 - row.rho[np.isfinite(row.rho)])
+            lost = np.fmax(np.sort(1 - row.rho[np.isfinite(row.rho)]), 1e-6)
             share = np.arange(1, len(lost) + 1) / max(1, len(lost))
-            ax.plot(np.fmax(lost, 1e-9), share, color=look(row.scheme, names).colour)
-            if row.tensor and row.tensor.lost:
-                ax.plot([row.tensor.lost] * 2, [0.46, 0.54], color=NOISE.colour, lw=1.6, zorder=4)
-        _log(ax, "x")
+            colour = look(row.scheme, names).colour
+            ax.plot(lost, share, color=colour)
+            drawn.append(lost)
+            if row.tensor:
+                floor = np.array(row.tensor.curve, float)
+                ax.plot(ends, floor, "o", color=colour, ms=3, mfc="white", mew=0.8)
+        log_axis(ax, "x", np.concatenate(drawn))
         ax.set_xlabel("1 − ρ")
-        ax.set_ylim(0, 1)
+        ax.set_ylim(0, 1.02)
         ax.yaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
     axes[0].set_ylabel("share of features")
-    _legend(page, result, Line2D([], [], color=NOISE.colour, label="median of noise of its size"))
+    dots = Line2D([], [], color=GREY, marker="o", mfc="white", ls="", ms=4,
+                  label="noise of its size")  # fmt: skip
+    legend(page, result, dots)
     return page
 
 
 def dose(result: FeaturesResult) -> Page:
     """What features lose against what perplexity costs."""
-    page, axes = _page(
+    page, axes = panels(
         result,
         "Do features lose what predictions lose?",
-        "Each scheme: the rise of perplexity against f32, and the median of what its features "
-        "lose, both on a log axis; bars: 95 % over documents. Grey: what two ways of batching f32 "
-        "differ by. A scheme at the left edge costs no perplexity that can be measured.",
+        "Each scheme: the rise of perplexity against f32, and what its features lose, both on a "
+        "log axis; bars: 95 % over documents. Dotted: bf16. A scheme at the left edge costs no "
+        "perplexity that can be measured.",
     )
-    names = _names(result)
+    names = names_of(result)
     clean = result.predictions[0].perplexity.value or 1.0
     rises = {
         own.scheme: np.log((own.perplexity.value or np.nan) / clean) for own in result.predictions
@@ -103,6 +72,7 @@ def dose(result: FeaturesResult) -> Page:
     seen = [rise for name, rise in rises.items() if rise > 0 and name != "f32"] or [1e-3]
     edge = min(seen) / 3
     for ax, own in zip(axes, result.dictionaries, strict=False):
+        drawn = []
         for row in own.rows:
             x, style = max(rises[row.scheme], edge), look(row.scheme, names)
             if row.lost.value is None:
@@ -110,15 +80,17 @@ def dose(result: FeaturesResult) -> Page:
             if row.lost.low and row.lost.high:
                 ax.plot([x, x], [row.lost.low, row.lost.high], color=style.colour, lw=1)
             ax.plot(x, row.lost.value, style.marker, color=style.colour, ms=5, mec=INK, mew=0.4)
+            drawn.append((x, row.lost.value))
             if row.tensor and row.tensor.lost:
                 ax.plot(x, row.tensor.lost, "_", color=NOISE.colour, ms=9, mew=1.6)
-        if own.batching[0]:
-            ax.axhline(own.batching[0], color=GREY, lw=0.7, ls=":")
-        _log(ax, "x")
-        _log(ax, "y")
+        if own.bf16[0]:
+            ax.axhline(own.bf16[0], color=GREY, lw=0.9, ls=":")
+            drawn.append((edge, own.bf16[0]))
+        for which, values in zip("xy", np.array(drawn).reshape(-1, 2).T, strict=True):
+            log_axis(ax, which, values)
         ax.set_xlabel("rise of log perplexity, nats")
-    axes[0].set_ylabel("lost: 1 − ρ, median")
-    _legend(
+    axes[0].set_ylabel("lost: 1 − ρ², mean")
+    legend(
         page,
         result,
         Line2D([], [], color=NOISE.colour, marker="_", ls="", ms=9, label="noise of its size"),
@@ -137,14 +109,14 @@ def by_peak(result: FeaturesResult) -> Page:
     )
     columns = min(3, len(shown))
     page = new_page(
-        _caption(result), "Which features lose most: the weak ones?", reading, width=WIDTH,
-        body=2.4 * -(-len(shown) // columns), below=0.4,
+        caption(result), "Which features lose most: the weak ones?", reading, width=WIDTH,
+        body=2.4 * -(-len(shown) // columns),
     )  # fmt: skip
     axes = facets(page, len(shown), 3)
-    names = _names(result)
+    names = names_of(result)
     for ax, row in zip(axes, shown, strict=True):
         there = np.isfinite(row.rho)
-        x, y = own.peak[there], np.fmax(1 - row.rho[there], 1e-9)
+        x, y = np.fmax(own.peak[there], 1e-6), np.fmax(1 - row.rho[there], 1e-6)
         style = look(row.scheme, names)
         ax.plot(x, y, ".", color=style.colour, ms=2.5, alpha=0.5, rasterized=True)
         order = np.array_split(np.argsort(x), min(10, len(x)))
@@ -152,8 +124,8 @@ def by_peak(result: FeaturesResult) -> Page:
             [np.median(x[part]) for part in order], [np.median(y[part]) for part in order],
             color=INK, lw=1.2,
         )  # fmt: skip
-        _log(ax, "x")
-        _log(ax, "y")
+        log_axis(ax, "x", x)
+        log_axis(ax, "y", y)
         ax.set_title(precision_name(row.scheme))
         ax.set_xlabel("largest activation in f32")
     axes[0].set_ylabel("lost: 1 − ρ")
@@ -162,7 +134,7 @@ def by_peak(result: FeaturesResult) -> Page:
 
 def ratios(result: FeaturesResult) -> Page:
     """Each scheme over its floors."""
-    page, axes = _page(
+    page, axes = panels(
         result,
         "Is it more than noise of its size does?",
         "What features lose under a scheme over what they lose under each floor, with 95 % "
@@ -177,10 +149,6 @@ def ratios(result: FeaturesResult) -> Page:
             ax.axhline(height, color=PALE, lw=0.4, zorder=0)
             for kind, (marker, shift) in kinds.items():
                 _one_ratio(ax, getattr(row, kind), height + shift, marker)
-        ax.set_xscale("log")
-        ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:g}"))
-        ax.xaxis.set_minor_formatter(NullFormatter())
         ax.set_yticks(range(len(own.rows)), [precision_name(row.scheme) for row in own.rows])
         ax.set_ylim(len(own.rows) - 0.5, -0.5)
         ax.set_xlabel("÷ floor")
@@ -192,10 +160,10 @@ def ratios(result: FeaturesResult) -> Page:
 
 
 def _one_ratio(ax: Axes, floor: Floor | None, height: float, marker: str) -> None:
-    if floor is None or floor.ratio.value is None or floor.ratio.value <= 0:
+    if floor is None or floor.ratio.value is None:
         return
     ratio, value = floor.ratio, floor.ratio.value
-    if ratio.low and ratio.high:
+    if ratio.low is not None and ratio.high is not None:
         ax.plot([ratio.low, ratio.high], [height, height], color=INK, lw=1)
     told = verdict_of(floor) != "what"
     ax.plot(value, height, marker, color=INK, mfc=INK if told else "white", ms=4.5, zorder=3)
@@ -203,7 +171,7 @@ def _one_ratio(ax: Axes, floor: Floor | None, height: float, marker: str) -> Non
 
 def rates(result: FeaturesResult) -> Page:
     """Dead, rare, common and frequent features in every precision."""
-    page, axes = _page(
+    page, axes = panels(
         result,
         "Do features fall silent?",
         "Shares of all features: never active on these texts, on less than 1 % of the tokens, on "
@@ -226,27 +194,3 @@ def rates(result: FeaturesResult) -> Page:
         ax.xaxis.set_major_formatter(FuncFormatter(lambda v, _: f"{v:.0%}"))
     page.legend([Line2D([], [], color=c, lw=6, label=name) for name, c in shades.items()])
     return page
-
-
-def _log(ax: Axes, which: str) -> None:
-    axis = ax.xaxis if which == "x" else ax.yaxis
-    (ax.set_xscale if which == "x" else ax.set_yscale)("log")
-    axis.set_major_formatter(
-        FuncFormatter(lambda v, _: f"{v:.0e}".replace("e-0", "e-").replace("e+00", ""))
-    )
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _power(value: float) -> str:
-    return f"{value:.0e}".replace("e-0", "e-").replace("e+00", "").replace("e+0", "e")
-
-
-FIGURES: MappingProxyType[str, Callable[[FeaturesResult], Page]] = MappingProxyType(
-    {
-        "features1_survival": survival,
-        "features2_dose": dose,
-        "features3_ratios": ratios,
-        "features4_by_peak": by_peak,
-        "features5_rates": rates,
-    }
-)
