@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from packed_files import write_gptq
 from scipy import optimize
 from scipy import stats as scipy_stats
 from test_dictionaries import random_dictionary
@@ -13,6 +14,7 @@ from test_features import dictionary_of
 from tiny_run import refusal, run, write_model
 
 import jaxalign
+from jaxalign.checkpoints.dictionaries import DictionaryFacts, TrainedDictionary, save_dictionary
 from jaxalign.dictionaries import encode
 from jaxalign.edits import Edit, Replace
 from jaxalign.errors import InputError
@@ -329,8 +331,7 @@ def study(folder, model, tmp_path_factory):
     )
     ran = run(
         "features", "--model", folder, "--device", "cpu", "--sae", sae, "--schemes",
-        "int3-channel,int2-channel", "--noise-draws", 1, "--tokens", 1200, "--window", 32,
-        "--effects", 10, "--effect-tokens", 300, "--cards", 2, "--labels", place / "labels.csv",
+        "int2-channel", "--noise-draws", 1, "--tokens", 1200, "--window", 32, "--effects", 8, "--effect-tokens", 300, "--cards", 2, "--labels", place / "labels.csv",
         "--verbose", "--output", place / "features.json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
@@ -340,26 +341,21 @@ def study(folder, model, tmp_path_factory):
 def test_the_command_looks_closer_at_some_features(study):
     ran, result, place = study
     closer = result.dictionaries[0].closer
-    assert len(closer.features) == 10
+    assert len(closer.features) == 8
     assert 200 <= closer.tokens <= 400
-    assert closer.kl.shape == (len(KINDS), 10)
-    schemes = ("int3-channel", "int2-channel")
-    assert {row.scheme for row in closer.effects} == {*schemes, *(f"noise of {s}" for s in schemes)}
+    assert closer.kl.shape == (len(KINDS), 8)
+    assert {row.scheme for row in closer.effects} == {"int2-channel", "noise of int2-channel"}
     for row in closer.effects:
-        assert len(row.cosine) == 10
+        assert len(row.cosine) == 8
         assert row.direction.low <= row.direction.value <= row.direction.high
         assert row.direction.value > row.others
-    three, two = (r for r in closer.effects if r.kind == "steer" and r.scheme in schemes)
-    assert three.direction.value > two.direction.value
-    assert [row.scheme for row in closer.deficits] == [*schemes]
+    assert [row.scheme for row in closer.deficits] == ["int2-channel"]
     for row in closer.deficits:
         assert row.whole.share == pytest.approx(1)
         assert row.random.share == pytest.approx(row.damaged.share, rel=1e-3)
         assert row.damaged.repaired.value < row.whole.repaired.value
         assert 0 < row.damaged.harm.value < row.whole.harm.value
-    assert [(card.feature, card.scheme) for card in closer.cards] == [
-        (f, s) for s in schemes for f in dict.fromkeys(c.feature for c in closer.cards)
-    ]
+    assert len({card.feature for card in closer.cards}) == len(closer.cards) == 2
     for card in closer.cards:
         top = [one.a for one in card.top]
         assert top == sorted(top, reverse=True)
@@ -370,10 +366,10 @@ def test_the_command_looks_closer_at_some_features(study):
         )
     assert {row.label for row in closer.groups} == {"even", "odd"}
     assert all(row.ratio.p_adjusted >= row.ratio.p for row in closer.groups)
-    assert "What 10 features do on" in ran.out
+    assert "What 8 features do on" in ran.out
     assert "taken away" not in ran.out, "the dictionary explains too little"
     sentence, *_ = sentences(closer)
-    assert sentence.startswith("10 features taken away: logits move as in f32 at cosine ")
+    assert sentence.startswith("8 features taken away: logits move as in f32 at cosine ")
     assert "The shift of the site put into f32" in ran.out
     assert "Groups of labels" in ran.out
     figures = {path.stem for path in (place / "figures").glob("*.png")}
@@ -403,3 +399,32 @@ def test_without_a_closer_look_nothing_is_said_of_it(folder, study, tmp_path):
         tmp_path / "g",
     )
     assert "--effect-tokens has no use without --effects" in said
+
+
+def test_a_checkpoint_of_another_tool_is_one_more_precision(tmp_path):
+    folder = write_model(tmp_path / "model", hidden_size=64, intermediate_size=128)
+    write_gptq(tmp_path / "gptq", folder)
+    own = jaxalign.load(str(folder))
+    facts = DictionaryFacts(
+        layout="sae_lens", model="m", point="resid", step=2, prepend_bos=False,
+        weights_sha256=own.weights_sha256,
+    )  # fmt: skip
+    for name, place in (("sae", {}), ("of-z", {"point": "z", "step": 0})):
+        d = random_dictionary("topk", width=64)
+        trained = TrainedDictionary(dictionary=d, facts=replace(facts, **place))
+        save_dictionary(trained, tmp_path / name)
+    given = ("features", "--device", "cpu", "--quantized", tmp_path / "gptq", "--tokens", 400,
+             "--window", 32, "--noise-draws", 1, "--effects", 0, "--cards", 0, "--no-figures",
+             "--output", tmp_path / "f.json")  # fmt: skip
+    ran = run(*given, "--model", folder, "--sae", tmp_path / "sae")
+    assert ran.code == 0, ran.err
+    result = FEATURES.read(tmp_path / "f.json")
+    [row] = result.dictionaries[0].rows
+    assert row.scheme == "quantized"
+    assert 1e-3 < row.lost.value < 0.9
+    assert 0.3 < row.tensor.ratio.value < 3, "noise as far away as the file's weights"
+    assert any("GPTQ" in note for note in result.provenance.notes)
+    assert result.provenance.quantized
+    assert "--quantized needs the original" in refusal(*given, "--sae", tmp_path / "sae")
+    said = refusal(*given, "--model", folder, "--sae", tmp_path / "of-z")
+    assert "quantized moves scales between matrices, so that z has other units" in said

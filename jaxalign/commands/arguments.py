@@ -111,7 +111,7 @@ class Command:
 
 
 # What the command of a study takes beside its options, and its file where that has another name.
-MORE = {"heads": (groups.several_models,)}
+MORE = {"heads": (groups.quantized, groups.several_models), "features": (groups.quantized,)}
 FILES = {"heads": "experiment"}
 # What reads each kind of prompts.
 PROMPTS = {

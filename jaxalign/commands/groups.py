@@ -160,17 +160,22 @@ def several_models(parser: Parser) -> None:
         "int8-sim, whose curves take long)",
     )
     add(
+        "--revisions",
+        metavar="LIST",
+        help="several, with commas: one study each, and a figure of importance and drift over "
+        "training; of a local --model, the names of its folders",
+    )
+
+
+def quantized(parser: Parser) -> None:
+    """A checkpoint of another tool, as one more precision."""
+    add = parser.group("the study").add_argument
+    add(
         "--quantized",
         type=path,
         metavar="PATH",
         help="audit a checkpoint that another tool quantized (AutoAWQ, GPTQ, bitsandbytes, "
         "compressed-tensors: a folder; GGUF: a file) against --model, its original",
-    )
-    add(
-        "--revisions",
-        metavar="LIST",
-        help="several, with commas: one study each, and a figure of importance and drift over "
-        "training; of a local --model, the names of its folders",
     )
 
 

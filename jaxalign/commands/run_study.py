@@ -1,10 +1,11 @@
-"""``heads``, ``schemes`` and ``plan``: read the arguments, run the study, report."""
+"""The studies: read the arguments, run the study, report."""
 
 from __future__ import annotations
 
 import argparse
 import functools
 from dataclasses import replace
+from typing import Any
 
 from jaxalign.checkpoints import Model, load_beside
 from jaxalign.checkpoints.quantized.read import SCHEME_NAME
@@ -32,7 +33,12 @@ def run(arguments: argparse.Namespace) -> int:
     study, overflows = find_studies()[arguments.command], []
     with processes(*_process(arguments)):
         if study.name != "heads":
-            run_study(study, options_from(arguments, study.options), arguments)
+            options, audit = options_from(arguments, study.options), None
+            if getattr(arguments, "quantized", None) is not None:
+                if arguments.schemes is None:  # it is a scheme of its own
+                    options = replace(options, schemes=())
+                audit = functools.partial(_audit, arguments)
+            run_study(study, options, arguments, audit)
         elif arguments.revisions is None:
             overflows = _heads(arguments)
         else:
@@ -59,16 +65,14 @@ def _process(arguments: argparse.Namespace) -> tuple[str | None, int | None, int
 
 def _heads(arguments: argparse.Namespace) -> list[str]:
     """Run the heads study; the notes on activations that left a precision's range."""
-    audit = None if arguments.quantized is None else functools.partial(_audit, arguments)
+    audit = None if arguments.quantized is None else functools.partial(_audit_heads, arguments)
     study = find_studies()["heads"]
     result = run_study(study, heads_options(arguments), arguments, audit)
     return [] if result is None else [n for n in result.provenance.notes if "overflow" in n]
 
 
-def _audit(
-    arguments: argparse.Namespace, original: Model, options: HeadsOptions, prepare: Prepare
-) -> Audit:
-    """A quantized checkpoint as one more scheme of the study."""
+def _audit(arguments: argparse.Namespace, original: Model, options: Any, prepare: Prepare) -> Audit:
+    """A quantized checkpoint as one more scheme of a study."""
     if arguments.model is None:
         raise InputError(
             "--quantized needs the original beside it, and --model names none",
@@ -76,15 +80,24 @@ def _audit(
         )
     found = load_beside(arguments.quantized, original)
     scheme = replace(found.scheme, from_file=True)
-    own = (scheme.name,) if _repairs_quantized(arguments) else ()
     return Audit(
-        options=replace(
-            options, schemes=(scheme, *options.schemes), repaired=(*own, *options.repaired)
-        ),
+        options=replace(options, schemes=(scheme, *options.schemes)),
         prepare=lambda params, other: found.params if other == scheme else prepare(params, other),
         weights_sha256=found.weights_sha256,
         notes=(f"quantized: {found.title}, from {arguments.quantized}", *found.notes),
     )
+
+
+def _audit_heads(
+    arguments: argparse.Namespace, original: Model, options: HeadsOptions, prepare: Prepare
+) -> Audit:
+    """The same, with repair curves unless they are left out."""
+    audit = _audit(arguments, original, options, prepare)
+    if not _repairs_quantized(arguments):
+        return audit
+    schemes = audit.options.schemes
+    repaired = (schemes[0].name, *options.repaired)
+    return replace(audit, options=replace(options, schemes=schemes, repaired=repaired))
 
 
 def _repairs_quantized(arguments: argparse.Namespace) -> bool:

@@ -33,7 +33,7 @@ def effects(result: FeaturesResult) -> Page:
         f"{len(closer.features)} features of {short_name(own.place, 20)}, spread over how well "
         f"they survive, on {closer.tokens} tokens: taken away (left) and added (right). Dots: "
         "cosine of the change of the logits with that in f32, a feature each; bar: mean with 95 % "
-        "over features. Orange: random weights as far from f32. Grey line: another feature's change.",
+        "over features. Orange: random weights as far from f32. Grey line: another feature.",
         width=WIDTH, body=0.7 + 0.42 * len(schemes),
     )  # fmt: skip
     axes = facets(page, 2, 2, sharey=True)
