@@ -11,7 +11,7 @@ import pytest
 from tiny_run import refusal, run, write_model
 
 from jaxalign.checkpoints.dictionaries import open_dictionary
-from jaxalign.dictionaries import encode, reconstruct
+from jaxalign.dictionaries import encode, losses, reconstruct
 from jaxalign.dictionaries.fit import Parts, fit
 from jaxalign.dictionaries.losses import TRAINED, largest_above, loss
 from jaxalign.dictionaries.training import TrainingOptions, batches_of, begin, resampled
@@ -150,6 +150,37 @@ def test_a_step_is_adams_step_of_the_stated_loss(planted):
     # The first step of the schedule has rate 0: nothing moves, whatever the slope.
     assert float(optax.warmup_cosine_decay_schedule(0, 1e-3, 1, 2)(0)) == 0
     np.testing.assert_allclose(found.dictionaries[0].encoder, d.encoder * scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_the_mean_that_inputs_are_read_without_has_its_slope_through_the_biases(kind, monkeypatch):
+    rng = np.random.default_rng(0)
+    how = options(kind)
+    d = jax.tree.map(lambda a: a[0], begin(how, jnp.ones((1, D))).dictionary)
+    d = jax.tree.map(lambda a: a + 0.1 * rng.standard_normal(a.shape, np.float32), d)
+    x, dead = jnp.asarray(rng.standard_normal((64, D), np.float32)), jnp.arange(2 * F) < 9
+
+    def slope(d):
+        how = {"kind": kind, "k": 2, "auxiliary": 0.5}
+        return jax.value_and_grad(lambda d: loss(d, x, jnp.float32(0.5), dead, **how).total)(d)
+
+    ours, ours_slope = slope(d)
+    monkeypatch.setattr(losses, "_mean_apart", lambda d: d)
+    plain, plain_slope = slope(d)
+    assert ours == plain, "the value has the same bits"
+    for one, other in zip(*map(jax.tree.leaves, (ours_slope, plain_slope)), strict=True):
+        assert np.abs(other).max() > 0
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
+
+
+def test_a_step_without_dead_features_makes_no_second_reconstruction(planted):
+    _, x = planted
+    with_it, without = (
+        fit([x], [0], options(steps=40, auxiliary=share, dead_after=10**6)) for share in (0.5, 0.0)
+    )
+    assert np.array_equal(with_it.error, without.error)
+    dead = fit([x], [0], options(steps=40, auxiliary=0.5, dead_after=256))
+    assert not np.array_equal(dead.error, without.error)
 
 
 def test_the_largest_of_a_batch_are_counted():

@@ -21,6 +21,7 @@ kind           beside the error
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import jax
@@ -80,13 +81,33 @@ def loss(
         auxiliary: the weight of a second reconstruction, of what the first one misses, by dead
             features alone (arXiv 2406.04093, A.2); 0 for none (static).
     """
-    f, sparse, least = _FEATURES[kind](dictionary, x, penalty, k)
+    f, sparse, least = _FEATURES[kind](_mean_apart(dictionary), x, penalty, k)
     y = decode(dictionary, f, x)
     error = _mean_square(x - y)
     total = error + sparse
     if auxiliary:
         total = total + auxiliary * _second(dictionary, x, lax.stop_gradient(x - y), dead)
     return Loss(total=total, error=error, features=f, least=least)
+
+
+def _mean_apart(d: Dictionary) -> Dictionary:
+    """The same dictionary, in which the slope of what is taken from inputs costs no product.
+
+    The slope of the decoder's bias through every token's input is a matrix product as large as
+    encoding. All tokens share that bias, so it is given the slope of the features' biases instead,
+    through a vector ``zero`` that changes no value.
+    """
+    if not d.centered:
+        return d
+    frozen = lax.stop_gradient(d.decoder_bias)
+    zero = (frozen - d.decoder_bias)[None]
+    read = dot(zero, d.encoder)[0]
+    size = 1 if d.log_magnitude is None else jnp.exp(d.log_magnitude)
+    gate = d.gate_bias
+    if gate is not None:
+        gate = gate + (read if d.gate is None else dot(zero, d.gate)[0])
+    bias = d.encoder_bias + size * read
+    return replace(d, decoder_bias=frozen, encoder_bias=bias, gate_bias=gate)
 
 
 def _mean_square(x: Array) -> Array:

@@ -191,15 +191,14 @@ def advance(
         tokens = (training.step - training.fired) * options.batch
         dead = tokens > options.dead_after
 
-        def one(d: Dictionary, moments: Any, site: Array, rows: Array, penalty: Array, dead: Array
-        ) -> tuple[Dictionary, Any, Loss]:  # fmt: skip
+        def one(auxiliary: float, d: Dictionary, moments: Any, site: Array, rows: Array,
+                penalty: Array, dead: Array) -> tuple[Dictionary, Any, Loss]:  # fmt: skip
             x = data[site, rows]
 
             def of(d: Dictionary) -> tuple[Array, Loss]:
                 found = loss(
-                    d, x, penalty, dead, kind=options.kind, k=options.k,
-                    auxiliary=options.auxiliary,
-                )  # fmt: skip
+                    d, x, penalty, dead, kind=options.kind, k=options.k, auxiliary=auxiliary
+                )
                 return found.total, found
 
             (_, found), slope = jax.value_and_grad(of, has_aux=True)(d)
@@ -207,9 +206,12 @@ def advance(
             d = jax.tree.map(lambda w, c: w - rate * c, d, change)
             return _unit(d), moments, found
 
-        dictionary, moments, found = jax.vmap(one)(
-            training.dictionary, training.moments, sites, chosen, penalties, dead
-        )
+        stacked = training.dictionary, training.moments, sites, chosen, penalties, dead
+        plain = jax.vmap(functools.partial(one, 0.0))
+        dictionary, moments, found = plain(*stacked) if not options.auxiliary else lax.cond(
+            # As long as no feature is dead, which is mostly, there is nothing to be computed.
+            dead.any(), jax.vmap(functools.partial(one, options.auxiliary)), plain, *stacked
+        )  # fmt: skip
         active = (found.features > 0).any(axis=1)
         here = training.step + 1
         training = Training(
