@@ -11,9 +11,9 @@ import numpy as np
 from jaxalign.engine.activations import Place, blocks_below
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.prompts import Batch, Windows
+from jaxalign.studies.features.accumulate import LARGEST, block_rows
 from jaxalign.studies.features.floors import late_pruned
 from jaxalign.studies.features.moments import (
-    LARGEST,
     Compared,
     Moments,
     Predictions,
@@ -32,6 +32,7 @@ NOISE, GROUP_NOISE, PRUNING = "noise", "group noise", "pruning"
 # Documents are resampled in so many groups at most, each of documents that follow one another.
 GROUPS = 64
 AT_ONCE = 1 << 13  # positions of a call
+BLOCKS = 10  # arrays of a block of tokens' features that are alive at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,10 +94,12 @@ def work_of(session: Session, sources: Sequence[Source], windows: Windows, last:
 def _rows(session: Session, sources: Sequence[Source], window: int) -> int:
     """How many windows make a call: of devices that share them each has as many."""
     config, params = session.config, session.model.params
-    features = sum(source.dictionary.features for source in sources)
     stream = 4 * config.num_layers * (config.hidden_size + config.intermediate_size)
-    need = 4.0 * window * (6 * config.vocab_size + 8 * features + stream)
+    need = 4.0 * window * (6 * config.vocab_size + stream)
+    # A block of tokens is encoded at a time, whatever there are of windows.
+    widest = max(source.dictionary.features for source in sources)
     free = session.free(params, params, *(source.dictionary for source in sources))
+    free -= BLOCKS * 4.0 * block_rows(widest) * widest
     if free < need:
         raise too_small(f"one window of {window} tokens", need, free)
     each = max(1, min(int(free // need), AT_ONCE // window))

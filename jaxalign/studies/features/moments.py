@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax.sharding import Mesh
 
-from jaxalign.dictionaries.dictionary import Dictionary, decode, encode
+from jaxalign.dictionaries.dictionary import Dictionary
 from jaxalign.engine.activations import Place, activations_at, activations_below
 from jaxalign.measures.metrics import kl_divergence
 from jaxalign.measures.perplexity import next_token_loss
@@ -25,6 +25,7 @@ from jaxalign.model.params import Params
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.runtime.compile import jit
 from jaxalign.shapes import Array, Bool, Int, Leaf, Lengths, Tokens
+from jaxalign.studies.features.accumulate import LARGEST, feature_sums
 from jaxalign.study.calls import deal_prompts
 
 
@@ -62,9 +63,6 @@ class Moments:
     missed: Leaf
     low_missed: Leaf
     moved: Leaf
-
-
-LARGEST = ("top", "low_top")  # of which the largest is kept, and not the sum
 
 
 @struct.dataclass
@@ -154,24 +152,22 @@ def compare(
         mesh: whose devices share the windows (static).
     """
     run = functools.partial(
-        _windows, config=config, scheme=scheme, places=places, predict=predict, alone=alone,
-        shift=shift,
+        _windows, config=config, scheme=scheme, places=places, segments=segments, predict=predict,
+        alone=alone, shift=shift,
     )  # fmt: skip
-    found: Compared = deal_prompts(
-        mesh, run, (high, low, dictionaries), (tokens, lengths, counted, predicted)
+    split = tokens, lengths, counted, predicted, segment
+    found: Compared = deal_prompts(mesh, run, (high, low, dictionaries), split)
+
+    def together(name: str, value: Array) -> Array:
+        """Each device's sums of its own windows, added up."""
+        parts = value.reshape(-1, segments, *value.shape[1:])
+        return parts.max(axis=0) if name in LARGEST else parts.sum(axis=0)
+
+    return jax.tree.map(
+        lambda part: type(part)(**{n: together(n, v) for n, v in vars(part).items()}),
+        found,
+        is_leaf=lambda part: isinstance(part, (Moments, Predictions)),
     )
-
-    def added(value: Array) -> Array:
-        return jax.ops.segment_sum(value, segment, segments)
-
-    def largest(value: Array) -> Array:
-        return jnp.maximum(jax.ops.segment_max(value, segment, segments), 0)
-
-    features = tuple(
-        Moments(**{n: (largest if n in LARGEST else added)(v) for n, v in vars(each).items()})
-        for each in found.features
-    )
-    return Compared(features=features, predictions=jax.tree.map(added, found.predictions))
 
 
 def _windows(
@@ -182,15 +178,17 @@ def _windows(
     lengths: Lengths,
     counted: Bool[Array, "B S"],
     predicted: Bool[Array, "B S"],
+    segment: Int[Array, " B"],
     *,
     config: ModelConfig,
     scheme: Scheme,
     places: Sequence[Place],
+    segments: int,
     predict: bool,
     alone: bool,
     shift: int,
 ) -> Compared:
-    """The sums of each window, ``[B, …]``."""
+    """The sums of each segment, of one device's windows."""
     low_logits = logits = None
     if predict:
         values, out = activations_at(high, tokens, lengths, config, places)
@@ -202,11 +200,19 @@ def _windows(
     if shift:
         lows = tuple(jnp.roll(value, shift, axis=0) for value in lows)
         counted = counted & jnp.roll(counted, shift, axis=0)
-    each = zip(values, lows, dictionaries, strict=True)
-    features = tuple(_moments(x, y, dictionary, counted) for x, y, dictionary in each)
-    predictions = None
-    if logits is not None and low_logits is not None:
-        predictions = _predictions(logits, low_logits, tokens, counted, predicted)
+    own = jnp.repeat(segment, tokens.shape[1])
+
+    def flat(value: Array) -> Array:
+        return value.reshape(-1, value.shape[-1])
+
+    features = tuple(
+        Moments(**feature_sums(d, flat(x), flat(y), counted.reshape(-1), own, segments))
+        for x, y, d in zip(values, lows, dictionaries, strict=True)
+    )
+    if logits is None or low_logits is None:
+        return Compared(features=features, predictions=None)
+    each = _predictions(logits, low_logits, tokens, counted, predicted)
+    predictions = jax.tree.map(lambda v: jax.ops.segment_sum(v, segment, segments), each)
     return Compared(features=features, predictions=predictions)
 
 
@@ -239,42 +245,6 @@ def _predictions(
         kl=over(kl_divergence(logits, lows), counted),
         same=over(same, counted),
         read=counted.sum(axis=1, dtype=jnp.float32),
-    )
-
-
-def _moments(high: Array, low: Array, dictionary: Dictionary, counted: Array) -> Moments:
-    """Sums over the positions of each window."""
-    x, y = high.astype(jnp.float32), low.astype(jnp.float32)
-    real = counted[..., None]
-    a, b = (jnp.where(real, encode(dictionary, value), 0) for value in (x, y))
-    d = b - a
-    here, there = decode(dictionary, a, x), decode(dictionary, b, y)
-
-    def over(value: Array) -> Array:
-        return value.sum(axis=1, dtype=jnp.float32)
-
-    def squares(value: Array) -> Array:
-        return jnp.where(real, value**2, 0).sum(axis=(1, 2))
-
-    return Moments(
-        tokens=over(counted),
-        a=over(a),
-        d=over(d),
-        aa=over(a * a),
-        dd=over(d * d),
-        ad=over(a * d),
-        fired=over(a > 0),
-        low_fired=over(b > 0),
-        both=over((a > 0) & (b > 0)),
-        top=a.max(axis=1),
-        low_top=b.max(axis=1),
-        x=over(jnp.where(real, x, 0)),
-        low_x=over(jnp.where(real, y, 0)),
-        xx=squares(x),
-        low_xx=squares(y),
-        missed=squares(x - here),
-        low_missed=squares(y - there),
-        moved=squares(there - here),
     )
 
 
