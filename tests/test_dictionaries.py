@@ -20,7 +20,7 @@ from jaxalign.checkpoints.dictionaries import (
 )
 from jaxalign.checkpoints.dictionaries.facts import hook_of_place, place_of_hook
 from jaxalign.dictionaries import KINDS, Dictionary, check_dictionary, decode, encode, reconstruct
-from jaxalign.dictionaries.dictionary import SCALINGS
+from jaxalign.dictionaries.dictionary import SCALINGS, top_k
 from jaxalign.errors import InputError
 
 D, F, N, K = 12, 40, 30, 5
@@ -105,6 +105,23 @@ def test_a_threshold_is_strict_and_a_tie_among_the_largest_goes_to_the_first():
     top = Dictionary(eye, eye, none, none, kind="topk", k=1)
     assert encode(top, jnp.float32([[2, 2, 1]])).tolist() == [[2, 0, 0]]
     assert encode(top, jnp.float32([[-2, -3, -1]])).tolist() == [[0, 0, 0]]
+
+
+def test_the_largest_of_each_row_have_the_bits_of_a_sort():
+    rng = np.random.default_rng(0)
+    tied = rng.integers(-3, 4, (40, 33)).astype(np.float32)
+    rows = np.concatenate([tied, np.zeros((2, 33)), -np.zeros((2, 33)), np.full((2, 33), 1.5)])
+    rows = np.concatenate([rows, np.where(rows == 1, -0.0, rows)]).astype(np.float32)
+    for k in (1, 4, 32, 33):
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :k]  # the first of equal ones first
+        expected = np.zeros_like(rows)
+        np.put_along_axis(expected, order, np.take_along_axis(rows, order, 1).clip(0), 1)
+        found = jax.jit(top_k, static_argnums=1)(rows, k)
+        assert np.array_equal(found, expected)
+        assert not np.signbit(found).any()
+        slope = jax.grad(lambda p, k=k: (top_k(p, k) * 2).sum())(jnp.asarray(rows))
+        assert np.array_equal(slope, 2 * (expected > 0))
+        assert np.array_equal(jax.vmap(lambda p, k=k: top_k(p, k))(rows), expected)
 
 
 def test_a_transcoder_with_a_skip_adds_a_linear_map_of_its_input():
