@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from sae_lens.saes.sae import SAE
+from sae_lens.saes.sae import SAE  # type: ignore[import-not-found]
 
 
 def main(folder: Path) -> None:
