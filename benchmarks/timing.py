@@ -5,7 +5,7 @@ from __future__ import annotations
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,7 @@ PRODUCTS = (
     *((rows, 2048, 512) for rows in (2048, 4096, 8192)),
     (4096, 4096, 4096),
 )
+REST = 0.05  # seconds between two packages' calls: the threads of one spin for a while after it
 
 
 class Timing(NamedTuple):
@@ -89,3 +90,22 @@ def peak_bytes() -> int:
         lines = dict(line.split(":", 1) for line in status.read_text().splitlines())
         return int(lines["VmHWM"].split()[0]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def alternated(calls: Mapping[str, Callable[[], Any]], runs: int = 5) -> dict[str, Timing]:
+    """The times of several calls, one of each in turn, so that a slow minute slows all of them.
+
+    Args:
+        calls: by name.
+        runs: of each, after its first.
+    """
+    first = {name: once(call)[1] for name, call in calls.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(runs):
+        for name, call in calls.items():
+            time.sleep(REST)
+            seconds[name].append(once(call)[1])
+    return {
+        name: Timing(first[name], min(each), statistics.median(each), runs)
+        for name, each in seconds.items()
+    }

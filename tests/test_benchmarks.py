@@ -22,6 +22,8 @@ import jaxalign  # noqa: E402
 from benchmarks import __main__ as suite  # noqa: E402
 from benchmarks import (  # noqa: E402
     devices,
+    dictionaries,
+    dictionaries_baselines,
     float64,
     gpu_json,
     patching,
@@ -35,6 +37,7 @@ from benchmarks import (  # noqa: E402
     workload,
 )
 from benchmarks.flops import patching_flops, wave_flops  # noqa: E402
+from jaxalign.dictionaries import encode  # noqa: E402
 from jaxalign.edits import Edit, HeadEdit, head_ablation_masks  # noqa: E402
 from jaxalign.engine import sweep  # noqa: E402
 from jaxalign.measures.metrics import Answer  # noqa: E402
@@ -46,7 +49,7 @@ ROOT = Path(__file__).parent.parent
 RUNNABLE = sorted(set(suite.questions()) - set(suite.NEEDS_FILES))
 LONG = (
     "scaling", "command", "packed_product", "calibration", "agreement", "random_weights",
-    "rounding_lottery", "packed", "products", "blocks", "screen",
+    "rounding_lottery", "packed", "products", "blocks", "screen", "dictionaries",
 )  # fmt: skip
 
 
@@ -127,6 +130,31 @@ def test_every_baseline_of_patching_finds_what_the_wave_finds(capsys):
     section = table.patching_section(found)
     assert section.count("scaled from 9 rows") == 3
     assert section.count("\n| ") == 1 + 4 + 3 + 3 + 2 + 1
+
+
+@pytest.mark.slow
+def test_dictionaries_of_pytorch_find_what_ours_find(capsys):
+    code, found = run(capsys, "dictionaries", "--quick", "--device", "cpu")
+    assert code == 0
+    assert [case["name"] for case in found["cases"]] == ["encode", "sums", "training"]
+    for case in found["cases"]:
+        [row] = case["rows"]
+        assert row["largest_difference"] <= 1e-5
+        assert row.get("largest_difference_of_counts", 0) == 0
+        assert case["score"] > 0
+    assert 0 < found["memory"]["total_gb"] < 0.1
+
+
+@pytest.mark.parametrize("kind", dictionaries.KINDS)
+def test_the_baseline_encodes_as_we_do(kind):
+    d = dictionaries.random_dictionary(kind, 16, 64, 5)
+    x = np.random.default_rng(0).standard_normal((32, 16), np.float32)
+    ours = np.asarray(encode(d, jax.numpy.asarray(x)))
+    theirs = dictionaries_baselines.encode(
+        dictionaries_baselines.tensors(d), torch.from_numpy(x), kind, d.k
+    )
+    assert 0 < (ours > 0).mean() < 1
+    np.testing.assert_allclose(theirs, ours, atol=1e-5)
 
 
 def test_rows_that_stand_for_all_are_spread_over_heads_too():

@@ -19,8 +19,17 @@ from jaxalign.checkpoints.dictionaries import (
     save_dictionary,
 )
 from jaxalign.checkpoints.dictionaries.facts import hook_of_place, place_of_hook
-from jaxalign.dictionaries import KINDS, Dictionary, check_dictionary, decode, encode, reconstruct
-from jaxalign.dictionaries.dictionary import SCALINGS
+from jaxalign.dictionaries import (
+    KINDS,
+    Dictionary,
+    check_dictionary,
+    decode,
+    dictionary,
+    encode,
+    encode_decode,
+    reconstruct,
+)
+from jaxalign.dictionaries.dictionary import SCALINGS, top_k
 from jaxalign.errors import InputError
 
 D, F, N, K = 12, 40, 30, 5
@@ -105,6 +114,46 @@ def test_a_threshold_is_strict_and_a_tie_among_the_largest_goes_to_the_first():
     top = Dictionary(eye, eye, none, none, kind="topk", k=1)
     assert encode(top, jnp.float32([[2, 2, 1]])).tolist() == [[2, 0, 0]]
     assert encode(top, jnp.float32([[-2, -3, -1]])).tolist() == [[0, 0, 0]]
+
+
+def test_the_largest_of_each_row_have_the_bits_of_a_sort():
+    rng = np.random.default_rng(0)
+    tied = rng.integers(-3, 4, (40, 33)).astype(np.float32)
+    rows = np.concatenate([tied, np.zeros((2, 33)), -np.zeros((2, 33)), np.full((2, 33), 1.5)])
+    rows = np.concatenate([rows, np.where(rows == 1, -0.0, rows)]).astype(np.float32)
+    for k in (1, 4, 32, 33):
+        order = np.argsort(-rows, axis=1, kind="stable")[:, :k]  # the first of equal ones first
+        expected = np.zeros_like(rows)
+        np.put_along_axis(expected, order, np.take_along_axis(rows, order, 1).clip(0), 1)
+        found = jax.jit(top_k, static_argnums=1)(rows, k)
+        assert np.array_equal(found, expected)
+        assert not np.signbit(found).any()
+        slope = jax.grad(lambda p, k=k: (top_k(p, k) * 2).sum())(jnp.asarray(rows))
+        assert np.array_equal(slope, 2 * (expected > 0))
+        assert np.array_equal(jax.vmap(lambda p, k=k: top_k(p, k))(rows), expected)
+
+
+@pytest.mark.parametrize("scaling", SCALINGS)
+def test_few_features_are_decoded_by_their_rows_as_by_all(scaling, monkeypatch):
+    monkeypatch.setattr(dictionary, "FEW", F // K)
+    d = random_dictionary("topk", scaling=scaling)
+    x = activations().reshape(3, 10, D)
+    f, y = jax.jit(encode_decode)(d, x)
+    assert np.array_equal(f, jax.jit(encode)(d, x))
+    _, by_hand_y = by_hand(d, x.reshape(-1, D))
+    np.testing.assert_allclose(y.reshape(-1, D), by_hand_y, atol=1e-5 * np.abs(by_hand_y).max())
+    assert np.array_equal(jax.jit(reconstruct)(d, x), y)
+
+    def slopes(stand_for):
+        return jax.grad(lambda d, x: (stand_for(d, x) ** 2).sum(), argnums=(0, 1))(d, x)
+
+    few = slopes(reconstruct)
+    assert "scan" in str(jax.make_jaxpr(reconstruct)(d, x))
+    monkeypatch.setattr(dictionary, "FEW", F)
+    assert "scan" not in str(jax.make_jaxpr(reconstruct)(d, x))
+    for one, other in zip(*map(jax.tree.leaves, (few, slopes(reconstruct))), strict=True):
+        assert np.abs(other).max() > 0
+        np.testing.assert_allclose(one, other, atol=1e-5 * np.abs(other).max())
 
 
 def test_a_transcoder_with_a_skip_adds_a_linear_map_of_its_input():

@@ -6,7 +6,16 @@ from jaxalign.dictionaries.dictionary import (
     check_dictionary,
     decode,
     encode,
+    encode_decode,
     reconstruct,
 )
 
-__all__ = ["KINDS", "Dictionary", "check_dictionary", "decode", "encode", "reconstruct"]
+__all__ = [
+    "KINDS",
+    "Dictionary",
+    "check_dictionary",
+    "decode",
+    "encode",
+    "encode_decode",
+    "reconstruct",
+]

@@ -39,6 +39,9 @@ else:
 KINDS: tuple[Kind, ...] = ("relu", "topk", "jumprelu", "gated", "sigmoid")
 SCALINGS: tuple[Scaling, ...] = ("none", "layer_norm", "unit_rms")
 EPSILON = 1e-5  # beside the standard deviation of a token, as SAELens has it
+# A topk dictionary of so many times k features or more adds up the decoder's rows that it needs. On
+# two cores they cost as much as the product with all rows at about 8 times.
+FEW = 32
 Features = Float[Array, "*rows features"]
 
 
@@ -179,10 +182,7 @@ def encode(dictionary: Dictionary, x: Float[Array, "*rows D"]) -> Features:
         f32, 0 where a feature is not active.
     """
     dictionary = jax.tree.map(jnp.asarray, dictionary)
-    centered = _scaled(dictionary, x)[0]
-    if dictionary.centered:
-        centered = centered - lead(dictionary.decoder_bias, centered)
-    product = dot(centered, dictionary.encoder)
+    centered, product = _product(dictionary, x)
 
     def own(a: Array) -> Array:
         return lead(a, product)
@@ -201,6 +201,42 @@ def encode(dictionary: Dictionary, x: Float[Array, "*rows D"]) -> Features:
     return jax.nn.relu(pre)
 
 
+def encode_decode(
+    dictionary: Dictionary, x: Float[Array, "*rows D"]
+) -> tuple[Features, Float[Array, "*rows O"]]:
+    """``encode`` and ``decode`` at once, a matrix product less where few features are active.
+
+    Of a ``topk`` dictionary the rows of the decoder that stand for a token's ``k`` features are
+    added up, in place of a product with all of them.
+
+    Args:
+        dictionary: one.
+        x: f32 activations.
+
+    Returns:
+        The features, and what they stand for: of ``decode`` up to the rounding of sums.
+    """
+    k = dictionary.k or 0
+    if dictionary.kind != "topk" or dictionary.features < FEW * k:
+        features = encode(dictionary, x)
+        return features, decode(dictionary, features, x)
+    dictionary = jax.tree.map(jnp.asarray, dictionary)
+    product = _product(dictionary, x)[1]
+    pre = product + lead(dictionary.encoder_bias, product)
+    values, places = _largest(pre, k)
+    y = _rows_added(values, places, dictionary.decoder).reshape(*pre.shape[:-1], dictionary.out)
+    features = _spread(values, places, dictionary.features).reshape(pre.shape)
+    return features, _decoded(dictionary, y, x)
+
+
+def _product(dictionary: Dictionary, x: Array) -> tuple[Array, Array]:
+    """The input as it is read, and times the encoder."""
+    centered = _scaled(dictionary, x)[0]
+    if dictionary.centered:
+        centered = centered - lead(dictionary.decoder_bias, centered)
+    return centered, dot(centered, dictionary.encoder)
+
+
 def top_k(pre: Features, k: int) -> Features:
     """The ``k`` largest of each row and 0 elsewhere, none below 0.
 
@@ -208,11 +244,45 @@ def top_k(pre: Features, k: int) -> Features:
         pre: pre-activations.
         k: how many; of equal ones the first count.
     """
+    return _spread(*_largest(pre, k), pre.shape[-1]).reshape(pre.shape)
+
+
+def _largest(pre: Array, k: int) -> tuple[Array, Array]:
+    """The ``k`` largest of each row, none below 0, and their places: ``[N, k]``."""
     values, places = lax.top_k(pre.reshape(-1, pre.shape[-1]), k)
+    return jax.nn.relu(values), places
+
+
+def _spread(values: Array, places: Array, features: int) -> Array:
+    """Each row's values at their places, 0 elsewhere."""
     rows = jnp.arange(len(values))[:, None]
-    empty = jnp.zeros((len(values), pre.shape[-1]), pre.dtype)
-    kept = empty.at[rows, places].set(jax.nn.relu(values), unique_indices=True)
-    return kept.reshape(pre.shape)
+    empty = jnp.zeros((len(values), features), values.dtype)
+    return empty.at[rows, places].set(values, unique_indices=True)
+
+
+@jax.custom_vjp
+def _rows_added(values: Array, places: Array, decoder: Array) -> Array:
+    """The decoder's rows at some places, each times its value, added up."""
+
+    def add(i: Array, y: Array) -> Array:
+        return y + values[:, i, None] * decoder[places[:, i]]
+
+    return lax.fori_loop(0, values.shape[1], add, jnp.zeros((len(values), decoder.shape[1])))
+
+
+def _rows_added_slope(kept: tuple[Array, ...], slope: Array) -> tuple[Array, None, Array]:
+    """Of the values row by row, too; of the decoder by a product, whose sums have one order."""
+    values, places, decoder = kept
+
+    def times(i: Array, found: Array) -> Array:
+        return found.at[:, i].set((slope * decoder[places[:, i]]).sum(axis=-1))
+
+    by_value = lax.fori_loop(0, values.shape[1], times, jnp.zeros_like(values))
+    features = _spread(values, places, len(decoder))
+    return by_value, None, dot(features.T, slope)
+
+
+_rows_added.defvjp(lambda *given: (_rows_added(*given), given), _rows_added_slope)
 
 
 def decode(
@@ -227,7 +297,11 @@ def decode(
             it.
     """
     dictionary = jax.tree.map(jnp.asarray, dictionary)
-    y = dot(features, dictionary.decoder)
+    return _decoded(dictionary, dot(features, dictionary.decoder), x)
+
+
+def _decoded(dictionary: Dictionary, y: Array, x: Array) -> Array:
+    """What the decoder's rows add up to, with all else that belongs to a reconstruction."""
     y = y + lead(dictionary.decoder_bias, y)
     if dictionary.scaling != "none":
         _, mean, size = _scaled(dictionary, x)
@@ -238,13 +312,13 @@ def decode(
 
 
 def reconstruct(dictionary: Dictionary, x: Float[Array, "*rows D"]) -> Float[Array, "*rows O"]:
-    """``decode(encode(x))``.
+    """``decode(encode(x))``, up to the rounding of sums.
 
     Args:
         dictionary: one.
         x: f32 activations.
     """
-    return decode(dictionary, encode(dictionary, x), x)
+    return encode_decode(dictionary, x)[1]
 
 
 def _scaled(dictionary: Dictionary, x: Array) -> tuple[Array, Any, Any]:

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from flax import struct
 from jax import lax
 
-from jaxalign.dictionaries.dictionary import Dictionary, decode, encode, top_k
+from jaxalign.dictionaries.dictionary import Dictionary, decode, encode, encode_decode, top_k
 from jaxalign.numerics.dot import dot
 from jaxalign.shapes import Array, Bool, Float, Leaf, lead
 
@@ -81,8 +81,14 @@ def loss(
         auxiliary: the weight of a second reconstruction, of what the first one misses, by dead
             features alone (arXiv 2406.04093, A.2); 0 for none (static).
     """
-    f, sparse, least = _FEATURES[kind](_mean_apart(dictionary), x, penalty, k)
-    y = decode(dictionary, f, x)
+    reads = _mean_apart(dictionary)
+    if kind == "topk":
+        sparse = least = jnp.zeros(())
+        f, y = encode_decode(reads, x)
+        y = y + lead(dictionary.decoder_bias - reads.decoder_bias, y)  # 0, with the bias's slope
+    else:
+        f, sparse, least = _FEATURES[kind](reads, x, penalty, k)
+        y = decode(dictionary, f, x)
     error = _mean_square(x - y)
     total = error + sparse
     if auxiliary:
@@ -132,10 +138,6 @@ def _second(dictionary: Dictionary, x: Array, missed: Array, dead: Array) -> Arr
 def _relu(d: Dictionary, x: Array, penalty: Array, k: int) -> tuple[Array, Array, Array]:
     f = encode(d, x)
     return f, penalty * f.mean(), jnp.zeros(())
-
-
-def _topk(d: Dictionary, x: Array, penalty: Array, k: int) -> tuple[Array, Array, Array]:
-    return encode(d, x), jnp.zeros(()), jnp.zeros(())
 
 
 def _batchtopk(d: Dictionary, x: Array, penalty: Array, k: int) -> tuple[Array, Array, Array]:
@@ -214,7 +216,6 @@ _step.defvjp(
 _FEATURES = {
     "relu": _relu,
     "sigmoid": _relu,
-    "topk": _topk,
     "batchtopk": _batchtopk,
     "gated": _gated,
     "jumprelu": _jumprelu,

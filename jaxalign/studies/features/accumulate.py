@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxalign.dictionaries.dictionary import Dictionary, decode, encode
+from jaxalign.dictionaries.dictionary import Dictionary, encode_decode
 from jaxalign.runtime.compile import default_platform
 from jaxalign.shapes import Array, Bool, Float, Int
 
@@ -89,8 +89,7 @@ def block_rows(features: int) -> int:
 def _values(dictionary: Dictionary, x: Array, y: Array) -> tuple[Sums, Sums]:
     """Of a block's tokens: activations of features, and what has one value or vector a token."""
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
-    a, b = encode(dictionary, x), encode(dictionary, y)
-    here, there = decode(dictionary, a, x), decode(dictionary, b, y)
+    (a, here), (b, there) = encode_decode(dictionary, x), encode_decode(dictionary, y)
 
     def squares(value: Array) -> Array:
         return (value**2).sum(axis=-1)
