@@ -23,56 +23,67 @@ LARGEST = ("top", "low_top")  # of which the largest is kept, and not the sum
 # no such cache and needs larger products to be busy (not measured).
 VALUES = {"cpu": 1 << 22}
 VALUES_ELSEWHERE = 1 << 26
-LEAST, MOST = 32, 1024  # tokens of a block: sums within one are not compensated
+LEAST, MOST = 32, 1024  # tokens of a block
+PIECE = 32  # tokens of a window that are summed in a row: sums within a piece are not compensated
 
 Sums = dict[str, Array]
 
 
 def feature_sums(
     dictionary: Dictionary,
-    x: Float[Array, "T D"],
-    y: Float[Array, "T D"],
-    counted: Bool[Array, " T"],
-    segment: Int[Array, " T"],
+    x: Float[Array, "B S D"],
+    y: Float[Array, "B S D"],
+    counted: Bool[Array, "B S"],
+    segment: Int[Array, " B"],
     segments: int,
 ) -> Sums:
     """Add up what every feature does in f32 and in another precision, in each segment of the texts.
 
-    Sums are f32: of tokens within a block in a row, of blocks compensated (Neumaier 1974), so that
-    their error does not grow with the number of tokens.
+    Sums are f32: of tokens of a piece of a window in a row, of pieces compensated (Neumaier 1974),
+    so that their error does not grow with the number of tokens.
 
     Args:
         dictionary: what reads the activations.
-        x: activations in f32.
+        x: activations in f32 of ``B`` windows.
         y: of the same tokens in the other precision, of any float dtype.
         counted: tokens that count.
-        segment: of each token, 0 to ``segments - 1``; fastest where equal ones follow one another.
+        segment: of each window, 0 to ``segments - 1``.
         segments: how many there are (static).
 
     Returns:
         The fields of ``moments.Moments`` by name, their first axis the segments.
     """
-    tokens = len(x)
-    rows = min(block_rows(dictionary.features), tokens)
+    windows, length = counted.shape
+    # Pieces of equal length, the last one of each window filled up with tokens that do not count.
+    parts = -(-length // min(length, PIECE))
+    piece = -(-length // parts)
+    own = jnp.repeat(segment, parts)
+    at_once = max(1, min(block_rows(dictionary.features) // piece, len(own)))
+
+    def pieces(value: Array) -> Array:
+        wide = [(0, 0), (0, parts * piece - length), *[(0, 0)] * (value.ndim - 2)]
+        return jnp.pad(value, wide).reshape(windows * parts, piece, *value.shape[2:])
+
+    given = pieces(x), pieces(y), pieces(counted)
 
     def add(number: Array, state: tuple[Sums, Sums, Sums]) -> tuple[Sums, Sums, Sums]:
-        first = number * rows
-        # The last block begins early enough to be whole; tokens before it are not counted again.
-        start = jnp.minimum(first, tokens - rows)
-        take = functools.partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=rows)
-        real = take(counted) & (start + jnp.arange(rows) >= first)
-        own = take(segment)
-        by_feature, by_token = _values(dictionary, take(x), take(y))
+        first = number * at_once
+        # The last block begins early enough to be whole; pieces before it are not counted again.
+        start = jnp.minimum(first, len(own) - at_once)
+        take = functools.partial(lax.dynamic_slice_in_dim, start_index=start, slice_size=at_once)
+        xs, ys, real = map(take, given)
+        real = real & (start + jnp.arange(at_once) >= first)[:, None]
+        sums, largest = _added(dictionary, xs, ys, real)
+        places = take(own)
 
-        def of_segment(place: Array, state: tuple[Sums, Sums, Sums]) -> tuple[Sums, Sums, Sums]:
-            sums, largest = _added(by_feature, by_token, real & (own == place))
-            return _with(state, place, sums, largest)
+        def of_piece(i: Array, state: tuple[Sums, Sums, Sums]) -> tuple[Sums, Sums, Sums]:
+            one = [{name: value[i] for name, value in part.items()} for part in (sums, largest)]
+            return _with(state, places[i], *one)
 
-        # Mostly one segment.
-        return lax.fori_loop(own.min(), own.max() + 1, of_segment, state)
+        return lax.fori_loop(0, at_once, of_piece, state)
 
     state = _nothing(dictionary, segments)
-    total, lost, largest = lax.fori_loop(0, -(-tokens // rows), add, state)
+    total, lost, largest = lax.fori_loop(0, -(-len(own) // at_once), add, state)
     return {name: value + lost[name] for name, value in total.items()} | largest
 
 
@@ -86,37 +97,24 @@ def block_rows(features: int) -> int:
     return min(max(values // features, LEAST), MOST)
 
 
-def _values(dictionary: Dictionary, x: Array, y: Array) -> tuple[Sums, Sums]:
-    """Of a block's tokens: activations of features, and what has one value or vector a token."""
+def _added(dictionary: Dictionary, x: Array, y: Array, real: Array) -> tuple[Sums, Sums]:
+    """Sums over the tokens of each piece that are real, and the largest activations."""
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
     (a, here), (b, there) = encode_decode(dictionary, x), encode_decode(dictionary, y)
-
-    def squares(value: Array) -> Array:
-        return (value**2).sum(axis=-1)
-
-    return {"a": a, "b": b}, {
-        "tokens": jnp.ones(len(x)),
-        "x": x,
-        "low_x": y,
-        "xx": squares(x),
-        "low_xx": squares(y),
-        "missed": squares(x - here),
-        "low_missed": squares(y - there),
-        "moved": squares(there - here),
-    }
-
-
-def _added(by_feature: Sums, by_token: Sums, real: Array) -> tuple[Sums, Sums]:
-    """Sums over the tokens that are real, and the largest activations."""
+    a, b = (jnp.where(real[..., None], value, 0) for value in (a, b))
+    d = b - a
 
     def over(value: Array) -> Array:
-        where = real.reshape(-1, *(1,) * (value.ndim - 1))
-        return jnp.where(where, value.astype(jnp.float32), 0).sum(axis=0)
+        return value.astype(jnp.float32).sum(axis=1)
 
-    a, b = by_feature["a"], by_feature["b"]
-    d = b - a
+    def kept(value: Array) -> Array:
+        return over(jnp.where(real[..., None], value, 0))
+
+    def squares(value: Array) -> Array:
+        return over(jnp.where(real, (value**2).sum(axis=-1), 0))
+
     sums = {
-        **{name: over(value) for name, value in by_token.items()},
+        "tokens": over(real),
         "a": over(a),
         "d": over(d),
         "aa": over(a * a),
@@ -125,21 +123,24 @@ def _added(by_feature: Sums, by_token: Sums, real: Array) -> tuple[Sums, Sums]:
         "fired": over(a > 0),
         "low_fired": over(b > 0),
         "both": over((a > 0) & (b > 0)),
+        "x": kept(x),
+        "low_x": kept(y),
+        "xx": squares(x),
+        "low_xx": squares(y),
+        "missed": squares(x - here),
+        "low_missed": squares(y - there),
+        "moved": squares(there - here),
     }
-    top, low_top = (jnp.where(real[:, None], value, 0).max(axis=0) for value in (a, b))
-    return sums, {"top": top, "low_top": low_top}
+    return sums, {"top": a.max(axis=1), "low_top": b.max(axis=1)}
 
 
 def _nothing(dictionary: Dictionary, segments: int) -> tuple[Sums, Sums, Sums]:
     """Sums of no tokens, what rounding took from them, and largest activations."""
-    D, features = dictionary.width, dictionary.features
-    like = {"a": jnp.zeros((1, features)), "b": jnp.zeros((1, features))}
-    shapes = jax.eval_shape(
-        lambda: _added(like, _values(dictionary, *(jnp.zeros((1, D)),) * 2)[1], jnp.ones(1, bool))
-    )
+    one = jnp.zeros((1, 1, dictionary.width))
+    shapes = jax.eval_shape(lambda: _added(dictionary, one, one, jnp.ones((1, 1), bool)))
 
     def zeros(part: Any) -> Sums:
-        return {name: jnp.zeros((segments, *value.shape)) for name, value in part.items()}
+        return {name: jnp.zeros((segments, *value.shape[1:])) for name, value in part.items()}
 
     return zeros(shapes[0]), zeros(shapes[0]), zeros(shapes[1])
 
@@ -147,7 +148,7 @@ def _nothing(dictionary: Dictionary, segments: int) -> tuple[Sums, Sums, Sums]:
 def _with(
     state: tuple[Sums, Sums, Sums], place: Array, sums: Sums, largest: Sums
 ) -> tuple[Sums, Sums, Sums]:
-    """The state with a block's sums added to those of a segment."""
+    """The state with a piece's sums added to those of its segment."""
     total, lost, top = (dict(part) for part in state)
     for name, value in sums.items():
         before = total[name][place]

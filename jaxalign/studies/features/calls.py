@@ -79,7 +79,7 @@ def work_of(session: Session, sources: Sequence[Source], windows: Windows, last:
     of_document = np.minimum((middle / tokens.sum() * groups).astype(int), groups - 1)
     _, of_document = np.unique(of_document, return_inverse=True)  # without gaps
     group = of_document[windows.document]
-    rows = _rows(session, sources, windows.window)
+    rows = _rows(session, sources, windows.window, len(group))
     spans = [len(set(group[i : i + rows])) for i in range(0, len(group), rows)]
     return Work(
         windows=windows,
@@ -91,7 +91,7 @@ def work_of(session: Session, sources: Sequence[Source], windows: Windows, last:
     )
 
 
-def _rows(session: Session, sources: Sequence[Source], window: int) -> int:
+def _rows(session: Session, sources: Sequence[Source], window: int, count: int) -> int:
     """How many windows make a call: of devices that share them each has as many."""
     config, params = session.config, session.model.params
     stream = 4 * config.num_layers * (config.hidden_size + config.intermediate_size)
@@ -102,8 +102,20 @@ def _rows(session: Session, sources: Sequence[Source], window: int) -> int:
     free -= BLOCKS * 4.0 * block_rows(widest) * widest
     if free < need:
         raise too_small(f"one window of {window} tokens", need, free)
-    each = max(1, min(int(free // need), AT_ONCE // window))
-    return each * session.devices
+    return in_equal_calls(count, min(int(free // need), AT_ONCE // window), session.devices)
+
+
+def in_equal_calls(count: int, most: int, devices: int) -> int:
+    """How many windows make a call, so that all calls have about as many and little filler.
+
+    Args:
+        count: of windows.
+        most: that a device holds.
+        devices: that share them.
+    """
+    most = max(1, most) * devices
+    calls = -(-count // most)
+    return -(-count // (calls * devices)) * devices
 
 
 def calls(

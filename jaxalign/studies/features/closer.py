@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Float, Int
-from jaxalign.studies.features.calls import Work, batches_of
+from jaxalign.studies.features.calls import Work, batches_of, in_equal_calls
 from jaxalign.studies.features.chosen import activations_of
 from jaxalign.studies.features.deficit import Shifted, shifted
 from jaxalign.studies.features.effects import KINDS, Effects, feature_effects
@@ -23,6 +23,7 @@ from jaxalign.study.session import Session
 from jaxalign.study.weight_noise import late_noise, moves_matrices
 
 BLOCK = 8  # features of a call
+MOST_WINDOWS = 32  # of one
 DAMAGED = 16  # features along which a shift is taken apart
 DRAWS = 3  # of other features, and of random directions, beside them
 NOISE = "noise of "
@@ -81,12 +82,12 @@ def some_windows(session: Session, work: Work, tokens: int, rows: int) -> Work:
     free = session.free(session.model.params, session.model.params)
     if free < need:
         raise too_small(f"one window of {windows.window} tokens in {rows} runs", need, free)
-    each = min(int(free // need), -(-count // session.devices), 64)
+    each = in_equal_calls(count, min(int(free // need), MOST_WINDOWS), session.devices)
     names = ("tokens", "lengths", "first", "counted", "document")
     chosen = replace(windows, **{name: getattr(windows, name)[index] for name in names})
     return replace(
         work, windows=chosen, counted=work.counted[index], group=work.group[index],
-        rows=max(1, each) * session.devices,
+        rows=each,
     )  # fmt: skip
 
 

@@ -135,14 +135,15 @@ def _rows(
     at = jnp.minimum(jnp.arange(tokens.shape[1])[None], lengths[:, None] - 1)
     later = counted[:, 1:] & counted[:, :-1]
 
+    def over(logits: Array) -> Array:
+        return jnp.where(counted[..., None], logits, 0).sum(axis=1)
+
     def measure(clean: Array, edited: Array) -> Effects:
-        change = edited - clean
-        change = change - change.mean(axis=-1, keepdims=True)
         loss = next_token_loss(edited, tokens) - next_token_loss(clean, tokens)
         return Effects(
             loss=jnp.where(later, loss, 0).sum(axis=1),
             kl=jnp.where(counted, kl_divergence(clean, edited), 0).sum(axis=1),
-            change=jnp.where(counted[..., None], change, 0).sum(axis=1),
+            change=_centred(over(edited) - over(clean)),
         )
 
     found = sweep(
@@ -152,3 +153,7 @@ def _rows(
     together = jax.tree.map(lambda *parts: jnp.concatenate([p[1:] for p in parts]), *found)
     by_window = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), together)
     return by_window, counted.sum(axis=1, dtype=jnp.float32)
+
+
+def _centred(change: Array) -> Array:
+    return change - change.mean(axis=-1, keepdims=True)

@@ -200,13 +200,8 @@ def _windows(
     if shift:
         lows = tuple(jnp.roll(value, shift, axis=0) for value in lows)
         counted = counted & jnp.roll(counted, shift, axis=0)
-    own = jnp.repeat(segment, tokens.shape[1])
-
-    def flat(value: Array) -> Array:
-        return value.reshape(-1, value.shape[-1])
-
     features = tuple(
-        Moments(**feature_sums(d, flat(x), flat(y), counted.reshape(-1), own, segments))
+        Moments(**feature_sums(d, x, y, counted, segment, segments))
         for x, y, d in zip(values, lows, dictionaries, strict=True)
     )
     if logits is None or low_logits is None:
