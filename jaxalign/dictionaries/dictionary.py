@@ -40,7 +40,7 @@ KINDS: tuple[Kind, ...] = ("relu", "topk", "jumprelu", "gated", "sigmoid")
 SCALINGS: tuple[Scaling, ...] = ("none", "layer_norm", "unit_rms")
 EPSILON = 1e-5  # beside the standard deviation of a token, as SAELens has it
 # A topk dictionary of so many times k features or more adds up the decoder's rows that it needs. On
-# two cores they cost as much as the product with all rows at about 8 times.
+# two cores they cost as much as the product with all rows at 8 to 24 times.
 FEW = 32
 Features = Float[Array, "*rows features"]
 
