@@ -332,7 +332,8 @@ def study(folder, model, tmp_path_factory):
     ran = run(
         "features", "--model", folder, "--device", "cpu", "--sae", sae, "--schemes",
         "int2-channel", "--noise-draws", 1, "--tokens", 1200, "--window", 32, "--effects", 8,
-        "--effect-tokens", 300, "--cards", 2, "--labels", place / "labels.csv", "--verbose", "--output", place / "features.json",
+        "--effect-tokens", 300, "--cards", 2, "--labels", place / "labels.csv", "--verbose",
+        "--output", place / "features.json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     return ran, FEATURES.read(place / "features.json"), place
