@@ -14,7 +14,8 @@ from jaxalign.checkpoints.dictionaries import open_dictionary
 from jaxalign.dictionaries import encode, reconstruct
 from jaxalign.dictionaries.fit import Parts, fit
 from jaxalign.dictionaries.losses import TRAINED, largest_above, loss
-from jaxalign.dictionaries.training import TrainingOptions, batches_of, begin, resampled
+from jaxalign.dictionaries.resample import resampled
+from jaxalign.dictionaries.training import TrainingOptions, batches_of, begin
 from jaxalign.errors import InputError
 
 D, F, N = 16, 24, 4096
@@ -248,11 +249,11 @@ def test_seeds_and_penalties_are_dictionaries_of_their_own(model, tmp_path):
     [
         (("--layers", "7"), "the model has no resid after L7"),
         (("--layers", "0,0"), "--layers: expected numbers, each once"),
-        (("--layers", "a"), "'a' is no list of whole numbers"),
+        (("--layers", "a"), "'a' is no whole number"),
         (("--penalties", "0.1"), "--penalties has no use beside --kind topk"),
         (("--kind", "relu"), "--k has no use beside --kind relu"),
         (("--expansion", "4"), "--expansion has no use beside --features"),
-        (("--seeds", "-1"), "--seeds: -1 is below 0"),
+        (("--seeds", "-1"), "--seeds: -1 is not in 0 … 4294967295"),
         (("--site", "pattern"), "--site 'pattern' is unknown"),
         (("--memory-gb", "0.0015", "--site", "mlp_hidden"), "the activations of 2 places take"),
     ],

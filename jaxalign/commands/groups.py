@@ -159,18 +159,23 @@ def several_models(parser: Parser) -> None:
         help="schemes with repair curves, with commas, or 'all' or 'none' (default: all but "
         "int8-sim, whose curves take long)",
     )
-    add(
-        "--quantized",
-        type=path,
-        metavar="PATH",
-        help="audit a checkpoint that another tool quantized (AutoAWQ, GPTQ, bitsandbytes, "
-        "compressed-tensors: a folder; GGUF: a file) against --model, its original",
-    )
+    quantized(parser)
     add(
         "--revisions",
         metavar="LIST",
         help="several, with commas: one study each, and a figure of importance and drift over "
         "training; of a local --model, the names of its folders",
+    )
+
+
+def quantized(parser: Parser) -> None:
+    """A checkpoint that another tool quantized."""
+    parser.group("the study").add_argument(
+        "--quantized",
+        type=path,
+        metavar="PATH",
+        help="audit a checkpoint that another tool quantized (AutoAWQ, GPTQ, bitsandbytes, "
+        "compressed-tensors: a folder; GGUF: a file) against --model, its original",
     )
 
 
@@ -191,13 +196,13 @@ def output(default: str, beside: str) -> Callable[[Parser], None]:
     return add
 
 
-def folder(default: str) -> Callable[[Parser], None]:
+def folder(default: str, holds: str) -> Callable[[Parser], None]:
     """Which folder the files go to."""
 
     def add(parser: Parser) -> None:
         parser.group("what is written").add_argument(
             "--output", type=path, default=Path(default), metavar="DIR",
-            help="folder, with a folder for each of them (default: %(default)s)",
+            help=f"folder, {holds} (default: %(default)s)",
         )  # fmt: skip
 
     return add

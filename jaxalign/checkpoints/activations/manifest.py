@@ -41,6 +41,7 @@ class ActivationFacts:
         texts: what the texts are called, as they were named to the command.
         texts_sha256: of all texts that were given.
         documents: how many are read.
+        windows: of the texts that are read.
         tokens: rows of all shards together.
         window, stride, bos: how texts were cut: ``prompts.Windows``.
         positions: "all" but the first of each window, or the "last" of each alone.
@@ -64,6 +65,7 @@ class ActivationFacts:
     texts: str
     texts_sha256: str
     documents: int
+    windows: int
     tokens: int
     window: int
     stride: int
@@ -103,11 +105,13 @@ class Shard:
         file: its name in the folder.
         rows: how many it has.
         sha256: of the file.
+        finite: whether no activation in it left the precision's range.
     """
 
     file: str
     rows: int
     sha256: str
+    finite: bool
 
 
 def shard_name(number: int) -> str:
@@ -205,6 +209,7 @@ def _of(kind: Any, content: Any, path: Path) -> Any:
 _WORDS = {
     str(str): "a text",
     str(int): "a whole number above 0",
+    str(bool): "true or false",
     str(str | None): "a text or null",
     str(int | None): "a whole number or null",
     str(tuple[int, ...]): "whole numbers, each once, rising",
@@ -220,4 +225,4 @@ def _fits(value: Any, hint: Any) -> bool:
         kind = typing.get_args(hint)[0]
         right = isinstance(value, list) and all(type(one) is kind for one in value)
         return right and (kind is str or (bool(value) and value == sorted({*value})))
-    return type(value) is hint and (hint is str or value > 0)
+    return type(value) is hint and (hint is not int or value > 0)

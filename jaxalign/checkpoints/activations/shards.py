@@ -52,7 +52,8 @@ def write_shard(
     content = save(tensors, metadata={"format": "pt"})
     replace_file(folder / shard_name(number), content)
     sha256 = hashlib.sha256(content).hexdigest()
-    return Shard(file=shard_name(number), rows=len(documents), sha256=sha256)
+    finite = all(bool(np.isfinite(rows).all()) for rows in layers.values())
+    return Shard(file=shard_name(number), rows=len(documents), sha256=sha256, finite=finite)
 
 
 def is_whole(folder: Path, shard: Shard) -> bool:
