@@ -65,20 +65,10 @@ def run(arguments: argparse.Namespace) -> int:
     scheme, params, precision = _precision(arguments, model, options)
     _check_basis(options.site, scheme)
     source, facts = plan(model, scheme, options, precision)
-    done = _finished(output, facts)
     print(_said(facts, source, output), flush=True)
     if options.estimate:
         return 0
-    _check_room(output, facts, done)
-    with alone_in(output):
-        unfinished = output / ".calibration"
-        if params is None:
-            texts = calibration_texts(arguments.calibration) if scheme.needs_texts else ()
-            prepare = preparer(model, texts, progress=True, folder=unfinished)
-            params = prepare(model.params, scheme)
-        source = dataclasses.replace(source, params=params)
-        shards = extract(source, facts, output, Progress())
-        remove_calls(unfinished)
+    shards = fill(output, source, facts, model, params, arguments.calibration)
     print(f"\nactivations: {output}", flush=True)
     if not all(shard.finite for shard in shards):
         raise InputError(
@@ -86,6 +76,38 @@ def run(arguments: argparse.Namespace) -> int:
             "do not use them; bf16 has f32's range",
         )
     return 0
+
+
+def fill(
+    output: Path,
+    source: TextActivations,
+    facts: ActivationFacts,
+    model: Model,
+    params: Any,
+    calibration: Path | None,
+) -> list[Shard]:
+    """Write what is missing in a folder; returns all of its shards.
+
+    Args:
+        output: the folder.
+        source: reads the texts.
+        facts: of the folder.
+        model: in f32.
+        params: in the precision; None where they are made here.
+        calibration: of ``--calibration``, or None.
+
+    Raises:
+        InputError: the folder has other activations, too little room, or another run that writes.
+    """
+    _check_room(output, facts, _finished(output, facts))
+    with alone_in(output):
+        if params is None:
+            unfinished = output / ".calibration"
+            texts = calibration_texts(calibration) if source.scheme.needs_texts else ()
+            prepare = preparer(model, texts, progress=True, folder=unfinished)
+            params = prepare(model.params, source.scheme)
+            remove_calls(unfinished)
+        return extract(dataclasses.replace(source, params=params), facts, output, Progress())
 
 
 def _precision(
