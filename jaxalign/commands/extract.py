@@ -63,7 +63,6 @@ def run(arguments: argparse.Namespace) -> int:
     check_texts_are_used(arguments.calibration, options)
     model = opened(arguments, "activations of {}", options.memory_gb)
     scheme, params, precision = _precision(arguments, model, options)
-    _check_basis(options.site, scheme)
     source, facts = plan(model, scheme, options, precision)
     print(_said(facts, source, output), flush=True)
     if options.estimate:
@@ -125,7 +124,9 @@ def _precision(
         for text in found.notes:
             note(text)
         scheme = dataclasses.replace(found.scheme, from_file=True)
+        _check_basis(options.site, scheme)
         return scheme, found.params, hashes | {"quantized_sha256": found.weights_sha256}
+    _check_basis(options.site, options.scheme)
     if options.scheme.needs_texts:
         texts = calibration_texts(arguments.calibration)
         check_texts_fit(model, texts, arguments.calibration)
