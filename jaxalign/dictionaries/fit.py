@@ -169,18 +169,19 @@ def scale_of(data: Rows) -> tuple[np.float32, Float[np.ndarray, " D"]]:
     starts = range(0, tokens, BLOCK)
     total = np.zeros(width)
     for start in starts:
-        total += np.asarray(data[start : start + BLOCK]).sum(axis=0, dtype=np.float64)
+        with np.errstate(invalid="ignore"):  # of infinite ones, which are refused below
+            total += np.asarray(data[start : start + BLOCK]).sum(axis=0, dtype=np.float64)
+    if not np.isfinite(total).all():
+        raise InputError(
+            "some activations are not finite: they left the range of their precision",
+            "use a precision of f32's range, as bf16 has",
+        )
     mean = (total / tokens).astype(np.float32)
     squares = 0.0
     for start in starts:
         missed = np.asarray(data[start : start + BLOCK]) - mean
         squares += float((missed**2).sum(dtype=np.float64))
     variance = squares / (tokens * width)
-    if not np.isfinite(variance):
-        raise InputError(
-            "some activations are not finite: they left the range of their precision",
-            "use a precision of f32's range, as bf16 has",
-        )
     if not variance > 0:
         raise InputError("the activations do not vary", "give longer texts, or another site")
     return np.float32(variance**-0.5), mean
