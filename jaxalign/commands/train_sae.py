@@ -42,8 +42,9 @@ def run(arguments: argparse.Namespace) -> int:
     check_writable(output / "cfg.json")
     progress = Progress()
     if options.activations is None:
-        model = opened(arguments, "dictionaries of {}", options.memory_gb)
-        material = from_texts(model, options, progress)
+        material = from_texts(
+            opened(arguments, "dictionaries of {}", options.memory_gb), options, progress
+        )
     else:
         refuse_beside_activations(arguments)
         found = open_activations(options.activations, check=True)
@@ -183,7 +184,9 @@ def _described(
 
 
 def _with(trained: TrainedDictionary, **more: object) -> TrainedDictionary:
-    return replace(trained, facts=replace(trained.facts, training=trained.facts.training | more))
+    return replace(
+        trained, facts=replace(trained.facts, training={**trained.facts.training, **more})
+    )
 
 
 def _plain(quality: Quality) -> dict[str, float | None]:

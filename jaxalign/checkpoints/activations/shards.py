@@ -82,8 +82,11 @@ def mapped(path: Path, facts: ActivationFacts, number: int) -> dict[str, np.ndar
     """
     first, last = facts.rows_of(number)
     rows, width = last - first, facts.width
-    expected = {f"layer.{n}": (DTYPES[facts.dtype], (rows, width)) for n in facts.layers}
-    expected |= {DOCUMENT: ("I32", (rows,)), POSITION: ("I32", (rows,))}
+    expected: dict[str, tuple[str, tuple[int, ...]]] = {
+        DOCUMENT: ("I32", (rows,)),
+        POSITION: ("I32", (rows,)),
+    }
+    expected |= {f"layer.{n}": (DTYPES[facts.dtype], (rows, width)) for n in facts.layers}
     try:
         with safe_open(path, framework="numpy") as file:  # refuses a file that was cut short
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
