@@ -94,7 +94,7 @@ def test_no_more_rows_are_read_at_once_than_two_calls_hold(monkeypatch):
     array = rng.normal(size=(20_000, 8)).astype(np.float32)
     monkeypatch.setattr(fitting, "CALL_BYTES", 4 * 64 * 8 * 5)  # of five steps
     for block, most in ((1000, 1000), (100, 5 * 64)):
-        monkeypatch.setattr(fitting, "BLOCK", block)
+        monkeypatch.setattr(fitting, "BLOCK_BYTES", 4 * 8 * block)
         data = Watched(array)
         fit([data], [0], options(steps=200))
         assert data.most == most
@@ -105,7 +105,7 @@ def test_the_scale_is_that_of_the_whole_array(monkeypatch):
     whole = fitting.scale_of(x)
     assert whole[0] == pytest.approx(x.var(axis=0).mean() ** -0.5, rel=1e-5)
     np.testing.assert_allclose(whole[1], x.mean(axis=0), rtol=1e-5)
-    monkeypatch.setattr(fitting, "BLOCK", 100)
+    monkeypatch.setattr(fitting, "BLOCK_BYTES", 4 * 7 * 100)
     assert fitting.scale_of(x)[0] == pytest.approx(whole[0], rel=1e-6)
     x[500, 3] = np.inf
     with pytest.raises(InputError, match="some activations are not finite"):

@@ -1,7 +1,7 @@
 """A training from its beginning to its end, in parts that resume.
 
 Activations are rows that are read when a step needs them, from memory or from files: what is held
-of them at a time is two calls' batches, and the numbers are the same wherever the rows are.
+of them at a time are the batches of two calls, and the numbers are the same wherever the rows are.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from jaxalign.shapes import Float, Int
 
 PARTS = 20  # of a training: after each of them it can be resumed, and may end early
 CALL_BYTES = 1 << 25  # of the batches that one call reads, unless a single step reads more
-BLOCK = 1 << 14  # rows that are read at a time where all of them are
+BLOCK_BYTES = 1 << 23  # of the rows that are read at a time where all of them are
 DRAWN = 8  # batches' worth of tokens that dead features may begin anew at
 
 
@@ -166,11 +166,12 @@ def scale_of(data: Rows) -> tuple[np.float32, Float[np.ndarray, " D"]]:
         InputError: they do not vary, or some are not finite.
     """
     tokens, width = data.shape
-    starts = range(0, tokens, BLOCK)
+    block = max(1, BLOCK_BYTES // (4 * width))
+    starts = range(0, tokens, block)
     total = np.zeros(width)
     for start in starts:
         with np.errstate(invalid="ignore"):  # of infinite ones, which are refused below
-            total += np.asarray(data[start : start + BLOCK]).sum(axis=0, dtype=np.float64)
+            total += np.asarray(data[start : start + block]).sum(axis=0, dtype=np.float64)
     if not np.isfinite(total).all():
         raise InputError(
             "some activations are not finite: they left the range of their precision",
@@ -179,7 +180,7 @@ def scale_of(data: Rows) -> tuple[np.float32, Float[np.ndarray, " D"]]:
     mean = (total / tokens).astype(np.float32)
     squares = 0.0
     for start in starts:
-        missed = np.asarray(data[start : start + BLOCK]) - mean
+        missed = np.asarray(data[start : start + block]) - mean
         squares += float((missed**2).sum(dtype=np.float64))
     variance = squares / (tokens * width)
     if not variance > 0:
@@ -245,8 +246,8 @@ class Feed:
         out = np.empty((*numbers.shape, self.data[0].shape[1]), np.float32)
         for place, site in enumerate(self.sites):
             own = numbers[:, place]
-            found = self.data[site][own.reshape(-1)] * self.scales[site]
-            out[:, place] = found.reshape(*own.shape, -1)
+            rows = self.data[site][own.reshape(-1)].reshape(*own.shape, -1)
+            np.multiply(rows, self.scales[site], out=out[:, place])
         return out
 
     def calls(self, steps: int, batch: int) -> Iterator[slice]:
@@ -265,7 +266,7 @@ def bytes_of(options: TrainingOptions, sites: int, width: int) -> float:
     """About what a training holds at a time, beside its activations where they are in memory.
 
     Weights, their slopes and Adam's two moments; features of a batch and what comes back through
-    them; two calls' batches.
+    them; batches of the call that runs and of the next one, each as read and as scaled.
 
     Args:
         options: of the whole stack.
@@ -274,7 +275,7 @@ def bytes_of(options: TrainingOptions, sites: int, width: int) -> float:
     """
     stack, features = len(options.seeds), options.features
     step = 4.0 * sites * options.batch * width
-    batches = 2 * max(step, min(CALL_BYTES, step * options.steps))
+    batches = 4 * max(step, min(CALL_BYTES, step * options.steps))
     return 4.0 * stack * features * (4 * (2 * width + 4) + 4 * options.batch) + batches
 
 

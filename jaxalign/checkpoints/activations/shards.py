@@ -83,10 +83,9 @@ def mapped(path: Path, facts: ActivationFacts, number: int) -> dict[str, np.ndar
     first, last = facts.rows_of(number)
     rows, width = last - first, facts.width
     expected: dict[str, tuple[str, tuple[int, ...]]] = {
-        DOCUMENT: ("I32", (rows,)),
-        POSITION: ("I32", (rows,)),
+        f"layer.{n}": (DTYPES[facts.dtype], (rows, width)) for n in facts.layers
     }
-    expected |= {f"layer.{n}": (DTYPES[facts.dtype], (rows, width)) for n in facts.layers}
+    expected |= dict.fromkeys((DOCUMENT, POSITION), ("I32", (rows,)))
     try:
         with safe_open(path, framework="numpy") as file:  # refuses a file that was cut short
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
