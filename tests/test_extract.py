@@ -8,6 +8,7 @@ import re
 import jax
 import numpy as np
 import pytest
+from packed_files import write_gptq
 from tiny_run import refusal, run, write_model
 
 import jaxalign
@@ -115,6 +116,33 @@ def test_rows_of_two_precisions_are_of_the_same_tokens(whole, model, tmp_path):
     assert 1e-3 < np.median(rows) < 0.5
     other = np.linalg.norm(a - np.roll(b, 1, axis=0), axis=1) / np.linalg.norm(a, axis=1)
     assert np.median(rows) < 0.5 * np.median(other)
+
+
+def test_a_checkpoint_that_a_tool_quantized_is_a_precision(tmp_path):
+    model = write_model(tmp_path / "model", hidden_size=64, intermediate_size=128)
+    quantized = tmp_path / "gptq"
+    write_gptq(quantized, model)
+    high, low, calibrated = (tmp_path / name for name in ("f32", "gptq-rows", "calibrated"))
+    (tmp_path / "texts.txt").write_text("The capital of France is Paris.\n" * 3)
+    for output, more in (
+        (high, ()),
+        (low, ("--quantized", quantized)),
+        (calibrated, ("--scheme", "gptq-g32", "--calibration", tmp_path / "texts.txt")),
+    ):
+        ran = extract(model, output, *more)
+        assert ran.code == 0, ran.err
+    high, low, calibrated = map(open_activations, (high, low, calibrated))
+    assert low.facts.scheme == "quantized"
+    assert len(low.facts.quantized_sha256) == len(calibrated.facts.calibration_sha256) == 64
+    x = high.matrix(1)
+    for found in (low, calibrated):
+        assert np.array_equal(found.positions, high.positions)
+        moved = np.linalg.norm(found.matrix(1) - x, axis=1) / np.linalg.norm(x, axis=1)
+        assert 1e-3 < np.median(moved) < 1
+    assert not [*calibrated.folder.glob(".calibration")]
+    given = ("extract", "--model", model, "--device", "cpu", *SMALL, "--output", tmp_path / "o")
+    line = refusal(*given, "--quantized", quantized, "--site", "z")
+    assert "moves scales between matrices, so that z has" in line
 
 
 class Stop(Exception):

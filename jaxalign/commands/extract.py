@@ -121,10 +121,10 @@ def _precision(
                 "give --model, the model that was quantized",
             )
         found = load_beside(arguments.quantized, model)
-        for text in found.notes:
-            note(text)
         scheme = dataclasses.replace(found.scheme, from_file=True)
         _check_basis(options.site, scheme)
+        for text in found.notes:
+            note(text)
         return scheme, found.params, hashes | {"quantized_sha256": found.weights_sha256}
     _check_basis(options.site, options.scheme)
     if options.scheme.needs_texts:
