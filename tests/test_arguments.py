@@ -15,6 +15,7 @@ from jaxalign import plots
 from jaxalign.checkpoints import Model, Quantized, load, locate
 from jaxalign.commands import (
     doctor,
+    extract,
     one_study,
     opening,
     over_training,
@@ -108,7 +109,8 @@ CALLED = {
     plots: "draw",
     verify: "load locate select_device verify",
     speed: "forward_speed",
-    train_sae: "check_writable named_texts train",
+    extract: "_said check_writable fill load_beside plan",
+    train_sae: "check_writable from_folder from_texts model_beside open_activations train",
 }
 
 
@@ -140,7 +142,9 @@ def answers():
         "usable_devices": [device],
         "load_beside": quantized,
         "draw": ("png", "svg"),
-        "named_texts": (("one", "two"), "texts"),
+        "fill": [],
+        "plan": ("source", "facts"),
+        "model_beside": (None, ""),
         "train": ([], ""),
         "details": "",
         "content_of": {},
@@ -239,6 +243,7 @@ NEEDS = {
     ("heads", "--calibration"): ("--schemes", "gptq-g64"),
     ("plan", "--calibration"): ("--scheme", "gptq-g64"),
     ("features", "--calibration"): ("--schemes", "gptq-g64"),
+    ("extract", "--calibration"): ("--scheme", "gptq-g64"),
     "--penalties": ("--kind", "relu"),
 }
 

@@ -14,7 +14,8 @@ from jaxalign.checkpoints.dictionaries import open_dictionary
 from jaxalign.dictionaries import encode, losses, reconstruct
 from jaxalign.dictionaries.fit import Parts, fit
 from jaxalign.dictionaries.losses import TRAINED, largest_above, loss
-from jaxalign.dictionaries.training import TrainingOptions, batches_of, begin, resampled
+from jaxalign.dictionaries.resample import resampled
+from jaxalign.dictionaries.training import TrainingOptions, batches_of, begin
 from jaxalign.errors import InputError
 
 D, F, N = 16, 24, 4096
@@ -285,12 +286,25 @@ def test_seeds_and_penalties_are_dictionaries_of_their_own(model, tmp_path):
         (("--expansion", "4"), "--expansion has no use beside --features"),
         (("--seeds", "-1"), "--seeds: -1 is not in 0 … 4294967295"),
         (("--site", "pattern"), "--site 'pattern' is unknown"),
-        (("--memory-gb", "0.0015", "--site", "mlp_hidden"), "the activations of 2 places take"),
     ],
 )
 def test_options_that_cannot_be_used_are_refused(model, tmp_path, more, said):
     given = ("train-sae", "--model", model, "--device", "cpu", "--texts", "demo", *SMALL)
     assert said in refusal(*given, "--output", tmp_path / "sae", *more)
+    assert not (tmp_path / "sae").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        (("--tokens", 9000, "--features", 48), "the activations of 2 places take"),
+        (("--tokens", 2000, "--features", 4800), "2 dictionaries of 4800 features take about"),
+    ],
+)
+def test_activations_and_trainings_that_do_not_fit_are_refused(model, tmp_path, more, said):
+    given = ("train-sae", "--model", model, "--device", "cpu", "--texts", "demo", "--k", 4)
+    given = (*given, "--site", "mlp_hidden", "--memory-gb", 0.002, "--output", tmp_path / "sae")
+    assert said in refusal(*given, *more)
     assert not (tmp_path / "sae").exists()
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxalign.checkpoints.hub import DEFAULT_MODEL
 from jaxalign.commands import groups
+from jaxalign.commands.extract_options import ExtractOptions
 from jaxalign.commands.parser import PROGRAM, Parser, add_options
 from jaxalign.commands.speed import SpeedOptions
 from jaxalign.commands.train_sae_options import TrainSaeOptions
@@ -174,14 +175,39 @@ COMMANDS = {
             examples=("--model demo --schemes f16,nf4 --passes 100",),
         ),
         Command(
+            name="extract",
+            question="Write a model's activations to disk, in any precision, shard by shard.",
+            module="extract",
+            takes=(
+                groups.model,
+                groups.device,
+                groups.programs,
+                groups.quantized,
+                groups.calibration,
+                groups.folder("results/activations", "with a manifest and files of rows"),
+            ),
+            options=ExtractOptions,
+            examples=(
+                "--model demo --layers 3",
+                "--model demo --layers 3 --scheme nf4 --output results/activations-nf4",
+                "--model smollm2 --texts wiki.test.raw --estimate",
+            ),
+        ),
+        Command(
             name="train-sae",
             question="Train sparse autoencoders on a model's activations, many at once.",
             module="train_sae",
-            takes=(groups.model, groups.device, groups.programs, groups.folder("results/sae")),
+            takes=(
+                groups.model,
+                groups.device,
+                groups.programs,
+                groups.folder("results/sae", "with a folder for each of them"),
+            ),
             options=TrainSaeOptions,
             examples=(
                 "--model demo --layers 3 --k 16 --steps 2000",
                 "--model smollm2 --layers 15 --k 32 --texts wiki.test.raw",
+                "--activations results/activations --k 16",
             ),
         ),
         Command(

@@ -168,9 +168,8 @@ def several_models(parser: Parser) -> None:
 
 
 def quantized(parser: Parser) -> None:
-    """A checkpoint of another tool, as one more precision."""
-    add = parser.group("the study").add_argument
-    add(
+    """A checkpoint that another tool quantized."""
+    parser.group("the study").add_argument(
         "--quantized",
         type=path,
         metavar="PATH",
@@ -196,13 +195,13 @@ def output(default: str, beside: str) -> Callable[[Parser], None]:
     return add
 
 
-def folder(default: str) -> Callable[[Parser], None]:
+def folder(default: str, holds: str) -> Callable[[Parser], None]:
     """Which folder the files go to."""
 
     def add(parser: Parser) -> None:
         parser.group("what is written").add_argument(
             "--output", type=path, default=Path(default), metavar="DIR",
-            help="folder, with a folder for each of them (default: %(default)s)",
+            help=f"folder, {holds} (default: %(default)s)",
         )  # fmt: skip
 
     return add

@@ -110,7 +110,7 @@ def run_study(
         check_output(output, not arguments.no_figures)
         _check_inputs_stay(arguments, () if arguments.no_figures else study.figures)
     calibration = getattr(arguments, "calibration", None)
-    _check_texts_are_used(calibration, options)
+    check_texts_are_used(calibration, options)
     shown = first and not screen.quiet
     with Progress(shown).phase("opening the model"):
         given = _open(study, options, arguments, device, screen)
@@ -237,8 +237,16 @@ def _is_figure(file: Path, folder: Path, figures: Callable[[], Mapping[str, Any]
     return inside and file.suffix in FIGURE_ENDINGS and file.stem in figures()
 
 
-def _check_texts_are_used(path: Path | None, options: Any) -> None:
-    """Refuse texts to calibrate on where no scheme is chosen by any."""
+def check_texts_are_used(path: Path | None, options: Any) -> None:
+    """Refuse texts to calibrate on where no scheme is chosen by any.
+
+    Args:
+        path: of ``--calibration``, or None.
+        options: with schemes.
+
+    Raises:
+        InputError: names the schemes.
+    """
     schemes = _schemes(options)
     if path is not None and schemes and not any(scheme.needs_texts for scheme in schemes):
         names = ", ".join(scheme.name for scheme in schemes)
@@ -254,8 +262,17 @@ def _schemes(options: Any) -> tuple[Scheme, ...]:
     return getattr(options, "schemes", one)
 
 
-def _check_texts_fit(model: Model, texts: tuple[str, ...], path: Path | None) -> None:
-    """Refuse texts to calibrate on that the model cannot read, before anything is computed."""
+def check_texts_fit(model: Model, texts: tuple[str, ...], path: Path | None) -> None:
+    """Refuse texts to calibrate on that the model cannot read, before anything is computed.
+
+    Args:
+        model: whose tokenizer reads them.
+        texts: of the file, or the shipped ones.
+        path: of ``--calibration``, or None.
+
+    Raises:
+        InputError: names the text.
+    """
     try:
         model.encode(list(texts), special=True)
     except InputError as error:
@@ -321,7 +338,7 @@ def _open(
     calibrated = hasattr(arguments, "calibration")  # where the study has schemes at all
     texts = calibration_texts(arguments.calibration) if calibrated else ()
     if texts and any(scheme.needs_texts for scheme in _schemes(options)):
-        _check_texts_fit(model, texts, arguments.calibration)
+        check_texts_fit(model, texts, arguments.calibration)
     return Opened(
         model=model,
         prompts=prompts,

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jaxalign.checkpoints.dictionaries import LAYOUTS
-from jaxalign.commands.parser import real, whole
+from jaxalign.commands.parser import path, real, whole
+from jaxalign.commands.text_activations import SITES
 from jaxalign.dictionaries.losses import TRAINED, Trained
 from jaxalign.dictionaries.training import TrainingOptions
 from jaxalign.errors import InputError
 from jaxalign.prompts.named_texts import NAMES
 from jaxalign.study.option import MOST, check_options, listed, memory_option, option
 
-SITES = ("resid", "mlp_out", "attn_out", "z", "mlp_hidden")
+# What activations on disk say of themselves.
+OF_TEXTS = ("site", "texts", "window", "tokens")
 
 
 def numbers(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
@@ -33,6 +37,7 @@ class TrainSaeOptions:
     Attributes:
         site: where activations are read.
         layers: behind or in which blocks; None for every layer.
+        activations: a folder that ``extract`` wrote, in place of texts.
         texts: a file, or a name of ``named_texts``.
         window: tokens of a window.
         tokens: at most so many are read.
@@ -61,6 +66,15 @@ class TrainSaeOptions:
             metavar="LIST",
             parse=numbers(whole),
             help="of these blocks, from 0 (default: all)",
+        ),
+    )
+    activations: Path | None = field(
+        default=None,
+        metadata=option(
+            "--activations",
+            metavar="DIR",
+            parse=path,
+            help="a folder that extract wrote; in place of --site, --texts, --window and --tokens",
         ),
     )
     texts: str | None = field(
@@ -206,3 +220,20 @@ class TrainSaeOptions:
             dead_after=self.dead_after,
             tolerance=self.tolerance,
         )
+
+
+def refuse_beside_activations(arguments: argparse.Namespace) -> None:
+    """Refuse options that activations on disk have settled.
+
+    Args:
+        arguments: with ``activations``.
+
+    Raises:
+        InputError: names the option.
+    """
+    for name in OF_TEXTS:
+        if getattr(arguments, name) is not None:
+            raise InputError(
+                f"--{name} has no use beside --activations, whose folder says it",
+                f"leave out --{name}, or extract other activations",
+            )

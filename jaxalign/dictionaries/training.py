@@ -168,9 +168,8 @@ def begin(options: TrainingOptions, means: Float[Array, "stack D"]) -> Training:
 @functools.partial(jit, static_argnames=("options",), donate_argnames=("training",))
 def advance(
     training: Training,
-    data: Float[Array, "sites tokens D"],
-    sites: Int[Array, " stack"],
-    batches: Int[Array, "steps stack B"],
+    batches: Float[Array, "steps sets B D"],
+    sets: Int[Array, " stack"],
     *,
     options: TrainingOptions,
 ) -> tuple[Training, Steps]:
@@ -178,22 +177,23 @@ def advance(
 
     Args:
         training: so far.
-        data: scaled activations of each site.
-        sites: which of them each dictionary reads.
-        batches: the tokens of every step.
+        batches: scaled activations of the tokens of every step, once for all dictionaries that
+            read the same.
+        sets: which of them each dictionary reads.
         options: of the training (static).
     """
     schedule, adam = _schedule(options), optax.scale_by_adam()
     penalties = jnp.asarray(options.penalties, jnp.float32)
 
-    def step(training: Training, chosen: Array) -> tuple[Training, Steps]:
+    def step(training: Training, rows: Array) -> tuple[Training, Steps]:
         rate = schedule(training.step.astype(jnp.float32))
         tokens = (training.step - training.fired) * options.batch
         dead = tokens > options.dead_after
 
-        def one(auxiliary: float, d: Dictionary, moments: Any, site: Array, rows: Array,
-                penalty: Array, dead: Array) -> tuple[Dictionary, Any, Loss]:  # fmt: skip
-            x = data[site, rows]
+        def one(
+            auxiliary: float, d: Dictionary, moments: Any, own: Array, penalty: Array, dead: Array
+        ) -> tuple[Dictionary, Any, Loss]:
+            x = rows[own]
 
             def of(d: Dictionary) -> tuple[Array, Loss]:
                 found = loss(
@@ -206,7 +206,7 @@ def advance(
             d = jax.tree.map(lambda w, c: w - rate * c, d, change)
             return _unit(d), moments, found
 
-        stacked = training.dictionary, training.moments, sites, chosen, penalties, dead
+        stacked = training.dictionary, training.moments, sets, penalties, dead
         plain = jax.vmap(functools.partial(one, 0.0))
         dictionary, moments, found = plain(*stacked) if not options.auxiliary else lax.cond(
             # As long as no feature is dead, which is mostly, there is nothing to be computed.
@@ -242,68 +242,6 @@ def _running(least: Array, found: Array, step: Array) -> Array:
     return jnp.where(step == 0, found, (1 - THRESHOLD_RATE) * least + THRESHOLD_RATE * found)
 
 
-@functools.partial(jit, static_argnames=("options",))
-def resampled(
-    training: Training,
-    data: Float[Array, "sites tokens D"],
-    sites: Int[Array, " stack"],
-    keys: Array,
-    *,
-    options: TrainingOptions,
-) -> Training:
-    """Dead features begun anew at tokens drawn by the square of how badly they are reconstructed
-    (Bricken et al. 2023, "Neuron resampling"): what they write is what is missed there, and they
-    read it with a fifth of the mean norm of the others.
-
-    Args:
-        training: so far.
-        data: scaled activations.
-        sites: which of them each dictionary reads.
-        keys: a random key for each dictionary.
-        options: of the training (static).
-    """
-    dead = (training.step - training.fired) * options.batch > options.dead_after
-
-    def one(d: Dictionary, moments: Any, dead: Array, site: Array, key: Array) -> tuple[Any, Any]:
-        rows, drawn = jax.random.split(key)
-        x = data[site, jax.random.randint(rows, (8 * options.batch,), 0, data.shape[1])]
-        found = loss(
-            d, x, jnp.zeros(()), dead, kind=options.kind, k=options.k, auxiliary=0.0
-        ).features
-        missed = x - (found @ d.decoder + d.decoder_bias[None])
-        badly = (missed**2).sum(axis=-1)
-        chosen = jax.random.categorical(drawn, 2 * jnp.log(badly + 1e-12), shape=dead.shape)
-        new = missed[chosen] / (jnp.linalg.norm(missed[chosen], axis=-1, keepdims=True) + 1e-8)
-        norms = jnp.linalg.norm(d.encoder, axis=0)
-        size = 0.2 * jnp.where(dead, 0, norms).sum() / jnp.maximum((~dead).sum(), 1)
-        fresh = replace(
-            d,
-            decoder=jnp.where(dead[:, None], new, d.decoder),
-            encoder=jnp.where(dead[None], size * new.T, d.encoder),
-            encoder_bias=jnp.where(dead, 0, d.encoder_bias),
-        )
-        forget = lambda m: _forget(m, dead)  # noqa: E731
-        return fresh, moments._replace(mu=forget(moments.mu), nu=forget(moments.nu))
-
-    dictionary, moments = jax.vmap(one)(training.dictionary, training.moments, dead, sites, keys)
-    return replace(
-        training,
-        dictionary=dictionary,
-        moments=moments,
-        fired=jnp.where(dead, training.step, training.fired),
-    )
-
-
-def _forget(moments: Dictionary, dead: Array) -> Dictionary:
-    """Adam's moments, 0 for the dead features."""
-    return replace(
-        moments,
-        decoder=jnp.where(dead[:, None], 0, moments.decoder),
-        encoder=jnp.where(dead[None], 0, moments.encoder),
-        encoder_bias=jnp.where(dead, 0, moments.encoder_bias),
-    )
-
-
 def batches_of(
     options: TrainingOptions, first: int, steps: int, tokens: int
 ) -> Int[np.ndarray, "steps stack B"]:
@@ -319,8 +257,9 @@ def batches_of(
         The same for a step whatever steps are asked for.
     """
     each = tokens // options.batch
-    out = np.empty((steps, len(options.seeds), options.batch), np.int32)
-    for place, seed in enumerate(options.seeds):
+    seeds = [*dict.fromkeys(options.seeds)]
+    out = np.empty((steps, len(seeds), options.batch), np.int32)
+    for place, seed in enumerate(seeds):
         order, known = np.empty(0, np.int64), -1
         for i, step in enumerate(range(first, first + steps)):
             if step // each != known:
@@ -328,7 +267,7 @@ def batches_of(
                 order = np.random.default_rng([seed, 7, known]).permutation(tokens)
             at = step % each * options.batch
             out[i, place] = order[at : at + options.batch]
-    return out
+    return out[:, [seeds.index(seed) for seed in options.seeds]]
 
 
 def finished(training: Training, scales: Float[np.ndarray, " stack"], options: TrainingOptions
@@ -361,22 +300,6 @@ def finished(training: Training, scales: Float[np.ndarray, " stack"], options: T
             )
         )
     return out
-
-
-def scale_of(data: Float[np.ndarray, "tokens D"]) -> tuple[np.float32, Float[np.ndarray, " D"]]:
-    """What activations are multiplied by to have variance 1 a coordinate, and their mean.
-
-    Args:
-        data: activations.
-
-    Raises:
-        InputError: they do not vary.
-    """
-    mean = data.mean(axis=0, dtype=np.float64)
-    variance = float(((data - mean.astype(np.float32)) ** 2).mean(dtype=np.float64))
-    if not variance > 0:
-        raise InputError("the activations do not vary", "give longer texts, or another site")
-    return np.float32(variance**-0.5), mean.astype(np.float32)
 
 
 def stack_of(sites: Sequence[int], options: TrainingOptions) -> tuple[list[int], TrainingOptions]:

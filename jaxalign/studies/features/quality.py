@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ import numpy as np
 from flax import struct
 
 from jaxalign.dictionaries.dictionary import Dictionary, decode, encode
+from jaxalign.dictionaries.fit import Rows
 from jaxalign.edits import Edit, Scale, Splice
 from jaxalign.edits.points import POINTS
 from jaxalign.engine.activations import Place, activations_at
@@ -37,7 +38,7 @@ class Quality:
         explained: share of the variance of the activations that it stands for.
         active: features a token.
         recovered: share of the model's loss, between the place zeroed and the clean run, that is
-            back where the reconstruction stands in.
+            back where the reconstruction stands in; NaN where the model was not run.
         dead, rare, common, frequent: shares of the features by how often they are active: never,
             below 1 % of the tokens, below 50 %, above.
         tokens: how many were read.
@@ -110,10 +111,7 @@ def batch_sums(
     """
     (value,), clean = activations_at(params, tokens, lengths, config, (place,))
     x = value.reshape(-1, value.shape[-1]).astype(jnp.float32)
-    real = counted.reshape(-1, 1)
-    f = jnp.where(real, encode(dictionary, x), 0)
-    missed = jnp.where(real, x - decode(dictionary, f, x), 0)
-    kept = jnp.where(real, x, 0)
+    sums = _seen(x, counted.reshape(-1), dictionary)
     point = place[0]
     where = place_mask(place, config, counted)
     splice = Splice(point, where, dictionary, encode, decode, keep_error=False)
@@ -127,6 +125,19 @@ def batch_sums(
         forward(params, tokens, config, lengths=lengths, scheme=F32, edit=Edit(site)).logits
         for site in (splice, zero)
     ]
+    return replace(
+        sums,
+        loss=jnp.stack([loss(logits) for logits in (clean.logits, *edited)]),
+        predicted=counted[:, 1:].sum(dtype=jnp.int32),
+    )
+
+
+def _seen(x: Float[Array, "rows D"], counted: Bool[Array, " rows"], dictionary: Dictionary) -> Sums:
+    """The sums over rows of activations, but for the model's loss."""
+    real = counted[:, None]
+    f = jnp.where(real, encode(dictionary, x), 0)
+    missed = jnp.where(real, x - decode(dictionary, f, x), 0)
+    kept = jnp.where(real, x, 0)
     return Sums(
         x=kept.sum(axis=0),
         xx=(kept**2).sum(),
@@ -135,8 +146,8 @@ def batch_sums(
         fired=(f > 0).sum(axis=0, dtype=jnp.int32),
         top=f.max(axis=0),
         tokens=counted.sum(dtype=jnp.int32),
-        loss=jnp.stack([loss(logits) for logits in (clean.logits, *edited)]),
-        predicted=counted[:, 1:].sum(dtype=jnp.int32),
+        loss=jnp.zeros(3),
+        predicted=jnp.zeros((), jnp.int32),
     )
 
 
@@ -176,7 +187,6 @@ def measure_quality(
     place: Place,
     *,
     rows: int,
-    track: Callable[[Sequence[int]], Iterable[int]] = lambda parts: parts,
 ) -> Quality:
     """How good a dictionary is on some texts.
 
@@ -187,23 +197,83 @@ def measure_quality(
         dictionary: at the place.
         place: point and step.
         rows: windows a call.
-        track: shows how far it is.
     """
-    counted, total = first_left_out(windows), None
-    for start in track(range(0, len(windows.tokens), rows)):
+    return quality_of(text_sums(params, config, windows, dictionary, place, rows=rows))
+
+
+def text_sums(
+    params: Params,
+    config: ModelConfig,
+    windows: Windows,
+    dictionary: Dictionary,
+    place: Place,
+    *,
+    rows: int,
+) -> Sums:
+    """What a dictionary does on some texts, added up.
+
+    Args:
+        params: f32.
+        config: the architecture.
+        windows: of the texts.
+        dictionary: at the place.
+        place: point and step.
+        rows: windows a call.
+    """
+    counted = first_left_out(windows)
+    found = []
+    for start in range(0, len(windows.tokens), rows):
         batch = [padded(a[start : start + rows], rows) for a in (windows.tokens, counted)]
         lengths = padded(windows.lengths[start : start + rows], rows, 1)
-        found = batch_sums(
-            params, batch[0], lengths, batch[1], dictionary, config=config, place=place
+        found.append(
+            batch_sums(params, batch[0], lengths, batch[1], dictionary, config=config, place=place)
         )
-        found = found.replace(**{n: np.asarray(v, np.float64) for n, v in vars(found).items()})
-        total = found if total is None else _added(total, found)
-    assert total is not None
+    return _total(found)
+
+
+def row_sums(data: Rows, dictionary: Dictionary, *, batch: int = 1 << 12) -> Sums:
+    """What a dictionary does on activations alone, added up: without the model's loss.
+
+    Args:
+        data: activations ``[tokens, D]``, in memory or on disk.
+        dictionary: of them.
+        batch: rows a call.
+    """
+    found = []
+    for start in range(0, data.shape[0], batch):
+        rows = np.asarray(data[start : start + batch])
+        found.append(_rows_seen(padded(rows, batch), dictionary, np.arange(batch) < len(rows)))
+    return _total(found)
+
+
+@jit
+def _rows_seen(
+    x: Float[Array, "rows D"], dictionary: Dictionary, real: Bool[Array, " rows"]
+) -> Sums:
+    return _seen(x, real, dictionary)
+
+
+def _total(found: Sequence[Sums]) -> Sums:
+    """The sums of several calls, f64."""
+    first, *others = (
+        replace(one, **{n: np.asarray(v, np.float64) for n, v in vars(one).items()})
+        for one in found
+    )
+    return functools.reduce(_added, others, first)
+
+
+def quality_of(total: Sums) -> Quality:
+    """How good a dictionary is.
+
+    Args:
+        total: what it does on all texts; without a predicted token, ``recovered`` is NaN.
+    """
     n, (clean, spliced, zeroed) = float(total.tokens), total.loss
+    known = float(total.predicted) > 0
     return Quality(
         explained=explained(total.x, total.xx, total.missed, n),
         active=float(total.active / n),
-        recovered=float((zeroed - spliced) / (zeroed - clean)),
+        recovered=float((zeroed - spliced) / (zeroed - clean)) if known else float("nan"),
         **rates(total.top, total.fired, n),
         tokens=int(n),
     )

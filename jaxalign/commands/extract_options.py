@@ -1,0 +1,128 @@
+"""What ``extract`` reads and writes: its options."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from jaxalign.commands.parser import whole
+from jaxalign.commands.text_activations import EMBEDDING, SITES
+from jaxalign.commands.train_sae_options import numbers
+from jaxalign.errors import InputError
+from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.prompts.named_texts import NAMES
+from jaxalign.study.option import check_options, memory_option, option, scheme_option
+
+EVERY, LAST = 4, 2  # layers by default: every fourth and the last two
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExtractOptions:
+    """Which activations are written to disk.
+
+    Attributes:
+        site: where they are read; "embed" for what the first block reads.
+        layers: behind or in which blocks; None for every fourth and the last two.
+        scheme: the precision.
+        texts: a file, or a name of ``named_texts``.
+        window: tokens of a window.
+        stride: tokens from the beginning of a window to that of the next; None: no overlap.
+        tokens: at most so many of the texts are read.
+        positions: "all" but the first of each window, or its "last" alone.
+        shard_tokens: rows of a shard.
+        estimate: say what would be written, and write nothing.
+        memory_gb: for weights and activations, in 1e9 bytes.
+
+    Raises:
+        InputError: a value that cannot be used.
+    """
+
+    site: str = field(
+        default="resid",
+        metadata=option(
+            "--site",
+            choices=(*SITES, EMBEDDING),
+            help="what is read: the stream behind a block, …, or the embedding",
+        ),
+    )
+    layers: tuple[int, ...] | None = field(
+        default=None,
+        metadata=option(
+            "--layers",
+            metavar="LIST",
+            parse=numbers(whole),
+            help="of these blocks, from 0 (default: every fourth and the last two)",
+        ),
+    )
+    scheme: Scheme = field(
+        default=F32, metadata=scheme_option("the precision that is read; docs/schemes.md has all")
+    )
+    texts: str | None = field(
+        default=None,
+        metadata=option(
+            "--texts",
+            metavar="F",
+            help="a text file, JSON lines with a field 'text', or one of "
+            f"{', '.join(NAMES)} (default: demo for the bundled model, code for others)",
+        ),
+    )
+    window: int = field(
+        default=64,
+        metadata=option("--window", metavar="N", least=2, help="tokens that are read together"),
+    )
+    stride: int | None = field(
+        default=None,
+        metadata=option(
+            "--stride",
+            metavar="N",
+            least=1,
+            help="tokens from one window's beginning to the next's (default: no overlap)",
+        ),
+    )
+    tokens: int = field(
+        default=250_000,
+        metadata=option("--tokens", metavar="N", least=1, help="at most so many are read"),
+    )
+    positions: str = field(
+        default="all",
+        metadata=option(
+            "--positions",
+            choices=("all", "last"),
+            help="all but the first of each window, or its last alone",
+        ),
+    )
+    shard_tokens: int = field(
+        default=1 << 15,
+        metadata=option("--shard-tokens", metavar="N", least=1, help="rows of a file"),
+    )
+    estimate: bool = field(
+        default=False,
+        metadata=option(
+            "--estimate",
+            help="say how many rows, files and bytes it would be, and end",
+            group="what runs",
+        ),
+    )
+    memory_gb: float = field(default=4.0, metadata=memory_option())
+
+    def __post_init__(self) -> None:
+        check_options(self)
+        if self.site == EMBEDDING and self.layers is not None:
+            raise InputError(f"--layers has no use beside --site {EMBEDDING}", "leave out --layers")
+        if self.layers is not None and (not self.layers or len({*self.layers}) < len(self.layers)):
+            raise InputError("--layers: expected numbers, each once", "name one or more")
+
+    def layers_of(self, count: int) -> tuple[int, ...]:
+        """The layers that are read, rising.
+
+        Args:
+            count: layers of the model.
+
+        Example:
+            >>> ExtractOptions().layers_of(12)
+            (0, 4, 8, 10, 11)
+        """
+        if self.site == EMBEDDING:
+            return (0,)
+        if self.layers is not None:
+            return tuple(sorted(self.layers))
+        return tuple(sorted({*range(0, count, EVERY), *range(max(0, count - LAST), count)}))
