@@ -62,8 +62,8 @@ def test_results_are_one_line_to_look_at(name):
 @pytest.mark.parametrize("name", KEPT)
 def test_a_result_shows_its_screen_and_its_rows(name):
     result = jaxalign.read(DEMO / f"{name}.json")
-    assert result.summary() == result._study.table(result)
-    assert result.details() == result._study.details(result)
+    assert result.summary() == result._kind.table(result)
+    assert result.details() == result._kind.details(result)
     records = result.records()
     assert len({frozenset(record) for record in records}) == 1
     assert not any(isinstance(v, np.ndarray | dict) for record in records for v in record.values())
@@ -101,7 +101,7 @@ def test_records_are_what_pandas_takes(tiny):
 
 
 def test_a_study_of_somebody_elses_finds_its_result_and_a_type_without_a_study_says_so(tiny):
-    with pytest.raises(TypeError, match="no study has results of type Tiny"):
+    with pytest.raises(TypeError, match="no kind of result has the type Tiny"):
         tiny.summary()
     assert MARGINS.result.__name__ == "MarginsResult"
 

@@ -13,17 +13,17 @@ def run(arguments: argparse.Namespace) -> int:
     """Draw and print the paths; returns the exit code.
 
     Args:
-        arguments: ``input``, any study's result, and ``figures``, a folder or None.
+        arguments: ``input``, a result of any kind, and ``figures``, a folder or None.
 
     Raises:
         InputError: the file is no result, or the folder cannot be written.
     """
     try:
-        study, result = read_any(arguments.input)
+        kind, result = read_any(arguments.input)
     except InputError as error:
         raise InputError(f"--input: {error.problem}", error.remedy) from error
     folder = arguments.figures or arguments.input.parent / "figures"
     check_writable(folder / "figure.png")
-    for path in study.draw(result, folder):
+    for path in kind.draw(result, folder):
         print(path)
     return 0

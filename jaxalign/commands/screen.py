@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from jaxalign.study.estimate import Taken
+from jaxalign.study.kind import ResultKind
 from jaxalign.study.records import content_of
-from jaxalign.study.study import Study
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,19 +43,19 @@ class Screen:
         if not self.quiet:
             print(text, file=sys.stderr if self.json else sys.stdout, flush=True)
 
-    def answer(self, study: Study[Any, Any], result: Any, output: Path) -> None:
+    def answer(self, kind: ResultKind[Any], result: Any, output: Path) -> None:
         """The result.
 
         Args:
-            study: which.
-            result: its result.
+            kind: of the result.
+            result: what is said.
             output: the file that has it.
         """
         if self.json:
-            self.object({**content_of(study, result), "file": str(output)})
+            self.object({**content_of(kind, result), "file": str(output)})
             return
-        details = study.details(result) if self.verbose else ""
-        blocks = [study.table(result), *([details] if details else [])]
+        details = kind.details(result) if self.verbose else ""
+        blocks = [kind.table(result), *([details] if details else [])]
         print(("" if self.quiet else "\n") + "\n\n".join(blocks), flush=True)
 
     def estimate(self, taken: Taken) -> None:

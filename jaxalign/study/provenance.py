@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from jaxalign.checkpoints import Model
+from jaxalign.errors import counted
 from jaxalign.measures import stats
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import Prompt
@@ -161,6 +162,21 @@ class Provenance:
     layer_rows: int = 0
     bootstrap_samples: int = stats.BOOTSTRAP_SAMPLES
     permutations: int = stats.PERMUTATIONS
+
+    @property
+    def subject(self) -> str:
+        """What the result is of, in a few words."""
+        return f"{self.model.name}, {counted(self.prompts.kept, 'prompt')}"
+
+    @property
+    def headline(self) -> dict[str, Any]:
+        """What the result is of, as ``--json`` has it."""
+        return {
+            "model": self.model.name,
+            "revision": self.model.revision,
+            "prompts": self.prompts.kept,
+            "prompts_given": self.prompts.given,
+        }
 
     @property
     def of_model(self) -> str:

@@ -15,17 +15,17 @@ from jaxalign.errors import InputError
 from jaxalign.study import codec
 
 if TYPE_CHECKING:
-    from jaxalign.study.study import Study
+    from jaxalign.study.kind import ResultKind
 
-# The study of each type of result; a study enters itself when it is made.
-STUDY_OF: dict[type, Study[Any, Any]] = {}
+# The kind of each type of result; a kind enters itself when it is made.
+KIND_OF: dict[type, ResultKind[Any]] = {}
 # Columns for the axes of arrays that have a row a number.
 COLUMNS = {"L": "layer", "H": "head"}
 Record = dict[str, Any]
 
 
 class Result:
-    """A study's result; its dataclass inherits this and has a field ``provenance``.
+    """A result; its dataclass inherits this and has a field ``provenance``.
 
     Class arguments:
         rows: the field whose entries ``records()`` returns: "rows", "prompts",
@@ -46,27 +46,25 @@ class Result:
         cls.__repr__ = Result.__repr__  # type: ignore[method-assign] # dataclasses keep what is there
 
     def __repr__(self) -> str:
-        where = self.provenance
-        kept = where.prompts.kept
         return (
-            f"<{type(self).__name__} of {where.model.name}, {kept} prompt{'s' * (kept != 1)}: "
+            f"<{type(self).__name__} of {self.provenance.subject}: "
             ".summary(), .details(), .records(), .plot(folder)>"
         )
 
     @property
-    def _study(self) -> Study[Any, Any]:
+    def _kind(self) -> ResultKind[Any]:
         for kind in type(self).__mro__:
-            if kind in STUDY_OF:
-                return STUDY_OF[kind]
-        raise TypeError(f"no study has results of type {type(self).__name__}")
+            if kind in KIND_OF:
+                return KIND_OF[kind]
+        raise TypeError(f"no kind of result has the type {type(self).__name__}")
 
     def summary(self) -> str:
         """The screen that the command prints."""
-        return self._study.table(self)
+        return self._kind.table(self)
 
     def details(self) -> str:
         """What the command prints after it with ``--verbose``."""
-        return self._study.details(self)
+        return self._kind.details(self)
 
     def plot(self, folder: Path | str) -> list[Path]:
         """Draw the figures; returns the paths written.
@@ -77,7 +75,7 @@ class Result:
         Raises:
             InputError: the folder cannot be written.
         """
-        return self._study.draw(self, Path(folder))
+        return self._kind.draw(self, Path(folder))
 
     def write(self, path: Path | str) -> Any:
         """Write the file that ``jaxalign.read`` reads; returns the result as it will be read.
@@ -88,7 +86,7 @@ class Result:
         Raises:
             InputError: it cannot be written.
         """
-        return self._study.write(self, path)
+        return self._kind.write(self, path)
 
     def records(self, rows: str | None = None) -> list[Record]:
         """Rows as flat dictionaries, ready for ``pandas.DataFrame``.
@@ -134,24 +132,21 @@ class Result:
         return pandas.DataFrame(records)
 
 
-def content_of(study: Study[Any, Any], result: Any) -> dict[str, Any]:
+def content_of(kind: ResultKind[Any], result: Any) -> dict[str, Any]:
     """What a result says, as what JSON holds: ``--json``.
 
     Args:
-        study: whose result it is.
-        result: any result of a study.
+        kind: of the result.
+        result: any.
     """
     where = result.provenance
     names = getattr(result, "_headline", ()) or [
         f.name for f in dataclasses.fields(result) if f.name != "provenance"
     ]
     return {
-        "format": study.format,
-        "model": where.model.name,
-        "revision": where.model.revision,
+        "format": kind.format,
+        **codec.encode(where.headline),
         "device": where.environment.device_kind,
-        "prompts": where.prompts.kept,
-        "prompts_given": where.prompts.given,
         "seconds": codec.encode(float(where.total_seconds)),
         "notes": list(where.notes),
         "options": codec.encode(where.options),
