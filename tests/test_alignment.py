@@ -195,15 +195,15 @@ def test_a_value_stands_beside_the_null_that_the_docstring_says(rng):
     x, y = rng.standard_normal((2, 40, 6))
     y += 0.3 * x
     found = align(x, y, kind="activations", draws=9, seed=7)["cka"]
-    draw = stats.generator(7, "alignment", "null")
-    null = [plain_gram_cka(x, y[draw.permutation(40)], plain_hsic) for _ in range(9)]
+    draws = [stats.generator(7, "alignment", "null", str(i)) for i in range(9)]
+    null = [plain_gram_cka(x, y[one.permutation(40)], plain_hsic) for one in draws]
     assert found.null_mean == pytest.approx(np.mean(null))
     assert found.null_sd == pytest.approx(np.std(null, ddof=1))
     assert found.z == pytest.approx((found.value - np.mean(null)) / np.std(null, ddof=1))
     assert found.p == (1 + sum(one >= found.value for one in null)) / 10
     found = align(x, y[:30], draws=9, seed=7)["raw"]
-    draw = stats.generator(7, "alignment", "null")
-    drawn = [unit(draw.standard_normal((30, 6), np.float32)) for _ in range(9)]
+    draws = [stats.generator(7, "alignment", "null", str(i)) for i in range(9)]
+    drawn = [unit(one.standard_normal((30, 6), np.float32)) for one in draws]
     null = [(unit(x) @ one.T).max(axis=1).mean() for one in drawn]
     assert found.null_mean == pytest.approx(np.mean(null), abs=CLOSE)
     assert found.null_sd == pytest.approx(np.std(null, ddof=1), abs=CLOSE)

@@ -9,33 +9,36 @@ precision and differ in their seed. Two precisions are alike only where they are
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal, cast
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from jaxalign.errors import InputError, counted, require_type
 from jaxalign.measures import stats
-from jaxalign.measures.cka import ACTIVATION_MEASURES, centred, cka_of_orders
+from jaxalign.measures.cka import ACTIVATION_MEASURES, Centred, centred, cka_of_orders
 from jaxalign.measures.cosines import (
     DICTIONARY_MEASURES,
     dictionary_values,
     directions,
     unavailable,
 )
-from jaxalign.shapes import Leaf
+from jaxalign.measures.estimates import NOTHING, adjusted, number
+from jaxalign.shapes import Float, Leaf
 
 Kind = Literal["dictionaries", "activations"]
 MEASURES = {"dictionaries": DICTIONARY_MEASURES, "activations": ACTIVATION_MEASURES}
 # By measure, the values of every pair of seeds; none of a measure that sizes rule out.
 SeedFloor = Mapping[str, tuple[float, ...]]
-# What one pair gives, by measure; without those that sizes rule out.
-Values = dict[str, float]
+# What computes the parts of a work, by its name and their number: see ``one_after_another``.
+Each = Callable[[str, int, Callable[[int], np.ndarray]], list[np.ndarray]]
 
 FEWEST_SEEDS = 2
 DRAWS = 100
 SEED = 42
+# Draws of a null that are computed together; those of activations share their Gram matrices.
+TOGETHER = {"dictionaries": 1, "activations": 25}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +52,15 @@ class Aligned:
         z: ``(value − null_mean) / null_sd``; None where the null does not vary.
         p: ``(1 + hits) / (1 + n)`` of "the null gives this much or more", one-sided: only more
             alignment than chance counts. Never 0; None without draws.
+        p_adjusted: corrected for the measures that ``align`` took (Benjamini–Hochberg).
         floor_mean, floor_sd: of the seed floor's pairs; None without one, and the deviation of a
             single pair.
+        floor_p: of "the value is one more pair of seeds", two-sided (``stats.beyond_draws``). Pairs
+            count as independent though they share seeds, so it is rough. None for fewer than three
+            pairs.
+        floor_p_adjusted: corrected as ``p_adjusted``.
         missing: why there is no value; None where there is one.
+        null, floor: the measure of every draw of the null and of every pair of seeds.
 
     Source:
         The p-value: Phipson and Smyth 2010.
@@ -62,9 +71,27 @@ class Aligned:
     null_sd: float | None = None
     z: float | None = None
     p: float | None = None
+    p_adjusted: float | None = None
     floor_mean: float | None = None
     floor_sd: float | None = None
+    floor_p: float | None = None
+    floor_p_adjusted: float | None = None
     missing: str | None = None
+    null: tuple[float, ...] = ()
+    floor: tuple[float, ...] = ()
+
+
+def one_after_another(
+    work: str, count: int, compute: Callable[[int], np.ndarray]
+) -> list[np.ndarray]:
+    """The parts of a work, in order: what ``align`` uses unless a caller keeps or shows them.
+
+    Args:
+        work: "value", "floor" or "null".
+        count: how many parts it has.
+        compute: a part by its number, from 0; the same for the same number, in any order.
+    """
+    return [compute(number) for number in range(count)]
 
 
 def align(
@@ -75,6 +102,7 @@ def align(
     draws: int = DRAWS,
     seed: int = SEED,
     floor: Sequence[Leaf] | SeedFloor = (),
+    each: Each = one_after_another,
 ) -> dict[str, Aligned]:
     """Every measure of alignment by name, each beside its null.
 
@@ -101,6 +129,8 @@ def align(
         seed: of the draws and of the split of ``held_out``.
         floor: dictionaries (activations) of one precision and different seeds, or what
             ``seed_floor`` gave for them.
+        each: computes the parts of the work "value" (one), then of "floor" (a pair each), then of
+            "null" (``parts_of`` many), so that a caller can show and keep them.
 
     Returns:
         The measures in the order above; without a value where sizes rule one out.
@@ -120,21 +150,48 @@ def align(
     if draws < 0 or seed < 0:
         raise InputError(f"draws is {draws} and seed is {seed}", "give 0 or more of both")
     kind = _known(kind)
+    ours, theirs = _prepared((first, second), ("the first", "the second"), kind)
+    missing = _missing(ours, theirs, kind)
     if not isinstance(floor, Mapping):
         _refuse_other_sizes(first, floor)
-        floor = seed_floor(floor, kind=kind, seed=seed) if len(floor) else {}
-    names = "the first", "the second"
-    found, null, missing = _compared((first, second), names, kind, draws, seed)
-    return {
-        name: Aligned(missing=missing[name])
-        if name in missing
-        else _beside(found[name], [draw[name] for draw in null], floor.get(name, ()))
-        for name in MEASURES[kind]
-    }
+    [found] = each("value", 1, lambda _: _values(ours, theirs, kind, seed))
+    if not isinstance(floor, Mapping):
+        floor = seed_floor(floor, kind=kind, seed=seed, each=each) if len(floor) else {}
+    at_once = TOGETHER[kind]
+    null = each(
+        "null",
+        parts_of(kind, draws),
+        lambda part: _null(
+            ours, theirs, kind, seed, range(part * at_once, min(draws, (part + 1) * at_once))
+        ),
+    )
+    drawn = np.concatenate([np.empty((0, len(found))), *null])
+    return _corrected(
+        {
+            name: Aligned(missing=missing[name])
+            if name in missing
+            else _beside(float(found[i]), drawn[:, i].tolist(), floor.get(name, ()))
+            for i, name in enumerate(MEASURES[kind])
+        }
+    )
+
+
+def parts_of(kind: Kind, draws: int) -> int:
+    """How many parts the draws of a null are computed in.
+
+    Args:
+        kind: "dictionaries" or "activations".
+        draws: of the null.
+    """
+    return -(-draws // TOGETHER[kind])
 
 
 def seed_floor(
-    sets: Sequence[Leaf], *, kind: Kind = "dictionaries", seed: int = SEED
+    sets: Sequence[Leaf],
+    *,
+    kind: Kind = "dictionaries",
+    seed: int = SEED,
+    each: Each = one_after_another,
 ) -> dict[str, tuple[float, ...]]:
     """Every measure of every pair of seeds: what a difference in seed alone leaves of alignment.
 
@@ -143,6 +200,7 @@ def seed_floor(
             as ``align`` takes them; 2 or more, of the sizes that are compared.
         kind: "dictionaries" or "activations".
         seed: of the split of ``held_out``.
+        each: computes the parts of the work "floor", one a pair.
 
     Returns:
         By measure a value a pair, in the order (0, 1), (0, 2), …; the former is the one that is
@@ -161,11 +219,15 @@ def seed_floor(
             f"a seed floor of {counted(len(sets), 'seed')} has no pair",
             f"give {FEWEST_SEEDS} or more, or none for no floor",
         )
-    pairs = []
-    for i, j in itertools.combinations(range(len(sets)), 2):
-        names = f"seed {i} of the floor", f"seed {j} of the floor"
-        pairs.append(_compared((sets[i], sets[j]), names, kind, 0, seed)[0])
-    return {name: tuple(one[name] for one in pairs if name in one) for name in MEASURES[kind]}
+    names = [f"seed {i} of the floor" for i in range(len(sets))]
+    ready = _prepared(sets, names, kind)
+    pairs = list(itertools.combinations(ready, 2))
+    found = each("floor", len(pairs), lambda number: _values(*pairs[number], kind, seed))
+    columns = np.stack(found, axis=-1)
+    return {
+        name: tuple(float(value) for value in column if not np.isnan(value))
+        for name, column in zip(MEASURES[kind], columns, strict=True)
+    }
 
 
 def _known(kind: str) -> Kind:
@@ -184,44 +246,52 @@ def _refuse_other_sizes(first: Leaf, floor: Sequence[Leaf]) -> None:
             )
 
 
-def _compared(
-    pair: tuple[Leaf, Leaf], names: tuple[str, str], kind: Kind, draws: int, seed: int
-) -> tuple[Values, list[Values], dict[str, str]]:
-    """The measures of a pair, those of each draw of its null, and why some have no value."""
-    compare = _dictionaries if kind == "dictionaries" else _activations
-    return compare(pair, names, draws, seed)
+def _prepared(sets: Sequence[Leaf], names: Sequence[str], kind: Kind) -> list[Any]:
+    """The sets as the measures take them: directions, or centred activations."""
+    prepare = directions if kind == "dictionaries" else centred
+    ready = [prepare(one, name) for one, name in zip(sets, names, strict=True)]
+    for one, name in zip(ready, names, strict=True):
+        if kind == "dictionaries" and one.shape[1] != ready[0].shape[1]:
+            raise InputError(
+                f"{names[0]} has width {ready[0].shape[1]} and {name} {one.shape[1]}",
+                "compare dictionaries of one site",
+            )
+    return ready
 
 
-def _dictionaries(
-    pair: tuple[Leaf, Leaf], names: tuple[str, str], draws: int, seed: int
-) -> tuple[Values, list[Values], dict[str, str]]:
-    first, second = (directions(one, name) for one, name in zip(pair, names, strict=True))
-    if first.shape[1] != second.shape[1]:
-        raise InputError(
-            f"{names[0]} has width {first.shape[1]} and {names[1]} {second.shape[1]}",
-            "compare dictionaries of one site",
-        )
-    rng = stats.generator(seed, "alignment", "null")
-    null = []
-    for _ in range(draws):
-        drawn = directions(rng.standard_normal(second.shape, np.float32), "a draw of the null")
-        null.append(dictionary_values(first, drawn, seed))
+def _missing(first: Any, second: Any, kind: Kind) -> dict[str, str]:
+    """Why some measures have no value."""
+    if kind == "activations":
+        return {}
+    return unavailable(len(first), len(second), first.shape[1])
+
+
+def _values(first: Any, second: Any, kind: Kind, seed: int) -> Float[np.ndarray, " measures"]:
+    """Every measure of a pair, NaN where sizes rule it out."""
+    if kind == "activations":
+        return _orders(first, second, [np.arange(len(second.x))])[0]
     found = dictionary_values(first, second, seed)
-    return found, null, unavailable(len(first), len(second), first.shape[1])
+    return np.array([found.get(name, np.nan) for name in DICTIONARY_MEASURES])
 
 
-def _activations(
-    pair: tuple[Leaf, Leaf], names: tuple[str, str], draws: int, seed: int
-) -> tuple[Values, list[Values], dict[str, str]]:
-    first, second = (centred(one, name) for one, name in zip(pair, names, strict=True))
-    tokens = np.arange(len(second.x))
-    rng = stats.generator(seed, "alignment", "null")
-    orders = np.stack([tokens, *(rng.permutation(tokens) for _ in range(draws))])
-    found, *null = (
-        dict(zip(ACTIVATION_MEASURES, map(float, one), strict=True))
-        for one in cka_of_orders(first, second, orders)
-    )
-    return found, null, {}
+def _null(
+    first: Any, second: Any, kind: Kind, seed: int, draws: Sequence[int]
+) -> Float[np.ndarray, "draws measures"]:
+    """Every measure of some draws of the null, each by its own number."""
+    generators = [stats.generator(seed, "alignment", "null", str(draw)) for draw in draws]
+    if kind == "activations":
+        return _orders(first, second, [rng.permutation(len(second.x)) for rng in generators])
+    drawn = [
+        directions(rng.standard_normal(second.shape, np.float32), "a draw of the null")
+        for rng in generators
+    ]
+    return np.stack([_values(first, one, kind, seed) for one in drawn])
+
+
+def _orders(
+    first: Centred, second: Centred, orders: Sequence[np.ndarray]
+) -> Float[np.ndarray, "orders measures"]:
+    return cka_of_orders(first, second, np.stack(orders))
 
 
 def _beside(value: float, null: Sequence[float], floor: Sequence[float]) -> Aligned:
@@ -233,6 +303,7 @@ def _beside(value: float, null: Sequence[float], floor: Sequence[float]) -> Alig
         p = (1 + hits) / (1 + len(null))
     if null_mean is not None and null_sd is not None and null_sd > stats.TIE:
         z = (value - null_mean) / null_sd
+    beyond = stats.beyond_draws(value, np.array(floor, np.float64))
     return Aligned(
         value=value,
         null_mean=null_mean,
@@ -241,7 +312,20 @@ def _beside(value: float, null: Sequence[float], floor: Sequence[float]) -> Alig
         p=p,
         floor_mean=floor_mean,
         floor_sd=floor_sd,
+        floor_p=number(float(beyond)),
+        null=tuple(null),
+        floor=tuple(floor),
     )
+
+
+def _corrected(found: dict[str, Aligned]) -> dict[str, Aligned]:
+    """The measures with both p-values corrected for how many measures there are."""
+    beside_null = adjusted(list(found.values()))
+    beside_floor = adjusted([replace(NOTHING, p=one.floor_p) for one in found.values()])
+    return {
+        name: replace(one, floor_p_adjusted=other.p_adjusted)
+        for name, one, other in zip(found, beside_null, beside_floor, strict=True)
+    }
 
 
 def _spread(values: Sequence[float]) -> tuple[float | None, float | None]:
