@@ -14,6 +14,7 @@ from tiny_run import run
 from jaxalign import plots
 from jaxalign.checkpoints import Model, Quantized, load, locate
 from jaxalign.commands import (
+    align,
     doctor,
     extract,
     one_study,
@@ -34,7 +35,7 @@ from jaxalign.model import Params
 from jaxalign.numerics.scheme import Scheme
 from jaxalign.prompts import PromptSet, read_prompts
 from jaxalign.studies.registry import find_studies
-from jaxalign.study.study import Study
+from jaxalign.study.kind import ResultKind
 
 OUTSIDE = ("-h", "--help", "--version")
 EVERY = sorted(set().union(*map(flags, COMMANDS)) - set(OUTSIDE))
@@ -111,6 +112,8 @@ CALLED = {
     speed: "forward_speed",
     extract: "_said check_writable fill load_beside plan",
     train_sae: "check_writable from_folder from_texts model_beside open_activations train",
+    align: "Resume check_inputs_stay check_output compare facts_of open_sides select_device",
+    train_sae: "check_writable named_texts train",
 }
 
 
@@ -191,8 +194,10 @@ def called(monkeypatch, answers):
         for name, study in find_studies().items()
     }
     monkeypatch.setattr(run_study, "find_studies", lambda: framed)
-    monkeypatch.setattr(Study, "write", lambda _, result, path: result)
-    monkeypatch.setattr(Study, "read", lambda _, path: stand_in("read")(path))
+    shown = {"table": str, "details": stand_in("details"), "figures": dict}
+    monkeypatch.setattr(align, "ALIGN", dataclasses.replace(align.ALIGN, **shown))
+    monkeypatch.setattr(ResultKind, "write", lambda _, result, path: result)
+    monkeypatch.setattr(ResultKind, "read", lambda _, path: stand_in("read")(path))
 
     def of(*words):
         log.clear()
@@ -231,6 +236,11 @@ WORDS = {
     "--layout": "sparsify",
     "--seeds": "7,8",
     "--penalties": "0.5,0.7",
+    "--first": "some/first",
+    "--second": "some/second",
+    "--floor": "one/seed,other/seed",
+    "--of": "decoder",
+    "--draws": "7",
 }
 # What an option needs beside it, and the value that it is compared with where it cannot be absent.
 MODEL = ("--model", "other/model")
@@ -248,13 +258,21 @@ NEEDS = {
 }
 
 
+# Options that a command cannot do without, and another value of each.
+REQUIRED = {"--first": "other/first", "--second": "other/second"}
 # Options that have no meaning without each other.
 TOGETHER = ("--prompt", "--target")
 
 
 def needed(command, flag):
     """The options that an option has no effect without, and is refused without."""
-    return NEEDS.get((command, flag), NEEDS.get(flag, ()))
+    required = [
+        word
+        for name, value in REQUIRED.items()
+        if name in flags(command) and name != flag
+        for word in (name, value)
+    ]
+    return (*required, *NEEDS.get((command, flag), NEEDS.get(flag, ())))
 
 
 def value_of(action):
@@ -271,7 +289,8 @@ def value_of(action):
 def test_every_option_of_a_command_changes_what_the_command_does(command, flag, called):
     [action] = [a for a in actions(command) if flag in a.option_strings]
     value, needs = value_of(action), needed(command, flag)
-    without = called(command, *(() if flag in TOGETHER else needs))
+    other = (flag, REQUIRED[flag]) if flag in REQUIRED else ()
+    without = called(command, *(() if flag in TOGETHER else needs), *other)
     given = called(command, *needs, flag, *value)
     assert given != without
     for word in value:

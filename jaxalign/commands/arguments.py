@@ -22,6 +22,7 @@ from jaxalign.commands.speed import SpeedOptions
 from jaxalign.commands.train_sae_options import TrainSaeOptions
 from jaxalign.errors import InputError
 from jaxalign.prompts import PAIRS, SINGLE, TEXTS
+from jaxalign.studies.align import AlignOptions
 from jaxalign.studies.registry import find_studies
 from jaxalign.study.study import Study
 
@@ -51,6 +52,7 @@ examples:
   {PROGRAM} plan --model demo --scheme nf4 --budget 5.0bits
   {PROGRAM} patch --model demo               which places of a prompt carry the answer
   {PROGRAM} features --model demo            which features of a dictionary survive
+  {PROGRAM} align --first sae/a --second sae/b   how alike two dictionaries are
   {PROGRAM} --model demo --prompt "The capital of France is" --target " Paris"
   {PROGRAM} --model demo --estimate          what it would take, without doing it
   {PROGRAM} plot                             draw the figures of results/experiment.json again
@@ -208,6 +210,24 @@ COMMANDS = {
                 "--model demo --layers 3 --k 16 --steps 2000",
                 "--model smollm2 --layers 15 --k 32 --texts wiki.test.raw",
                 "--activations results/activations --k 16",
+            ),
+        ),
+        Command(
+            name="align",
+            question="Are two dictionaries, or two sets of activations, alike? Beside chance.",
+            module="align",
+            takes=(
+                groups.device,
+                groups.output(
+                    "results/alignment.json", "figures go to a folder 'figures' beside it"
+                ),
+                groups.screen,
+            ),
+            options=AlignOptions,
+            examples=(
+                "--first results/sae/resid.3 --second results/sae-int4/resid.3",
+                "--first a --second b --floor a,a.seed1,a.seed2 --draws 20",
+                "--first results/activations-f32 --second results/activations-int4 --layer 3",
             ),
         ),
         Command(

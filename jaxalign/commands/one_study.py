@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from jaxalign.commands.opening import (
     load_for,
     shared_devices,
 )
+from jaxalign.commands.reporting import report
 from jaxalign.commands.screen import Screen
 from jaxalign.devices.mesh import choose_mesh
 from jaxalign.errors import InputError
@@ -108,7 +108,16 @@ def run_study(
         )
     if first:
         check_output(output, not arguments.no_figures)
-        _check_inputs_stay(arguments, () if arguments.no_figures else study.figures)
+        check_inputs_stay(
+            {
+                "--prompts": arguments.prompts,
+                "--calibration": getattr(arguments, "calibration", None),
+                "--model": arguments.model,
+                "--quantized": getattr(arguments, "quantized", None),
+            },
+            output,
+            () if arguments.no_figures else study.figures,
+        )
     calibration = getattr(arguments, "calibration", None)
     check_texts_are_used(calibration, options)
     shown = first and not screen.quiet
@@ -157,43 +166,8 @@ def run_study(
         session.resume.remove()
         remove_calls(unfinished)
         beside = study.beside(session, result, output) if study.beside else ()
-    _report(study, result, arguments, screen, beside)
+    report(study, result, arguments, screen, beside)
     return result
-
-
-def _report(
-    study: Study[Any, Any],
-    result: Any,
-    arguments: argparse.Namespace,
-    screen: Screen,
-    beside: Sequence[Path],
-) -> None:
-    """Print the answer, say where the files are, and draw the figures."""
-    output = arguments.output
-    screen.answer(study, result, output)
-    screen.say(f"\nresult: {output}")
-    for path in beside:
-        screen.say(str(path))
-    if arguments.no_figures:
-        return
-    if others := _results_beside(study, output):
-        note(f"figures of {', '.join(others)} in the same folder are drawn over")
-    with Progress(not screen.quiet).phase("figures"):
-        drawn = study.draw(result, output.parent / "figures")
-    if drawn:
-        screen.say(f"figures: {output.parent / 'figures'}")
-
-
-def _results_beside(study: Study[Any, Any], output: Path) -> list[str]:
-    """Other results of the study in an output's folder, whose figures have the same names."""
-    drawn = os.path.isdir(output.parent / "figures")
-    mark = f'"{study.format.rpartition("/")[0]}/'.encode()  # of any version
-    found = []
-    for path in sorted(filter(Path.is_file, output.parent.glob("*.json"))) if drawn else ():
-        with contextlib.suppress(OSError), open(path, "rb") as file:
-            if path.name != output.name and mark in file.read(1000):
-                found.append(path.name)
-    return found
 
 
 def resume_folder(output: Path) -> Path:
@@ -203,25 +177,30 @@ def resume_folder(output: Path) -> Path:
     return output.with_name(f"{output.name}.journal")
 
 
-def _check_inputs_stay(
-    arguments: argparse.Namespace, figures: Callable[[], Mapping[str, Any]] | tuple[()]
+def check_inputs_stay(
+    given: Mapping[str, Path | str | None],
+    output: Path,
+    figures: Callable[[], Mapping[str, Any]] | tuple[()],
 ) -> None:
-    """Refuse an output, or a figure, that is one of the files that the study reads."""
-    given = {
-        "--prompts": arguments.prompts,
-        "--calibration": getattr(arguments, "calibration", None),
-        "--model": arguments.model,
-        "--quantized": getattr(arguments, "quantized", None),
-    }
-    folder = arguments.output.parent / "figures"
+    """Refuse an output, or a figure, that is one of the files that a command reads.
+
+    Args:
+        given: by option, the file or folder that is read; None for none.
+        output: the result's file.
+        figures: that are drawn beside it, by name; () for none.
+
+    Raises:
+        InputError: names the file.
+    """
+    folder = output.parent / "figures"
     for flag, path in given.items():
         # The files of a checkpoint's folder are listed, not searched for: a folder may hold much.
         inside = path is not None and os.path.isdir(path)
-        files = sorted(Path(path).iterdir()) if inside else [Path(path)] if path else []
+        files = sorted(Path(path).iterdir()) if path and inside else [Path(path)] if path else []
         for file in filter(os.path.isfile, files):
-            if os.path.exists(arguments.output) and file.samefile(arguments.output):
+            if os.path.exists(output) and file.samefile(output):
                 raise InputError(
-                    f"--output {arguments.output} is a file that {flag} reads",
+                    f"--output {output} is a file that {flag} reads",
                     "give --output another name",
                 )
             if figures and _is_figure(file, folder, figures):

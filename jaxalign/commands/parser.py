@@ -171,7 +171,7 @@ def _plain(hint: Any) -> Any:
 
 
 def _with_default(known: Option, default: Any) -> str:
-    if default is None or default is MISSING:
+    if default in (None, (), MISSING):
         return known.help
     if isinstance(default, tuple):
         default = ",".join(getattr(each, "name", str(each)) for each in default)

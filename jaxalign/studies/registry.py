@@ -16,18 +16,22 @@ from typing import Any
 
 from jaxalign.errors import require_type
 from jaxalign.runtime.messages import note
+from jaxalign.studies.align import ALIGN
 from jaxalign.studies.features import FEATURES
 from jaxalign.studies.heads import HEADS
 from jaxalign.studies.patch import PATCH
 from jaxalign.studies.plan import PLAN
 from jaxalign.studies.schemes import SCHEMES
 from jaxalign.study import codec, result_file
+from jaxalign.study.kind import ResultKind
 from jaxalign.study.study import Study
 
 GROUP = "jaxalign.studies"
 STUDIES: Mapping[str, Study[Any, Any]] = {
     study.name: study for study in (HEADS, SCHEMES, PLAN, PATCH, FEATURES)
 }
+# Results of commands that run no model.
+OTHERS: tuple[ResultKind[Any], ...] = (ALIGN,)
 
 
 def find_studies() -> dict[str, Study[Any, Any]]:
@@ -53,13 +57,13 @@ def find_studies() -> dict[str, Study[Any, Any]]:
 
 
 def read(path: Path | str) -> Any:
-    """The result that a file holds, of any study: ``HeadsResult``, ``SchemesResult``, …
+    """The result that a file holds, of any kind: ``HeadsResult``, ``SchemesResult``, …
 
     Args:
-        path: the file; its format says which study's it is.
+        path: the file; its format says of which kind it is.
 
     Raises:
-        InputError: no such file, or no study's.
+        InputError: no such file, or of no kind.
 
     Example:
         >>> jaxalign.read("results/experiment.json").statistics.correlations[0].pearson
@@ -68,24 +72,24 @@ def read(path: Path | str) -> Any:
     return read_any(Path(path))[1]
 
 
-def read_any(path: Path) -> tuple[Study[Any, Any], Any]:
-    """The study whose result a file holds, and the result.
+def read_any(path: Path) -> tuple[ResultKind[Any], Any]:
+    """The kind of the result that a file holds, and the result.
 
     Args:
-        path: the file; its format says which study's it is.
+        path: the file; its format says of which kind it is.
 
     Raises:
-        InputError: no such file, or no study's.
+        InputError: no such file, or of no kind.
     """
 
-    def kept(study: Study[Any, Any], read: Callable[[Any, Path], Any]) -> Any:
-        return lambda content, where: (study, read(content, where))
+    def kept(kind: ResultKind[Any], read: Callable[[Any, Path], Any]) -> Any:
+        return lambda content, where: (kind, read(content, where))
 
-    kinds: dict[str, Any] = {}
-    for study in find_studies().values():
-        kinds[study.format] = kept(study, functools.partial(codec.decode, study.result))
-        kinds |= {form: kept(study, read) for form, read in study.older.items()}
-    found: tuple[Study[Any, Any], Any] = result_file.read(
-        path, kinds, "run a study first: jaxalign heads"
+    readers: dict[str, Any] = {}
+    for kind in (*find_studies().values(), *OTHERS):
+        readers[kind.format] = kept(kind, functools.partial(codec.decode, kind.result))
+        readers |= {form: kept(kind, read) for form, read in kind.older.items()}
+    found: tuple[ResultKind[Any], Any] = result_file.read(
+        path, readers, "run a study first: jaxalign heads"
     )
     return found
