@@ -55,9 +55,8 @@ class Aligned:
         p_adjusted: corrected for the measures that ``align`` took (Benjamini–Hochberg).
         floor_mean, floor_sd: of the seed floor's pairs; None without one, and the deviation of a
             single pair.
-        floor_p: of "the value is one more pair of seeds", two-sided (``stats.beyond_draws``). Pairs
-            count as independent though they share seeds, so it is rough. None for fewer than three
-            pairs.
+        floor_p: of "the value is one more pair of seeds", two-sided (``stats.beyond_pairs``). None
+            for fewer than three seeds.
         floor_p_adjusted: corrected as ``p_adjusted``.
         missing: why there is no value; None where there is one.
         null, floor: the measure of every draw of the null and of every pair of seeds.
@@ -303,7 +302,6 @@ def _beside(value: float, null: Sequence[float], floor: Sequence[float]) -> Alig
         p = (1 + hits) / (1 + len(null))
     if null_mean is not None and null_sd is not None and null_sd > stats.TIE:
         z = (value - null_mean) / null_sd
-    beyond = stats.beyond_draws(value, np.array(floor, np.float64))
     return Aligned(
         value=value,
         null_mean=null_mean,
@@ -312,7 +310,7 @@ def _beside(value: float, null: Sequence[float], floor: Sequence[float]) -> Alig
         p=p,
         floor_mean=floor_mean,
         floor_sd=floor_sd,
-        floor_p=number(float(beyond)),
+        floor_p=number(stats.beyond_pairs(value, np.array(floor, np.float64))),
         null=tuple(null),
         floor=tuple(floor),
     )

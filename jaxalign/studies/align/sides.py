@@ -53,7 +53,7 @@ def open_sides(options: AlignOptions) -> Sides:
         options: what they are called, and which part of them is compared.
 
     Raises:
-        InputError: a folder of neither kind, or of both; activations of other tokens; a floor of
+        InputError: a folder of neither kind; activations of other tokens; a floor of
             other sizes, of another place, or that names one twice; an option without use.
     """
     names = [str(options.first), str(options.second), *options.floor]
@@ -140,11 +140,12 @@ def _activations(
         raise InputError("--of is of dictionaries, and these are activations", "leave it out")
     opened = [open_activations(Path(name).expanduser()) for name in names]
     limit = min(options.tokens or TOKENS, *(one.tokens for one in opened))
+    for one in opened:
+        _check_shards(one, limit)
     _check_tokens(opened, limit)
     values, described = [], []
     for name, one in zip(names, opened, strict=True):
         layer = _layer(one, options.layer)
-        _check_shards(one, limit)
         facts, value = one.facts, one.matrix(layer, limit=limit)
         step = layer + (facts.site == "resid")
         values.append(value)

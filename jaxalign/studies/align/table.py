@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+
 from jaxalign.errors import counted
 from jaxalign.measures.alignment import Aligned
 from jaxalign.measures.estimates import LEVEL
@@ -124,7 +126,8 @@ def _answer(result: AlignResult) -> list[str]:
     lines = [f"The two {noun} are {said}." for said in found]
     if len(found) > 1:
         lines = [f"The two {noun} are"]
-        lines += [f"  {said}: {', '.join(names)}" for said, names in found.items()]
+        lines += [f"- {said}: {', '.join(names)}" for said, names in found.items()]
+    lines = [part for line in lines for part in textwrap.wrap(line, 98, subsequent_indent="  ")]
     return [*(lines or ["Nothing to hold the values against: --draws 0."]), *_no_floor(result)]
 
 
@@ -177,8 +180,7 @@ def _beside(result: AlignResult) -> list[str]:
     if floor:
         pairs = counted(len(floor) * (len(floor) - 1) // 2, "pair")
         lines.append(
-            f"seeds: {pairs} of {len(floor)}. p: of one more such pair, two-sided; rough, as "
-            "pairs share seeds."
+            f"seeds: {pairs} of {len(floor)}. p: of one more pair of such seeds, two-sided."
         )
     if result.kind == "activations" and first.rows < 10 * first.width:
         lines.append(
