@@ -246,13 +246,15 @@ def _refuse_other_sizes(first: Leaf, floor: Sequence[Leaf]) -> None:
 
 
 def _prepared(sets: Sequence[Leaf], names: Sequence[str], kind: Kind) -> list[Any]:
-    """The sets as the measures take them: directions, or centred activations."""
-    prepare = directions if kind == "dictionaries" else centred
-    ready = [prepare(one, name) for one, name in zip(sets, names, strict=True)]
+    """The sets as the measures take them: directions of one width, or centred activations."""
+    if kind == "activations":
+        return [centred(one, name) for one, name in zip(sets, names, strict=True)]
+    ready = [directions(one, name) for one, name in zip(sets, names, strict=True)]
+    width = ready[0].shape[1]
     for one, name in zip(ready, names, strict=True):
-        if kind == "dictionaries" and one.shape[1] != ready[0].shape[1]:
+        if one.shape[1] != width:
             raise InputError(
-                f"{names[0]} has width {ready[0].shape[1]} and {name} {one.shape[1]}",
+                f"{names[0]} has width {width} and {name} {one.shape[1]}",
                 "compare dictionaries of one site",
             )
     return ready

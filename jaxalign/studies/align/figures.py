@@ -23,25 +23,25 @@ SPREAD = 0.5  # of a row's height, that draws are scattered over
 def nulls(result: AlignResult) -> Page:
     """Every measure's value beside the draws of its null and the pairs of seeds."""
     names = list(result.measures)
+    seeds = bool(result.provenance.floor)
     page = new_page(
         _caption(result),
-        "Are the two more alike than chance, and as alike as two seeds?",
-        "A measure a row: the value (circle), what each draw of chance gives (dots), and what each "
-        "pair of seeds of one precision gives (diamonds). z and p are of the value beside chance; "
-        "p is corrected for the measures.",
+        f"Are the two more alike than chance{', and as alike as two seeds' if seeds else ''}?",
+        "A measure a row: the value (circle) and what each draw of chance gives (dots)"
+        f"{' and each pair of seeds of one precision (diamonds)' if seeds else ''}. "
+        "z and p are of the value beside chance; p is corrected for the measures.",
         width=7.2,
         body=0.5 + 0.42 * len(names),
         below=0.3,
     )
     ax = page.figure.subplots()
     for height, name in enumerate(names):
-        ax.axhline(height, color=PALE, lw=0.4, zorder=0)
         _row(ax, height, result.measures[name])
     ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
     low = min((v for own in result.measures.values() for v in _values(own)), default=0.0)
     ax.set_xlim(min(-0.02, low - 0.02), 1.02)
-    ax.set_xlabel("cosine, share of features, or CKA")
+    ax.set_xlabel("CKA" if result.kind == "activations" else "cosine, or share of features")
     bare(ax)
     page.legend(_legend(result))
     return page
@@ -56,6 +56,7 @@ def _row(ax: Axes, height: int, own: Aligned) -> None:
     if own.value is None:
         ax.text(0.5, height, own.missing or "", ha="center", va="center", size=6.5, color=GREY)
         return
+    ax.axhline(height, color=PALE, lw=0.4, zorder=0)
     for values, colour, marker, size in (
         (own.null, NOISE.colour, ".", 3.0),
         (own.floor, SEEDS, "D", 3.6),

@@ -18,7 +18,7 @@ MEANINGS = {
     "procrustes": "raw, after the rotation that fits feature i to feature i",
     "mutual_procrustes": "mutual, after that rotation",
     "held_out": "cosine of matched pairs after a rotation fitted on other pairs",
-    "cka": "similarity of the two sets' distances between tokens; not 0 by chance",
+    "cka": "how alike the inner products between tokens are in both; not 0 by chance",
     "debiased_cka": "the same from an unbiased estimate; near 0 by chance",
 }
 
@@ -195,7 +195,10 @@ def _shown(name: str) -> str:
 
 
 def _plain(value: float | None, form: str = ".3f") -> str:
-    return "–" if value is None else format(value, form)
+    if value is None:
+        return "–"
+    text = format(value, form)
+    return text if float(text) else text.replace("-", "")
 
 
 def _p(p: float | None) -> str:
