@@ -44,7 +44,7 @@ BLOCKS = (128, 1024)  # tokens that PyTorch adds up at once
 TRAINED = ((128, 1024, 16, 20), (512, 4096, 32, 4))
 STACK, BATCH = 6, 1024
 TOKENS, GB = 100_000, 2.0  # what has to fit into how much
-SEGMENTS = 64
+SEGMENTS, WINDOW = 64, 100
 LIBRARIES = {"pytorch": "PyTorch", "sae-lens": "SAELens"}
 
 
@@ -120,7 +120,8 @@ def measure_sums(kind: str, x: np.ndarray, options: argparse.Namespace) -> dict[
     d = random_dictionary(kind, options.width, options.features, options.k)
     y = x + np.float32(0.05) * np.random.default_rng(2).standard_normal(x.shape, np.float32)
     program = jit(functools.partial(feature_sums, segments=1))
-    given = jax.device_put((d, x, y, np.ones(len(x), bool), np.zeros(len(x), np.int32)))
+    one = (a[None] for a in (x, y, np.ones(len(x), bool)))  # a window
+    given = jax.device_put((d, *one, np.zeros(1, np.int32)))
     t, tensors = theirs.tensors(d), (torch.from_numpy(x), torch.from_numpy(y))
     calls: dict[str, Callable[[], Any]] = {"ours": lambda: program(*given)}
     for rows in sorted({min(rows, len(x)) for rows in BLOCKS}):
@@ -189,8 +190,10 @@ def measure_training(
 def measure_memory(options: argparse.Namespace) -> dict[str, Any]:
     """What the compiler says that the sums of many tokens take, everything counted."""
     d = random_dictionary("topk", options.width, options.features, options.k)
-    x = jax.ShapeDtypeStruct((options.most_tokens, options.width), np.float32)
-    where, which = (jax.ShapeDtypeStruct(x.shape[:1], dtype) for dtype in (bool, np.int32))
+    windows = options.most_tokens // WINDOW
+    x = jax.ShapeDtypeStruct((windows, WINDOW, options.width), np.float32)
+    where = jax.ShapeDtypeStruct(x.shape[:2], bool)
+    which = jax.ShapeDtypeStruct(x.shape[:1], np.int32)
     program = jax.jit(functools.partial(feature_sums, segments=SEGMENTS))
     used = program.lower(d, x, x, where, which).compile().memory_analysis()
     parts = {

@@ -113,7 +113,6 @@ CALLED = {
     extract: "_said check_writable fill load_beside plan",
     train_sae: "check_writable from_folder from_texts model_beside open_activations train",
     align: "Resume check_inputs_stay check_output compare facts_of open_sides select_device",
-    train_sae: "check_writable named_texts train",
 }
 
 

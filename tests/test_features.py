@@ -346,7 +346,7 @@ def study(folder, model, tmp_path_factory):
     ran = run(
         "features", "--model", folder, "--device", "cpu", "--sae", sae, "--schemes",
         "int4-channel,int2-channel", "--noise-draws", 2, "--group-noise", "--tokens",
-        1500, "--window", 32, "--output", place / "features.json",
+        1500, "--window", 32, "--effects", 0, "--cards", 0, "--output", place / "features.json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
     return ran, FEATURES.read(place / "features.json"), place
@@ -485,8 +485,9 @@ def test_an_estimate_counts_the_pruned_passes_and_computes_none(folder, model, t
         "--output", tmp_path / "out" / "f.json", "--estimate", "--json",
     )  # fmt: skip
     assert ran.code == 0, ran.err
-    # Batching, chance, bf16, the scheme, a draw, eleven shares and the one that matches.
-    assert json.loads(ran.out)["calls"] == 17
+    # Batching, chance, bf16, the scheme, a draw, eleven shares and the one that matches; effects in
+    # three models, two blocks of features each, a deficit, and cards in two.
+    assert json.loads(ran.out)["calls"] == 17 + 6 + 1 + 2
     assert not (tmp_path / "out").exists()
 
 

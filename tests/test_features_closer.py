@@ -24,11 +24,11 @@ from jaxalign.numerics import F32
 from jaxalign.numerics.scheme import scheme_named
 from jaxalign.studies.features import FEATURES
 from jaxalign.studies.features.chosen import activations_of, spread_over_survival
-from jaxalign.studies.features.closer_table import sentences
 from jaxalign.studies.features.deficit import along, shifted
 from jaxalign.studies.features.effects import KINDS, feature_effects
 from jaxalign.studies.features.labelled import groups_of, read_labels
 from jaxalign.studies.features.predictors import auc, fit_logistic, predict, said_alone
+from jaxalign.studies.features.table import sentences
 
 PLACE = ("resid", 1)
 STREAM = ("resid", 2)

@@ -4,10 +4,11 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from jaxalign.prompts import TEXTS
+from jaxalign.studies.features.details import details
 from jaxalign.studies.features.options import FeaturesOptions
 from jaxalign.studies.features.result import FeaturesResult
 from jaxalign.studies.features.study import run
-from jaxalign.studies.features.table import details, table
+from jaxalign.studies.features.table import table
 from jaxalign.study.study import Study
 
 

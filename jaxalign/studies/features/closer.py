@@ -15,6 +15,7 @@ from jaxalign.studies.features.calls import Work, batches_of, in_equal_calls
 from jaxalign.studies.features.chosen import activations_of
 from jaxalign.studies.features.deficit import Shifted, shifted
 from jaxalign.studies.features.effects import KINDS, Effects, feature_effects
+from jaxalign.studies.features.findings import NOISE_OF
 from jaxalign.studies.features.quality import padded
 from jaxalign.studies.features.sources import Source
 from jaxalign.study.batching import too_small
@@ -26,7 +27,6 @@ BLOCK = 8  # features of a call
 MOST_WINDOWS = 32  # of one
 DAMAGED = 16  # features along which a shift is taken apart
 DRAWS = 3  # of other features, and of random directions, beside them
-NOISE = "noise of "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ def models_of(session: Session, schemes: Sequence[Scheme], noise: bool) -> Itera
         yield Model(name=scheme.name, params=session.late_low(scheme), scheme=scheme.run)
         if noise and moves_matrices(high, scheme):
             late = late_noise(session, scheme, 0)
-            yield Model(name=NOISE + scheme.name, params=late, scheme=F32)
+            yield Model(name=NOISE_OF + scheme.name, params=late, scheme=F32)
 
 
 def some_windows(session: Session, work: Work, tokens: int, rows: int) -> Work:

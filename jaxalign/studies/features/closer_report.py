@@ -13,14 +13,14 @@ from jaxalign.numerics.scheme import BF16, F32
 from jaxalign.shapes import Int
 from jaxalign.studies.features.calls import NOISE, SCHEME
 from jaxalign.studies.features.closer import Seen
+from jaxalign.studies.features.closer_sums import cards, deficit_rows, effect_rows
 from jaxalign.studies.features.effects import KINDS
-from jaxalign.studies.features.found import cards, deficit_rows, effect_rows
+from jaxalign.studies.features.findings import Closer, DeficitRow, GroupRow, PredictorRow, Single
 from jaxalign.studies.features.labelled import Group, groups_of
 from jaxalign.studies.features.moments import Moments
 from jaxalign.studies.features.options import FeaturesOptions
 from jaxalign.studies.features.predictors import predict, statistics
 from jaxalign.studies.features.result import FeatureRow
-from jaxalign.studies.features.rows import Closer, DeficitRow, GroupRow, PredictorRow, Single
 from jaxalign.studies.features.sources import Source
 from jaxalign.studies.features.survival import sums_of, survival
 from jaxalign.study.session import Session

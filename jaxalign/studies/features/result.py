@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from jaxalign.measures.estimates import Estimate
-from jaxalign.studies.features.rows import Closer
+from jaxalign.studies.features.findings import Closer
 from jaxalign.study.provenance import Provenance
 from jaxalign.study.records import Result
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Sequence
+
 from jaxalign.errors import counted
 from jaxalign.measures.estimates import LEVEL, Estimate
-from jaxalign.studies.features.closer_table import closer_details, sentences
+from jaxalign.studies.features.findings import NOISE_OF, Closer, EffectRow
 from jaxalign.studies.features.result import (
     DictionaryReport,
     FeatureRow,
@@ -112,10 +114,10 @@ def _dictionary(own: DictionaryReport, survives: float, destroyed: float) -> lis
     """A dictionary's quality, then a scheme a line."""
     lines = [
         f"{one_line(own.name, 40)}: {own.features} features of {own.kind}, {own.judged} judged",
-        f"explains {_plain(own.explained)}, {_plain(own.active, '.1f')} features a token, loss "
-        f"recovered {_plain(own.recovered, '.1%')}; dead {own.dead:.1%}, rare {own.rare:.1%}",
-        f"beside it: two batchings of f32 lose {_small(own.batching[0])}, bf16 "
-        f"{_small(own.bf16[0])}, chance {_small(own.chance[0])}",
+        f"explains {plain(own.explained)}, {plain(own.active, '.1f')} features a token, loss "
+        f"recovered {plain(own.recovered, '.1%')}; dead {own.dead:.1%}, rare {own.rare:.1%}",
+        f"beside it: two batchings of f32 lose {small(own.batching[0])}, bf16 "
+        f"{small(own.bf16[0])}, chance {small(own.chance[0])}",
     ]
     if not own.valid:
         lines.append("* It explains too little of what it reads: say nothing of its features.")
@@ -128,22 +130,28 @@ def _dictionary(own: DictionaryReport, survives: float, destroyed: float) -> lis
 def _line(row: FeatureRow) -> list[str]:
     floor = row.tensor
     lost = None if floor is None else floor.ratio
-    worst = "" if floor is None else _plain(floor.worst_ratio.value, ".2f")
+    worst = "" if floor is None else plain(floor.worst_ratio.value, ".2f")
     return [
         one_line(row.scheme, 16),
         f"{row.bits:.2f}",
-        _small(row.lost.value),
-        _ratio(lost, verdict_of(floor) in ("more", "less")),
-        _small(row.worst),
+        small(row.lost.value),
+        ratio_text(lost, verdict_of(floor) in ("more", "less")),
+        small(row.worst),
         worst,
-        _small(row.unlike.value),
-        _plain(row.survives, ".1%"),
-        _plain(row.destroyed, ".1%"),
-        _plain(row.slope, ".3f"),
+        small(row.unlike.value),
+        plain(row.survives, ".1%"),
+        plain(row.destroyed, ".1%"),
+        plain(row.slope, ".3f"),
     ]
 
 
-def _ratio(ratio: Estimate | None, told: bool = False) -> str:
+def ratio_text(ratio: Estimate | None, told: bool = False) -> str:
+    """``0.97 [0.95, 0.99]*``: a ratio with its interval, marked where it is told from 1.
+
+    Args:
+        ratio: or None for nothing.
+        told: whether it is.
+    """
     if ratio is None or ratio.value is None:
         return ""
     text = f"{ratio.value:.2f}"
@@ -152,51 +160,68 @@ def _ratio(ratio: Estimate | None, told: bool = False) -> str:
     return text + ("*" if told else "")
 
 
-def _small(value: float | None) -> str:
+def small(value: float | None) -> str:
+    """``3.2e-2``: a number of two digits; a dash for none.
+
+    Args:
+        value: any size.
+    """
     return "–" if value is None else f"{value:.1e}".replace("e-0", "e-").replace("e+00", "")
 
 
-def _plain(value: float | None, form: str = ".3f") -> str:
+def plain(value: float | None, form: str = ".3f") -> str:
+    """A number as a form has it; a dash for none.
+
+    Args:
+        value: any.
+        form: of ``format``.
+    """
     return "–" if value is None else format(value, form)
 
 
-def details(result: FeaturesResult) -> str:
-    """Every dictionary: all floors of every scheme, and how often features are active."""
-    blocks = [_details(own) for own in result.dictionaries]
-    return "\n\n".join(blocks)
+def sentences(closer: Closer) -> list[str]:
+    """What features do, whether damage is told ahead, and what it costs: a line each.
+
+    Args:
+        closer: of a dictionary.
+    """
+    found = []
+    own = [row for row in closer.effects if not row.scheme.startswith(NOISE_OF)]
+    noise = [row for row in closer.effects if row.scheme.startswith(NOISE_OF)]
+    ablated = _range(own, "ablate")
+    if ablated:
+        beside = _range(noise, "ablate")
+        found.append(
+            f"{len(closer.features)} features taken away: logits move as in f32 at cosine {ablated}"
+            + (f" (noise {beside})" if beside else "")
+        )
+    if closer.predictors:
+        told = _span([row.auc.value for row in closer.predictors], "{:.2f}".format)
+        beside = _span([row.noise and row.noise.value for row in closer.predictors],
+                       "{:.2f}".format)  # fmt: skip
+        found.append(
+            f"which survive is told from f32 alone: AUC {told}"
+            + (f", of what survives noise {beside}" if beside else "")
+        )
+    if closer.deficits:
+        spans = [_span([getattr(row, name).repaired.value for row in closer.deficits],
+                       "{:.0%}".format) for name in ("damaged", "others", "random")]  # fmt: skip
+        count = len(closer.deficits[0].features)
+        found.append(
+            f"shift along the {count} most damaged taken out: {spans[0]} of the KL gone (others "
+            f"{spans[1]}, random {spans[2]})"
+        )
+    return found
 
 
-def _details(own: DictionaryReport) -> str:
-    rows = []
-    for row in own.rows:
-        for kind in ("tensor", "group", "pruning"):
-            floor: Floor | None = getattr(row, kind)
-            if floor is None:
-                continue
-            ratio = floor.ratio
-            about = ""
-            if kind == "pruning":
-                about = (
-                    f"{_plain(floor.share, '.1%')} removed, perplexity {_plain(floor.perplexity)}"
-                )
-            rows.append([
-                f"{row.scheme} ÷ {kind}", _small(row.lost.value), _small(floor.lost),
-                estimate_text(ratio, "{:.3f}".format), _plain(ratio.p_adjusted, ".3f"),
-                _ratio(floor.worst_ratio), _small(row.unlike.value), _small(floor.unlike),
-                f"{_plain(floor.order.value, '.2f')} ({_plain(floor.order_draws, '.2f')})",
-                _plain(floor.shared, ".2f"), about,
-            ])  # fmt: skip
-    head = ["scheme ÷ floor", "lost", "floor's", "ratio", "corrected", "worst", "unlike", "floor's",
-            "same order (draws)", "same damaged", ""]  # fmt: skip
-    often = [
-        [row.scheme, _plain(row.explained), _small(row.moved), f"{row.dead:.1%}", f"{row.rare:.1%}",
-         f"{row.common:.1%}", f"{row.frequent:.1%}"]
-        for row in own.rows
-    ]  # fmt: skip
-    names = ["scheme", "explains", "moved (FVU)", "dead", "rare", "common", "frequent"]
-    rankings = (
-        "" if own.rankings is None else f"; schemes' order over thresholds: W {own.rankings:.2f}"
-    )
-    text = f"{own.name}{rankings}\n{text_table(head, rows)}\n\n{text_table(names, often)}"
-    closer = closer_details(own.closer)
-    return f"{text}\n\n{closer}" if closer else text
+def _range(rows: Sequence[EffectRow], kind: str) -> str:
+    return _span([row.direction.value for row in rows if row.kind == kind], "{:.2f}".format)
+
+
+def _span(values: Iterable[float | None], write: Callable[[float], str]) -> str:
+    """``0.90–0.99``; one number where both are the same."""
+    there = [value for value in values if value is not None]
+    if not there:
+        return ""
+    low, high = write(min(there)), write(max(there))
+    return low if low == high else f"{low}–{high}"

@@ -9,10 +9,9 @@ from matplotlib.lines import Line2D
 from jaxalign.plots.looks import NOISE, look
 from jaxalign.plots.page import GREY, INK, PALE, Page, facets, new_page, sentence_page
 from jaxalign.plots.words import listed, precision_name, short_name
-from jaxalign.studies.features.closer import NOISE as NOISE_OF
 from jaxalign.studies.features.figures.shared import WIDTH, caption, names_of
+from jaxalign.studies.features.findings import NOISE_OF, Card, Closer, Context
 from jaxalign.studies.features.result import FeaturesResult
-from jaxalign.studies.features.rows import Card, Closer, Context
 
 FEATURES = 4  # of a page of cards
 LETTER = 0.0585  # inches, of the card's font

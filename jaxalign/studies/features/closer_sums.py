@@ -14,7 +14,7 @@ from jaxalign.prompts import Windows
 from jaxalign.shapes import Float, Int
 from jaxalign.studies.features.closer import DRAWS, Seen
 from jaxalign.studies.features.effects import KINDS
-from jaxalign.studies.features.rows import Card, Context, DeficitRow, EffectRow, Part
+from jaxalign.studies.features.findings import Card, Context, DeficitRow, EffectRow, Part
 from jaxalign.studies.features.survival import spearman
 
 QUARTERS = 4

@@ -1,63 +1,54 @@
-"""A closer look at some features as text."""
+"""A features study in every detail, as text: all floors, and the closer look."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-
 from jaxalign.measures.estimates import Estimate
-from jaxalign.studies.features.closer import NOISE
-from jaxalign.studies.features.rows import Closer, EffectRow
-from jaxalign.study.tables import one_line, p_text, text_table
+from jaxalign.studies.features.findings import Closer
+from jaxalign.studies.features.result import DictionaryReport, FeaturesResult, Floor
+from jaxalign.studies.features.table import plain, ratio_text, small
+from jaxalign.study.tables import estimate_text, one_line, p_text, text_table
 
 LABELS = 20  # on the screen
 
 
-def sentences(closer: Closer) -> list[str]:
-    """What features do, whether damage is told ahead, and what it costs: a line each.
-
-    Args:
-        closer: of a dictionary.
-    """
-    found = []
-    own = [row for row in closer.effects if not row.scheme.startswith(NOISE)]
-    noise = [row for row in closer.effects if row.scheme.startswith(NOISE)]
-    ablated = _range(own, "ablate")
-    if ablated:
-        beside = _range(noise, "ablate")
-        found.append(
-            f"{len(closer.features)} features taken away: logits move as in f32 at cosine {ablated}"
-            + (f" (noise {beside})" if beside else "")
-        )
-    if closer.predictors:
-        told = _span([row.auc.value for row in closer.predictors], "{:.2f}".format)
-        beside = _span([row.noise and row.noise.value for row in closer.predictors],
-                       "{:.2f}".format)  # fmt: skip
-        found.append(
-            f"which survive is told from f32 alone: AUC {told}"
-            + (f", of what survives noise {beside}" if beside else "")
-        )
-    if closer.deficits:
-        spans = [_span([getattr(row, name).repaired.value for row in closer.deficits],
-                       "{:.0%}".format) for name in ("damaged", "others", "random")]  # fmt: skip
-        count = len(closer.deficits[0].features)
-        found.append(
-            f"without the shift along the {count} most damaged {spans[0]} less KL; along others "
-            f"{spans[1]}, at random {spans[2]}"
-        )
-    return found
+def details(result: FeaturesResult) -> str:
+    """Every dictionary: all floors of every scheme, and how often features are active."""
+    blocks = [_details(own) for own in result.dictionaries]
+    return "\n\n".join(blocks)
 
 
-def _range(rows: Sequence[EffectRow], kind: str) -> str:
-    return _span([row.direction.value for row in rows if row.kind == kind], "{:.2f}".format)
-
-
-def _span(values: Iterable[float | None], write: Callable[[float], str]) -> str:
-    """``0.90 to 0.99``; one number where both are the same."""
-    there = [value for value in values if value is not None]
-    if not there:
-        return ""
-    low, high = write(min(there)), write(max(there))
-    return low if low == high else f"{low} to {high}"
+def _details(own: DictionaryReport) -> str:
+    rows = []
+    for row in own.rows:
+        for kind in ("tensor", "group", "pruning"):
+            floor: Floor | None = getattr(row, kind)
+            if floor is None:
+                continue
+            ratio = floor.ratio
+            about = ""
+            if kind == "pruning":
+                about = f"{plain(floor.share, '.1%')} removed, perplexity {plain(floor.perplexity)}"
+            rows.append([
+                f"{row.scheme} ÷ {kind}", small(row.lost.value), small(floor.lost),
+                estimate_text(ratio, "{:.3f}".format), plain(ratio.p_adjusted, ".3f"),
+                ratio_text(floor.worst_ratio), small(row.unlike.value), small(floor.unlike),
+                f"{plain(floor.order.value, '.2f')} ({plain(floor.order_draws, '.2f')})",
+                plain(floor.shared, ".2f"), about,
+            ])  # fmt: skip
+    head = ["scheme ÷ floor", "lost", "floor's", "ratio", "corrected", "worst", "unlike", "floor's",
+            "same order (draws)", "same damaged", ""]  # fmt: skip
+    often = [
+        [row.scheme, plain(row.explained), small(row.moved), f"{row.dead:.1%}", f"{row.rare:.1%}",
+         f"{row.common:.1%}", f"{row.frequent:.1%}"]
+        for row in own.rows
+    ]  # fmt: skip
+    names = ["scheme", "explains", "moved (FVU)", "dead", "rare", "common", "frequent"]
+    rankings = (
+        "" if own.rankings is None else f"; schemes' order over thresholds: W {own.rankings:.2f}"
+    )
+    text = f"{own.name}{rankings}\n{text_table(head, rows)}\n\n{text_table(names, often)}"
+    closer = closer_details(own.closer)
+    return f"{text}\n\n{closer}" if closer else text
 
 
 def closer_details(closer: Closer) -> str:

@@ -8,6 +8,8 @@ import numpy as np
 
 from jaxalign.measures.estimates import Estimate
 
+NOISE_OF = "noise of "  # in front of a scheme's name: random weights as far from f32
+
 
 @dataclass(frozen=True, kw_only=True)
 class EffectRow:
