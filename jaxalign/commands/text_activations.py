@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxalign.engine.activations import Place, activations_at, width_at
+from jaxalign.engine.activations import Place, activations_below, width_at
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
@@ -35,7 +35,7 @@ def _read(
     places: tuple[Place, ...],
     scheme: Scheme,
 ) -> tuple[Array, ...]:
-    return activations_at(params, tokens, lengths, config, places, scheme)[0]
+    return activations_below(params, tokens, lengths, config, places, scheme)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -280,7 +280,8 @@ class Seen:
         kind, name = str(call.key[0]), str(call.key[1])
         real = len(call.batch.index)
         if kind == "effects":
-            self._add_effects(name, int(call.key[3]), *values, real=real)
+            found, read = values
+            self._add_effects(name, int(call.key[3]), found, read, real)
         elif kind == "deficit":
             self.deficits.setdefault(name, []).append(
                 jax.tree.map(lambda a: np.asarray(a, np.float64)[:real], values)

@@ -51,7 +51,7 @@ def _effect_row(seen: Seen, name: str, kind: int, rng: np.random.Generator) -> E
         scheme=name,
         kind=KINDS[kind],
         size=_mean(ratio, rng, np.exp),
-        order=spearman(*losses, rng),
+        order=spearman(losses[0], losses[1], rng),
         direction=_mean(own, rng),
         others=number(np.nanmean(others)) if np.isfinite(others).any() else None,
         quarters=tuple(

@@ -139,7 +139,7 @@ def predict(
     def estimate(score: np.ndarray, p: float | None = None) -> Estimate:
         resampled = auc(score[drawn], y[drawn])
         low, high = stats.interval(resampled)
-        return Estimate(number(auc(score, y)), number(low), number(high), p)
+        return Estimate(number(float(auc(score, y))), number(low), number(high), p)
 
     p = (1 + int((areas[1:] >= areas[0] - stats.TIE).sum())) / (1 + PERMUTATIONS)
     return Predicted(

@@ -138,7 +138,7 @@ def lost_over_documents(
             for w in (weights[i : i + size] for i in range(0, len(weights), size))
         ]
     low, high = stats.interval(np.concatenate(drawn))
-    return Estimate(number(_mean(own.sum(axis=0))), number(low), number(high))
+    return Estimate(number(float(_mean(own.sum(axis=0)))), number(low), number(high))
 
 
 def unlike_over_documents(

@@ -197,8 +197,10 @@ def sentences(closer: Closer) -> list[str]:
         )
     if closer.predictors:
         told = _span([row.auc.value for row in closer.predictors], "{:.2f}".format)
-        beside = _span([row.noise and row.noise.value for row in closer.predictors],
-                       "{:.2f}".format)  # fmt: skip
+        beside = _span(
+            [None if row.noise is None else row.noise.value for row in closer.predictors],
+            "{:.2f}".format,
+        )
         found.append(
             f"which survive is told from f32 alone: AUC {told}"
             + (f", of what survives noise {beside}" if beside else "")

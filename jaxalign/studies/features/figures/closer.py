@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -185,7 +187,7 @@ def _texts(ax: Axes, card: Card, contexts: tuple[Context, ...]) -> None:
     for place, one in enumerate(contexts):
         y = place + 0.5
         mark = "" if contexts is card.top or (one.before, one.token) in known else "+"
-        style = {"size": TEXT_SIZE, "family": "DejaVu Sans Mono", "va": "center"}
+        style: dict[str, Any] = {"size": TEXT_SIZE, "family": "DejaVu Sans Mono", "va": "center"}
         ax.text(0, y, f"{one.a:4.1f} {one.low:4.1f}{mark:1}", color=GREY, **style)
         start = 11 * LETTER
         before = _plain(one.before)[-BEFORE:]
