@@ -84,3 +84,24 @@ def test_canary_compiles_two_programs():
     with compiled() as programs:
         check_canary()
     assert len(programs) <= 2
+
+
+def test_a_readout_is_read_as_it_is_at_each_sweep(params):
+    """A function may read what has changed since the last call, so no program of it is kept."""
+    tokens, lengths = jnp.array([[1, 2, 3, 4]]), jnp.array([4])
+    masks = head_ablation_masks(CONFIG.num_layers, CONFIG.num_heads)[:2]
+    edit = Edit(HeadEdit(masks, np.zeros((CONFIG.num_layers, 1, 1, 1, 1), np.float32)))
+    wanted = {"token": 5}
+
+    def answer(logits):
+        return logits[:, wanted["token"]]
+
+    found = {}
+    for token in (5, 9, 5):
+        wanted["token"] = token
+        [values] = jaxalign.sweep(params, tokens, lengths, CONFIG, [edit], answer)
+        found.setdefault(token, []).append(np.asarray(values))
+    assert np.array_equal(*found[5])
+    assert not np.array_equal(found[5][0], found[9][0])
+    [both] = jaxalign.sweep(params, tokens, lengths, CONFIG, [edit], lambda logits: logits)
+    np.testing.assert_allclose(found[9][0], both[..., 9], atol=1e-5)

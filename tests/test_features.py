@@ -12,6 +12,8 @@ from tiny_run import refusal, run, write_model
 
 import jaxalign
 from jaxalign.checkpoints.dictionaries import DictionaryFacts, TrainedDictionary, save_dictionary
+from jaxalign.demo.corpus import is_reserved
+from jaxalign.demo.texts import unseen_documents
 from jaxalign.dictionaries import decode, encode
 from jaxalign.engine.activations import activations_at, activations_below, blocks_below
 from jaxalign.measures import stats
@@ -489,6 +491,14 @@ def test_an_estimate_counts_the_pruned_passes_and_computes_none(folder, model, t
     # three models, two blocks of features each, a deficit, and cards in two.
     assert json.loads(ran.out)["calls"] == 17 + 6 + 1 + 2
     assert not (tmp_path / "out").exists()
+
+
+def test_the_shipped_texts_are_the_documents_that_the_model_has_not_seen():
+    texts = unseen_documents(50)
+    assert len(set(texts)) == 50
+    assert all(map(is_reserved, texts))
+    assert named_texts("demo", "demo")[0][:50] == texts
+    assert unseen_documents(50, seed=1) != texts
 
 
 def test_the_bundled_dictionary_is_one_of_the_bundled_model():
