@@ -32,7 +32,7 @@ from jaxalign.studies.features.survival import judged, sums_of, unexplained
 from jaxalign.study.calls import Call
 from jaxalign.study.session import Session
 
-TOKENS = 2000
+TOKENS = 1000
 
 
 def look_closer(

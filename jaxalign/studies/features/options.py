@@ -32,7 +32,7 @@ class FeaturesOptions(Common):
         pruning: whether pruned weights of the same perplexity are compared.
         effects: features that are taken away and steered with in every precision, spread over how
             well they survive; 0 for none.
-        effect_tokens: tokens on which; None: 2000.
+        effect_tokens: tokens on which; None: 1000.
         cards: features whose activations and texts are kept, of them; 0 for none.
         labels: a file of features and their labels; None for none.
         least_firings: tokens on which a feature has to be active in f32 to be judged.
@@ -125,7 +125,7 @@ class FeaturesOptions(Common):
             "--effect-tokens",
             metavar="N",
             least=1,
-            help="tokens on which that is done (default: 2000)",
+            help="tokens on which that is done (default: 1000)",
         ),
     )
     cards: int = field(
