@@ -22,14 +22,13 @@ from jaxalign.numerics.scheme import scheme_named
 from jaxalign.prompts import cut_windows
 from jaxalign.prompts.named_texts import named_texts
 from jaxalign.studies.features import FEATURES
+from jaxalign.studies.features.against import against, alike
 from jaxalign.studies.features.floors import group_noisy, pruned, share_of
 from jaxalign.studies.features.moments import compare
 from jaxalign.studies.features.quality import measure_quality
 from jaxalign.studies.features.result import Floor
 from jaxalign.studies.features.sources import open_sources
 from jaxalign.studies.features.survival import (
-    against,
-    alike,
     judged,
     kendalls_w,
     lost_over_documents,

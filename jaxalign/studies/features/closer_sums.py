@@ -12,10 +12,10 @@ from jaxalign.measures.estimates import Estimate, number
 from jaxalign.numerics.scheme import F32
 from jaxalign.prompts import Windows
 from jaxalign.shapes import Float, Int
+from jaxalign.studies.features.against import spearman
 from jaxalign.studies.features.closer import DRAWS, Seen
 from jaxalign.studies.features.effects import KINDS
 from jaxalign.studies.features.findings import Card, Context, DeficitRow, EffectRow, Part
-from jaxalign.studies.features.survival import spearman
 
 QUARTERS = 4
 POINTS = 200  # of a card's scatter

@@ -47,6 +47,9 @@ def _details(own: DictionaryReport) -> str:
         "" if own.rankings is None else f"; schemes' order over thresholds: W {own.rankings:.2f}"
     )
     text = f"{own.name}{rankings}\n{text_table(head, rows)}\n\n{text_table(names, often)}"
+    causes = ", ".join(f"{count} {cause}" for cause, count in own.dead_causes.items() if count)
+    if causes:
+        text += f"\ndead in f32, by likely cause: {causes}"
     closer = closer_details(own.closer)
     return f"{text}\n\n{closer}" if closer else text
 

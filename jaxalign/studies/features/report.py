@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.dictionaries.dead import CAUSES, dead_causes
 from jaxalign.engine.activations import place_name
 from jaxalign.measures import stats
 from jaxalign.measures.estimates import Estimate, adjusted, number
 from jaxalign.measures.perplexity import perplexity
 from jaxalign.model.size import mean_bits
 from jaxalign.numerics.scheme import BF16, F32, Scheme
+from jaxalign.studies.features.against import against, alike
 from jaxalign.studies.features.calls import (
     BATCHING,
     CHANCE,
@@ -27,7 +29,7 @@ from jaxalign.studies.features.closer import Seen
 from jaxalign.studies.features.closer_report import closer_report
 from jaxalign.studies.features.moments import Moments, Predictions
 from jaxalign.studies.features.options import FeaturesOptions
-from jaxalign.studies.features.quality import explained, measure_quality, rates
+from jaxalign.studies.features.quality import DEAD, explained, measure_quality, rates
 from jaxalign.studies.features.result import (
     DictionaryReport,
     FeatureRow,
@@ -37,8 +39,6 @@ from jaxalign.studies.features.result import (
 from jaxalign.studies.features.sources import Source
 from jaxalign.studies.features.survival import (
     THRESHOLDS,
-    against,
-    alike,
     judged,
     kendalls_w,
     lost_over_documents,
@@ -128,6 +128,7 @@ def report(found: Found, source: Source, place: int) -> DictionaryReport:
         valid=explains >= options.valid,
         judged=int(kept.sum()),
         **rates(high.top.max(axis=0), total["fired"], total["tokens"]),
+        dead_causes=_dead_causes(high.top.max(axis=0) < DEAD, source),
         batching=beside(BATCHING, F32),
         bf16=beside(SCHEME, BF16),
         chance=beside(CHANCE, F32),
@@ -138,6 +139,13 @@ def report(found: Found, source: Source, place: int) -> DictionaryReport:
         mean=total["a"] / total["tokens"],
         closer=closer_report(session, options, found.seen[place], found.labels, source, own, rows),
     )
+
+
+def _dead_causes(dead: np.ndarray, source: Source) -> dict[str, int]:
+    """How many features are dead of each likely cause."""
+    since = source.trained.facts.training.get("silent_since", {})
+    found = dead_causes(dead, since if isinstance(since, dict) else {}, source.dictionary)
+    return {cause: list(found.values()).count(cause) for cause in CAUSES}
 
 
 def _whole(moments: Moments) -> dict[str, np.ndarray]:

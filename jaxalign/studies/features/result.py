@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -145,6 +145,8 @@ class DictionaryReport:
         valid: whether enough is explained.
         judged: features that are active often enough to be judged.
         dead, rare, common, frequent: shares of the features in f32.
+        dead_causes: how many features are dead in f32, by the likely cause: it never fired in its
+            training, died in it, does not write what it reads, or is seldom active.
         batching: ``lost``, ``worst`` and ``unlike`` between two ways of batching f32: what is no
             effect. bf16: between f32 and bf16. chance: between tokens that have nothing to do with
             each other.
@@ -171,6 +173,7 @@ class DictionaryReport:
     rare: float
     common: float
     frequent: float
+    dead_causes: dict[str, int] = field(default_factory=dict)
     batching: tuple[float | None, ...]
     bf16: tuple[float | None, ...]
     chance: tuple[float | None, ...]

@@ -12,9 +12,8 @@ which stays exact where ``ρ`` is near 1. A rescaling alone (``d`` in proportion
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -110,11 +109,15 @@ def summaries(sums: Sums, kept: Bool[np.ndarray, " features"]) -> Float[np.ndarr
     lost = np.sort(np.where(np.isfinite(lost), lost, 1.0))
     few = max(1, round(WORST * len(lost)))
     overlap = survival({name: sums[name].sum(axis=0) for name in SUMS}).overlap[kept]
-    return np.array([lost.mean(), lost[-few:].mean(), 1 - _mean(overlap)])
+    return np.array([lost.mean(), lost[-few:].mean(), 1 - mean_of(overlap)])
 
 
-def _mean(values: Float[np.ndarray, "*rows features"]) -> Float[np.ndarray, "*rows"]:
-    """The mean of what is defined; NaN where nothing is."""
+def mean_of(values: Float[np.ndarray, "*rows features"]) -> Float[np.ndarray, "*rows"]:
+    """The mean over features of what is defined; NaN where nothing is.
+
+    Args:
+        values: NaN where they are not.
+    """
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.where(there, values, 0).sum(axis=-1) / there.sum(axis=-1)
@@ -134,11 +137,11 @@ def lost_over_documents(
     size = max(1, AT_ONCE // own.shape[1])
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn = [
-            _mean((w @ own) / (w @ spread))
+            mean_of((w @ own) / (w @ spread))
             for w in (weights[i : i + size] for i in range(0, len(weights), size))
         ]
     low, high = stats.interval(np.concatenate(drawn))
-    return Estimate(number(float(_mean(own.sum(axis=0)))), number(low), number(high))
+    return Estimate(number(float(mean_of(own.sum(axis=0)))), number(low), number(high))
 
 
 def unlike_over_documents(
@@ -156,7 +159,7 @@ def unlike_over_documents(
 
     def unlike(both: np.ndarray, either: np.ndarray) -> np.ndarray:
         with np.errstate(divide="ignore", invalid="ignore"):
-            return 1 - _mean(both / either)
+            return 1 - mean_of(both / either)
 
     low, high = stats.interval(unlike(weights @ both, weights @ either))
     value = float(unlike(both.sum(axis=0), either.sum(axis=0)))
@@ -207,123 +210,6 @@ def _spread(sums: Sums) -> Float[np.ndarray, "groups features"]:
             silent, tokens / tokens.sum(), square / total
         )
     return share
-
-
-@dataclass(frozen=True, kw_only=True)
-class Against:
-    """A scheme over a floor.
-
-    Attributes:
-        ratio: of the means over features of ``1 − ρ²``, with an interval over documents and draws,
-            and the p of "both are the same", by flipping the signs of the difference in each group
-            of documents.
-        worst: the same over the features that lose most in scheme and floor together; without p.
-    """
-
-    ratio: Estimate
-    worst: Estimate
-
-
-def against(
-    own: Float[np.ndarray, "groups features"],
-    floors: Sequence[Float[np.ndarray, "groups features"]],
-    weights: Float[np.ndarray, "samples groups"],
-    rng: np.random.Generator,
-) -> Against:
-    """Hold what a scheme takes from features against what a floor takes.
-
-    Args:
-        own: ``unexplained`` of the scheme, of the features that are judged.
-        floors: of each draw of the floor.
-        weights: how often each group is drawn in each resample, as a share.
-        rng: resamples the draws, then flips the signs.
-    """
-    mean = np.mean(floors, axis=0)
-    # Chosen by all draws alike, the scheme's one among them, so that chance favours neither side.
-    lost = np.sum([own, *floors], axis=(0, 1))
-    few = max(1, round(WORST * len(lost)))
-    worst = np.argsort(-np.where(np.isfinite(lost), lost, 0), kind="stable")[:few]
-    chosen = rng.integers(0, len(floors), (len(floors), len(weights)))
-
-    def over(features: Any) -> tuple[float, float, float]:
-        here = _mean(own[:, features])
-        there = np.stack([_mean(floor[:, features]) for floor in floors])
-        drawn = np.take_along_axis(there @ weights.T, chosen, axis=0).mean(axis=0)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            low, high = stats.interval(weights @ here / drawn)
-            return float(here.sum() / there.mean(axis=0).sum()), low, high
-
-    difference = _mean(own) - _mean(mean)
-    p = stats.sign_flip_p(difference, rng) if len(difference) > 1 else np.nan
-    every, most = over(slice(None)), over(worst)
-    value, low, high = map(number, every)
-    return Against(ratio=Estimate(value, low, high, number(p)), worst=Estimate(*map(number, most)))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Alike:
-    """Whether a scheme and a floor damage the same features.
-
-    Attributes:
-        order: Spearman's correlation over features of what both take, with its interval over
-            features and its p.
-        shared: features that survive neither over those that do not survive one of them (Jaccard);
-            NaN where all survive both.
-    """
-
-    order: Estimate
-    shared: float
-
-
-def alike(
-    own: Float[np.ndarray, " features"],
-    floor: Float[np.ndarray, " features"],
-    survives: float,
-    rng: np.random.Generator,
-) -> Alike:
-    """Hold which features a scheme damages against which a floor does.
-
-    Args:
-        own: ``1 − ρ²`` of the scheme, of the features that are judged.
-        floor: of the floor, a mean over draws.
-        survives: the correlation from which a feature survives.
-        rng: resamples features and permutes them.
-    """
-    there = np.isfinite(own) & np.isfinite(floor)
-    end = 1 - survives * abs(survives)
-    damaged = np.array([own[there] > end, floor[there] > end])
-    some = damaged.any(axis=0).sum()
-    shared = float(damaged.all(axis=0).sum() / some) if some else float("nan")
-    return Alike(order=spearman(own[there], floor[there], rng), shared=shared)
-
-
-def spearman(
-    x: Float[np.ndarray, " items"], y: Float[np.ndarray, " items"], rng: np.random.Generator
-) -> Estimate:
-    """Spearman's correlation with its interval over items, and its p by permutation.
-
-    Args:
-        x, y: paired values, all finite.
-        rng: resamples items, then permutes them.
-    """
-    ranks = np.array([stats.ranks(x), stats.ranks(y)])
-    value = float(stats.pearson(*ranks)) if len(x) > 2 else float("nan")
-    if not np.isfinite(value):
-        return Estimate()
-    centred = ranks - ranks.mean(axis=1, keepdims=True)
-    resampled, null = [], []
-    size = max(1, AT_ONCE // len(x))
-    for start in range(0, stats.BOOTSTRAP_SAMPLES, size):
-        rows = min(size, stats.BOOTSTRAP_SAMPLES - start)
-        drawn = rng.integers(0, len(x), (rows, len(x)))
-        resampled.append(stats.pearson(stats.ranks(x[drawn]), stats.ranks(y[drawn])))
-        mixed = rng.permuted(np.broadcast_to(centred[1], (rows, len(x))), axis=1)
-        null.append(mixed @ centred[0])
-    low, high = stats.interval(np.concatenate(resampled))
-    found = abs(centred[0] @ centred[1])
-    hits = int((np.abs(np.concatenate(null)) >= found * (1 - stats.TIE)).sum())
-    p = (1 + hits) / (1 + stats.BOOTSTRAP_SAMPLES)
-    return Estimate(value, number(low), number(high), p)
 
 
 def kendalls_w(shares: Float[np.ndarray, "thresholds schemes"]) -> float:
