@@ -111,6 +111,12 @@ def noisy(a, seed, size=0.3):
     return np.maximum(a + size * rng.normal(size=a.shape) * (a > 0), 0)
 
 
+def one_more(own, floors):
+    """The p of one more draw, of the logarithm of what is lost."""
+    value, draws = np.log(np.nansum(own)), np.log([np.nansum(one) for one in floors])
+    return float(stats.beyond_draws(value, draws))
+
+
 def against_floor(own_size, seed, change=lambda b: b):
     a = activations(3)
     weights = stats.bootstrap_weights(GROUPS, np.random.default_rng(0))
@@ -119,7 +125,7 @@ def against_floor(own_size, seed, change=lambda b: b):
     found = against(own, floors, weights, np.random.default_rng(1))
     return Floor(
         lost=1.0, worst=1.0, unlike=1.0, ratio=found.ratio, worst_ratio=found.worst,
-        order=found.ratio, order_draws=None, shared=None, curve=(),
+        order=found.ratio, order_draws=None, shared=None, curve=(), one_more=one_more(own, floors),
     )  # fmt: skip
 
 
@@ -474,7 +480,10 @@ def test_verdicts_want_both_interval_and_test():
     assert verdict_of(base) == "more"
     weak = replace(base, ratio=replace(base.ratio, p_adjusted=0.2))
     wide = replace(base, ratio=replace(base.ratio, low=0.9))
-    assert verdict_of(weak) == verdict_of(wide) == "what"
+    draw = replace(base, one_more=0.2)
+    few = replace(base, one_more=None)
+    assert {verdict_of(floor) for floor in (weak, wide, draw, few)} == {"what"}
+    assert verdict_of(replace(few, share=0.1)) == "more", "pruned weights are no draws"
     assert verdict_of(None) is None
 
 

@@ -24,10 +24,12 @@ from jaxalign.numerics import F32
 from jaxalign.numerics.scheme import scheme_named
 from jaxalign.studies.features import FEATURES
 from jaxalign.studies.features.chosen import activations_of, spread_over_survival
+from jaxalign.studies.features.closer import look_at
 from jaxalign.studies.features.deficit import along, shifted
 from jaxalign.studies.features.effects import KINDS, feature_effects
 from jaxalign.studies.features.labelled import groups_of, read_labels
 from jaxalign.studies.features.predictors import auc, fit_logistic, predict, said_alone
+from jaxalign.studies.features.sources import Source
 from jaxalign.studies.features.table import sentences
 
 PLACE = ("resid", 1)
@@ -81,20 +83,19 @@ def summed(clean, edited, texts):
     return kl, loss, jnp.where(counted[..., None], change, 0).sum(axis=(0, 1))
 
 
-@pytest.mark.parametrize("at_random", [True, False])
-def test_effects_are_those_of_runs_whose_stream_is_changed_by_hand(model, texts, at_random):
+def test_effects_are_those_of_runs_whose_stream_is_changed_by_hand(model, texts):
     d = jax.tree.map(jnp.asarray, random_dictionary("topk", width=32))
     features, doses = np.array([3, 17, 30]), np.array([2.0, 0.5, 1.0], np.float32)
     random = np.random.default_rng(1).normal(size=(3, 32)).astype(np.float32)
     found, read = feature_effects(
         model.params, d, features, doses, random, *texts, config=model.config, scheme=F32,
-        place=PLACE, at_random=at_random,
+        place=PLACE,
     )  # fmt: skip
     assert read.tolist() == [7, 4, 7]
     x, clean = stream(model, model.params, texts, PLACE)
     a = encode(d, x)
-    row, kinds = 0, KINDS if at_random else KINDS[:2]
-    for kind in kinds:
+    row = 0
+    for kind in KINDS:
         for i, f in enumerate(features):
             direction = random[i] if "random" in kind else d.decoder[f]
             size = doses[i : i + 1][None, None] if "steer" in kind else -a[..., f : f + 1]
@@ -304,6 +305,7 @@ def test_published_labels_count_where_they_belong(tmp_path):
         ("l.csv", "feature,label\nx,x\n", 'line 2 has feature "x", expected a whole number'),
         ("l.csv", "feature,label\n1,\n", "line 2 has no label"),
         ("l.csv", "feature,label\n", "has no labels"),
+        ("l.csv", "feature,label\n1,a,b\n", "line 2 has more than a feature and a label"),
         ("l.jsonl", "[1]\n", "line 1 is"),
         ("l.jsonl", '{"feature": true, "label": "x"}\n', "line 1 has feature true"),
         ("l.jsonl", '{"feature": 1}\n', "line 1 has no label"),
@@ -346,6 +348,7 @@ def test_the_command_looks_closer_at_some_features(study):
     assert 200 <= closer.tokens <= 400
     assert closer.kl.shape == (len(KINDS), 8)
     assert {row.scheme for row in closer.effects} == {"int2-channel", "noise of int2-channel"}
+    assert {row.kind for row in closer.effects} == {*KINDS}
     for row in closer.effects:
         assert len(row.cosine) == 8
         assert row.direction.low <= row.direction.value <= row.direction.high
@@ -376,6 +379,20 @@ def test_the_command_looks_closer_at_some_features(study):
     figures = {path.stem for path in (place / "figures").glob("*.png")}
     assert {"features6_effects", "features9_scatter", "features10_cards"} <= figures
     assert max(map(len, result.summary().splitlines())) <= 100
+
+
+def test_one_feature_has_no_others_to_be_held_against():
+    d = random_dictionary("relu", width=16)
+    source = Source(trained=TrainedDictionary(dictionary=d, facts=None), place=STREAM)
+    lost = np.full(40, np.nan)
+    lost[7] = 0.2
+    one = np.array([7])
+    found = look_at(source, 0, one, one, np.ones(40), {"nf4": lost}, np.random.default_rng(0))
+    assert found.bases == {}
+    lost[9] = 0.1
+    found = look_at(source, 0, one, one, np.ones(40), {"nf4": lost}, np.random.default_rng(0))
+    assert found.damaged["nf4"].tolist() == [7]
+    assert found.bases["nf4"].shape == (7, 16, 1)
 
 
 def test_without_a_closer_look_nothing_is_said_of_it(folder, study, tmp_path):

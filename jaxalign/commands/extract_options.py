@@ -110,6 +110,11 @@ class ExtractOptions:
             raise InputError(f"--layers has no use beside --site {EMBEDDING}", "leave out --layers")
         if self.layers is not None and (not self.layers or len({*self.layers}) < len(self.layers)):
             raise InputError("--layers: expected numbers, each once", "name one or more")
+        if self.layers is not None and min(self.layers) < 0:
+            raise InputError(
+                f"--layers: {min(self.layers)} is no block",
+                "count from 0; --site embed is before it",
+            )
 
     def layers_of(self, count: int) -> tuple[int, ...]:
         """The layers that are read, rising.

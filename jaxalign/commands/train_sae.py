@@ -29,6 +29,7 @@ from jaxalign.dictionaries.training import TrainingOptions, stack_of
 from jaxalign.engine.activations import Place
 from jaxalign.errors import InputError
 from jaxalign.runtime.files import check_writable
+from jaxalign.runtime.messages import note
 from jaxalign.runtime.progress import Progress
 from jaxalign.runtime.resume import Resume
 from jaxalign.studies.features.quality import DEAD, VALID, Quality, quality_of
@@ -99,6 +100,8 @@ def train(
         counts = dict(Counter(causes.values()))
         trained = _described(fitted, number, place, material, training)
         trained = _with(trained, silent_since=since, quality=_plain(quality), dead_causes=counts)
+        if (output / name).exists():
+            note(f"{output / name} held a dictionary, which is replaced")
         save_dictionary(trained, output / name, options.layout)
         rows.append((name, quality, counts))
     return rows, f"{fitted.steps} steps ({fitted.ended}), {seconds:.0f} s"

@@ -13,6 +13,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from jaxalign.edits.points import POINTS
 from jaxalign.errors import InputError, shown
 from jaxalign.runtime.files import read_json, replace_file
 
@@ -198,7 +199,10 @@ def _of(kind: Any, content: Any, path: Path) -> Any:
             raise InputError(
                 f"{path}: {name} is {shown(content[name])}, expected {_WORDS[str(hint)]}", AGAIN
             )
-    for name, known in (("dtype", DTYPES), ("positions", ("all", "last"))):
+    sites = tuple(name for name, point in POINTS.items() if point.position and name != "logits")
+    for name, known in (
+        ("dtype", DTYPES), ("positions", ("all", "last")), ("site", ("embed", *sites)),
+    ):  # fmt: skip
         if name in hints and content[name] not in known:
             raise InputError(
                 f"{path}: {name} is {shown(content[name])}, expected {' or '.join(known)}", AGAIN

@@ -146,7 +146,9 @@ def look_at(
     damaged, bases = {}, {}
     for name, values in lost.items():
         judged = np.flatnonzero(np.isfinite(values))
-        count = min(DAMAGED, width // 8 or 1, max(1, len(judged) // 2))
+        count = min(DAMAGED, width // 8 or 1, len(judged) // 2)
+        if not count:
+            continue  # there are no others to hold it against
         order = judged[np.argsort(-values[judged], kind="stable")]
         own, others = order[:count], order[count:]
         drawn = [rng.choice(others, count, replace=len(others) < count) for _ in range(DRAWS)]
@@ -171,9 +173,7 @@ def effect_calls(session: Session, work: Work, look: Look, model: Model) -> Iter
         model: which parameters.
     """
     source = look.source
-    # What any change of this size does is asked of f32 alone.
-    at_random = model.name == F32.name
-    kinds = len(KINDS) if at_random else len(KINDS) // 2
+    kinds = len(KINDS)
     for start in range(0, len(look.features), BLOCK):
         part = slice(start, start + BLOCK)
         own = [padded(a[part], min(BLOCK, len(look.features)))
@@ -187,7 +187,7 @@ def effect_calls(session: Session, work: Work, look: Look, model: Model) -> Iter
                     padded(work.counted[index], work.rows),
                 ),
                 static={"config": session.config, "scheme": model.scheme, "place": source.place,
-                        "at_random": at_random, "mesh": session.mesh},
+                        "mesh": session.mesh},
                 batch=batch,
                 rows=1 + kinds * len(own[0]),
                 layer_rows=kinds * len(own[0]) * session.config.num_layers * work.rows,
@@ -253,8 +253,7 @@ class Seen:
 
     Attributes:
         look: what was looked at. some: windows of effects and deficits. work: all windows.
-        loss, kl: ``[kinds, E]``, sums over tokens; change: ``[kinds, E, V]``. The kinds at random
-            are there of f32 alone.
+        loss, kl: ``[kinds, E]``, sums over tokens; change: ``[kinds, E, V]``.
         tokens: over which the sums are.
         deficits: by window.
         cards: activations ``[N, W, chosen]``.
@@ -302,10 +301,9 @@ class Seen:
             ("change", np.asarray(found.change, np.float64)),
         ):
             own = getattr(self, key)
-            kinds = len(KINDS) if name == F32.name else len(KINDS) // 2
-            by_kind = values.reshape(kinds, -1, *values.shape[1:])[:, :here]
+            by_kind = values.reshape(len(KINDS), -1, *values.shape[1:])[:, :here]
             if name not in own:
-                own[name] = np.zeros((kinds, count, *values.shape[1:]))
+                own[name] = np.zeros((len(KINDS), count, *values.shape[1:]))
             own[name][:, start : start + here] += by_kind
         if start == 0:
             self.tokens[name] = self.tokens.get(name, 0.0) + float(np.asarray(read)[:real].sum())

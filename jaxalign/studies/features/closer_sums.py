@@ -33,7 +33,7 @@ def effect_rows(seen: Seen, seed: int) -> Iterator[EffectRow]:
     for name in seen.kl:
         if name == F32.name:
             continue
-        for kind in range(len(KINDS) // 2):
+        for kind in range(len(KINDS)):
             yield _effect_row(seen, name, kind, stats.generator(seed, "effects", name, KINDS[kind]))
 
 

@@ -57,7 +57,7 @@ class Effects:
     change: Leaf
 
 
-@functools.partial(jit, static_argnames=("config", "scheme", "place", "at_random", "mesh"))
+@functools.partial(jit, static_argnames=("config", "scheme", "place", "mesh"))
 def feature_effects(
     params: Params,
     dictionary: Dictionary,
@@ -71,7 +71,6 @@ def feature_effects(
     config: ModelConfig,
     scheme: Scheme,
     place: Place,
-    at_random: bool = True,
     mesh: Mesh | None = None,
 ) -> tuple[Effects, Float[Array, " B"]]:
     """Ablate features and steer with them, each in a row of its own.
@@ -88,14 +87,13 @@ def feature_effects(
         config: the architecture (static).
         scheme: the precision (static).
         place: point and step (static).
-        at_random: whether random directions stand beside the features' (static).
         mesh: whose devices share the windows (static).
 
     Returns:
-        Effects, ``KINDS`` (without random directions the first two) by features in rows, their
+        Effects, ``KINDS`` by features in rows, their
         ``change`` summed over the windows ``[rows, V]``; and of how many tokens of each window.
     """
-    run = functools.partial(_rows, config=config, scheme=scheme, place=place, at_random=at_random)
+    run = functools.partial(_rows, config=config, scheme=scheme, place=place)
     shared = params, dictionary, features, doses, random
     found, read = deal_prompts(mesh, run, shared, (tokens, lengths, counted))
     found = jax.tree.map(lambda a: jnp.moveaxis(a, 0, 1), found)
@@ -115,7 +113,6 @@ def _rows(
     config: ModelConfig,
     scheme: Scheme,
     place: Place,
-    at_random: bool,
 ) -> tuple[Effects, Array]:
     """The sums of each window, ``[B, rows, …]``."""
     point = place[0]
@@ -129,7 +126,7 @@ def _rows(
     written = dictionary.decoder[features]
     moved = replace(dictionary, decoder=dictionary.decoder.at[features].set(random))
     both = ((dictionary, written), (moved, random))
-    for own, directions in both if at_random else both[:1]:
+    for own, directions in both:
         splice = Splice(point, rows, own, encode, decode, features[:, None], off)
         edits += [Edit(splice), Edit(Add(point, coefficient, directions.reshape(shape)))]
     at = jnp.minimum(jnp.arange(tokens.shape[1])[None], lengths[:, None] - 1)

@@ -17,7 +17,8 @@ class EffectRow:
 
     Attributes:
         scheme: the precision; or ``noise of`` it, one draw of random weights as far from f32.
-        kind: "ablate", features taken away, or "steer", features added.
+        kind: "ablate", features taken away, or "steer", features added; "at random" the same with a
+            random direction, as long, in place of what the feature writes.
         size: ``KL(clean ‖ edited)`` over that in f32, the geometric mean over features.
         order: Spearman's correlation over features of the change of the loss with that in f32.
         direction: cosine of the change of the logits with that in f32, the mean over features.

@@ -41,6 +41,8 @@ def read_labels(path: Path, features: int, place: Place) -> dict[str, Int[np.nda
     """
     groups: dict[str, list[int]] = {}
     for line, given in _lines(path):
+        if None in given:
+            raise InputError(f"{path}: line {line} has more than a feature and a label", REMEDY)
         entry = {str(name).strip().lower(): value for name, value in given.items()}
         if not _is_here(entry, place):
             continue

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxalign.errors import InputError
 from jaxalign.measures import stats
-from jaxalign.numerics.scheme import BF16, F32
+from jaxalign.numerics.scheme import BF16
 from jaxalign.studies.features.calls import SCHEME, Added, Work
 from jaxalign.studies.features.chosen import spread_over_survival
 from jaxalign.studies.features.closer import (
@@ -26,6 +26,7 @@ from jaxalign.studies.features.closer import (
     some_windows,
 )
 from jaxalign.studies.features.effects import KINDS
+from jaxalign.studies.features.findings import NOISE_OF
 from jaxalign.studies.features.options import FeaturesOptions
 from jaxalign.studies.features.sources import Source
 from jaxalign.studies.features.survival import judged, sums_of, unexplained
@@ -110,5 +111,5 @@ def _calls(
         yield from effect_calls(session, some, look, model)
     if options.effects and model.name in look.bases:
         yield from deficit_calls(session, some, look, model)
-    if options.cards and (model.name == F32.name or model.name in look.bases):
+    if options.cards and not model.name.startswith(NOISE_OF):
         yield from card_calls(session, work, look, model)

@@ -227,6 +227,9 @@ def _floor(
     )
     compared = against(mine, others, found.weights, rng)
     values = np.array([summaries(sums, kept) for sums in parts])
+    own_lost = summaries(sums_of(own[SCHEME, scheme.name]), kept)[0]
+    with np.errstate(divide="ignore"):
+        one_more = float(stats.beyond_draws(np.log(own_lost), np.log(values[:, 0])))
     lost, worst, unlike = _numbers(values.mean(axis=0))
     both = alike(mine.sum(axis=0), np.mean(others, axis=0).sum(axis=0), found.options.survives, rng)
     rhos = np.array([1 - survival(_whole(moments)).lost[kept] for moments in draws])
@@ -234,7 +237,7 @@ def _floor(
         lost=lost, worst=worst, unlike=unlike, ratio=compared.ratio, worst_ratio=compared.worst,
         curve=tuple(number((rhos >= t).mean()) for t in THRESHOLDS),
         order=both.order, order_draws=_order_of_draws(others), shared=number(both.shared),
-        draws=_numbers(values[:, 0]),
+        draws=_numbers(values[:, 0]), one_more=number(one_more),
     )  # fmt: skip
 
 
@@ -253,8 +256,10 @@ def _corrected(rows: list[FeatureRow]) -> list[FeatureRow]:
     for kind in ("tensor", "group", "pruning"):
         there = [i for i, row in enumerate(rows) if getattr(row, kind) is not None]
         family = adjusted([getattr(rows[i], kind).ratio for i in there])
-        for i, ratio in zip(there, family, strict=True):
-            floor = replace(getattr(rows[i], kind), ratio=ratio)
+        raw = [getattr(rows[i], kind).one_more for i in there]
+        one_more = stats.corrected(np.array([np.nan if p is None else p for p in raw]))
+        for i, ratio, p in zip(there, family, one_more, strict=True):
+            floor = replace(getattr(rows[i], kind), ratio=ratio, one_more=number(p))
             rows[i] = replace(rows[i], **{kind: floor})
     return rows
 

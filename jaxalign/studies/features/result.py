@@ -17,7 +17,8 @@ class Texts:
     """What was read.
 
     Attributes:
-        windows, documents, tokens: how many; tokens that count, each once.
+        windows, documents, tokens: how many; tokens that features are read on: each once, without
+            the first of each window.
         window, stride: tokens of a window, and from one to the next.
         bos: whether each begins with a beginning-of-sequence token.
         sha256: of the documents.
@@ -50,7 +51,8 @@ class Floor:
         shared: features that survive neither over those that do not survive one of them (Jaccard);
             None where all survive both.
         curve: share of the features with ρ of at least each of ``thresholds``, a mean over draws.
-        draws: ``lost`` of each draw.
+        draws: ``lost`` of each draw. one_more: the p of "the scheme is one more of these draws", a
+            t-test of one new value, corrected for the number of schemes; None for fewer than three.
         perplexity: of the floor's model; None for noise.
         share: of the weights that are removed, of pruning.
     """
@@ -65,6 +67,7 @@ class Floor:
     shared: float | None
     curve: tuple[float | None, ...]
     draws: tuple[float | None, ...] = ()
+    one_more: float | None = None
     perplexity: float | None = None
     share: float | None = None
 
@@ -243,6 +246,9 @@ class FeaturesResult(Result, rows="rows"):
         if not self.dictionaries:
             raise ValueError("there are no dictionaries, so nothing was measured")
         for own in self.dictionaries:
+            for name in ("batching", "bf16", "chance"):
+                if len(getattr(own, name)) != 3:
+                    raise ValueError(f"{name} has not lost, worst and unlike")
             for row in own.rows:
                 if len(row.curve) != len(self.thresholds):
                     raise ValueError(f"the curve of {row.scheme} is not one of the thresholds")

@@ -102,7 +102,7 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
         least_firings=options.least_firings,
         texts=Texts(
             windows=len(windows.tokens), documents=windows.documents,
-            tokens=windows.counted_tokens, window=windows.window, stride=windows.stride,
+            tokens=int(work.counted.sum()), window=windows.window, stride=windows.stride,
             bos=windows.bos is not None, sha256=windows.texts_sha256, groups=work.groups,
         ),
         provenance=session.provenance(windows.documents),

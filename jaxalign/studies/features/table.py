@@ -38,8 +38,8 @@ def table(result: FeaturesResult) -> str:
         f"{texts.tokens} tokens of {counted(texts.documents, 'document')}. lost: 1 − ρ² of a "
         "feature's activations with",
         "f32's, mean; worst: of the 5 % that lose most; unlike: 1 − overlap of firings.",
-        "÷ noise: over random weights as far away [95 % over documents and draws]; * told from 1",
-        f"(corrected). Of such ρ features survive (≥ {result.survives:g}) or are destroyed (< "
+        "÷ noise: over random weights as far away [95 % over documents and draws]; * told from its",
+        f"draws. Of such ρ features survive (≥ {result.survives:g}) or are destroyed (< "
         f"{result.destroyed:g}).",
     ]
     return "\n".join(lines)
@@ -57,7 +57,7 @@ def _answer(result: FeaturesResult) -> list[str]:
                 kinds[verdict].append(f"{row.scheme}{where}{_size(verdict, row.tensor)}")
     words = {
         "less": "did less to features than random weights as far from f32",
-        "what": "did to features what random weights as far from f32 do",
+        "what": "cannot be told from random weights as far from f32",
         "more": "did more to features than random weights as far from f32",
     }
     found = [f"{_some(names)} {words[kind]}." for kind, names in kinds.items() if names]
@@ -81,7 +81,8 @@ def _some(names: list[str]) -> str:
 def verdict_of(floor: Floor | None) -> str | None:
     """Whether a scheme does "more", "less" or "what" its floor does; None where nothing is known.
 
-    It is told apart where the interval of the ratio and the corrected test both say so.
+    It is told apart where the interval of the ratio over documents, the test that flips signs, and,
+    of draws, the test that it is one more of them all say so.
 
     Args:
         floor: of the scheme.
@@ -91,6 +92,8 @@ def verdict_of(floor: Floor | None) -> str | None:
     ratio, value = floor.ratio, floor.ratio.value
     p = ratio.p if ratio.p_adjusted is None else ratio.p_adjusted
     apart = ratio.low is not None and ratio.high is not None and not ratio.low <= 1 <= ratio.high
+    if floor.share is None:  # noise, and not pruned weights
+        apart = apart and floor.one_more is not None and floor.one_more < LEVEL
     if not apart or p is None or p >= LEVEL:
         return "what"
     return "more" if value > 1 else "less"
@@ -187,13 +190,11 @@ def sentences(closer: Closer) -> list[str]:
     """
     found = []
     own = [row for row in closer.effects if not row.scheme.startswith(NOISE_OF)]
-    noise = [row for row in closer.effects if row.scheme.startswith(NOISE_OF)]
     ablated = _range(own, "ablate")
     if ablated:
-        beside = _range(noise, "ablate")
         found.append(
-            f"{len(closer.features)} features taken away: logits move as in f32 at cosine {ablated}"
-            + (f" (noise {beside})" if beside else "")
+            f"{len(closer.features)} features taken away: logits move as in f32 at cosine "
+            f"{ablated}; random directions as long: {_range(own, 'ablate at random')}"
         )
     if closer.predictors:
         told = _span([row.auc.value for row in closer.predictors], "{:.2f}".format)

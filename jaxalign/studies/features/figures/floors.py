@@ -61,8 +61,8 @@ def dose(result: FeaturesResult) -> Page:
         result,
         "Do features lose what predictions lose?",
         "Each scheme: the rise of perplexity against f32, and what its features lose, both on a "
-        "log axis; bars: 95 % over documents. Dotted: bf16. A scheme at the left edge costs no "
-        "perplexity that can be measured.",
+        "log axis; bars: 95 % over documents. Dotted: bf16. Noise is drawn at its scheme's rise. "
+        "Open, at the left edge: perplexity does not rise.",
     )
     names = names_of(result)
     clean = result.predictions[0].perplexity.value or 1.0
@@ -79,7 +79,9 @@ def dose(result: FeaturesResult) -> Page:
                 continue
             if row.lost.low and row.lost.high:
                 ax.plot([x, x], [row.lost.low, row.lost.high], color=style.colour, lw=1)
-            ax.plot(x, row.lost.value, style.marker, color=style.colour, ms=5, mec=INK, mew=0.4)
+            rises_at_all = rises[row.scheme] > 0
+            ax.plot(x, row.lost.value, style.marker, color=style.colour, ms=5, mec=INK, mew=0.4,
+                    mfc=style.colour if rises_at_all else "white")  # fmt: skip
             drawn.append((x, row.lost.value))
             if row.tensor and row.tensor.lost:
                 ax.plot(x, row.tensor.lost, "_", color=NOISE.colour, ms=9, mew=1.6)
@@ -128,7 +130,7 @@ def by_peak(result: FeaturesResult) -> Page:
         log_axis(ax, "y", y)
         ax.set_title(precision_name(row.scheme))
         ax.set_xlabel("largest activation in f32")
-    axes[0].set_ylabel("lost: 1 − ρ")
+    axes[0].set_ylabel("1 − ρ")
     return page
 
 
