@@ -106,7 +106,7 @@ def _deficits(closer: Closer) -> str:
         for name in ("whole", "damaged", "others", "random"):
             part = getattr(row, name)
             beyond = {"others": row.beyond_others, "random": row.beyond_random}.get(name)
-            p = None if beyond is None else beyond.p
+            p = None if beyond is None else beyond.p_adjusted
             rows.append([
                 one_line(row.scheme, 20), name, _number(row.deficit.value, ".2g"),
                 _number(part.share, ".0%"), _interval(part.harm, ".0%"),
@@ -116,7 +116,7 @@ def _deficits(closer: Closer) -> str:
     return (
         "The shift of the site put into f32 (harm) and taken out of the scheme (repaired), as "
         "shares of the\ndeficit KL(f32 ‖ scheme): whole; along the features that lose most; along "
-        "as many others;\nalong random directions, as long. Intervals over documents.\n"
+        "as many others;\nalong random directions, as long. Intervals over documents, p corrected.\n"
         + text_table(head, rows)
     )
 
