@@ -116,7 +116,7 @@ def _deficits(closer: Closer) -> str:
     return (
         "The shift of the site put into f32 (harm) and taken out of the scheme (repaired), as "
         "shares of the\ndeficit KL(f32 ‖ scheme): whole; along the features that lose most; along "
-        "as many others;\nalong random directions, as long. Intervals over documents, p corrected.\n"
+        "as many others;\nalong random directions, as long. Over documents; p corrected.\n"
         + text_table(head, rows)
     )
 
