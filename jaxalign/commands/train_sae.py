@@ -22,7 +22,7 @@ from jaxalign.commands.opening import opened
 from jaxalign.commands.parser import options_from
 from jaxalign.commands.train_sae_material import Material, from_folder, from_texts, model_beside
 from jaxalign.commands.train_sae_options import TrainSaeOptions, refuse_beside_activations
-from jaxalign.commands.train_sae_resume import OnDisk, like_part
+from jaxalign.commands.train_sae_resume import OnDisk, kept_until_the_end, like_part
 from jaxalign.dictionaries.dead import CAUSES, SELDOM, dead_causes, silent_since
 from jaxalign.dictionaries.fit import Fitted, bytes_of, fit
 from jaxalign.dictionaries.training import TrainingOptions, stack_of
@@ -87,23 +87,26 @@ def train(
             f"{need / 1e9:.3g} GB to train, and --memory-gb is {options.memory_gb:g}",
             "raise it, or train fewer --layers, --seeds or --features, or a smaller --batch",
         )
-    fitted = _trained(material, sites, training, output, progress)
-    seconds = time.perf_counter() - start
-    rows: list[Row] = []
-    for number, site in enumerate(sites):
-        place = material.places[site]
-        name = _name(place, options, training, number)
-        sums = material.sums(fitted.dictionaries[number], site)
-        quality = quality_of(sums)
-        since = silent_since(fitted.fired[number], fitted.steps)
-        causes = dead_causes(sums.top < DEAD, since, fitted.dictionaries[number])
-        counts = dict(Counter(causes.values()))
-        trained = _described(fitted, number, place, material, training)
-        trained = _with(trained, silent_since=since, quality=_plain(quality), dead_causes=counts)
-        if (output / name).exists():
-            note(f"{output / name} held a dictionary, which is replaced")
-        save_dictionary(trained, output / name, options.layout)
-        rows.append((name, quality, counts))
+    with kept_until_the_end(output / ".training", _facts(material, training)) as resume:
+        fitted = _trained(material, sites, training, resume, progress)
+        seconds = time.perf_counter() - start
+        rows: list[Row] = []
+        for number, site in enumerate(sites):
+            place = material.places[site]
+            name = _name(place, options, training, number)
+            sums = material.sums(fitted.dictionaries[number], site)
+            quality = quality_of(sums)
+            since = silent_since(fitted.fired[number], fitted.steps)
+            causes = dead_causes(sums.top < DEAD, since, fitted.dictionaries[number])
+            counts = dict(Counter(causes.values()))
+            trained = _described(fitted, number, place, material, training)
+            trained = _with(
+                trained, silent_since=since, quality=_plain(quality), dead_causes=counts
+            )
+            if (output / name).exists():
+                note(f"{output / name} held a dictionary, which is replaced")
+            save_dictionary(trained, output / name, options.layout)
+            rows.append((name, quality, counts))
     return rows, f"{fitted.steps} steps ({fitted.ended}), {seconds:.0f} s"
 
 
@@ -111,11 +114,19 @@ def _trained(
     material: Material,
     sites: list[int],
     training: TrainingOptions,
-    output: Path,
+    resume: Resume,
     progress: Progress,
 ) -> Fitted:
     """Train, or go on where a training with the same options was cut off."""
-    facts = {
+    return fit(
+        material.data, sites, training, parts=OnDisk(resume, like_part(training)),
+        track=lambda parts: progress.track(parts, "training", "part"),
+    )  # fmt: skip
+
+
+def _facts(material: Material, training: TrainingOptions) -> dict[str, Any]:
+    """What decides the numbers of a training."""
+    return {
         "weights_sha256": material.weights_sha256,
         "scheme": material.scheme,
         "texts": dict(material.texts),
@@ -124,17 +135,6 @@ def _trained(
         "device": jax.devices()[0].device_kind,
         "versions": [VERSION, jax.__version__],
     }
-    resume = Resume(output / ".training", facts)
-    try:
-        fitted = fit(
-            material.data, sites, training, parts=OnDisk(resume, like_part(training)),
-            track=lambda parts: progress.track(parts, "training", "part"),
-        )  # fmt: skip
-    except BaseException:  # an interruption, too, leaves the parts that are finished
-        resume.close()
-        raise
-    resume.remove()
-    return fitted
 
 
 def _name(place: Place, options: TrainSaeOptions, training: TrainingOptions, number: int) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -35,6 +37,23 @@ class OnDisk(Parts):
         found = self.resume.keep(("training", number), compute, self.like)
         self.resume.forget(("training", number - 1))
         return found
+
+
+@contextlib.contextmanager
+def kept_until_the_end(folder: Path, facts: dict[str, Any]) -> Iterator[Resume]:
+    """The parts of a training, removed once everything made of it is written.
+
+    Args:
+        folder: of the parts.
+        facts: what decides them.
+    """
+    resume = Resume(folder, facts)
+    try:
+        yield resume
+    except BaseException:  # an interruption, too, leaves the parts that are finished
+        resume.close()
+        raise
+    resume.remove()
 
 
 def like_part(training: TrainingOptions) -> tuple[Training, Any]:
