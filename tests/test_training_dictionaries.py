@@ -315,3 +315,19 @@ def test_texts_that_are_too_few_are_refused(model, tmp_path):
     assert "has 1 document, expected 2 or more" in refusal(*given, "--texts", tmp_path / "one.txt")
     assert "none.txt" in refusal(*given, "--texts", tmp_path / "none.txt")
     assert "is no file" in refusal(*given, "--texts", tmp_path / "missing.txt")
+
+
+def test_an_interruption_while_quality_is_measured_keeps_the_training(model, tmp_path, monkeypatch):
+    def interrupted(sums):
+        raise KeyboardInterrupt
+
+    given = ("train-sae", "--model", model, "--device", "cpu", "--texts", "demo", *SMALL)
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxalign.commands.train_sae.quality_of", interrupted)
+        assert run(*given, "--output", tmp_path).code == 2
+    assert [*(tmp_path / ".training").rglob("training-*.npz")]
+    with monkeypatch.context() as patched:
+        patched.setattr("jaxalign.dictionaries.fit.advance", None)  # nothing is trained again
+        ran = run(*given, "--output", tmp_path)
+    assert ran.code == 0, ran.err
+    assert not (tmp_path / ".training").exists()
