@@ -161,14 +161,14 @@ def measure_training(
     data = np.random.default_rng(1).standard_normal((8 * batch, width), np.float32)
     batches = batches_of(how, 0, steps, len(data))
     rates = [float(schedule_of(how)(np.float32(step))) for step in range(steps)]
-    means, sites = jnp.zeros((stack, width)), np.zeros(stack, np.int32)
-    shared, tensor = jnp.asarray(data)[None], torch.from_numpy(data)
+    means, own = jnp.zeros((stack, width)), np.arange(stack, dtype=np.int32)
+    tensor = torch.from_numpy(data)
     begun = jax.device_get(begin(how, means))
     alone = [jax.tree.map(lambda a, i=i: a[i], begun.dictionary) for i in range(stack)]
 
     def ours() -> Any:
         # The program takes its training over, so each call is given a copy.
-        return advance(jax.device_put(begun), shared, sites, batches, options=how)[1].error
+        return advance(jax.device_put(begun), data[batches], own, options=how)[1].error
 
     def one_by_one() -> np.ndarray:
         each = [theirs.train(d, tensor, batches[:, i], rates, k) for i, d in enumerate(alone)]
