@@ -220,7 +220,7 @@ def test_a_scheme_that_damages_what_noise_damages_is_alike():
     found = alike(own, floor, 0.9, np.random.default_rng(1))
     assert found.order.value == pytest.approx(scipy_stats.spearmanr(own, floor).statistic)
     assert found.order.low < found.order.value < found.order.high
-    assert found.order.p == pytest.approx(1 / 1001)
+    assert found.order.p == pytest.approx(1 / 10_001)
     end = 1 - 0.9**2
     both = (own > end) & (floor > end)
     assert found.shared == both.sum() / ((own > end) | (floor > end)).sum()

@@ -17,8 +17,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jaxalign.measures import stats
-from jaxalign.measures.estimates import Estimate
+from jaxalign.measures.estimates import NOTHING, Estimate, number
 
+FEWEST = 5  # items: a few in a line by chance have a correlation of ±1, and an interval of no width
+AT_ONCE = 1 << 24  # values of resamples and permutations at a time
 Strata = tuple[Int[np.ndarray, "_ _"], ...]
 
 
@@ -181,10 +183,43 @@ def permutation_p(
         return float((np.abs(null) >= found - tie).mean())
     null = np.zeros(stats.PERMUTATIONS)
     for places in strata:
-        shape = (stats.PERMUTATIONS, *places.shape)
-        mixed = rng.permuted(np.broadcast_to(b[places], shape), axis=-1)
-        null += np.einsum("pgs,gs->p", mixed, a[places])
+        for rows in _parts(stats.PERMUTATIONS, places.size):
+            shape = (len(null[rows]), *places.shape)
+            mixed = rng.permuted(np.broadcast_to(b[places], shape), axis=-1)
+            null[rows] += np.einsum("pgs,gs->p", mixed, a[places])
     return (1 + int((np.abs(null) >= found - tie).sum())) / (1 + stats.PERMUTATIONS)
+
+
+def rank_correlation(
+    x: Float[np.ndarray, " items"], y: Float[np.ndarray, " items"], rng: np.random.Generator
+) -> Estimate:
+    """Spearman's correlation, its interval over items (bootstrap) and its p by permutation.
+
+    Args:
+        x, y: paired values, all finite.
+        rng: resamples items, then permutes them.
+
+    Returns:
+        None throughout for fewer than ``FEWEST`` items, or where one side does not vary.
+    """
+    count = len(x)
+    value = float(stats.pearson(stats.ranks(x), stats.ranks(y))) if count >= FEWEST else math.nan
+    if not math.isfinite(value):
+        return NOTHING
+    resampled = []
+    for rows in _parts(stats.BOOTSTRAP_SAMPLES, count):
+        drawn = rng.integers(0, count, (len(range(stats.BOOTSTRAP_SAMPLES)[rows]), count))
+        resampled.append(stats.pearson(stats.ranks(x[drawn]), stats.ranks(y[drawn])))
+    low, high = map(number, stats.interval(np.concatenate(resampled)))
+    strata = strata_of(np.zeros(count, int))
+    a, b = (prepared(each, strata, rank=True) for each in (x, y))
+    return Estimate(value, low, high, permutation_p(a, b, strata, rng))
+
+
+def _parts(rows: int, items: int) -> Iterator[slice]:
+    """Rows of ``items`` values each, ``AT_ONCE`` values at a time."""
+    size = max(1, AT_ONCE // max(1, items))
+    return (slice(start, min(start + size, rows)) for start in range(0, rows, size))
 
 
 def _every_order(strata: Strata, count: int) -> Iterator[np.ndarray]:

@@ -15,11 +15,10 @@ from scipy import stats as scipy_stats
 
 from jaxalign.errors import InputError
 from jaxalign.measures import stats
-from jaxalign.measures.correlation import permutation_p, prepared, strata_of
+from jaxalign.measures.correlation import FEWEST, rank_correlation
 from jaxalign.measures.estimates import NOTHING, Estimate, number
 from jaxalign.shapes import Float
 
-FEWEST = 5  # items: a few in a line by chance have a correlation of ±1, and an interval of no width
 CONFIDENCE = 0.95
 
 
@@ -74,7 +73,7 @@ def agreement(
     miss = np.abs(exact - estimated)
     return Agreement(
         items=len(exact),
-        spearman=_spearman(estimated, exact, rng),
+        spearman=rank_correlation(estimated, exact, rng),
         slope=_slope(estimated, exact, rng),
         worst_miss=float(miss.max()),
         worst=int(miss.argmax()),
@@ -100,20 +99,6 @@ def missed_at_most(sampled: int, missed: int, dropped: int) -> int:
     counts = np.arange(missed, dropped - (sampled - missed) + 1)
     likely = scipy_stats.hypergeom.cdf(missed, dropped, counts, sampled) > 1 - CONFIDENCE
     return int(counts[likely].max())
-
-
-def _spearman(estimated: np.ndarray, exact: np.ndarray, rng: np.random.Generator) -> Estimate:
-    count = len(exact)
-    a, b = stats.ranks(estimated), stats.ranks(exact)
-    value = number(float(stats.pearson(a, b)))
-    if count < FEWEST or value is None:
-        return NOTHING
-    drawn = rng.integers(0, count, (stats.BOOTSTRAP_SAMPLES, count))
-    resampled = stats.pearson(stats.ranks(estimated[drawn]), stats.ranks(exact[drawn]))
-    low, high = map(number, stats.interval(resampled))
-    strata = strata_of(np.zeros(count, int))
-    x, y = prepared(estimated, strata, rank=True), prepared(exact, strata, rank=True)
-    return Estimate(value, low, high, permutation_p(x, y, strata, rng))
 
 
 def _slope(estimated: np.ndarray, exact: np.ndarray, rng: np.random.Generator) -> Estimate:

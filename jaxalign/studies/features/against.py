@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from jaxalign.measures import stats
+from jaxalign.measures.correlation import rank_correlation
 from jaxalign.measures.estimates import Estimate, number
 from jaxalign.shapes import Float
-from jaxalign.studies.features.survival import AT_ONCE, WORST, mean_of
+from jaxalign.studies.features.survival import WORST, mean_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,33 +100,4 @@ def alike(
     damaged = np.array([own[there] > end, floor[there] > end])
     some = damaged.any(axis=0).sum()
     shared = float(damaged.all(axis=0).sum() / some) if some else float("nan")
-    return Alike(order=spearman(own[there], floor[there], rng), shared=shared)
-
-
-def spearman(
-    x: Float[np.ndarray, " items"], y: Float[np.ndarray, " items"], rng: np.random.Generator
-) -> Estimate:
-    """Spearman's correlation with its interval over items, and its p by permutation.
-
-    Args:
-        x, y: paired values, all finite.
-        rng: resamples items, then permutes them.
-    """
-    ranks = np.array([stats.ranks(x), stats.ranks(y)])
-    value = float(stats.pearson(*ranks)) if len(x) > 2 else float("nan")
-    if not np.isfinite(value):
-        return Estimate()
-    centred = ranks - ranks.mean(axis=1, keepdims=True)
-    resampled, null = [], []
-    size = max(1, AT_ONCE // len(x))
-    for start in range(0, stats.BOOTSTRAP_SAMPLES, size):
-        rows = min(size, stats.BOOTSTRAP_SAMPLES - start)
-        drawn = rng.integers(0, len(x), (rows, len(x)))
-        resampled.append(stats.pearson(stats.ranks(x[drawn]), stats.ranks(y[drawn])))
-        mixed = rng.permuted(np.broadcast_to(centred[1], (rows, len(x))), axis=1)
-        null.append(mixed @ centred[0])
-    low, high = stats.interval(np.concatenate(resampled))
-    found = abs(centred[0] @ centred[1])
-    hits = int((np.abs(np.concatenate(null)) >= found * (1 - stats.TIE)).sum())
-    p = (1 + hits) / (1 + stats.BOOTSTRAP_SAMPLES)
-    return Estimate(value, number(low), number(high), p)
+    return Alike(order=rank_correlation(own[there], floor[there], rng), shared=shared)

@@ -8,11 +8,11 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from jaxalign.measures import stats
+from jaxalign.measures.correlation import rank_correlation
 from jaxalign.measures.estimates import Estimate, number
 from jaxalign.numerics.scheme import F32
 from jaxalign.prompts import Windows
 from jaxalign.shapes import Float, Int
-from jaxalign.studies.features.against import spearman
 from jaxalign.studies.features.closer import DRAWS, Seen
 from jaxalign.studies.features.effects import KINDS
 from jaxalign.studies.features.findings import Card, Context, DeficitRow, EffectRow, Part
@@ -51,7 +51,7 @@ def _effect_row(seen: Seen, name: str, kind: int, rng: np.random.Generator) -> E
         scheme=name,
         kind=KINDS[kind],
         size=_mean(ratio, rng, np.exp),
-        order=spearman(losses[0], losses[1], rng),
+        order=rank_correlation(losses[0], losses[1], rng),
         direction=_mean(own, rng),
         others=number(np.nanmean(others)) if np.isfinite(others).any() else None,
         quarters=tuple(
