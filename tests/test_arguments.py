@@ -97,10 +97,10 @@ class Anything:
 
 
 CALLED = {
-    run_study: "load_beside processes",
+    run_study: "processes",
     one_study: "Session check_writable choose_mesh default_memory_gb is_first locate preparer "
     "remove_calls select_device",
-    opening: "enable_compilation_cache load locate one_prompt read_bytes read_texts "
+    opening: "enable_compilation_cache load load_beside locate one_prompt read_bytes read_texts "
     "select_device usable_devices",
     screen: "content_of",
     selftest: "CHECKS load select_device",
@@ -110,7 +110,7 @@ CALLED = {
     plots: "draw",
     verify: "load locate select_device verify",
     speed: "forward_speed",
-    extract: "_said check_writable fill load_beside plan",
+    extract: "_said check_writable fill plan",
     train_sae: "check_writable from_folder from_texts model_beside open_activations train",
     align: "Resume check_inputs_stay check_output compare facts_of open_sides select_device",
 }

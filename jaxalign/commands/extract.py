@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxalign.calibration import preparer
-from jaxalign.checkpoints import Model, load_beside
+from jaxalign.checkpoints import Model
 from jaxalign.checkpoints.activations import (
     ActivationFacts,
     Shard,
@@ -28,7 +28,7 @@ from jaxalign.checkpoints.activations.manifest import MANIFEST
 from jaxalign.checkpoints.hub import BUNDLED_NAME
 from jaxalign.commands.extract_options import ExtractOptions
 from jaxalign.commands.one_study import check_texts_are_used, check_texts_fit
-from jaxalign.commands.opening import calibration_texts, opened
+from jaxalign.commands.opening import calibration_texts, opened, quantized_beside
 from jaxalign.commands.parser import options_from
 from jaxalign.commands.text_activations import (
     EMBEDDING,
@@ -47,7 +47,7 @@ from jaxalign.runtime.lock import alone_in
 from jaxalign.runtime.messages import note
 from jaxalign.runtime.progress import Progress
 from jaxalign.runtime.resume import remove_calls
-from jaxalign.studies.features.sources import MOVED, MOVING
+from jaxalign.studies.features.sources import check_basis
 from jaxalign.version import VERSION
 
 
@@ -115,33 +115,18 @@ def _precision(
     """The scheme, its parameters where they are a checkpoint's, and hashes of what made them."""
     hashes: dict[str, str | None] = {"quantized_sha256": None, "calibration_sha256": None}
     if arguments.quantized is not None:
-        if arguments.model is None:
-            raise InputError(
-                "--quantized needs the original beside it, and --model names none",
-                "give --model, the model that was quantized",
-            )
-        found = load_beside(arguments.quantized, model)
-        scheme = dataclasses.replace(found.scheme, from_file=True)
-        _check_basis(options.site, scheme)
+        found = quantized_beside(arguments, model)
+        scheme = found.scheme
+        check_basis([options.site], [scheme])
         for text in found.notes:
             note(text)
         return scheme, found.params, hashes | {"quantized_sha256": found.weights_sha256}
-    _check_basis(options.site, options.scheme)
+    check_basis([options.site], [options.scheme])
     if options.scheme.needs_texts:
         texts = calibration_texts(arguments.calibration)
         check_texts_fit(model, texts, arguments.calibration)
         hashes["calibration_sha256"] = hashlib.sha256(json.dumps(texts).encode()).hexdigest()
     return options.scheme, None, hashes
-
-
-def _check_basis(site: str, scheme: Scheme) -> None:
-    """Refuse a site whose coordinates a scheme rescales: its rows are not those of f32."""
-    if site in MOVED and (scheme.method in MOVING or scheme.from_file):
-        raise InputError(
-            f"{scheme.name} moves scales between matrices, so that {site} has other units in it "
-            "than in f32",
-            "read the residual stream, the MLP's or the attention's output, or another scheme",
-        )
 
 
 def plan(

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from jaxalign.commands.parser import whole
+from jaxalign.commands.parser import numbers, whole
 from jaxalign.commands.text_activations import EMBEDDING, SITES
-from jaxalign.commands.train_sae_options import numbers
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import F32, Scheme
-from jaxalign.prompts.named_texts import NAMES
 from jaxalign.study.option import check_options, memory_option, option, scheme_option
+from jaxalign.study.text_options import (
+    positions_option,
+    stride_option,
+    texts_option,
+    tokens_option,
+    window_option,
+)
 
 EVERY, LAST = 4, 2  # layers by default: every fourth and the last two
 
@@ -58,37 +63,23 @@ class ExtractOptions:
     )
     texts: str | None = field(
         default=None,
-        metadata=option(
-            "--texts",
-            metavar="F",
-            help="a text file, JSON lines with a field 'text', or one of "
-            f"{', '.join(NAMES)} (default: demo for the bundled model, code for others)",
-        ),
+        metadata=texts_option(),
     )
     window: int = field(
         default=64,
-        metadata=option("--window", metavar="N", least=2, help="tokens that are read together"),
+        metadata=window_option(),
     )
     stride: int | None = field(
         default=None,
-        metadata=option(
-            "--stride",
-            metavar="N",
-            least=1,
-            help="tokens from one window's beginning to the next's (default: no overlap)",
-        ),
+        metadata=stride_option(),
     )
     tokens: int = field(
         default=250_000,
-        metadata=option("--tokens", metavar="N", least=1, help="at most so many are read"),
+        metadata=tokens_option(),
     )
     positions: str = field(
         default="all",
-        metadata=option(
-            "--positions",
-            choices=("all", "last"),
-            help="all but the first of each window, or its last alone",
-        ),
+        metadata=positions_option(),
     )
     shard_tokens: int = field(
         default=1 << 15,

@@ -6,13 +6,14 @@ import argparse
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from jaxalign.calibration import read_texts, shipped_texts
-from jaxalign.checkpoints import Model, Source, load, locate
+from jaxalign.checkpoints import Model, Quantized, Source, load, load_beside, locate
 from jaxalign.devices.mesh import usable_devices
 from jaxalign.errors import InputError
 from jaxalign.prompts import SINGLE, PromptKind, PromptSet, one_prompt
@@ -38,6 +39,25 @@ def opened(arguments: argparse.Namespace, job: str, memory_gb: float | None = No
     print(job.format(described(source, device.platform)), flush=True)
     keep_programs(arguments)
     return load(source, memory_gb=memory_gb, **ignoring(arguments))
+
+
+def quantized_beside(arguments: argparse.Namespace, original: Model) -> Quantized:
+    """The checkpoint of ``--quantized``, whose scheme says that its codes are a file's.
+
+    Args:
+        arguments: with ``quantized`` and ``model``.
+        original: the model that was quantized, in f32.
+
+    Raises:
+        InputError: ``--model`` names no original, or the checkpoint is of another model.
+    """
+    if arguments.model is None:
+        raise InputError(
+            "--quantized needs the original beside it, and --model names none",
+            "give --model, the model that was quantized",
+        )
+    found = load_beside(arguments.quantized, original)
+    return replace(found, scheme=replace(found.scheme, from_file=True))
 
 
 def described(source: Source, platform: str) -> str:

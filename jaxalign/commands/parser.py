@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from jaxalign.errors import InputError
-from jaxalign.study.option import Option, check_word, options_of
+from jaxalign.study.option import Option, check_word, listed, options_of
 from jaxalign.version import VERSION
 
 PROGRAM = "jaxalign"
@@ -112,6 +112,15 @@ def real(text: str) -> float:
         return float(_plain_number(text))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text[:40]!r} is no number") from None
+
+
+def numbers(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    """What reads a list of numbers with commas between them.
+
+    Args:
+        one: reads one of them: ``whole`` or ``real``.
+    """
+    return lambda text: tuple(one(word) for word in listed(text))
 
 
 def path(text: str) -> Path:

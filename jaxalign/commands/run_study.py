@@ -7,9 +7,10 @@ import functools
 from dataclasses import replace
 from typing import Any
 
-from jaxalign.checkpoints import Model, load_beside
+from jaxalign.checkpoints import Model
 from jaxalign.checkpoints.quantized.read import SCHEME_NAME
 from jaxalign.commands.one_study import Audit, run_study
+from jaxalign.commands.opening import quantized_beside
 from jaxalign.commands.over_training import over_training
 from jaxalign.commands.parser import options_from
 from jaxalign.errors import InputError
@@ -73,13 +74,8 @@ def _heads(arguments: argparse.Namespace) -> list[str]:
 
 def _audit(arguments: argparse.Namespace, original: Model, options: Any, prepare: Prepare) -> Audit:
     """A quantized checkpoint as one more scheme of a study."""
-    if arguments.model is None:
-        raise InputError(
-            "--quantized needs the original beside it, and --model names none",
-            "give --model, the model that was quantized",
-        )
-    found = load_beside(arguments.quantized, original)
-    scheme = replace(found.scheme, from_file=True)
+    found = quantized_beside(arguments, original)
+    scheme = found.scheme
     return Audit(
         options=replace(options, schemes=(scheme, *options.schemes)),
         prepare=lambda params, other: found.params if other == scheme else prepare(params, other),

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from jaxalign.checkpoints.dictionaries import LAYOUTS
-from jaxalign.commands.parser import path, real, whole
+from jaxalign.commands.parser import numbers, path, real, whole
 from jaxalign.commands.text_activations import SITES
 from jaxalign.dictionaries.losses import TRAINED, Trained
 from jaxalign.dictionaries.training import TrainingOptions
 from jaxalign.errors import InputError
-from jaxalign.prompts.named_texts import NAMES
-from jaxalign.study.option import MOST, check_options, listed, memory_option, option
+from jaxalign.study.option import MOST, check_options, memory_option, option
+from jaxalign.study.text_options import texts_option, tokens_option, window_option
 
 # What activations on disk say of themselves.
 OF_TEXTS = ("site", "texts", "window", "tokens")
-
-
-def numbers(one: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    """What reads a list of numbers with commas between them.
-
-    Args:
-        one: reads one of them: ``whole`` or ``real``.
-    """
-    return lambda text: tuple(one(word) for word in listed(text))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,20 +68,15 @@ class TrainSaeOptions:
     )
     texts: str | None = field(
         default=None,
-        metadata=option(
-            "--texts",
-            metavar="F",
-            help="a text file, JSON lines with a field 'text', or one of "
-            f"{', '.join(NAMES)} (default: demo for the bundled model, code for others)",
-        ),
+        metadata=texts_option(),
     )
     window: int = field(
         default=64,
-        metadata=option("--window", metavar="N", least=2, help="tokens that are read together"),
+        metadata=window_option(),
     )
     tokens: int = field(
         default=250_000,
-        metadata=option("--tokens", metavar="N", least=1, help="at most so many are read"),
+        metadata=tokens_option(),
     )
     kind: Trained = field(
         default="topk", metadata=option("--kind", choices=TRAINED, help="of the dictionaries")

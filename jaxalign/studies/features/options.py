@@ -9,6 +9,12 @@ from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import F32, Scheme, scheme_named
 from jaxalign.study.option import listed, option, refuse_repeated, schemes_option
 from jaxalign.study.options import Common
+from jaxalign.study.text_options import (
+    positions_option,
+    stride_option,
+    tokens_option,
+    window_option,
+)
 
 SCHEMES = tuple(map(scheme_named, ("int8-g64", "nf4", "int4-g64", "int3-g64", "int2-g64")))
 Positions = Literal["all", "last"]
@@ -58,29 +64,18 @@ class FeaturesOptions(Common):
             "the bundled model's own; for others train one: jaxalign train-sae)",
         ),
     )
-    window: int = field(
-        default=64, metadata=option("--window", metavar="N", least=2, help="tokens read together")
-    )
+    window: int = field(default=64, metadata=window_option())
     stride: int | None = field(
         default=None,
-        metadata=option(
-            "--stride",
-            metavar="N",
-            least=1,
-            help="tokens from one window's beginning to the next's (default: no overlap)",
-        ),
+        metadata=stride_option(),
     )
     tokens: int = field(
         default=10_000,
-        metadata=option("--tokens", metavar="N", least=1, help="at most so many are read"),
+        metadata=tokens_option(),
     )
     positions: Positions = field(
         default="all",
-        metadata=option(
-            "--positions",
-            choices=("all", "last"),
-            help="all but the first of each window, or its last alone",
-        ),
+        metadata=positions_option(),
     )
     noise_draws: int = field(
         default=5,

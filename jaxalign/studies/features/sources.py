@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -130,23 +131,21 @@ def _bare(name: str) -> str:
     return name.rstrip("/").rpartition("/")[2].lower()
 
 
-def check_basis(sources: Sequence[Source], schemes: Sequence[Scheme]) -> None:
-    """Refuse a place whose coordinates a scheme rescales, which would look like damage.
+def check_basis(points: Iterable[str], schemes: Iterable[Scheme]) -> None:
+    """Refuse a point whose coordinates a scheme rescales, which would look like damage.
 
     Args:
-        sources: of the study.
-        schemes: that are compared.
+        points: that are read.
+        schemes: that are compared with f32.
 
     Raises:
-        InputError: names place and scheme.
+        InputError: names point and scheme.
     """
-    for source in sources:
-        for scheme in schemes:
-            moves = scheme.method in MOVING or scheme.from_file
-            if moves and source.place[0] in MOVED:
-                raise InputError(
-                    f"{scheme.name} moves scales between matrices, so that {source.place[0]} has "
-                    "other units in it than in f32",
-                    "read the residual stream, the MLP's or the attention's output, or leave the "
-                    "scheme out",
-                )
+    for point, scheme in itertools.product(points, schemes):
+        if point in MOVED and (scheme.method in MOVING or scheme.from_file):
+            raise InputError(
+                f"{scheme.name} moves scales between matrices, so that {point} has other units in "
+                "it than in f32",
+                "read the residual stream, the MLP's or the attention's output, or leave the "
+                "scheme out",
+            )

@@ -59,7 +59,7 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
             or too little memory.
     """
     sources = open_sources(session.model, options.sae, options.sae_model_mismatch)
-    check_basis(sources, options.schemes)
+    check_basis((source.place[0] for source in sources), options.schemes)
     for scheme in options.schemes:
         mean_bits(session.config, scheme)  # refuses groups that do not divide, before any work
     windows = _windows(session, options, sources)
