@@ -317,6 +317,40 @@ def test_a_call_adds_up_what_numpy_adds_up(model):
     np.testing.assert_allclose(out.predictions.loss, [nll[:2].sum(), nll[2:].sum()], rtol=1e-4)
 
 
+@pytest.mark.parametrize("how", [{}, {"alone": True, "predict": False}, {"chance": True}])
+def test_devices_that_share_windows_add_up_to_what_one_adds_up(model, how):
+    import jax
+
+    from jaxalign.devices.mesh import make_mesh, shard_packed, shard_params
+
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, 4096, (4, 9)).astype(np.int32)
+    lengths = np.array([9, 7, 9, 3], np.int32)
+    counted = (np.arange(9) < lengths[:, None]) & (np.arange(9) > 0)
+    given = (random_dictionary("topk", width=32),), tokens, lengths, counted, counted
+    segment, low = (
+        np.array([0, 0, 1, 1], np.int32),
+        jaxalign.cast(model.params, scheme_named("int4-channel")),
+    )
+    low = model.params if "chance" in how else low
+    found = []
+    for mesh in (None, make_mesh(jax.devices()[:2], 1), make_mesh(jax.devices()[:4], 1)):
+        params = shard_params(model.params, mesh, model.config)
+        out = compare(
+            params, shard_packed(low, mesh), *given, segment, config=model.config, scheme=F32,
+            places=(("resid", 2),), segments=2, mesh=mesh, **how,
+        )  # fmt: skip
+        found.append(jax.tree.map(np.asarray, out))
+    if "chance" in how:  # with other tokens, whatever a device has of them: one window on four
+        for out in found:
+            assert all((each.dd.sum(), each.low_fired.sum()) > (1, 1) for each in out.features)
+        return
+    for out in found[1:]:
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found[0], out
+        )
+
+
 def test_noise_has_the_norm_of_the_error_in_each_group_and_pruning_the_share(model):
     import jax
 

@@ -105,7 +105,7 @@ class Compared:
         "segments",
         "predict",
         "alone",
-        "shift",
+        "chance",
         "mesh",
     ),
     keep_unused=True,
@@ -126,7 +126,7 @@ def compare(
     segments: int,
     predict: bool = True,
     alone: bool = False,
-    shift: int = 0,
+    chance: bool = False,
     mesh: Mesh | None = None,
 ) -> Compared:
     """Run both models on windows of text and add up what every feature does in both.
@@ -147,13 +147,13 @@ def compare(
         predict: whether both models' predictions are compared, which takes the blocks above the
             places, too (static).
         alone: the other model runs window by window (static).
-        shift: the other model's activations are those of the window so many places on, whose tokens
-            have nothing to do with these: chance (static).
+        chance: the other model's activations are those of other tokens, which have nothing to do
+            with these (static).
         mesh: whose devices share the windows (static).
     """
     run = functools.partial(
         _windows, config=config, scheme=scheme, places=places, segments=segments, predict=predict,
-        alone=alone, shift=shift,
+        alone=alone, chance=chance,
     )  # fmt: skip
     split = tokens, lengths, counted, predicted, segment
     found: Compared = deal_prompts(mesh, run, (high, low, dictionaries), split)
@@ -186,7 +186,7 @@ def _windows(
     segments: int,
     predict: bool,
     alone: bool,
-    shift: int,
+    chance: bool,
 ) -> Compared:
     """The sums of each segment, of one device's windows."""
     low_logits = logits = None
@@ -197,9 +197,12 @@ def _windows(
     else:
         values = activations_below(high, tokens, lengths, config, places)
         lows = _lows(low, tokens, lengths, config, scheme, places, alone)
-    if shift:
-        lows = tuple(jnp.roll(value, shift, axis=0) for value in lows)
-        counted = counted & jnp.roll(counted, shift, axis=0)
+    if chance:
+        # Of windows half of all away, or of one window of tokens half of it away.
+        axis = int(len(tokens) == 1)
+        far = tokens.shape[axis] // 2
+        lows = tuple(jnp.roll(value, far, axis=axis) for value in lows)
+        counted = counted & jnp.roll(counted, far, axis=axis)
     features = tuple(
         Moments(**feature_sums(d, x, y, counted, segment, segments))
         for x, y, d in zip(values, lows, dictionaries, strict=True)

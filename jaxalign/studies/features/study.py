@@ -146,8 +146,7 @@ def _passes(session: Session, options: FeaturesOptions, work: Work) -> Iterator[
     """Everything that is read: each scheme and its floors, two batchings of f32, and chance."""
     high = session.model.params
     yield BATCHING, F32, high, {"alone": True, "predict": False}
-    far = max(1, min(work.rows, len(work.group)) // 2)
-    yield CHANCE, F32, high, {"shift": far, "predict": False}
+    yield CHANCE, F32, high, {"chance": True, "predict": False}
     if BF16 not in options.schemes:
         yield SCHEME, BF16, session.late_low(BF16), {}
     for scheme in options.schemes:
