@@ -254,7 +254,7 @@ class Seen:
     Attributes:
         look: what was looked at. some: windows of effects and deficits. work: all windows.
         loss, kl: ``[kinds, E]``, sums over tokens; change: ``[kinds, E, V]``.
-        tokens: over which the sums are.
+        counts: over how many tokens the sums of kl and of loss are, by model.
         deficits: by window.
         cards: activations ``[N, W, chosen]``.
     """
@@ -265,7 +265,7 @@ class Seen:
     loss: dict[str, np.ndarray] = field(default_factory=dict)
     kl: dict[str, np.ndarray] = field(default_factory=dict)
     change: dict[str, np.ndarray] = field(default_factory=dict)
-    tokens: dict[str, float] = field(default_factory=dict)
+    counts: dict[str, np.ndarray] = field(default_factory=dict)
     deficits: dict[str, list[Shifted]] = field(default_factory=dict)
     cards: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -306,4 +306,5 @@ class Seen:
                 own[name] = np.zeros((len(KINDS), count, *values.shape[1:]))
             own[name][:, start : start + here] += by_kind
         if start == 0:
-            self.tokens[name] = self.tokens.get(name, 0.0) + float(np.asarray(read)[:real].sum())
+            own = np.asarray(read, np.float64)[:real].sum(axis=0)
+            self.counts[name] = self.counts.get(name, np.zeros(2)) + own

@@ -56,13 +56,13 @@ def closer_report(
     )
     rho, slopes = ({row.scheme: getattr(row, name) for row in rows} for name in ("rho", "slopes"))
     clean = F32.name in seen.kl
-    tokens = seen.tokens[F32.name] if clean else 0.0
+    tokens, predicted = seen.counts[F32.name] if clean else (0.0, 0.0)
     none = np.zeros((len(KINDS), 0))
     return Closer(
         features=seen.look.features,
         tokens=round(tokens),
         kl=seen.kl[F32.name] / tokens if clean else none,
-        loss=seen.loss[F32.name] / tokens if clean else none,
+        loss=seen.loss[F32.name] / predicted if clean else none,
         effects=tuple(effect_rows(seen, options.seed)),
         deficits=tuple(_corrected_deficits([*deficit_rows(seen, options.seed)])),
         cards=tuple(cards(seen, session.model.tokenizer, rho, slopes)) if seen.cards else (),

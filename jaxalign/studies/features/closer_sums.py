@@ -40,13 +40,13 @@ def effect_rows(seen: Seen, seed: int) -> Iterator[EffectRow]:
 def _effect_row(seen: Seen, name: str, kind: int, rng: np.random.Generator) -> EffectRow:
     high, low = seen.kl[F32.name][kind], seen.kl[name][kind]
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = np.log(low / seen.tokens[name]) - np.log(high / seen.tokens[F32.name])
+        ratio = np.log(low) - np.log(high)  # over the same tokens
         changes = [seen.change[model][kind] for model in (F32.name, name)]
         unit = [c / np.linalg.norm(c, axis=1, keepdims=True) for c in changes]
     cosines = unit[0] @ unit[1].T
     own = np.diag(cosines)
     others = cosines[~np.eye(len(own), dtype=bool)]
-    losses = [seen.loss[model][kind] / seen.tokens[model] for model in (F32.name, name)]
+    losses = [seen.loss[model][kind] / seen.counts[model][1] for model in (F32.name, name)]
     return EffectRow(
         scheme=name,
         kind=KINDS[kind],
@@ -58,7 +58,7 @@ def _effect_row(seen: Seen, name: str, kind: int, rng: np.random.Generator) -> E
             number(np.nanmean(part)) if np.isfinite(part).any() else None
             for part in np.array_split(own, min(QUARTERS, len(own)))
         ),
-        kl=low / seen.tokens[name],
+        kl=low / seen.counts[name][0],
         loss=losses[1],
         cosine=own,
     )

@@ -72,7 +72,7 @@ def feature_effects(
     scheme: Scheme,
     place: Place,
     mesh: Mesh | None = None,
-) -> tuple[Effects, Float[Array, " B"]]:
+) -> tuple[Effects, Float[Array, "B 2"]]:
     """Ablate features and steer with them, each in a row of its own.
 
     Args:
@@ -91,7 +91,8 @@ def feature_effects(
 
     Returns:
         Effects, ``KINDS`` by features in rows, their
-        ``change`` summed over the windows ``[rows, V]``; and of how many tokens of each window.
+        ``change`` summed over the windows ``[rows, V]``; and over how many tokens ``kl`` and
+        ``loss`` of each window are.
     """
     run = functools.partial(_rows, config=config, scheme=scheme, place=place)
     shared = params, dictionary, features, doses, random
@@ -149,7 +150,8 @@ def _rows(
     )  # fmt: skip
     together = jax.tree.map(lambda *parts: jnp.concatenate([p[1:] for p in parts]), *found)
     by_window = jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0), together)
-    return by_window, counted.sum(axis=1, dtype=jnp.float32)
+    counts = jnp.stack([counted.sum(axis=1), later.sum(axis=1)], axis=1).astype(jnp.float32)
+    return by_window, counts
 
 
 def _centred(change: Array) -> Array:
