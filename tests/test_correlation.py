@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats as scipy_stats
 
-from jaxalign.measures import stats
-from jaxalign.measures.correlation import HeadEstimate, correlate_means, permutation_p, strata_of
+from jaxalign.measures import correlation, stats
+from jaxalign.measures.correlation import (
+    HeadEstimate,
+    correlate_means,
+    permutation_p,
+    prepared,
+    strata_of,
+)
 
 LAYERS, HEADS, PROMPTS = 6, 8, 12
 GROUPS = np.repeat(np.arange(LAYERS), HEADS)
@@ -129,3 +135,20 @@ def test_permutations_are_as_many_as_the_module_says(rng, monkeypatch):
     monkeypatch.setattr(stats, "PERMUTATIONS", 50)
     x = rng.standard_normal((10, 40))
     assert correlate_means(x, 2 * x + 0.01, rng).p == pytest.approx(1 / 51)
+
+
+def test_permutations_of_strata_of_two_sizes_are_those_of_all_orders(monkeypatch):
+    rng = np.random.default_rng(12)
+    groups = np.repeat([0, 1], [6, 5])
+    strata = strata_of(groups)
+    a, b = (prepared(rng.normal(size=11), strata, rank=False) for _ in range(2))
+    parts = [
+        np.array([a[own] @ b[list(order)] for order in itertools.permutations(own)])
+        for own in (range(6), range(6, 11))
+    ]
+    null = np.abs(parts[0][:, None] + parts[1])
+    exact = (null >= abs(a @ b) - 1e-9).mean()
+    found = permutation_p(a, b, strata, np.random.default_rng(0))
+    assert found == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 10_000))
+    monkeypatch.setattr(correlation, "AT_ONCE", 1000)
+    assert permutation_p(a, b, strata, np.random.default_rng(0)) == found, "whatever is at once"

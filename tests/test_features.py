@@ -233,7 +233,7 @@ def test_a_scheme_that_damages_what_noise_damages_is_alike():
 def test_what_is_read_without_the_blocks_above_is_what_the_whole_model_has(model):
     tokens = jnp.asarray(np.random.default_rng(0).integers(0, 4096, (2, 9)), jnp.int32)
     lengths = jnp.array([9, 6])
-    for place in (("resid", 0), ("resid", 1), ("mlp_out", 0), ("resid", 2), ("final_norm", None)):
+    for place in (("resid", 0), ("resid", 1), ("mlp_out", 0), ("mlp_out", 1), ("final_norm", None)):
         given = model.params, tokens, lengths, model.config, (place,)
         [below], [whole] = activations_below(*given), activations_at(*given)[0]
         assert np.array_equal(below, whole), place

@@ -239,6 +239,15 @@ def test_what_a_direction_says_alone_is_the_logit_lens_of_it(model):
     )
 
 
+def test_features_are_told_by_a_fit_to_other_features():
+    """Forty statistics of noise fit a hundred labels well, and others not at all."""
+    rng = np.random.default_rng(11)
+    known = {f"noise {i}": rng.random(100) for i in range(40)}
+    told = predict(known, rng.random(100) < 0.5, np.random.default_rng(0))
+    assert told.exchanged == pytest.approx(0.5, abs=0.05)
+    assert told.auc.value < 0.75
+
+
 # Labels.
 
 
@@ -264,9 +273,10 @@ def test_a_groups_features_are_matched_by_how_often_they_fire():
     rng = np.random.default_rng(10)
     rate = np.concatenate([np.full(300, 1e-3), np.full(300, 1e-1)]) * rng.lognormal(0, 0.1, 600)
     lost = np.where(rate < 1e-2, 0.3, 0.03) * rng.lognormal(0, 0.2, 600)
-    found = groups_of({"rare": np.arange(0, 300, 10)}, lost, rate, rng)["rare"].ratio
-    assert found.value == pytest.approx(1, abs=0.15)
-    assert found.p > 0.01
+    labels = {"rare": np.arange(0, 300, 10), "frequent": np.arange(300, 600, 10)}
+    for group in groups_of(labels, lost, rate, rng).values():
+        assert group.ratio.value == pytest.approx(1, abs=0.15)
+        assert group.ratio.p > 0.01
 
 
 def test_labels_are_read_from_csv_and_json_lines(tmp_path):
