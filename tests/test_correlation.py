@@ -141,7 +141,8 @@ def test_permutations_of_strata_of_two_sizes_are_those_of_all_orders(monkeypatch
     rng = np.random.default_rng(12)
     groups = np.repeat([0, 1], [6, 5])
     strata = strata_of(groups)
-    a, b = (prepared(rng.normal(size=11), strata, rank=False) for _ in range(2))
+    a = prepared(rng.normal(size=11), strata, rank=False)
+    b = prepared(a + rng.normal(size=11), strata, rank=False)
     parts = [
         np.array([a[own] @ b[list(order)] for order in itertools.permutations(own)])
         for own in (range(6), range(6, 11))
@@ -149,6 +150,7 @@ def test_permutations_of_strata_of_two_sizes_are_those_of_all_orders(monkeypatch
     null = np.abs(parts[0][:, None] + parts[1])
     exact = (null >= abs(a @ b) - 1e-9).mean()
     found = permutation_p(a, b, strata, np.random.default_rng(0))
+    assert 0.005 < exact < 0.2, "one stratum alone gives less"
     assert found == pytest.approx(exact, abs=4 * np.sqrt(exact * (1 - exact) / 10_000))
     monkeypatch.setattr(correlation, "AT_ONCE", 1000)
     assert permutation_p(a, b, strata, np.random.default_rng(0)) == found, "whatever is at once"
