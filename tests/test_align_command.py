@@ -188,6 +188,19 @@ def test_independent_dictionaries_are_told_to_be_chance(tmp_path, rng):
     assert all(len(own.null) == 100 for own in result.measures.values())
 
 
+def test_dictionaries_that_began_at_one_seed_are_said_to(tmp_path, rng):
+    one, two = rng.standard_normal((2, FEATURES, WIDTH))
+    began = [{"training": {"options": {"seed": seed}}} for seed in (3, 3, 4)]
+    first, same, other = (
+        write_dictionary(tmp_path / str(i), values, **how)
+        for i, (values, how) in enumerate(zip((one, two, two + 1), began, strict=True))
+    )
+    out, result = aligned(tmp_path, first, same, "--draws", 3)
+    assert "both trainings began at seed 3" in out
+    assert result.provenance.first.seed == 3
+    assert "began at seed" not in aligned(tmp_path, first, other, "--draws", 3)[0]
+
+
 def test_two_more_seeds_are_as_alike_as_seeds_and_a_farther_one_is_less(made, tmp_path):
     folders, _ = made
     floor = ("--floor", ",".join(folders[f"seed{i}"] for i in range(4)))

@@ -381,6 +381,14 @@ def test_sparsify_takes_no_bias_from_a_transcoders_input(tmp_path):
         ({"metadata": {"sae_lens_version": "six"}}, 'sae_lens_version is "six"'),
         ({"metadata": {"sae_lens_version": "6.1", "hook_name": "h.3"}}, 'names the hook "h.3"'),
         ({"apply_b_dec_to_input": 1}, "apply_b_dec_to_input is 1, expected true or false"),
+        (
+            {"metadata": {"sae_lens_version": "6.1", "jaxalign": {"training": "x"}}},
+            'training is "x", expected an object',
+        ),
+        (
+            {"metadata": {"sae_lens_version": "6.1", "jaxalign": {"weights_sha256": 3}}},
+            "weights_sha256 is 3, expected a text",
+        ),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(tmp_path, settings, said):

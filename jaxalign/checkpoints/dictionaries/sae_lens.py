@@ -173,7 +173,7 @@ def _facts(
     reads = None
     if transcoder and point is not None:
         reads, (point, step) = point, place_of_hook(out, about.path) if out else ("mlp_out", step)
-    own = about.get("jaxalign", dict, {})
+    own = Settings(about.get("jaxalign", dict, {}), about.path)
     return DictionaryFacts(
         layout=LAYOUT,
         model=about.get("model_name", str),
@@ -182,10 +182,10 @@ def _facts(
         reads=reads,
         prepend_bos=about.get("prepend_bos", bool),
         context_size=about.get("context_size", int),
-        weights_sha256=own.get("weights_sha256"),
+        weights_sha256=own.get("weights_sha256", str),
         source=str(folder),
         notes=notes,
-        training=own.get("training", {}),
+        training=own.get("training", dict, {}),
     )
 
 

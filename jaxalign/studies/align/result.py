@@ -21,6 +21,7 @@ class Side:
         rows, width: features (tokens) and their width.
         model: that it belongs to, where its files say; weights_sha256: of the model's files.
         place: "resid after L3".
+        seed: that a dictionary's training began at, where its files say.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Side:
     model: str | None
     weights_sha256: str | None
     place: str
+    seed: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -115,10 +115,18 @@ def _dictionaries(
             model=one.facts.model,
             weights_sha256=one.facts.weights_sha256,
             place=one.facts.site,
+            seed=_seed(one),
         )
         for name, one, value in zip(names, opened, values, strict=True)
     ]
     return values, described, {}
+
+
+def _seed(one: TrainedDictionary) -> int | None:
+    """The seed that a training of ours began at; None where the files do not say."""
+    options = one.facts.training.get("options")
+    seed = options.get("seed") if isinstance(options, dict) else None
+    return seed if isinstance(seed, int) else None
 
 
 def _dictionary(name: str) -> TrainedDictionary:
@@ -232,6 +240,11 @@ def _notes(described: Sequence[Side]) -> list[str]:
     """What makes a comparison another one than it may seem."""
     first, second, *floor = described
     notes = []
+    if first.seed is not None and first.seed == second.seed:
+        notes.append(
+            f"both trainings began at seed {first.seed}: much of what they share may be that "
+            "beginning; hold it against one of train-sae --steps 1"
+        )
     for one in (second, *floor):
         for what in ("model", "place"):
             here, there = getattr(first, what), getattr(one, what)
