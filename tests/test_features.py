@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,15 +20,15 @@ from jaxalign.engine.activations import activations_at, activations_below, block
 from jaxalign.measures import stats
 from jaxalign.numerics import F32
 from jaxalign.numerics.scheme import scheme_named
-from jaxalign.prompts import cut_windows
+from jaxalign.prompts import cut_windows, first_tokens
 from jaxalign.prompts.named_texts import named_texts
 from jaxalign.studies.features import FEATURES
 from jaxalign.studies.features.against import against, alike
 from jaxalign.studies.features.floors import group_noisy, pruned, share_of
 from jaxalign.studies.features.moments import compare
-from jaxalign.studies.features.quality import measure_quality
+from jaxalign.studies.features.quality import first_left_out, measure_quality
 from jaxalign.studies.features.result import Floor
-from jaxalign.studies.features.sources import open_sources
+from jaxalign.studies.features.sources import Source, open_sources
 from jaxalign.studies.features.survival import (
     judged,
     kendalls_w,
@@ -38,6 +39,7 @@ from jaxalign.studies.features.survival import (
     unlike_over_documents,
 )
 from jaxalign.studies.features.table import verdict_of
+from jaxalign.studies.features.untrained import random_directions, untrained
 from jaxalign.study.weight_noise import low_matrices
 
 GROUPS, TOKENS, FEATURES_ = 12, 400, 30
@@ -415,6 +417,73 @@ def test_the_command_says_what_happened_and_writes_it(study):
     assert max(map(len, result.summary().splitlines())) <= 100
     assert result.summary() in ran.out
     assert "int2-channel ÷ group" in result.details()
+
+
+def test_an_untrained_dictionary_stands_beside_it_read_like_one_of_its_own(
+    folder, model, study, tmp_path
+):
+    _, result, place = study
+    beside = result.dictionaries[0].untrained
+    [source] = open_sources(model, [str(place / "sae")], "refuse")
+    texts, _ = named_texts("demo", "m")
+    windows = first_tokens(
+        cut_windows(texts, model.tokenizer, window=32, config=model.config), 1500
+    )
+    x = stream_of(model, windows)
+    control = random_directions(source.dictionary, source.dictionary.k, x.mean(axis=0), seed=0)
+    save_dictionary(replace(source.trained, dictionary=control), tmp_path / "sae")
+    ran = run(
+        "features", "--model", folder, "--device", "cpu", "--sae", tmp_path / "sae", "--schemes",
+        "int4-channel,int2-channel", "--noise-draws", 2, "--group-noise", "--tokens",
+        1500, "--window", 32, "--effects", 0, "--cards", 0, "--output", tmp_path / "f.json",
+    )  # fmt: skip
+    assert ran.code == 0, ran.err
+    [alone] = FEATURES.read(tmp_path / "f.json").dictionaries
+    assert alone.judged == beside.judged > 10
+    assert alone.explained == pytest.approx(beside.explained, rel=1e-5)
+    for own, other, record in zip(alone.rows, beside.rows, result.records(), strict=True):
+        np.testing.assert_allclose(own.rho, other.rho, rtol=1e-5)
+        assert own.tensor.ratio.value == pytest.approx(other.tensor.ratio.value, rel=1e-4)
+        assert own.group.ratio.value == pytest.approx(other.group.ratio.value, rel=1e-4)
+        assert record["untrained.value"] == other.tensor.ratio.value
+        assert record["untrained_survives"] == other.survives
+    assert f"untrained {alone.rows[0].scheme} ÷ tensor" in result.details()
+    assert "beside it, random directions, as many, as many active: of them survive" in (
+        result.summary()
+    )
+
+
+def stream_of(model, windows):
+    """The stream at the dictionary's place, of the tokens that are read."""
+    (x,), _ = activations_at(
+        model.params, jnp.asarray(windows.tokens), jnp.asarray(windows.lengths), model.config,
+        (("resid", 2),),
+    )  # fmt: skip
+    return np.asarray(x)[first_left_out(windows)]
+
+
+def test_random_directions_have_length_one_and_read_what_they_write():
+    d, mean = random_dictionary("relu", width=32), np.arange(32, dtype=np.float32)
+    control, again, other = (random_directions(d, 5, mean, seed) for seed in (1, 1, 2))
+    np.testing.assert_array_equal(control.encoder, again.encoder)
+    assert np.abs(control.encoder - other.encoder).max() > 0.1
+    np.testing.assert_allclose(np.linalg.norm(control.decoder, axis=1), 1, rtol=1e-6)
+    np.testing.assert_array_equal(control.encoder, control.decoder.T)
+    np.testing.assert_array_equal(control.decoder_bias, mean)
+    assert (control.kind, control.k, control.features) == ("topk", 5, d.features)
+
+
+def test_as_many_random_directions_are_active_as_features_of_a_dictionary_without_k(model):
+    d = random_dictionary("relu", width=32)
+    facts = DictionaryFacts(layout="sae_lens", point="resid", step=2, sha256="a" * 64)
+    source = Source(trained=TrainedDictionary(dictionary=d, facts=facts), place=("resid", 2))
+    texts, _ = named_texts("demo", "m")
+    windows = cut_windows(texts[:20], model.tokenizer, window=32, config=model.config)
+    x = stream_of(model, windows)
+    session = SimpleNamespace(estimate=False, model=model, config=model.config)
+    control = untrained(source, session, SimpleNamespace(windows=windows, rows=4), 0).dictionary
+    assert control.k == round(float((encode(d, jnp.asarray(x)) > 0).sum(axis=-1).mean()))
+    np.testing.assert_allclose(control.decoder_bias, x.mean(axis=0), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,6 +1,7 @@
 """A closer look at features: what they do, what their damage costs, what can be told ahead."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,9 @@ from jaxalign.numerics import F32
 from jaxalign.numerics.scheme import scheme_named
 from jaxalign.studies.features import FEATURES
 from jaxalign.studies.features.chosen import activations_of, spread_over_survival
-from jaxalign.studies.features.closer import look_at
-from jaxalign.studies.features.deficit import along, shifted
+from jaxalign.studies.features.closer import DRAWS, Seen, look_at
+from jaxalign.studies.features.closer_sums import deficit_rows
+from jaxalign.studies.features.deficit import Shifted, along, shifted
 from jaxalign.studies.features.effects import KINDS, feature_effects
 from jaxalign.studies.features.labelled import groups_of, read_labels
 from jaxalign.studies.features.predictors import auc, fit_logistic, predict, said_alone
@@ -135,6 +137,36 @@ def test_the_whole_shift_behind_the_last_block_is_the_whole_deficit(model, texts
     size = jnp.where(counted[..., None], part**2, 0).sum(axis=(1, 2))
     np.testing.assert_allclose(found.size[:, 2], size, rtol=1e-4)
     np.testing.assert_allclose(found.size[:, 3], size, rtol=1e-4, err_msg="made as long")
+
+
+def deficits(damaged, others, seed):
+    """The row of a scheme that costs 1 nat in each of 30 documents, by what is left of it."""
+    rng = np.random.default_rng(seed)
+    left = np.r_[1, 0.2, damaged, others, np.full(DRAWS, 0.9)]
+    low_kl = left + 0.02 * rng.normal(size=(30, len(left)))
+    same, one = np.zeros_like(low_kl), np.ones(30)
+    found = Shifted(
+        kl=same, low_kl=low_kl, loss=same, low_loss=same, size=np.ones_like(same), tokens=one,
+        predicted=one,
+    )  # fmt: skip
+    look = SimpleNamespace(damaged={"nf4": np.arange(3)})
+    some = SimpleNamespace(group=np.arange(30))
+    [row] = deficit_rows(Seen(look=look, some=some, work=some, deficits={"nf4": [found]}), 0)
+    return row
+
+
+def test_damage_is_told_from_other_features_by_documents_and_by_their_draws():
+    apart = deficits(0.5, 0.8 + 0.01 * np.arange(DRAWS), seed=0)
+    assert apart.beyond_others.value == pytest.approx(0.32, abs=0.03)
+    assert apart.beyond_others.p < 0.01
+    assert apart.others.repaired.value == pytest.approx(0.18, abs=0.03)
+    # Every document says 0.2, and the draws differ by more.
+    like_a_draw = deficits(0.6, np.linspace(0.5, 1.1, DRAWS), seed=1)
+    assert like_a_draw.beyond_others.value == pytest.approx(0.2, abs=0.03)
+    assert like_a_draw.beyond_others.p > 0.2
+    low, high = like_a_draw.others.repaired.low, like_a_draw.others.repaired.high
+    assert high - low > 0.2, "over draws as well as documents"
+    assert like_a_draw.damaged.repaired.high - like_a_draw.damaged.repaired.low < 0.05
 
 
 def test_parts_of_a_shift_are_projections_and_those_that_are_scaled_have_the_firsts_length():
@@ -402,7 +434,7 @@ def test_one_feature_has_no_others_to_be_held_against():
     lost[9] = 0.1
     found = look_at(source, 0, one, one, np.ones(40), {"nf4": lost}, np.random.default_rng(0))
     assert found.damaged["nf4"].tolist() == [7]
-    assert found.bases["nf4"].shape == (7, 16, 1)
+    assert found.bases["nf4"].shape == (1 + 2 * DRAWS, 16, 1)
 
 
 def test_without_a_closer_look_nothing_is_said_of_it(folder, study, tmp_path):

@@ -30,6 +30,13 @@ class Estimate:
     p: float | None = None
     p_adjusted: float | None = None
 
+    def __post_init__(self) -> None:
+        """Check that p-values are some: a file may say anything."""
+        for name in ("p", "p_adjusted"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value}, expected 0 … 1")
+
     @property
     def told(self) -> bool:
         """Whether interval and test both tell the value from 0, the test after its correction."""

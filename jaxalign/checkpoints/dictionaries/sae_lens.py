@@ -47,6 +47,12 @@ SCALINGS = {
     "layer_norm": "layer_norm",
     "constant_norm_rescale": "unit_rms",
 }
+# What version 6 writes into its settings: what is read here, and what changes no number.
+KNOWN = {
+    "d_in", "d_sae", "dtype", "device", "architecture", "apply_b_dec_to_input",
+    "normalize_activations", "reshape_activations", "metadata", "k", "rescale_acts_by_decoder_norm",
+    "d_out", "sae_lens_version",
+}  # fmt: skip
 FOLDED = "finetuning_scaling_factor"
 
 
@@ -80,6 +86,11 @@ def read(folder: Path) -> TrainedDictionary:
     centered = settings.get("apply_b_dec_to_input", bool, not transcoder)
     dictionary = _dictionary(tensors, kind, settings, centered, scaling)
     notes = []
+    if not old and (unknown := sorted({*settings.content} - KNOWN)):
+        notes.append(
+            f"its settings have {', '.join(map(shown, unknown[:6]))}, which is not known here and "
+            "changes nothing"
+        )
     if settings.content.get("normalize_activations") == "expected_average_only_in":
         notes.append(
             "its settings name a normalisation by average norms (expected_average_only_in), which "

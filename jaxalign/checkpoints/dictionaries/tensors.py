@@ -37,7 +37,8 @@ def read_safetensors(path: Path, names: Sequence[str], optional: Sequence[str] =
         raise InputError(f"{path} is missing", CHANGED)
     checkpoint = open_checkpoint(path.parent, single=path.name)
     _check_names(path, checkpoint.shapes, names, optional)
-    return {name: np.asarray(checkpoint.read(name), np.float32) for name in checkpoint.shapes}
+    with np.errstate(over="ignore"):  # what f32 does not hold is refused as infinite
+        return {name: np.asarray(checkpoint.read(name), np.float32) for name in checkpoint.shapes}
 
 
 def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> Tensors:
@@ -64,7 +65,8 @@ def read_npz(path: Path, names: Sequence[str], optional: Sequence[str] = ()) -> 
     for name, value in found.items():
         if not jnp.issubdtype(value.dtype, jnp.floating):
             raise InputError(f"{path}: {name} is of type {value.dtype}, expected floats", CHANGED)
-    return {name: np.asarray(value, np.float32) for name, value in found.items()}
+    with np.errstate(over="ignore"):  # what f32 does not hold is refused as infinite
+        return {name: np.asarray(value, np.float32) for name, value in found.items()}
 
 
 def _check_names(

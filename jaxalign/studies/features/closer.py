@@ -26,7 +26,7 @@ from jaxalign.study.weight_noise import late_noise, moves_matrices
 BLOCK = 8  # features of a call
 MOST_WINDOWS = 32  # of one
 DAMAGED = 16  # features along which a shift is taken apart
-DRAWS = 3  # of other features, and of random directions, beside them
+DRAWS = 5  # of other features, and of random directions, beside them
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -99,11 +100,16 @@ def _deficit_row(
     kl, low_kl, loss, low_loss, size = map(sums, ("kl", "low_kl", "loss", "low_loss", "size"))
     tokens, predicted = sums("tokens"), sums("predicted")
     weights = stats.bootstrap_weights(len(tokens), rng)
+    chosen = rng.integers(0, DRAWS, (len(weights), DRAWS))
 
     def over(values: np.ndarray, counts: np.ndarray) -> Estimate:
+        values = values.reshape(len(values), -1)  # groups, draws
+        drawn = weights @ values
+        if values.shape[1] > 1:
+            drawn = np.take_along_axis(drawn, chosen, axis=1)
         with np.errstate(divide="ignore", invalid="ignore"):
-            low, high = stats.interval((weights @ values) / (weights @ counts))
-            value = values.sum() / counts.sum()
+            low, high = stats.interval(drawn.mean(axis=1) / (weights @ counts))
+            value = values.mean(axis=1).sum() / counts.sum()
         apart = len(tokens) > 1
         return Estimate(number(value), number(low) if apart else None,
                         number(high) if apart else None)  # fmt: skip
@@ -114,22 +120,25 @@ def _deficit_row(
         "whole": [1], "damaged": [2], "others": range(3, 3 + DRAWS),
         "random": range(3 + DRAWS, 3 + 2 * DRAWS),
     }  # fmt: skip
-    gone = {key: deficit - low_kl[:, list(own)].mean(axis=1) for key, own in rows.items()}
+    gone = {key: deficit[:, None] - low_kl[:, list(own)] for key, own in rows.items()}
     whole = size[:, 1].sum()
 
     def part(key: str) -> Part:
         own = list(rows[key])
         return Part(
             share=number(size[:, own].mean(axis=1).sum() / whole) if whole > 0 else None,
-            harm=over(kl[:, own].mean(axis=1), deficit),
+            harm=over(kl[:, own], deficit),
             repaired=over(gone[key], deficit),
         )
 
     def beyond(key: str) -> Estimate:
-        difference = gone["damaged"] - gone[key]
-        found = over(difference, deficit)
-        p = stats.sign_flip_p(difference, rng) if len(difference) > 1 else None
-        return Estimate(found.value, found.low, found.high, p)
+        found = over(gone["damaged"] - gone[key], deficit)
+        if len(tokens) < 2:
+            return found
+        # Told apart are those that are told by the documents and by the draws.
+        over_documents = stats.sign_flip_p((gone["damaged"] - gone[key]).mean(axis=1), rng)
+        one_more = stats.beyond_draws(gone["damaged"].sum(), gone[key].sum(axis=0))
+        return replace(found, p=number(np.maximum(over_documents, one_more)))
 
     return DeficitRow(
         scheme=name,

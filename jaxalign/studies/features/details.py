@@ -19,7 +19,9 @@ def details(result: FeaturesResult) -> str:
 
 def _details(own: DictionaryReport) -> str:
     rows = []
-    for row in own.rows:
+    named = [("", row) for row in own.rows]
+    named += [("untrained ", row) for row in own.controls if row is not None]
+    for name, row in named:
         for kind in ("tensor", "group", "pruning"):
             floor: Floor | None = getattr(row, kind)
             if floor is None:
@@ -29,7 +31,7 @@ def _details(own: DictionaryReport) -> str:
             if kind == "pruning":
                 about = f"{plain(floor.share, '.1%')} removed, perplexity {plain(floor.perplexity)}"
             rows.append([
-                f"{row.scheme} ÷ {kind}", small(row.lost.value), small(floor.lost),
+                f"{name}{row.scheme} ÷ {kind}", small(row.lost.value), small(floor.lost),
                 estimate_text(ratio, "{:.3f}".format), plain(ratio.p_adjusted, ".3f"),
                 ratio_text(floor.worst_ratio), small(row.unlike.value), small(floor.unlike),
                 f"{plain(floor.order.value, '.2f')} ({plain(floor.order_draws, '.2f')})",
@@ -38,11 +40,11 @@ def _details(own: DictionaryReport) -> str:
     head = ["scheme ÷ floor", "lost", "floor's", "ratio", "corrected", "worst", "unlike", "floor's",
             "same order (draws)", "same damaged", ""]  # fmt: skip
     often = [
-        [row.scheme, plain(row.explained), small(row.moved), f"{row.dead:.1%}", f"{row.rare:.1%}",
-         f"{row.common:.1%}", f"{row.frequent:.1%}"]
-        for row in own.rows
+        [name + row.scheme, plain(row.survives, ".1%"), plain(row.explained), small(row.moved),
+         f"{row.dead:.1%}", f"{row.rare:.1%}", f"{row.common:.1%}", f"{row.frequent:.1%}"]
+        for name, row in named
     ]  # fmt: skip
-    names = ["scheme", "explains", "moved (FVU)", "dead", "rare", "common", "frequent"]
+    names = ["scheme", "survive", "explains", "moved (FVU)", "dead", "rare", "common", "frequent"]
     rankings = (
         "" if own.rankings is None else f"; schemes' order over thresholds: W {own.rankings:.2f}"
     )
@@ -116,7 +118,7 @@ def _deficits(closer: Closer) -> str:
     return (
         "The shift of the site put into f32 (harm) and taken out of the scheme (repaired), as "
         "shares of the\ndeficit KL(f32 ‖ scheme): whole; along the features that lose most; along "
-        "as many others;\nalong random directions, as long. Over documents; p corrected.\n"
+        "as many others;\nalong random directions, as long. Over documents, draws; p corrected.\n"
         + text_table(head, rows)
     )
 

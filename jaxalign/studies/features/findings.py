@@ -42,7 +42,7 @@ class EffectRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of the shift that a precision causes. Intervals over documents.
+    """A part of the shift that a precision causes.
 
     Attributes:
         share: of the squared length of the shift.
@@ -59,6 +59,8 @@ class Part:
 class DeficitRow:
     """What the shift along the features that lose most costs the model.
 
+    Intervals are over documents and, of ``others`` and ``random``, over draws.
+
     Attributes:
         scheme: the precision.
         features: which lose most.
@@ -66,8 +68,9 @@ class DeficitRow:
         damaged: the shift along these features. whole: all of it, which carries what happens up to
             the site. others: along other features, as many, a mean over draws. random: along random
             directions, as many, made as long as ``damaged`` at every position.
-        beyond_others, beyond_random: how much more of the deficit ``damaged`` repairs, with the p
-            of "as much", by flipping signs over documents.
+        beyond_others, beyond_random: how much more of the deficit ``damaged`` repairs. Of the p of
+            "as much", by flipping signs over documents, and that of "one more of these draws", a
+            t-test of one new value, the larger.
     """
 
     scheme: str

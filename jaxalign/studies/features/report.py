@@ -35,6 +35,7 @@ from jaxalign.studies.features.result import (
     FeatureRow,
     Floor,
     SchemePredictions,
+    Untrained,
 )
 from jaxalign.studies.features.sources import Source
 from jaxalign.studies.features.survival import (
@@ -134,10 +135,24 @@ def report(found: Found, source: Source, place: int) -> DictionaryReport:
         chance=beside(CHANCE, F32),
         rankings=number(kendalls_w(curves)) if len(rows) > 1 else None,
         rows=tuple(rows),
+        untrained=_untrained(found, len(found.seen) + place),
         peak=high.top.max(axis=0),
         rate=total["fired"] / total["tokens"],
         mean=total["a"] / total["tokens"],
         closer=closer_report(session, options, found.seen[place], found.labels, source, own, rows),
+    )
+
+
+def _untrained(found: Found, place: int) -> Untrained | None:
+    """The same of the random directions that stand beside a dictionary."""
+    own = {key: features[place] for key, features in found.added.features.items()}
+    high = own[SCHEME, BF16.name]
+    kept = judged(sums_of(high), found.options.least_firings)
+    if not kept.any():
+        return None
+    rows = _corrected([_row(found, scheme, own, kept) for scheme in found.options.schemes])
+    return Untrained(
+        explained=number(_explained(high, low=False)), judged=int(kept.sum()), rows=tuple(rows)
     )
 
 

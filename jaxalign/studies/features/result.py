@@ -118,6 +118,15 @@ class FeatureRow:
     overlap: np.ndarray
     slopes: np.ndarray
 
+    def __post_init__(self) -> None:
+        """Check that shares of the features are some: a file may say anything."""
+        names = ("survives", "blurred", "destroyed", "dead", "rare", "common", "frequent")
+        shares = {name: getattr(self, name) for name in names}
+        shares |= {f"curve {i}": share for i, share in enumerate(self.curve)}
+        for name, value in shares.items():
+            if value is not None and not 0 <= value <= 1:
+                raise ValueError(f"{name} of {self.scheme} is {value}, expected a share, 0 … 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SchemePredictions:
@@ -133,6 +142,21 @@ class SchemePredictions:
     perplexity: Estimate
     kl: Estimate
     same: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Untrained:
+    """Random directions in place of what a dictionary learnt, as many, as many active on a token.
+
+    Attributes:
+        explained: variance that they explain in f32.
+        judged: directions that are active often enough to be judged.
+        rows: one a scheme, as the dictionary has them.
+    """
+
+    explained: float | None
+    judged: int
+    rows: tuple[FeatureRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +179,7 @@ class DictionaryReport:
             each other.
         rankings: Kendall's W of the schemes' order over all thresholds; None for fewer than two.
         rows: one a scheme.
+        untrained: the same of random directions; None where none is active often enough.
         peak, rate, mean: of each feature in f32: its largest activation, the share of the tokens
             on which it is active, and its mean.
         closer: a closer look at some features: what they do, and what can be told of them.
@@ -182,10 +207,16 @@ class DictionaryReport:
     chance: tuple[float | None, ...]
     rankings: float | None
     rows: tuple[FeatureRow, ...]
+    untrained: Untrained | None
     peak: np.ndarray
     rate: np.ndarray
     mean: np.ndarray
     closer: Closer
+
+    @property
+    def controls(self) -> tuple[FeatureRow | None, ...]:
+        """The row of the untrained dictionary beside each of ``rows``."""
+        return self.untrained.rows if self.untrained else (None,) * len(self.rows)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +228,8 @@ class Row:
         scheme, bits, lost, median, worst, unlike, survives, blurred, destroyed, slope, moved,
             explained: of the precision.
         tensor, group, pruning: the ratio to each floor; None where not asked for.
+        untrained: the ratio to noise of random directions in place of learnt ones.
+        untrained_survives: the share of them that survives.
     """
 
     dictionary: str
@@ -217,6 +250,8 @@ class Row:
     tensor: Estimate | None
     group: Estimate | None
     pruning: Estimate | None
+    untrained: Estimate | None
+    untrained_survives: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +264,7 @@ class FeaturesResult(Result, rows="rows"):
         thresholds: of every row's curve.
         survives, destroyed, least_firings: of the options.
         texts: what was read.
+        labels_sha256: of the file of labels; None without one.
         provenance: what ran, on what, with which options.
     """
 
@@ -239,6 +275,7 @@ class FeaturesResult(Result, rows="rows"):
     destroyed: float
     least_firings: int
     texts: Texts
+    labels_sha256: str | None
     provenance: Provenance
 
     def __post_init__(self) -> None:
@@ -249,7 +286,9 @@ class FeaturesResult(Result, rows="rows"):
             for name in ("batching", "bf16", "chance"):
                 if len(getattr(own, name)) != 3:
                     raise ValueError(f"{name} has not lost, worst and unlike")
-            for row in own.rows:
+            if len(own.controls) != len(own.rows):
+                raise ValueError("not every scheme stands beside the untrained dictionary")
+            for row in filter(None, (*own.rows, *own.controls)):
                 if len(row.curve) != len(self.thresholds):
                     raise ValueError(f"the curve of {row.scheme} is not one of the thresholds")
                 if len(row.rho) != own.features:
@@ -259,7 +298,8 @@ class FeaturesResult(Result, rows="rows"):
     def rows(self) -> tuple[Row, ...]:
         """Every precision of every dictionary: ``result.records()``."""
         kinds = ("tensor", "group", "pruning")
-        others = {"dictionary", "place", "valid", *kinds}
+        beside = ("untrained", "untrained_survives")
+        others = {"dictionary", "place", "valid", *kinds, *beside}
         same = [field.name for field in fields(Row) if field.name not in others]
         return tuple(
             Row(
@@ -270,7 +310,9 @@ class FeaturesResult(Result, rows="rows"):
                     for name in kinds
                     for floor in [getattr(row, name)]
                 },
+                untrained=control and control.tensor and control.tensor.ratio,
+                untrained_survives=control and control.survives,
             )
             for own in self.dictionaries
-            for row in own.rows
+            for row, control in zip(own.rows, own.controls, strict=True)
         )  # fmt: skip

@@ -100,7 +100,11 @@ def _checked(trained: TrainedDictionary, name: str, model: Model, mismatch: str)
             f"{facts.site}",
             "give a dictionary of this model",
         )
-    return Source(trained=trained, place=place, notes=_other_model(trained, name, model, mismatch))
+    notes = (
+        *(f"{name}: {note}" for note in facts.notes),
+        *_other_model(trained, name, model, mismatch),
+    )
+    return Source(trained=trained, place=place, notes=notes)
 
 
 def _other_model(

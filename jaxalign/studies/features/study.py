@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxalign.checkpoints.files import sha256_of
 from jaxalign.checkpoints.hub import BUNDLED_NAME
 from jaxalign.errors import InputError
 from jaxalign.measures import stats
@@ -42,6 +43,7 @@ from jaxalign.studies.features.report import (
 from jaxalign.studies.features.result import FeaturesResult, Texts
 from jaxalign.studies.features.sources import Source, check_basis, open_sources
 from jaxalign.studies.features.survival import THRESHOLDS
+from jaxalign.studies.features.untrained import untrained
 from jaxalign.study.calls import Call
 from jaxalign.study.session import Session
 from jaxalign.study.weight_noise import late_noise, moves_matrices
@@ -63,13 +65,20 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
     for scheme in options.schemes:
         mean_bits(session.config, scheme)  # refuses groups that do not divide, before any work
     windows = _windows(session, options, sources)
-    work = work_of(session, sources, windows, options.positions == "last")
+    work = work_of(session, [*sources, *sources], windows, options.positions == "last")
+    controls = [untrained(source, session, work, options.seed) for source in sources]
+    beside = [*sources, *controls]
     labels = {}
     if options.labels is not None:
         [only] = sources
         labels = read_labels(Path(options.labels), only.dictionary.features, only.place)
     session.notes += [note for source in sources for note in source.notes]
     session.notes += windows.notes
+    session.notes += [
+        f"{source.name} was trained on these texts, of which every tenth document was held out"
+        for source in sources
+        if source.trained.facts.training.get("texts_sha256") == windows.texts_sha256
+    ]
     if session.inputs.prompts.file == "shipped" and session.model.source.model != BUNDLED_NAME:
         session.notes.append(
             "the texts are documents of the bundled model's kinds; --texts gives others"
@@ -78,12 +87,12 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
     every = [
         call
         for phase, scheme, low, how in _passes(session, options, work)
-        for call in calls(session, work, sources, phase, scheme, low, **how)
+        for call in calls(session, work, beside, phase, scheme, low, **how)
     ]
     for call, values in session.run("features", every):
         added.add(call, values)
     seen = look_closer(session, options, work, sources, added)
-    shares = _pruned(session, options, work, sources, added) if options.pruning else {}
+    shares = _pruned(session, options, work, beside, added) if options.pruning else {}
     session.end_of_calls()
     rng = stats.generator(options.seed, "features", "documents")
     if work.groups < 2:
@@ -97,6 +106,7 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
         dictionaries=tuple(reports),
         predictions=tuple(predictions(found)),
         thresholds=THRESHOLDS,
+        labels_sha256=None if options.labels is None else sha256_of([Path(options.labels)]),
         survives=options.survives,
         destroyed=options.destroyed,
         least_firings=options.least_firings,

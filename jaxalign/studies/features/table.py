@@ -127,7 +127,21 @@ def _dictionary(own: DictionaryReport, survives: float, destroyed: float) -> lis
     ends = f"≥ {survives:g}", f"< {destroyed:g}"
     head = ["scheme", "bits", "lost", "÷ noise", "worst", "÷ noise", "unlike", *ends, "slope"]
     lines += text_table(head, [_line(row) for row in own.rows]).splitlines()
+    lines += _untrained(own)
     return lines + (sentences(own.closer) if own.valid else [])
+
+
+def _untrained(own: DictionaryReport) -> list[str]:
+    """What random directions in place of learnt ones say of the same schemes."""
+    if own.untrained is None:
+        return []
+    rows = own.untrained.rows
+    survive = ", ".join(plain(row.survives, ".1%") for row in rows[:6])
+    ratios = _span([row.tensor and row.tensor.ratio.value for row in rows], "{:.2f}".format)
+    return [
+        "beside it, random directions, as many, as many active: of them survive",
+        survive + (f"; ÷ noise {ratios}" if ratios else ""),
+    ]
 
 
 def _line(row: FeatureRow) -> list[str]:

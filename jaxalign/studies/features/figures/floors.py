@@ -29,18 +29,21 @@ def survival(result: FeaturesResult) -> Page:
         result,
         "How many features survive, whatever correlation one asks for?",
         "Share of the features whose activations correlate with f32's by at least 1 − x. To the "
-        "left more is asked. Lines: schemes; dots in their colour: random weights as far from f32.",
+        "left more is asked. Lines: schemes; dots in their colour: random weights as far from f32; "
+        "dotted: random directions in place of the dictionary's.",
     )
     names = names_of(result)
     ends = 1 - np.array(result.thresholds)
     for ax, own in zip(axes, result.dictionaries, strict=False):
         drawn = [ends]
-        for row in own.rows:
-            lost = np.fmax(np.sort(1 - row.rho[np.isfinite(row.rho)]), 1e-6)
-            share = np.arange(1, len(lost) + 1) / max(1, len(lost))
+        for row, control in zip(own.rows, own.controls, strict=True):
             colour = look(row.scheme, names).colour
-            ax.plot(lost, share, color=colour)
-            drawn.append(lost)
+            for one, style in ((row, "-"), (control, ":")):
+                if one is not None:
+                    lost = np.fmax(np.sort(1 - one.rho[np.isfinite(one.rho)]), 1e-6)
+                    share = np.arange(1, len(lost) + 1) / max(1, len(lost))
+                    ax.plot(lost, share, style, color=colour, lw=1.5 if style == "-" else 0.9)
+                    drawn.append(lost)
             if row.tensor:
                 floor = np.array(row.tensor.curve, float)
                 ax.plot(ends, floor, "o", color=colour, ms=3, mfc="white", mew=0.8)
@@ -51,7 +54,8 @@ def survival(result: FeaturesResult) -> Page:
     axes[0].set_ylabel("share of features")
     dots = Line2D([], [], color=GREY, marker="o", mfc="white", ls="", ms=4,
                   label="noise of its size")  # fmt: skip
-    legend(page, result, dots)
+    dotted = Line2D([], [], color=GREY, ls=":", lw=0.9, label="random directions")
+    legend(page, result, dots, dotted)
     return page
 
 
@@ -141,34 +145,39 @@ def ratios(result: FeaturesResult) -> Page:
         "Is it more than noise of its size does?",
         "What features lose under a scheme over what they lose under each floor, with 95 % "
         "intervals over documents and draws. Right of 1 the scheme does more, left of it less. "
-        "Filled: told from 1, corrected.",
+        "Filled: told from 1, corrected. Grey: random directions over their noise.",
         body=0.8 + 0.34 * max(2, len(result.dictionaries[0].rows)),
     )
     kinds = {"tensor": ("o", 0.0), "group": ("s", 0.18), "pruning": ("^", -0.18)}
     for ax, own in zip(axes, result.dictionaries, strict=False):
         ax.axvline(1, color=GREY, lw=0.7)
-        for height, row in enumerate(own.rows):
+        for height, (row, control) in enumerate(zip(own.rows, own.controls, strict=True)):
             ax.axhline(height, color=PALE, lw=0.4, zorder=0)
             for kind, (marker, shift) in kinds.items():
-                _one_ratio(ax, getattr(row, kind), height + shift, marker)
+                _one_ratio(ax, getattr(row, kind), height + shift, marker, INK)
+            if control is not None:
+                _one_ratio(ax, control.tensor, height + 0.34, "D", GREY)
         ax.set_yticks(range(len(own.rows)), [precision_name(row.scheme) for row in own.rows])
         ax.set_ylim(len(own.rows) - 0.5, -0.5)
         ax.set_xlabel("÷ floor")
     page.legend([
-        Line2D([], [], color=INK, marker=marker, ls="", ms=4, label=label)
-        for label, marker in (("noise by matrix", "o"), ("noise by group", "s"), ("pruning", "^"))
+        Line2D([], [], color=colour, marker=marker, ls="", ms=4, label=label)
+        for label, marker, colour in (
+            ("noise by matrix", "o", INK), ("noise by group", "s", INK), ("pruning", "^", INK),
+            ("random directions", "D", GREY),
+        )
     ])  # fmt: skip
     return page
 
 
-def _one_ratio(ax: Axes, floor: Floor | None, height: float, marker: str) -> None:
+def _one_ratio(ax: Axes, floor: Floor | None, height: float, marker: str, colour: str) -> None:
     if floor is None or floor.ratio.value is None:
         return
     ratio, value = floor.ratio, floor.ratio.value
     if ratio.low is not None and ratio.high is not None:
-        ax.plot([ratio.low, ratio.high], [height, height], color=INK, lw=1)
+        ax.plot([ratio.low, ratio.high], [height, height], color=colour, lw=1)
     told = verdict_of(floor) != "what"
-    ax.plot(value, height, marker, color=INK, mfc=INK if told else "white", ms=4.5, zorder=3)
+    ax.plot(value, height, marker, color=colour, mfc=colour if told else "white", ms=4.5, zorder=3)
 
 
 def rates(result: FeaturesResult) -> Page:
