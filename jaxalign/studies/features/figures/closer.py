@@ -85,7 +85,7 @@ def deficit(result: FeaturesResult) -> Page:
         f"The shift of {short_name(own.place, 20)} under each scheme, along the "
         f"{len(rows[0].features)} features that lose most, along as many others, and along random "
         "directions, as long. Left: put into f32. Right: taken out of the scheme. Shares of the "
-        "deficit KL(f32 ‖ scheme), 95 % over documents; open: the whole shift.",
+        "deficit KL(f32 ‖ scheme), 95 % over documents and draws; open: the whole shift.",
         width=WIDTH, body=0.8 + 0.42 * len(rows), below=0.4,
     )  # fmt: skip
     axes = facets(page, 2, 2, sharey=True)
