@@ -449,6 +449,16 @@ def test_what_the_files_do_not_say_is_given_and_what_they_say_is_not_said_otherw
         open_dictionary(tmp_path / "b", point="mlp_out")
 
 
+def test_llama_scopes_layout_keeps_the_name_of_another_model(tmp_path):
+    d = random_dictionary("jumprelu")
+    d = replace(d, threshold=np.full_like(d.threshold, 0.25))
+    save_dictionary(TrainedDictionary(dictionary=d, facts=FACTS), tmp_path, "llama_scope")
+    assert open_dictionary(tmp_path).facts.model == "tiny"
+    published = replace(FACTS, model="meta-llama/Llama-3.1-8B")
+    save_dictionary(TrainedDictionary(dictionary=d, facts=published), tmp_path, "llama_scope")
+    assert "jaxalign" not in (tmp_path / "hyperparams.json").read_text()
+
+
 def test_what_a_layout_cannot_hold_is_refused(tmp_path):
     trained = TrainedDictionary(dictionary=random_dictionary("gated"), facts=FACTS)
     for layout in ("sparsify", "gemma_scope", "llama_scope"):

@@ -12,6 +12,7 @@ import pytest
 from synthetic_result import make_result
 from tiny_run import refusal
 
+import jaxalign
 from jaxalign import InputError
 from jaxalign.measures.correlation import HeadEstimate
 from jaxalign.measures.estimates import Estimate, estimate, number
@@ -347,7 +348,7 @@ def test_plot_refuses_in_one_line(content, tmp_path):
     content["provenance"].pop("model")
     (tmp_path / "bad.json").write_text(json.dumps({"format": HEADS.format, **content}))
     line = refusal("plot", "--input", tmp_path / "bad.json")
-    assert "bad.json: provenance/model: missing. run the study again, or give the file" in line
+    assert "bad.json: provenance/model: missing, as in files of an older version. run the study again, or give the file" in line
 
 
 def part(result, i, **changes):
@@ -439,3 +440,22 @@ def test_new_result_replaces_the_old_one_and_leaves_nothing_else(path):
         HEADS.write(small(seed=seed), path)
     assert equal(HEADS.read(path), small(seed=1))
     assert list(path.parent.iterdir()) == [path]
+
+
+KEPT = sorted(
+    path
+    for path in (Path(__file__).parent.parent / "results").glob("*/*.json")
+    if path.parent.name != "benchmarks" and '"format": "jaxalign.' in path.read_text()[:200]
+)
+
+
+@pytest.mark.parametrize("path", KEPT, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_every_kept_result_is_read_and_has_rows(path):
+    """What the documentation quotes can be opened by the version that it is of."""
+    result = jaxalign.read(path)
+    assert result.records()
+    assert result.summary()
+
+
+def test_there_are_kept_results_of_every_study():
+    assert {path.stem for path in KEPT} >= {"experiment", "schemes", "plan", "patch", "features"}

@@ -8,6 +8,7 @@ from jaxalign.commands.parser import numbers, whole
 from jaxalign.commands.text_activations import EMBEDDING, SITES
 from jaxalign.errors import InputError
 from jaxalign.numerics.scheme import F32, Scheme
+from jaxalign.runtime.memory import default_memory_gb
 from jaxalign.study.option import check_options, memory_option, option, scheme_option
 from jaxalign.study.text_options import (
     positions_option,
@@ -93,7 +94,7 @@ class ExtractOptions:
             group="what runs",
         ),
     )
-    memory_gb: float = field(default=4.0, metadata=memory_option())
+    memory_gb: float = field(default_factory=default_memory_gb, metadata=memory_option())
 
     def __post_init__(self) -> None:
         check_options(self)

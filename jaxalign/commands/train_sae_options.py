@@ -12,11 +12,20 @@ from jaxalign.commands.text_activations import SITES
 from jaxalign.dictionaries.losses import TRAINED, Trained
 from jaxalign.dictionaries.training import TrainingOptions
 from jaxalign.errors import InputError
+from jaxalign.runtime.memory import default_memory_gb
 from jaxalign.study.option import MOST, check_options, memory_option, option
 from jaxalign.study.text_options import texts_option, tokens_option, window_option
 
 # What activations on disk say of themselves.
 OF_TEXTS = ("site", "texts", "window", "tokens")
+
+
+# Kinds of dictionaries that a layout can hold as they are trained; sae_lens holds all.
+HOLDS: dict[str, tuple[str, ...]] = {
+    "sparsify": ("topk",),
+    "llama_scope": ("batchtopk",),  # one threshold for all features
+    "gemma_scope": (),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,10 +170,17 @@ class TrainSaeOptions:
         default="sae_lens",
         metadata=option("--layout", choices=tuple(LAYOUTS), help="of the files"),
     )
-    memory_gb: float = field(default=4.0, metadata=memory_option())
+    memory_gb: float = field(default_factory=default_memory_gb, metadata=memory_option())
 
     def __post_init__(self) -> None:
         check_options(self)
+        if self.kind not in HOLDS.get(self.layout, (self.kind,)):
+            raise InputError(
+                f"--layout {self.layout} cannot hold a {self.kind} dictionary as it is trained "
+                "here, which takes the decoder's bias from its input",
+                "leave out --layout"
+                + "".join(f", or give --kind {kind}" for kind in HOLDS[self.layout]),
+            )
         counts = self.kind in ("topk", "batchtopk")
         for flag, value, use in (
             ("--penalties", self.penalties, not counts),

@@ -154,7 +154,7 @@ class _Reader:
                 raise _Misfit(f"unknown, expected {', '.join(hints)}", name)
         for name in needed:
             if name not in value:
-                raise _Misfit("missing", name)
+                raise _Misfit("missing, as in files of an older version", name)
         read = {name: _at(name, self.read, hints[name], part) for name, part in value.items()}
         try:
             return kind(**read)

@@ -27,6 +27,7 @@ from jaxalign.runtime.files import read_json, replace_file
 LAYOUT, CONFIG, WEIGHTS = "llama_scope", "hyperparams.json", "final.safetensors"
 NAMES = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
 MODEL = "meta-llama/Llama-3.1-8B"  # the one that the sets are of; the files do not say
+OTHER = "jaxalign_model"  # where this project says that a dictionary is of another one
 NEUTRAL = {"use_glu_encoder": False, "use_decoder_bias": True}
 SCALINGS = {"dataset-wise": "none", "token-wise": "unit_rms", "inference": "none", "none": "none"}
 
@@ -82,7 +83,7 @@ def read(folder: Path) -> TrainedDictionary:
         dictionary=check_dictionary(dictionary, str(path)),
         facts=DictionaryFacts(
             layout=LAYOUT,
-            model=MODEL,
+            model=settings.get(OTHER, str, MODEL),
             point=stands[0],
             step=stands[1],
             reads=places[0][0] if places[0] and places[0] != stands else None,
@@ -150,6 +151,8 @@ def write(trained: TrainedDictionary, folder: Path) -> list[Path]:
         "apply_decoder_bias_to_pre_encoder": dictionary.centered,
         "use_decoder_bias": True,
     }
+    if facts.model not in (None, MODEL):
+        config[OTHER] = facts.model
     if facts.point is not None:
         config["hook_point_in"] = hook_of_place(facts.reads or facts.point, facts.step)
         config["hook_point_out"] = hook_of_place(facts.point, facts.step)

@@ -30,7 +30,11 @@ def table(result: AlignResult) -> str:
         f"align: {where.environment.device_kind} · {where.total_seconds:.0f} s",
         f"first   {_side(where.first, result)}",
         f"second  {_side(where.second, result)}",
-        *(f"note: {one_line(note, 94)}" for note in where.notes[:3]),
+        *(
+            line
+            for note in where.notes[:3]
+            for line in textwrap.wrap(f"note: {one_line(note, 280)}", 98, subsequent_indent="  ")
+        ),
         "",
         *_answer(result),
         "",
@@ -121,7 +125,7 @@ def _answer(result: AlignResult) -> list[str]:
             CHANCE_WORDS.get(beside_chance(own) or "", ""),
             SEED_WORDS.get(beside_seeds(own) or "", ""),
         ]
-        if said := ", ".join(filter(None, words)):
+        if said := "; ".join(filter(None, words)):
             found.setdefault(said, []).append(_shown(name))
     lines = [f"The two {noun} are {said}." for said in found]
     if len(found) > 1:

@@ -1,4 +1,7 @@
-"""Features of sparse dictionaries across precisions, beside everything else that far from f32."""
+"""Features of sparse dictionaries across precisions, beside what other changes as large do.
+
+In Python: ``FEATURES(model, read_texts("texts.jsonl"), FeaturesOptions(sae=("folder",)))``.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -185,7 +185,7 @@ def loss_calls(
     """
     for number, (batch, part) in enumerate(batches_of(work)):
         yield Call(
-            key=("pruned", f"{share:g}", number),
+            key=("pruned", f"{share:.17g}", number),
             program=losses,
             arguments=(
                 late_pruned(session, share),

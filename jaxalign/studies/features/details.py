@@ -9,6 +9,8 @@ from jaxalign.studies.features.table import plain, ratio_text, small
 from jaxalign.study.tables import estimate_text, one_line, p_text, text_table
 
 LABELS = 20  # on the screen
+# What a verdict is called: told from the floor, not told, or not to be told by so few draws.
+TOLD = {"more": "more", "less": "less", "what": "no", "few": "too few draws", "": ""}
 
 
 def details(result: FeaturesResult) -> str:
@@ -20,7 +22,7 @@ def details(result: FeaturesResult) -> str:
 def _details(own: DictionaryReport) -> str:
     rows = []
     named = [("", row) for row in own.rows]
-    named += [("untrained ", row) for row in own.controls if row is not None]
+    named += [(f"{one.name}, ", row) for one in own.untrained for row in one.rows]
     for name, row in named:
         for kind in ("tensor", "group", "pruning"):
             floor: Floor | None = getattr(row, kind)
@@ -29,16 +31,20 @@ def _details(own: DictionaryReport) -> str:
             ratio = floor.ratio
             about = ""
             if kind == "pruning":
-                about = f"{plain(floor.share, '.1%')} removed, perplexity {plain(floor.perplexity)}"
+                about = (
+                    f"{plain(floor.share, '.1%')} removed: perplexity "
+                    f"{plain(floor.perplexity, '.4g')}, KL {plain(floor.kl, '.2g')}"
+                )
             rows.append([
                 f"{name}{row.scheme} ÷ {kind}", small(row.lost.value), small(floor.lost),
                 estimate_text(ratio, "{:.3f}".format), plain(ratio.p_adjusted, ".3f"),
+                plain(floor.one_more, ".3f"), TOLD[floor.verdict or ""],
                 ratio_text(floor.worst_ratio), small(row.unlike.value), small(floor.unlike),
                 f"{plain(floor.order.value, '.2f')} ({plain(floor.order_draws, '.2f')})",
                 plain(floor.shared, ".2f"), about,
             ])  # fmt: skip
-    head = ["scheme ÷ floor", "lost", "floor's", "ratio", "corrected", "worst", "unlike", "floor's",
-            "same order (draws)", "same damaged", ""]  # fmt: skip
+    head = ["scheme ÷ floor", "lost", "floor's", "ratio", "corrected", "one more", "told", "worst",
+            "unlike", "floor's", "same order (draws)", "same damaged", ""]  # fmt: skip
     often = [
         [name + row.scheme, plain(row.survives, ".1%"), plain(row.explained), small(row.moved),
          f"{row.dead:.1%}", f"{row.rare:.1%}", f"{row.common:.1%}", f"{row.frequent:.1%}"]

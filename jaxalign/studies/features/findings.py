@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -205,3 +206,27 @@ class Closer:
     cards: tuple[Card, ...]
     predictors: tuple[PredictorRow, ...]
     groups: tuple[GroupRow, ...]
+
+    def check(self, schemes: Sequence[str]) -> None:
+        """Refuse rows of schemes that were not studied, and points that are none.
+
+        Args:
+            schemes: of the dictionary's rows.
+
+        Raises:
+            ValueError: names the row.
+        """
+        named = [(one.scheme, "deficits") for one in self.deficits]
+        named += [(one.scheme, "cards") for one in self.cards]
+        named += [(one.scheme, "predictors") for one in self.predictors]
+        named += [(one.scheme, "groups") for one in self.groups]
+        named += [(one.scheme.removeprefix(NOISE_OF), "effects") for one in self.effects]
+        for scheme, where in named:
+            if scheme not in schemes:
+                raise ValueError(f"{where} have a row of {scheme}, which was not studied")
+        for card in self.cards:
+            if card.points.size and card.points.shape[1:] != (2,):
+                raise ValueError(f"the points of feature {card.feature} are no pairs")
+        for one in self.predictors:
+            if not 0 <= one.share <= 1:
+                raise ValueError(f"share of {one.scheme} is {one.share}, expected 0 … 1")

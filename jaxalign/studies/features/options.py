@@ -21,6 +21,13 @@ Positions = Literal["all", "last"]
 Mismatch = Literal["refuse", "allow"]
 
 
+def _folders(names: str) -> tuple[str, ...]:
+    found = listed(names)
+    if not found:
+        raise InputError(f"--sae {names!r} names no dictionary", "leave it out, or name one")
+    return found
+
+
 @dataclass(frozen=True, kw_only=True)
 class FeaturesOptions(Common):
     """How the study runs.
@@ -59,7 +66,7 @@ class FeaturesOptions(Common):
         metadata=option(
             "--sae",
             metavar="LIST",
-            parse=listed,
+            parse=_folders,
             help="folders of dictionaries, or REPOSITORY:FOLDER of the hub, with commas (default: "
             "the bundled model's own; for others train one: jaxalign train-sae)",
         ),

@@ -31,6 +31,7 @@ from jaxalign.studies.features.moments import Moments, Predictions
 from jaxalign.studies.features.options import FeaturesOptions
 from jaxalign.studies.features.quality import DEAD, explained, measure_quality, rates
 from jaxalign.studies.features.result import (
+    CONTROLS,
     DictionaryReport,
     FeatureRow,
     Floor,
@@ -135,7 +136,10 @@ def report(found: Found, source: Source, place: int) -> DictionaryReport:
         chance=beside(CHANCE, F32),
         rankings=number(kendalls_w(curves)) if len(rows) > 1 else None,
         rows=tuple(rows),
-        untrained=_untrained(found, len(found.seen) + place),
+        untrained=tuple(
+            _untrained(found, name, len(found.seen) + len(CONTROLS) * place + i)
+            for i, name in enumerate(CONTROLS)
+        ),
         peak=high.top.max(axis=0),
         rate=total["fired"] / total["tokens"],
         mean=total["a"] / total["tokens"],
@@ -143,17 +147,17 @@ def report(found: Found, source: Source, place: int) -> DictionaryReport:
     )
 
 
-def _untrained(found: Found, place: int) -> Untrained | None:
-    """The same of the random directions that stand beside a dictionary."""
+def _untrained(found: Found, name: str, place: int) -> Untrained:
+    """The same of directions that stand beside a dictionary."""
     own = {key: features[place] for key, features in found.added.features.items()}
     high = own[SCHEME, BF16.name]
     kept = judged(sums_of(high), found.options.least_firings)
-    if not kept.any():
-        return None
-    rows = _corrected([_row(found, scheme, own, kept) for scheme in found.options.schemes])
+    schemes = found.options.schemes if kept.any() else ()
+    rows = _corrected([_row(found, scheme, own, kept) for scheme in schemes])
     return Untrained(
-        explained=number(_explained(high, low=False)), judged=int(kept.sum()), rows=tuple(rows)
-    )
+        name=name, explained=number(_explained(high, low=False)), judged=int(kept.sum()),
+        rows=tuple(rows),
+    )  # fmt: skip
 
 
 def _dead_causes(dead: np.ndarray, source: Source) -> dict[str, int]:
@@ -190,8 +194,11 @@ def _row(
     pruning = floors[PRUNING]
     if pruning is not None:
         ppl = np.exp(log_perplexity(found.added.predictions[PRUNING, scheme.name]))
-        share = found.shares[scheme.name]
-        floors[PRUNING] = replace(pruning, perplexity=number(ppl), share=share)
+        read = found.added.predictions[PRUNING, scheme.name]
+        floors[PRUNING] = replace(
+            pruning, perplexity=number(ppl), share=found.shares[scheme.name],
+            kl=number(read.kl.sum() / read.read.sum()),
+        )  # fmt: skip
     survives, destroyed = (rho[kept] >= end for end in (options.survives, options.destroyed))
     return FeatureRow(
         scheme=scheme.name,

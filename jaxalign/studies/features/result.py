@@ -6,10 +6,20 @@ from dataclasses import dataclass, field, fields
 
 import numpy as np
 
-from jaxalign.measures.estimates import Estimate
+from jaxalign.measures.estimates import LEVEL, Estimate
 from jaxalign.studies.features.findings import Closer
 from jaxalign.study.provenance import Provenance
 from jaxalign.study.records import Result
+
+# What stands in the place of a dictionary: directions that nothing was trained for.
+CONTROLS = ("random directions", "token directions")
+
+
+def _check_shares(where: str, **shares: float | None) -> None:
+    """Refuse shares of a file that are none."""
+    for name, value in shares.items():
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name} of {where} is {value}, expected a share, 0 … 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +63,7 @@ class Floor:
         curve: share of the features with ρ of at least each of ``thresholds``, a mean over draws.
         draws: ``lost`` of each draw. one_more: the p of "the scheme is one more of these draws", a
             t-test of one new value, corrected for the number of schemes; None for fewer than three.
-        perplexity: of the floor's model; None for noise.
+        perplexity, kl: of the floor's model, KL of the next token from f32's; None for noise.
         share: of the weights that are removed, of pruning.
     """
 
@@ -69,7 +79,34 @@ class Floor:
     draws: tuple[float | None, ...] = ()
     one_more: float | None = None
     perplexity: float | None = None
+    kl: float | None = None
     share: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check that shares and p-values of a file are some."""
+        _check_shares("a floor", shared=self.shared, one_more=self.one_more, share=self.share,
+                      **{f"curve {i}": v for i, v in enumerate(self.curve)})  # fmt: skip
+
+    @property
+    def verdict(self) -> str | None:
+        """Whether the scheme does "more", "less" or "what" the floor does; "few" where the draws
+        are too few to tell; None where nothing is known.
+
+        It is told apart where the interval of the ratio over documents, the test that flips signs,
+        and, of draws, the test that it is one more of them all say so.
+        """
+        ratio, value = self.ratio, self.ratio.value
+        if value is None:
+            return None
+        if self.share is None and self.one_more is None:  # noise, and not pruned weights
+            return "few"
+        p = ratio.p if ratio.p_adjusted is None else ratio.p_adjusted
+        apart = ratio.low is not None and ratio.high is not None
+        apart = apart and not (ratio.low or 0) <= 1 <= (ratio.high or 0)
+        apart = apart and p is not None and p < LEVEL
+        if not apart or (self.one_more is not None and self.one_more >= LEVEL):
+            return "what"
+        return "more" if value > 1 else "less"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,13 +156,19 @@ class FeatureRow:
     slopes: np.ndarray
 
     def __post_init__(self) -> None:
-        """Check that shares of the features are some: a file may say anything."""
+        """Check what no type can say: shares, and a value for every feature."""
         names = ("survives", "blurred", "destroyed", "dead", "rare", "common", "frequent")
-        shares = {name: getattr(self, name) for name in names}
-        shares |= {f"curve {i}": share for i, share in enumerate(self.curve)}
-        for name, value in shares.items():
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name} of {self.scheme} is {value}, expected a share, 0 … 1")
+        _check_shares(self.scheme, **{name: getattr(self, name) for name in names})
+        _check_shares(self.scheme, **{f"curve {i}": v for i, v in enumerate(self.curve)})
+        if not len(self.rho) == len(self.overlap) == len(self.slopes):
+            raise ValueError(f"{self.scheme} has rho, overlap and slopes of different lengths")
+        far = np.abs(self.rho[np.isfinite(self.rho)]).max(initial=0)
+        if far > 1 + 1e-9:
+            raise ValueError(f"rho of {self.scheme} is {far}, expected −1 … 1")
+        for kind in ("tensor", "group", "pruning"):
+            floor = getattr(self, kind)
+            if floor is not None and len(floor.curve) != len(self.curve):
+                raise ValueError(f"the curve of {self.scheme}'s {kind} has another length")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,14 +189,16 @@ class SchemePredictions:
 
 @dataclass(frozen=True, kw_only=True)
 class Untrained:
-    """Random directions in place of what a dictionary learnt, as many, as many active on a token.
+    """Directions that nothing was trained for in place of a dictionary's, as many active.
 
     Attributes:
+        name: "random directions", or "token directions", the activations of single tokens.
         explained: variance that they explain in f32.
         judged: directions that are active often enough to be judged.
-        rows: one a scheme, as the dictionary has them.
+        rows: one a scheme, as the dictionary has them; none where no direction is judged.
     """
 
+    name: str
     explained: float | None
     judged: int
     rows: tuple[FeatureRow, ...]
@@ -179,7 +224,7 @@ class DictionaryReport:
             each other.
         rankings: Kendall's W of the schemes' order over all thresholds; None for fewer than two.
         rows: one a scheme.
-        untrained: the same of random directions; None where none is active often enough.
+        untrained: the same of directions that nothing was trained for.
         peak, rate, mean: of each feature in f32: its largest activation, the share of the tokens
             on which it is active, and its mean.
         closer: a closer look at some features: what they do, and what can be told of them.
@@ -207,16 +252,58 @@ class DictionaryReport:
     chance: tuple[float | None, ...]
     rankings: float | None
     rows: tuple[FeatureRow, ...]
-    untrained: Untrained | None
+    untrained: tuple[Untrained, ...]
     peak: np.ndarray
     rate: np.ndarray
     mean: np.ndarray
     closer: Closer
 
-    @property
-    def controls(self) -> tuple[FeatureRow | None, ...]:
-        """The row of the untrained dictionary beside each of ``rows``."""
-        return self.untrained.rows if self.untrained else (None,) * len(self.rows)
+    def check(self, thresholds: int, measured: set[str]) -> None:
+        """Refuse what no type can say: lengths, shares, and schemes that are no rows.
+
+        Args:
+            thresholds: of every curve.
+            measured: schemes whose predictions were measured.
+
+        Raises:
+            ValueError: names what is wrong.
+        """
+        for name in ("batching", "bf16", "chance"):
+            if len(getattr(self, name)) != 3:
+                raise ValueError(f"{name} has not lost, worst and unlike")
+        _check_shares(self.name, dead=self.dead, rare=self.rare, common=self.common,
+                      frequent=self.frequent)  # fmt: skip
+        for name in ("peak", "rate", "mean"):
+            if len(getattr(self, name)) != self.features:
+                raise ValueError(f"{name} has another length than {self.features} features")
+        schemes = [row.scheme for row in self.rows]
+        if not schemes:
+            raise ValueError("a dictionary has no row")
+        for control in self.untrained:
+            if control.rows and [row.scheme for row in control.rows] != schemes:
+                raise ValueError(f"{control.name} stand beside other schemes than the dictionary's")
+        for row in (*self.rows, *(row for control in self.untrained for row in control.rows)):
+            if len(row.curve) != thresholds:
+                raise ValueError(f"the curve of {row.scheme} is not one of the thresholds")
+            if row.scheme not in measured:
+                raise ValueError(f"the predictions have no {row.scheme}")
+        for row in self.rows:
+            if len(row.rho) != self.features:
+                raise ValueError(f"{row.scheme} has {len(row.rho)} features of {self.features}")
+            if not np.isfinite(row.rho).any():
+                raise ValueError(f"no feature of {row.scheme} was judged")
+        self.closer.check(schemes)
+
+    def beside(self, scheme: str) -> dict[str, FeatureRow | None]:
+        """The rows of the controls that stand beside a scheme's, by the name of each control.
+
+        Args:
+            scheme: its name.
+        """
+        return {
+            control.name: next((row for row in control.rows if row.scheme == scheme), None)
+            for control in self.untrained
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +315,11 @@ class Row:
         scheme, bits, lost, median, worst, unlike, survives, blurred, destroyed, slope, moved,
             explained: of the precision.
         tensor, group, pruning: the ratio to each floor; None where not asked for.
-        untrained: the ratio to noise of random directions in place of learnt ones.
-        untrained_survives: the share of them that survives.
+        one_more: the p of "one more draw of the noise", corrected: what decides, beside the ratio's
+            own p and interval, whether a scheme is told from noise. verdict: "more", "less", "what"
+            noise does, "few" draws to tell; None without noise.
+        random, tokens: of random directions and of token directions in place of learnt ones, the
+            ratio to noise; random_survives, tokens_survive: the share of them that survives.
     """
 
     dictionary: str
@@ -250,8 +340,12 @@ class Row:
     tensor: Estimate | None
     group: Estimate | None
     pruning: Estimate | None
-    untrained: Estimate | None
-    untrained_survives: float | None
+    one_more: float | None
+    verdict: str | None
+    random: Estimate | None
+    tokens: Estimate | None
+    random_survives: float | None
+    tokens_survive: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -282,23 +376,15 @@ class FeaturesResult(Result, rows="rows"):
         """Check that something was measured, and that curves have a value for each threshold."""
         if not self.dictionaries:
             raise ValueError("there are no dictionaries, so nothing was measured")
+        measured = {own.scheme for own in self.predictions}
         for own in self.dictionaries:
-            for name in ("batching", "bf16", "chance"):
-                if len(getattr(own, name)) != 3:
-                    raise ValueError(f"{name} has not lost, worst and unlike")
-            if len(own.controls) != len(own.rows):
-                raise ValueError("not every scheme stands beside the untrained dictionary")
-            for row in filter(None, (*own.rows, *own.controls)):
-                if len(row.curve) != len(self.thresholds):
-                    raise ValueError(f"the curve of {row.scheme} is not one of the thresholds")
-                if len(row.rho) != own.features:
-                    raise ValueError(f"{row.scheme} has {len(row.rho)} features of {own.features}")
+            own.check(len(self.thresholds), measured)
 
     @property
     def rows(self) -> tuple[Row, ...]:
         """Every precision of every dictionary: ``result.records()``."""
         kinds = ("tensor", "group", "pruning")
-        beside = ("untrained", "untrained_survives")
+        beside = ("one_more", "verdict", "random", "tokens", "random_survives", "tokens_survive")
         others = {"dictionary", "place", "valid", *kinds, *beside}
         same = [field.name for field in fields(Row) if field.name not in others]
         return tuple(
@@ -310,9 +396,14 @@ class FeaturesResult(Result, rows="rows"):
                     for name in kinds
                     for floor in [getattr(row, name)]
                 },
-                untrained=control and control.tensor and control.tensor.ratio,
-                untrained_survives=control and control.survives,
+                one_more=row.tensor and row.tensor.one_more,
+                verdict=row.tensor and row.tensor.verdict,
+                random=drawn and drawn.tensor and drawn.tensor.ratio,
+                tokens=token and token.tensor and token.tensor.ratio,
+                random_survives=drawn and drawn.survives,
+                tokens_survive=token and token.survives,
             )
             for own in self.dictionaries
-            for row, control in zip(own.rows, own.controls, strict=True)
+            for row in own.rows
+            for drawn, token in [map(own.beside(row.scheme).get, CONTROLS)]
         )  # fmt: skip

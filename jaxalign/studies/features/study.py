@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,10 @@ from jaxalign.studies.features.report import (
     predictions,
     report,
 )
-from jaxalign.studies.features.result import FeaturesResult, Texts
+from jaxalign.studies.features.result import CONTROLS, FeaturesResult, Texts
 from jaxalign.studies.features.sources import Source, check_basis, open_sources
 from jaxalign.studies.features.survival import THRESHOLDS
-from jaxalign.studies.features.untrained import untrained
+from jaxalign.studies.features.untrained import controls
 from jaxalign.study.calls import Call
 from jaxalign.study.session import Session
 from jaxalign.study.weight_noise import late_noise, moves_matrices
@@ -65,9 +65,14 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
     for scheme in options.schemes:
         mean_bits(session.config, scheme)  # refuses groups that do not divide, before any work
     windows = _windows(session, options, sources)
-    work = work_of(session, [*sources, *sources], windows, options.positions == "last")
-    controls = [untrained(source, session, work, options.seed) for source in sources]
-    beside = [*sources, *controls]
+    work = work_of(session, [*sources] * (1 + len(CONTROLS)), windows, options.positions == "last")
+    if options.least_firings > work.counted.sum():
+        raise InputError(
+            f"--least-firings {options.least_firings} is more than the {int(work.counted.sum())} "
+            "tokens that are read",
+            "give more --tokens or longer --texts, or a lower --least-firings",
+        )
+    beside = [*sources, *controls(sources, session, work, options.seed)]
     labels = {}
     if options.labels is not None:
         [only] = sources
@@ -148,6 +153,7 @@ def _windows(session: Session, options: FeaturesOptions, sources: Sequence[Sourc
     return first_tokens(windows, options.tokens)
 
 
+REFINED = 2  # times that shares of pruned weights are looked for between those measured
 # Phase, scheme, parameters, and how they run.
 Pass = tuple[str, Scheme, Any, dict[str, Any]]
 
@@ -178,11 +184,23 @@ def _pruned(
     added: Added,
 ) -> dict[str, float]:
     """Pruned weights that cost the perplexity of each scheme; the share that is removed."""
-    every = [call for share in SHARES for call in loss_calls(session, work, share)]
-    sums = np.zeros((len(SHARES), 2))
-    for one, loss in session.run("perplexity of pruned weights", every):
-        sums[SHARES.index(float(one.key[1]))] += np.asarray(loss, np.float64)
-    shares = _matched(session, options, added, sums)
+    clean = 0.0
+    own = {scheme.name: 0.0 for scheme in options.schemes}  # an estimate computes nothing
+    if not session.estimate:
+        clean = log_perplexity(added.predictions[SCHEME, BF16.name], low=False)
+        own = {name: log_perplexity(added.predictions[SCHEME, name]) for name in own}
+    found = _log_perplexities(session, work, SHARES)
+    for _ in range(REFINED):
+        ahead = _shares(own, clean, found).values()
+        found |= _log_perplexities(session, work, [share for share in ahead if share not in found])
+    shares = _shares(own, clean, found)
+    if session.estimate:
+        shares = dict.fromkeys(own, SHARES[-1])  # each would have a pass
+    session.observed(
+        f"{name}: no share of removed weights costs its perplexity ({np.exp(own[name]):.4g}, f32 "
+        f"{np.exp(clean):.4g}), so it stands beside no pruning"
+        for name in own if name not in shares
+    )  # fmt: skip
     passes: list[Call[Compared]] = []
     for name, share in shares.items():
         same = replace(F32, name=name)
@@ -192,23 +210,23 @@ def _pruned(
     return shares
 
 
-def _matched(
-    session: Session, options: FeaturesOptions, added: Added, sums: np.ndarray
+def _log_perplexities(session: Session, work: Work, shares: Sequence[float]) -> dict[float, float]:
+    """The model's log perplexity without its smallest weights, by the share that is removed."""
+    shares = sorted({*shares})
+    names = [f"{share:.17g}" for share in shares]
+    sums = np.zeros((len(shares), 2))
+    every = [call for share in shares for call in loss_calls(session, work, share)]
+    for one, loss in session.run("perplexity of pruned weights", every):
+        sums[names.index(str(one.key[1]))] += np.asarray(loss, np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return dict(zip(shares, sums[:, 0] / sums[:, 1], strict=True))
+
+
+def _shares(
+    own: Mapping[str, float], clean: float, found: Mapping[float, float]
 ) -> dict[str, float]:
-    """The share of removed weights that costs each scheme's perplexity, by the scheme's name."""
-    if session.estimate:  # nothing was computed, and each would have a pass
-        return {scheme.name: SHARES[-1] for scheme in options.schemes}
-    clean = log_perplexity(added.predictions[SCHEME, BF16.name], low=False)
-    found = sums[:, 0] / sums[:, 1]
-    shares: dict[str, float] = {}
-    for scheme in options.schemes:
-        own = log_perplexity(added.predictions[SCHEME, scheme.name])
-        share = share_of(own, clean, np.array(SHARES), found)
-        if share is None:
-            session.notes.append(
-                f"{scheme.name}: no share of removed weights costs its perplexity "
-                f"({np.exp(own):.4g}, f32 {np.exp(clean):.4g}), so it stands beside no pruning"
-            )
-        else:
-            shares[scheme.name] = share
-    return shares
+    """The share of removed weights that costs each scheme's perplexity, where one does."""
+    known = np.array(sorted(found))
+    losses = np.array([found[share] for share in known])
+    each = {name: share_of(loss, clean, known, losses) for name, loss in own.items()}
+    return {name: float(share) for name, share in each.items() if share is not None}

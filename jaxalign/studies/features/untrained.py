@@ -1,75 +1,157 @@
-"""The control of a dictionary: random directions in place of learnt ones, as many, as many active.
+"""The controls of a dictionary: directions that nothing was trained for, as many, as many active.
 
-What they show as well as the dictionary does is a property of the model's activations and of the
-errors in its weights, and says nothing of features.
+*Random directions* are where a training begins. *Token directions* are the activations of single
+tokens, less the mean: they know where the stream varies, and nothing else. What both show as well
+as the dictionary does is a property of the model's activations and of the errors in its weights. A
+difference from one of them alone is no sign of training: how much a direction loses depends on how
+much of the stream's variance lies along it.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Sequence
 from dataclasses import replace
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.checkpoints.dictionaries import dictionary_sha256
-from jaxalign.dictionaries.dictionary import Dictionary
+from jaxalign.dictionaries.dictionary import Dictionary, encode
+from jaxalign.engine.activations import Place, activations_below
 from jaxalign.measures import stats
-from jaxalign.prompts import first_tokens
-from jaxalign.shapes import Float
-from jaxalign.studies.features.calls import Work
-from jaxalign.studies.features.quality import text_sums
+from jaxalign.model.config import ModelConfig
+from jaxalign.model.params import Params
+from jaxalign.runtime.compile import jit
+from jaxalign.shapes import Array, Float, Lengths, Tokens
+from jaxalign.studies.features.calls import Work, batches_of
+from jaxalign.studies.features.quality import padded
 from jaxalign.studies.features.sources import Source
 from jaxalign.study.session import Session
 
-MEASURED = 2000  # tokens on which means, and the features that are active, are taken
+READ = 2000  # tokens at least, on which means, directions and active features are taken
 
 
-def untrained(source: Source, session: Session, work: Work, seed: int) -> Source:
-    """Random directions at the place of a dictionary, as a training of one would begin.
+def controls(sources: Sequence[Source], session: Session, work: Work, seed: int) -> list[Source]:
+    """Both controls of every dictionary, those of the first dictionary first.
 
     Args:
-        source: the dictionary.
+        sources: the dictionaries.
         session: whose model is read.
-        work: the texts, the first of which are read.
-        seed: of the directions.
+        work: the texts.
+        seed: of what is drawn.
 
     Returns:
-        A ``topk`` dictionary under a hash of its own, with as many features, as many of them active
-        on a token as the dictionary has in the mean, each written as it is read.
+        ``topk`` dictionaries under hashes of their own, read at the same place. Each feature is
+        written as it is read; as many are active on a token as the dictionary has in the mean.
     """
+    return [one for source in sources for one in _of(source, session, work, seed)]
+
+
+def _of(source: Source, session: Session, work: Work, seed: int) -> list[Source]:
     own = source.dictionary
-    k, mean = 1, np.zeros(own.width, np.float32)
-    if not session.estimate:  # which computes nothing
-        some = first_tokens(work.windows, MEASURED)
-        rows = min(work.rows, len(some.tokens))
-        params, config = session.model.params, session.config
-        sums = text_sums(params, config, some, own, source.place, rows=rows)
-        k = own.k or max(1, round(float(sums.active / sums.tokens)))
-        mean = np.asarray(sums.x / sums.tokens, np.float32)
-    dictionary = random_directions(own, k, mean, seed)
-    facts = replace(source.trained.facts, sha256=dictionary_sha256(dictionary))
-    return replace(source, trained=replace(source.trained, dictionary=dictionary, facts=facts))
+    x = np.zeros((2, own.width), np.float32)  # an estimate computes nothing
+    k = 1
+    if not session.estimate:
+        x = _activations(source, session, work, max(READ, 2 * own.features))
+        active = np.asarray(encode(own, jnp.asarray(x[:READ]))) > 0
+        k = own.k or max(1, round(float(active.sum(axis=1).mean())))
+    rng = stats.generator(seed, "features", "untrained")
+    mean = x.mean(axis=0)
+    both = random_directions(own.features, own.width, rng), token_directions(x, own.features, rng)
+    found = []
+    for directions in both:
+        dictionary = as_read(directions, k, mean, own)
+        facts = replace(source.trained.facts, sha256=dictionary_sha256(dictionary))
+        trained = replace(source.trained, dictionary=dictionary, facts=facts)
+        found.append(replace(source, trained=trained))
+    return found
 
 
 def random_directions(
-    own: Dictionary, k: int, mean: Float[np.ndarray, " D"], seed: int
-) -> Dictionary:
-    """The ``k`` of many random directions along which an activation lies furthest from the mean.
+    count: int, width: int, rng: np.random.Generator
+) -> Float[np.ndarray, "features D"]:
+    """Directions of length 1, all as likely.
 
     Args:
-        own: the dictionary whose width, number of features and scaling they have.
+        count: how many.
+        width: ``D``.
+        rng: draws them.
+    """
+    return _unit(rng.standard_normal((count, width)))
+
+
+def token_directions(
+    x: Float[np.ndarray, "tokens D"], count: int, rng: np.random.Generator
+) -> Float[np.ndarray, "features D"]:
+    """Activations of tokens drawn at random, less the mean, at length 1.
+
+    Args:
+        x: activations.
+        count: how many; where there are fewer tokens, sums of two of them with random signs and
+            sizes make up the rest.
+        rng: draws them.
+    """
+    centred = x - x.mean(axis=0)
+    first = centred[rng.permutation(len(x))[:count]]
+    missing = count - len(first)
+    pairs = rng.integers(0, len(x), (missing, 2))
+    sizes = rng.standard_normal((missing, 2))
+    return _unit(np.concatenate([first, (centred[pairs] * sizes[..., None]).sum(axis=1)]))
+
+
+def _unit(directions: np.ndarray) -> np.ndarray:
+    norms = np.linalg.norm(directions, axis=1, keepdims=True)
+    return (directions / np.where(norms > 0, norms, 1)).astype(np.float32)
+
+
+def as_read(
+    directions: Float[np.ndarray, "features D"], k: int, mean: Float[np.ndarray, " D"],
+    own: Dictionary,
+) -> Dictionary:  # fmt: skip
+    """The ``k`` directions along which an activation lies furthest from the mean.
+
+    Args:
+        directions: of length 1.
         k: how many are active.
         mean: of the activations; where they are scaled first, the dictionary's own bias stands in.
-        seed: of the directions.
+        own: the dictionary whose scaling they have.
     """
-    rng = stats.generator(seed, "features", "untrained")
-    directions = rng.standard_normal((own.features, own.width)).astype(np.float32)
-    directions /= np.linalg.norm(directions, axis=1, keepdims=True)
     return Dictionary(
         encoder=np.ascontiguousarray(directions.T),
         decoder=directions,
-        encoder_bias=np.zeros(own.features, np.float32),
+        encoder_bias=np.zeros(len(directions), np.float32),
         decoder_bias=mean if own.scaling == "none" else own.decoder_bias,
         kind="topk",
-        k=min(k, own.features),
+        k=min(k, len(directions)),
         scaling=own.scaling,
     )
+
+
+def _activations(
+    source: Source, session: Session, work: Work, count: int
+) -> Float[np.ndarray, "tokens D"]:
+    """Activations of tokens that count, from windows spread over the texts; about so many."""
+    each = work.counted.sum() / len(work.counted)
+    wanted = min(len(work.counted), max(1, round(count / each)))
+    # Calls at even steps of the texts, so that many documents are among them.
+    every = list(batches_of(work))
+    some = np.unique(
+        np.linspace(0, len(every) - 1, min(len(every), -(-wanted // work.rows))).astype(int)
+    )
+    found = []
+    for batch, part in (every[i] for i in some):
+        x = _read(
+            session.model.params, batch.tokens, batch.lengths, config=session.config,
+            place=source.place,
+        )  # fmt: skip
+        found.append(np.asarray(x)[padded(work.counted[part], work.rows)])
+    return np.concatenate(found)[:count].astype(np.float32)
+
+
+@functools.partial(jit, static_argnames=("config", "place"))
+def _read(
+    params: Params, tokens: Tokens, lengths: Lengths, *, config: ModelConfig, place: Place
+) -> Float[Array, "B S D"]:
+    (x,) = activations_below(params, tokens, lengths, config, (place,))
+    return x

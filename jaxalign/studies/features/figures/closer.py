@@ -34,17 +34,19 @@ def effects(result: FeaturesResult) -> Page:
         f"{len(closer.features)} features of {short_name(own.place, 20)}, spread over how well "
         f"they survive, on {closer.tokens} tokens: taken away (left) and added (right). Dots: "
         "cosine of the change of the logits with that in f32, a feature each; bar: mean with 95 % "
-        "over features. Orange: random weights as far from f32. Grey line: another feature.",
-        width=WIDTH, body=0.7 + 0.42 * len(schemes),
+        "over features. Grey: random directions, as long, in the features' place. Orange: features "
+        "under random weights as far from f32. Dashed: another feature.",
+        width=WIDTH, body=0.7 + 0.5 * len(schemes),
     )  # fmt: skip
     axes = facets(page, 2, 2, sharey=True)
     for ax, kind in zip(axes, ("ablate", "steer"), strict=True):
         for height, name in enumerate(schemes):
-            for shift, scheme, colour in (
-                (-0.16, name, look(name, names_of(result)).colour),
-                (0.16, NOISE_OF + name, NOISE.colour),
+            for shift, scheme, what, colour in (
+                (-0.25, name, kind, look(name, names_of(result)).colour),
+                (0.0, name, f"{kind} at random", GREY),
+                (0.25, NOISE_OF + name, kind, NOISE.colour),
             ):
-                _strip(ax, closer, scheme, kind, height + shift, colour)
+                _strip(ax, closer, scheme, what, height + shift, colour)
         others = [row.others for row in closer.effects if row.kind == kind and row.others]
         if others:
             ax.axvline(float(np.mean(others)), color=GREY, lw=0.9, ls="--")
@@ -140,7 +142,8 @@ def scatter(result: FeaturesResult) -> Page:
             card = next(c for c in found if (c.feature, c.scheme) == (feature, name))
             top = float(card.points.max(initial=0)) * 1.05 or 1.0
             ax.plot([0, top], [0, top], color=GREY, lw=0.7)
-            ax.plot(card.points[:, 0], card.points[:, 1], ".", ms=3, alpha=0.7,
+            a, low = card.points.reshape(-1, 2).T
+            ax.plot(a, low, ".", ms=3, alpha=0.7,
                     color=look(name, names).colour)  # fmt: skip
             ax.set_title("" if card.rho is None else f"ρ {card.rho:.3f}", fontsize=7,
                          fontweight="normal")  # fmt: skip

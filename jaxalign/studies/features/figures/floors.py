@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from jaxalign.plots.looks import NOISE, look
+from jaxalign.plots.looks import look
 from jaxalign.plots.page import GREY, INK, PALE, Page, facets, new_page
 from jaxalign.plots.words import precision_name, short_name
 from jaxalign.studies.features.figures.shared import (
@@ -19,8 +19,15 @@ from jaxalign.studies.features.figures.shared import (
     names_of,
     panels,
 )
-from jaxalign.studies.features.result import DictionaryReport, FeatureRow, FeaturesResult, Floor
-from jaxalign.studies.features.table import verdict_of
+from jaxalign.studies.features.result import (
+    CONTROLS,
+    DictionaryReport,
+    FeatureRow,
+    FeaturesResult,
+    Floor,
+)
+
+LINES = ("-", ":", "--")  # the dictionary, and each of its controls
 
 
 def survival(result: FeaturesResult) -> Page:
@@ -30,15 +37,17 @@ def survival(result: FeaturesResult) -> Page:
         "How many features survive, whatever correlation one asks for?",
         "Share of the features whose activations correlate with f32's by at least 1 − x. To the "
         "left more is asked. Lines: schemes; dots in their colour: random weights as far from f32; "
-        "dotted: random directions in place of the dictionary's.",
+        "dotted: random directions, dashed: directions of single tokens, in the features' place. "
+        "Left edge: 1e-6 and less.",
     )
     names = names_of(result)
     ends = 1 - np.array(result.thresholds)
     for ax, own in zip(axes, result.dictionaries, strict=False):
         drawn = [ends]
-        for row, control in zip(own.rows, own.controls, strict=True):
+        for row in own.rows:
             colour = look(row.scheme, names).colour
-            for one, style in ((row, "-"), (control, ":")):
+            for one, style in zip((row, *map(own.beside(row.scheme).get, CONTROLS)), LINES,
+                                  strict=True):  # fmt: skip
                 if one is not None:
                     lost = np.fmax(np.sort(1 - one.rho[np.isfinite(one.rho)]), 1e-6)
                     share = np.arange(1, len(lost) + 1) / max(1, len(lost))
@@ -54,8 +63,9 @@ def survival(result: FeaturesResult) -> Page:
     axes[0].set_ylabel("share of features")
     dots = Line2D([], [], color=GREY, marker="o", mfc="white", ls="", ms=4,
                   label="noise of its size")  # fmt: skip
-    dotted = Line2D([], [], color=GREY, ls=":", lw=0.9, label="random directions")
-    legend(page, result, dots, dotted)
+    beside = [Line2D([], [], color=GREY, ls=style, lw=0.9, label=name)
+              for name, style in zip(CONTROLS, LINES[1:], strict=True)]  # fmt: skip
+    legend(page, result, dots, *beside)
     return page
 
 
@@ -65,8 +75,8 @@ def dose(result: FeaturesResult) -> Page:
         result,
         "Do features lose what predictions lose?",
         "Each scheme: the rise of perplexity against f32, and what its features lose, both on a "
-        "log axis; bars: 95 % over documents. Dotted: bf16. Noise is drawn at its scheme's rise. "
-        "Open, at the left edge: perplexity does not rise.",
+        "log axis; the intervals over documents are mostly smaller than the marks. Dotted: bf16. "
+        "Noise is drawn at its scheme's rise. Open: perplexity does not rise.",
     )
     names = names_of(result)
     clean = result.predictions[0].perplexity.value or 1.0
@@ -88,7 +98,7 @@ def dose(result: FeaturesResult) -> Page:
                     mfc=style.colour if rises_at_all else "white")  # fmt: skip
             drawn.append((x, row.lost.value))
             if row.tensor and row.tensor.lost:
-                ax.plot(x, row.tensor.lost, "_", color=NOISE.colour, ms=9, mew=1.6)
+                ax.plot(x, row.tensor.lost, "_", color=INK, ms=13, mew=1.2)
         if own.bf16[0]:
             ax.axhline(own.bf16[0], color=GREY, lw=0.9, ls=":")
             drawn.append((edge, own.bf16[0]))
@@ -99,7 +109,7 @@ def dose(result: FeaturesResult) -> Page:
     legend(
         page,
         result,
-        Line2D([], [], color=NOISE.colour, marker="_", ls="", ms=9, label="noise of its size"),
+        Line2D([], [], color=INK, marker="_", ls="", ms=11, mew=1.2, label="noise of its size"),
     )
     return page
 
@@ -140,32 +150,43 @@ def by_peak(result: FeaturesResult) -> Page:
 
 def ratios(result: FeaturesResult) -> Page:
     """Each scheme over its floors."""
+    kinds = {
+        "tensor": ("o", "noise by matrix"), "group": ("s", "noise by group"),
+        "pruning": ("^", "pruning"),
+    }  # fmt: skip
+    shown = {
+        kind: mark for kind, mark in kinds.items()
+        if any(getattr(row, kind) for own in result.dictionaries for row in own.rows)
+    }  # fmt: skip
+    marks = dict(zip(CONTROLS, "Dv", strict=True))
     page, axes = panels(
         result,
-        "Is it more than noise of its size does?",
+        "Is it more than something else as large does?",
         "What features lose under a scheme over what they lose under each floor, with 95 % "
         "intervals over documents and draws. Right of 1 the scheme does more, left of it less. "
-        "Filled: told from 1, corrected. Grey: random directions over their noise.",
-        body=0.8 + 0.34 * max(2, len(result.dictionaries[0].rows)),
+        "Filled: told from 1. Grey: the same ratio to noise by matrix of directions that nothing "
+        "was trained for.",
+        body=0.8 + 0.42 * max(2, len(result.dictionaries[0].rows)),
     )
-    kinds = {"tensor": ("o", 0.0), "group": ("s", 0.18), "pruning": ("^", -0.18)}
     for ax, own in zip(axes, result.dictionaries, strict=False):
         ax.axvline(1, color=GREY, lw=0.7)
-        for height, (row, control) in enumerate(zip(own.rows, own.controls, strict=True)):
+        for height, row in enumerate(own.rows):
             ax.axhline(height, color=PALE, lw=0.4, zorder=0)
-            for kind, (marker, shift) in kinds.items():
-                _one_ratio(ax, getattr(row, kind), height + shift, marker, INK)
-            if control is not None:
-                _one_ratio(ax, control.tensor, height + 0.34, "D", GREY)
+            every = [(getattr(row, kind), mark, INK) for kind, (mark, _) in shown.items()]
+            every += [(one and one.tensor, marks[name], GREY)
+                      for name, one in own.beside(row.scheme).items()]  # fmt: skip
+            for shift, (floor, mark, colour) in zip(
+                np.linspace(-0.32, 0.32, len(every)), every, strict=True
+            ):
+                _one_ratio(ax, floor, height + shift, mark, colour)
         ax.set_yticks(range(len(own.rows)), [precision_name(row.scheme) for row in own.rows])
         ax.set_ylim(len(own.rows) - 0.5, -0.5)
         ax.set_xlabel("÷ floor")
+    labels = [(mark, label, INK) for mark, label in shown.values()]
+    labels += [(mark, name, GREY) for name, mark in marks.items()]
     page.legend([
-        Line2D([], [], color=colour, marker=marker, ls="", ms=4, label=label)
-        for label, marker, colour in (
-            ("noise by matrix", "o", INK), ("noise by group", "s", INK), ("pruning", "^", INK),
-            ("random directions", "D", GREY),
-        )
+        Line2D([], [], color=colour, marker=mark, ls="", ms=4, label=label)
+        for mark, label, colour in labels
     ])  # fmt: skip
     return page
 
@@ -176,7 +197,7 @@ def _one_ratio(ax: Axes, floor: Floor | None, height: float, marker: str, colour
     ratio, value = floor.ratio, floor.ratio.value
     if ratio.low is not None and ratio.high is not None:
         ax.plot([ratio.low, ratio.high], [height, height], color=colour, lw=1)
-    told = verdict_of(floor) != "what"
+    told = floor.verdict in ("more", "less")
     ax.plot(value, height, marker, color=colour, mfc=colour if told else "white", ms=4.5, zorder=3)
 
 
