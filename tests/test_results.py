@@ -348,7 +348,7 @@ def test_plot_refuses_in_one_line(content, tmp_path):
     content["provenance"].pop("model")
     (tmp_path / "bad.json").write_text(json.dumps({"format": HEADS.format, **content}))
     line = refusal("plot", "--input", tmp_path / "bad.json")
-    assert "bad.json: provenance/model: missing, as in files of an older version. run the study again, or give the file" in line
+    assert "bad.json: provenance/model: missing, as in files of an older version. run the" in line
 
 
 def part(result, i, **changes):
