@@ -44,6 +44,9 @@ GEMMA2 = {"head_dim": 16, "query_pre_attn_scalar": 9, "sliding_window": 4} | {
 # Its default padding token is beyond a vocabulary of 97.
 PHI3 = {"pad_token_id": 0, "rms_norm_eps": 1e-3}
 
+# Missing, their padding token is one of the published vocabulary.
+OLMO = {"pad_token_id": None}
+
 # By name: the family and the settings that differ from SIZES.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -88,6 +91,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("phi3", PHI3 | {"tie_word_embeddings": True}),
     "phi3, window": ("phi3", PHI3 | {"sliding_window": 4, "num_key_value_heads": 1}),
+    "olmo": ("olmo", OLMO | {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "olmo, clipped, biases": ("olmo", OLMO | {"clip_qkv": 1.5, "attention_bias": True}),
+    "olmo2": ("olmo2", OLMO | {"rms_norm_eps": 1e-3}),
+    "olmo2, biases, one key": (
+        "olmo2",
+        OLMO | {"attention_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    ),
 }
 # One of each family, with windows where the family has them.
 ONE_EACH = (
@@ -97,6 +107,8 @@ ONE_EACH = (
     "mistral, window",
     "gemma2",
     "phi3, window",
+    "olmo, clipped, biases",
+    "olmo2",
 )
 
 
@@ -110,7 +122,8 @@ def torch_and_transformers() -> tuple[Any, Any]:
         _ = transformers.LlamaForCausalLM, transformers.Gemma2ForCausalLM
         _ = transformers.Qwen2ForCausalLM, transformers.Qwen3ForCausalLM
         _ = transformers.MistralForCausalLM, transformers.GPTNeoXForCausalLM
-        _ = transformers.Phi3ForCausalLM
+        _ = transformers.Phi3ForCausalLM, transformers.OlmoForCausalLM
+        _ = transformers.Olmo2ForCausalLM
     return torch, transformers
 
 

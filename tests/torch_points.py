@@ -11,7 +11,7 @@ import numpy as np
 from family_checkpoints import SIZES, theirs, torch_and_transformers
 
 NEOX = {"gpt_neox, parallel": True, "gpt_neox, sequential": False}
-MODELS = (*NEOX, "llama, scaled like 3.1", "gemma2")
+MODELS = (*NEOX, "llama, scaled like 3.1", "gemma2", "olmo, clipped, biases", "olmo2")
 PROBE = "probe"  # the attention whose scores and pattern can be changed
 Change = Callable[[Any], Any]  # from a tensor to what stands in its place
 
@@ -83,6 +83,8 @@ def _named(model: Any, layer: int) -> dict[str, tuple[Any, str]]:
         block = model.model.layers[layer]
         wide, norm = block.self_attn, block.post_attention_layernorm
         norm = getattr(block, "pre_feedforward_layernorm", norm)
+        if model.config.model_type == "olmo2":
+            norm = block.mlp  # no norm before it: it reads the stream itself
         out, up, gate, down = (
             wide.o_proj,
             *(getattr(block.mlp, f"{name}_proj") for name in ("up", "gate", "down")),

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxalign.edits.site import NOTHING, Edits
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.layers import Pass, normalize, project, soft_cap
-from jaxalign.model.params import Attention
+from jaxalign.model.params import Attention, Norm
 from jaxalign.model.rotary import frequencies
 from jaxalign.runtime.products import precision_for
 from jaxalign.shapes import Array, Bool, Float, Int, lead
@@ -59,8 +59,8 @@ def keys_values(
     y = project(x, weights.key_value, weights.key_value_bias, run.real)
     k, v = (_heads(part, run.config) for part in jnp.moveaxis(y, -2, 0))
     k, v = (edit.apply_at(p, part, x, weights.key_value) for p, part in (("k", k), ("v", v)))
-    if weights.key_norm is not None:
-        k = normalize(k, weights.key_norm, run.config)
+    k, v = (_clipped(part, run.config) for part in (k, v))
+    k = _normed(k, weights.key_norm, weights.key_norm_over_heads, run.config)
     positions = jnp.arange(x.shape[-2])[None] if positions is None else positions
     return rotate(k, positions, run.config), v
 
@@ -82,10 +82,21 @@ def queries(
         edit: of this layer; nothing by default.
     """
     q = _heads(project(x, weights.query, weights.query_bias, run.real), run.config)
-    q = edit.apply_at("q", q, x, weights.query)
-    if weights.query_norm is not None:
-        q = normalize(q, weights.query_norm, run.config)
+    q = _clipped(edit.apply_at("q", q, x, weights.query), run.config)
+    q = _normed(q, weights.query_norm, weights.query_norm_over_heads, run.config)
     return rotate(q, positions, run.config)
+
+
+def _clipped(x: Array, config: ModelConfig) -> Array:
+    """Queries, keys or values as some models bound them, after their edits."""
+    return x if config.qkv_clip is None else jnp.clip(x, -config.qkv_clip, config.qkv_clip)
+
+
+def _normed(x: Array, each: Norm | None, together: Norm | None, config: ModelConfig) -> Array:
+    """Queries or keys ``[…, H, h]`` after the norm of each head, or of all heads together."""
+    if together is not None:
+        return normalize(x.reshape(*x.shape[:-2], -1), together, config).reshape(x.shape)
+    return normalize(x, each, config)
 
 
 def _heads(y: Array, config: ModelConfig) -> Array:

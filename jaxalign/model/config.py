@@ -19,8 +19,9 @@ Activation = Literal[
     "relu",
     "silu",
 ]
-NormKind = Literal["layer", "rms", "rms+1"]
+NormKind = Literal["layer", "nonparametric", "rms", "rms+0", "rms+1"]
 ACTIVATIONS, NORMS = get_args(Activation), get_args(NormKind)
+CENTRED = ("layer", "nonparametric")  # norms that take the mean away first
 if not TYPE_CHECKING:
     # Another word is refused below, by an error that a user reads.
     Activation = NormKind = str
@@ -54,13 +55,17 @@ class ModelConfig:
         num_kv_heads: ``K``, heads of keys and values, each serving ``H / K`` query heads; ``H`` by
             default.
         head_size: ``h``, the width of a head; ``D / H`` by default.
-        norm: "layer", "rms" (Zhang and Sennrich 2019, arXiv 1910.07467) or "rms+1" (scaled by
-            ``1 + w``).
+        norm: "layer", "nonparametric" (a layer norm without scale and bias), "rms" (Zhang and
+            Sennrich 2019, arXiv 1910.07467), or "rms+0" and "rms+1" (scaled by ``w`` and by
+            ``1 + w`` before the result is rounded, not after).
         gated: the MLP multiplies its activation of one projection with another (Shazeer 2020,
             arXiv 2002.05202).
         mlp_bias: whether the MLP has biases.
         out_bias: whether ``W_O`` has one; as ``attention_bias`` by default.
-        query_key_norms: each head's queries and keys are normed before they are rotated.
+        query_key_norms: queries and keys are normed before they are rotated, each head's alone.
+        norms_over_heads: those norms are taken over all heads together.
+        qkv_clip: queries, keys and values are kept within plus and minus this number.
+        pre_norms: attention and MLP read the stream through a norm.
         post_norms: norms behind attention and MLP, before they are added to the stream.
         windows: of each layer, how many positions up to its own a query sees, None for all; empty
             where no layer has one.
@@ -92,6 +97,9 @@ class ModelConfig:
     mlp_bias: bool = True
     out_bias: bool = None  # type: ignore[assignment]
     query_key_norms: bool = False
+    norms_over_heads: bool = False
+    qkv_clip: float | None = None
+    pre_norms: bool = True
     post_norms: bool = False
     windows: tuple[int | None, ...] = ()
     rotary_scaling: RotaryScaling | None = None
@@ -146,7 +154,7 @@ class ModelConfig:
             object.__setattr__(self, field, value)  # the class is frozen
 
     def _check_numbers(self) -> None:
-        numbers = ("rotary_base", "query_scalar", "attention_cap", "logit_cap")
+        numbers = ("rotary_base", "query_scalar", "attention_cap", "logit_cap", "qkv_clip")
         positive = [(name, getattr(self, name)) for name in numbers]
         positive += [("sliding_window", window) for window in self.windows]
         for name, number in positive:

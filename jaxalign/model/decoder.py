@@ -20,7 +20,7 @@ from jaxalign.model.attention import attention, project_heads
 from jaxalign.model.checks import check_dtype, check_edit, check_prompts, points_of
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.layers import Pass, at_position, mlp, normalize, soft_cap
-from jaxalign.model.params import Block, Norm, Params
+from jaxalign.model.params import Block, Params
 from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense, dot
 from jaxalign.numerics.qtensor import QTensor
@@ -132,7 +132,7 @@ def add_to_stream(
             can use, and only where no edit reads what the MLP has read.
     """
     config = run.config
-    middle = attended = _post_norm(attn_out, weights.attention_post_norm, config)
+    middle = attended = normalize(attn_out, weights.attention_post_norm, config)
     hidden, others = None, None
     if not config.parallel_residual:
         middle = edit.apply_at("resid_mid", attended + x)
@@ -142,7 +142,7 @@ def add_to_stream(
         hidden, mlp_out = mlp(normed, weights.mlp, config, run.real, edit)
         mlp_out, others = _rounded(mlp_out, "mlp_out", run), {"mlp_in": normed}
     edited = edit.apply_at("mlp_out", mlp_out, hidden, weights.mlp.down, others)
-    added = _post_norm(edited, weights.mlp_post_norm, config)
+    added = normalize(edited, weights.mlp_post_norm, config)
     y = (added + attended) + x if config.parallel_residual else added + middle
     return edit.apply_at("resid", _rounded(y, "resid", run)), mlp_out
 
@@ -150,11 +150,6 @@ def add_to_stream(
 def _rounded(x: Array, site: str, run: Pass) -> Array:
     """``x`` as the scheme leaves it at ``site``."""
     return x if run.real is None else round_activation(x, site, run.scheme, run.real)
-
-
-def _post_norm(x: Array, norm: Norm | None, config: ModelConfig) -> Array:
-    """What is added to the stream: ``x`` after the norm that some families have there."""
-    return x if norm is None else normalize(x, norm, config)
 
 
 def block(

@@ -102,6 +102,8 @@ NORMS: dict[str, tuple[str, ...]] = {
     "mlp_post_norm": ("L", "D"),
     "query_norm": ("L", "h"),
     "key_norm": ("L", "h"),
+    "query_norm_over_heads": ("L", "H·h"),
+    "key_norm_over_heads": ("L", "K·h"),
     "final_norm": ("D",),
 }
 TOKEN_MATRICES: dict[str, tuple[str, ...]] = {"embed": ("V", "D"), "unembed": ("V", "D")}
