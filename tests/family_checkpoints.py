@@ -44,6 +44,15 @@ GEMMA2 = {"head_dim": 16, "query_pre_attn_scalar": 9, "sliding_window": 4} | {
 # Its default padding token is beyond a vocabulary of 97.
 PHI3 = {"pad_token_id": 0, "rms_norm_eps": 1e-3}
 
+# GPT-2's names of sizes; its keys and values have as many heads as its queries.
+GPT2_NAMES = {
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+    "num_key_value_heads": None,
+}
 # Missing, their padding token is one of the published vocabulary.
 OLMO = {"pad_token_id": None}
 
@@ -91,6 +100,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("phi3", PHI3 | {"tie_word_embeddings": True}),
     "phi3, window": ("phi3", PHI3 | {"sliding_window": 4, "num_key_value_heads": 1}),
+    "gpt2": ("gpt2", {"layer_norm_epsilon": 1e-3}),
+    "gpt2, untied, relu": (
+        "gpt2",
+        {"tie_word_embeddings": False, "activation_function": "relu", "intermediate_size": None},
+    ),
     "olmo": ("olmo", OLMO | {"tie_word_embeddings": True, "num_key_value_heads": 4}),
     "olmo, clipped, biases": ("olmo", OLMO | {"clip_qkv": 1.5, "attention_bias": True}),
     "olmo2": ("olmo2", OLMO | {"rms_norm_eps": 1e-3}),
@@ -107,9 +121,18 @@ ONE_EACH = (
     "mistral, window",
     "gemma2",
     "phi3, window",
+    "gpt2, untied, relu",
     "olmo, clipped, biases",
     "olmo2",
 )
+
+
+def spelled(family: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a model as its family spells them."""
+    if family != "gpt2":
+        return settings
+    renamed = {GPT2_NAMES.get(name, name): value for name, value in settings.items()}
+    return {name: value for name, value in renamed.items() if name is not None}
 
 
 def torch_and_transformers() -> tuple[Any, Any]:
@@ -123,7 +146,7 @@ def torch_and_transformers() -> tuple[Any, Any]:
         _ = transformers.Qwen2ForCausalLM, transformers.Qwen3ForCausalLM
         _ = transformers.MistralForCausalLM, transformers.GPTNeoXForCausalLM
         _ = transformers.Phi3ForCausalLM, transformers.OlmoForCausalLM
-        _ = transformers.Olmo2ForCausalLM
+        _ = transformers.Olmo2ForCausalLM, transformers.GPT2LMHeadModel
     return torch, transformers
 
 
@@ -131,14 +154,17 @@ def theirs(variant: str, **overrides: Any) -> Any:
     """transformers' model of a variant, every parameter random, in f32."""
     torch, transformers = torch_and_transformers()
     family, settings = VARIANTS[variant]
-    config = transformers.AutoConfig.for_model(family, **(SIZES | settings | overrides))
+    config = transformers.AutoConfig.for_model(
+        family, **spelled(family, SIZES | settings | overrides)
+    )
     config._attn_implementation = "eager"
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=draw)
-            scaled = 0.3 * noise + (1 if "norm" in name and family != "gemma2" else 0)
+            norm = ("norm" in name or ".ln_" in name) and name.endswith("weight")
+            scaled = 0.3 * noise + (1 if norm and family != "gemma2" else 0)
             parameter.copy_(scaled if parameter.ndim == 1 else 0.25 * noise)
     return model
 

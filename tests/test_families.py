@@ -7,13 +7,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from family_checkpoints import ONE_EACH, VARIANTS, prompts, read, torch_and_transformers, write
+from family_checkpoints import (
+    ONE_EACH,
+    VARIANTS,
+    prompts,
+    read,
+    spelled,
+    torch_and_transformers,
+    write,
+)
 
 from jaxalign.checkpoints import params_from_state_dict, save_checkpoint
 from jaxalign.checkpoints.families import FAMILIES, config_from_hf, config_to_hf, read_settings
 from jaxalign.checkpoints.parameters import leaf_shapes, rules_of
+from jaxalign.checkpoints.quantized import load_quantized
 from jaxalign.errors import InputError
 from jaxalign.model import cast, count, forward, param_shapes
+from jaxalign.model.generate import generate
 from jaxalign.numerics import BF16, jit
 
 pytest.importorskip("torch")
@@ -141,7 +151,7 @@ BARE = {
 
 def config_of(family, **settings):
     bare = BARE if family != "gpt_neox" else {n: v for n, v in BARE.items() if "key_value" not in n}
-    return config_from_hf(bare | {"model_type": family} | settings)
+    return config_from_hf({"model_type": family} | spelled(family, bare | settings))
 
 
 def test_null_and_missing_settings_mean_what_they_mean_to_transformers():
@@ -222,18 +232,17 @@ def test_missing_context_is_the_one_that_transformers_assumes_and_is_noted(famil
     assumed = transformers.AutoConfig.for_model(family).max_position_embeddings
     settings = {n: v for n, v in BARE.items() if n.startswith(("vocab", "hidden", "interm"))}
     settings |= {"num_hidden_layers": 2, "num_attention_heads": 32, "hidden_size": 256}
-    config, [note] = read_settings(settings | {"model_type": family}, "a/config.json")
+    given = {"model_type": family} | spelled(family, settings)
+    config, [note] = read_settings(given, "a/config.json")
+    [name] = spelled(family, {"max_position_embeddings": 0})
     assert config.max_positions == assumed
-    assert (
-        note == f"a/config.json has no max_position_embeddings: {assumed}, as transformers assumes"
-    )
+    assert note == f"a/config.json has no {name}: {assumed}, as transformers assumes"
 
 
 def published(family, **settings):
     """Settings as the hub has them, in the spelling of their time."""
     heads, kv, hidden, inner, layers, vocab, positions = settings.pop("sizes")
-    return {
-        "model_type": family,
+    sizes = {
         "num_attention_heads": heads,
         "num_key_value_heads": kv,
         "hidden_size": hidden,
@@ -241,8 +250,8 @@ def published(family, **settings):
         "num_hidden_layers": layers,
         "vocab_size": vocab,
         "max_position_embeddings": positions,
-        **settings,
     }
+    return {"model_type": family} | spelled(family, sizes | settings)
 
 
 LLAMA_31 = {
@@ -332,6 +341,47 @@ LLAMA_31 = {
             ),
             3_821_079_552,
         ),
+        (
+            published(
+                "gpt2",
+                sizes=(12, 12, 768, None, 12, 50257, 1024),
+                attn_pdrop=0.1,
+                embd_pdrop=0.1,
+                layer_norm_epsilon=1e-5,
+                n_ctx=1024,
+                resid_pdrop=0.1,
+                summary_activation=None,
+                summary_first_dropout=0.1,
+                summary_proj_to_labels=True,
+                summary_type="cls_index",
+                summary_use_proj=True,
+                task_specific_params={"text-generation": {"do_sample": True, "max_length": 50}},
+            ),
+            124_439_808,
+        ),
+        (
+            published(
+                "olmo",
+                sizes=(16, 16, 2048, 8192, 16, 50304, 2048),
+                attention_bias=False,
+                clip_qkv=None,
+                rope_scaling=None,
+                rope_theta=10000.0,
+                tie_word_embeddings=True,
+            ),
+            1_176_764_416,
+        ),
+        (
+            published(
+                "olmo2",
+                sizes=(16, 16, 2048, 8192, 16, 100352, 4096),
+                attention_bias=False,
+                rms_norm_eps=1e-6,
+                rope_scaling=None,
+                rope_theta=500000,
+            ),
+            1_484_916_736,
+        ),
     ],
     ids=[
         "Llama 2 7B",
@@ -341,6 +391,9 @@ LLAMA_31 = {
         "Mistral 7B",
         "Gemma 2 2B",
         "Phi-3 mini",
+        "GPT-2",
+        "OLMo 1B",
+        "OLMo 2 1B",
     ],
 )
 def test_published_models_have_their_published_number_of_parameters(settings, parameters):
@@ -377,6 +430,15 @@ def test_published_models_have_their_published_number_of_parameters(settings, pa
         ("phi3", {"original_max_position_embeddings": "long"}, "original_max_position_embeddings"),
         ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is"),
         ("phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "longrope"),
+        ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights false"),
+        ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx true"),
+        ("gpt2", {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn true"),
+        ("gpt2", {"attn_pdrop": "none"}, 'attn_pdrop is "none"'),
+        ("gpt2", {"n_ctx": "long"}, 'n_ctx is "long"'),
+        ("gpt2", {"rope_theta": 10000.0}, "not known: rope_theta"),
+        ("olmo", {"clip_qkv": 0}, "clip_qkv is 0"),
+        ("olmo", {"rms_norm_eps": 1e-6}, "rms_norm_eps 1e-06, expected 1e-05"),
+        ("olmo2", {"clip_qkv": 8.0}, "not known: clip_qkv"),
         ("gemma2", {"hidden_act": "gelu"}, 'hidden_act "gelu"'),
         ("gemma2", {"final_logit_softcapping": -1.0}, "final_logit_softcapping is -1"),
         ("gemma3_text", {}, "'gemma3_text'.*llama, qwen2, qwen3, mistral, gemma2"),
@@ -402,3 +464,31 @@ def test_windows_and_caps_change_what_is_computed(checkpoints):
     ):
         other = forward(params, jnp.asarray(prompts()), replace(config, **change)).logits
         assert np.abs(other - plain).max() > 1e-3, change
+
+
+def test_gpt2_is_read_as_the_hub_has_it_without_a_first_name_and_with_masks(checkpoints):
+    folder, model = checkpoints("gpt2")
+    params, config = read(folder)
+    bare = {n.removeprefix("transformer."): t for n, t in model.state_dict().items()}
+    bare |= {f"h.{n}.attn.bias": np.tril(np.ones((1, 1, 64, 64), bool)) for n in range(3)}
+    bare["h.0.attn.masked_bias"] = np.array(-1e4, np.float32)
+    assert jax.tree.all(jax.tree.map(np.array_equal, params, params_from_state_dict(bare, config)))
+    del bare["wpe.weight"]
+    with pytest.raises(InputError, match=r"tensor 'transformer\.wpe\.weight' is missing"):
+        params_from_state_dict(bare, config)
+
+
+def test_a_position_that_was_not_learned_is_refused(checkpoints):
+    params, config = read(checkpoints("gpt2")[0])
+    with pytest.raises(InputError, match="a run of 65 positions, and the model knows 64"):
+        forward(params, jnp.ones((1, 65), int), config)
+    with pytest.raises(InputError, match="a run of 67 positions, and the model knows 64"):
+        generate(params, jnp.ones((1, 60), int), jnp.array([60]), config, steps=7)
+
+
+def test_a_quantized_gpt2_is_refused_in_words(checkpoints, tmp_path):
+    _, config = read(checkpoints("gpt2")[0])
+    settings = {"quantization_config": {"quant_method": "gptq", "bits": 4, "group_size": 16}}
+    (tmp_path / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(InputError, match=r"GPT-2, whose linear layers are published \[in, out\]"):
+        load_quantized(tmp_path, config)

@@ -11,7 +11,7 @@ import numpy as np
 from family_checkpoints import SIZES, theirs, torch_and_transformers
 
 NEOX = {"gpt_neox, parallel": True, "gpt_neox, sequential": False}
-MODELS = (*NEOX, "llama, scaled like 3.1", "gemma2", "olmo, clipped, biases", "olmo2")
+MODELS = (*NEOX, "llama, scaled like 3.1", "gemma2", "gpt2", "olmo, clipped, biases", "olmo2")
 PROBE = "probe"  # the attention whose scores and pattern can be changed
 Change = Callable[[Any], Any]  # from a tensor to what stands in its place
 
@@ -79,6 +79,10 @@ def _named(model: Any, layer: int) -> dict[str, tuple[Any, str]]:
         block = model.gpt_neox.layers[layer]
         wide, norm = block.attention, block.post_attention_layernorm
         out, up, gate, down = wide.dense, block.mlp.dense_h_to_4h, None, block.mlp.dense_4h_to_h
+    elif hasattr(model, "transformer"):
+        block = model.transformer.h[layer]
+        wide, norm = block.attn, block.ln_2
+        out, up, gate, down = wide.c_proj, block.mlp.c_fc, None, block.mlp.c_proj
     else:
         block = model.model.layers[layer]
         wide, norm = block.self_attn, block.post_attention_layernorm
@@ -127,9 +131,18 @@ def _projection(model: Any, layer: int, point: str, heads: int, width: int, chan
     def apart(x: Any) -> Any:
         return change(x.reshape(*x.shape[:2], heads, width)).reshape(x.shape)
 
+    place = "qkv".index(point)
+    if hasattr(model, "transformer"):
+
+        def third(x: Any) -> Any:
+            parts = x.clone()
+            own = parts[..., place * heads * width : (place + 1) * heads * width]
+            own[...] = apart(own.clone())
+            return parts
+
+        return _hook(model.transformer.h[layer].attn.c_attn, "out", third)
     if not hasattr(model, "gpt_neox"):
         return _hook(getattr(model.model.layers[layer].self_attn, f"{point}_proj"), "out", apart)
-    place = "qkv".index(point)
 
     def fused(x: Any) -> Any:
         parts = x.reshape(*x.shape[:2], heads, 3, width).clone()
@@ -154,7 +167,11 @@ def changed(model: Any, point: str, step: int, shape: tuple[int, ...], change: C
 
         handle = model.register_forward_hook(last)
     elif point == "final_norm":
-        norm = model.gpt_neox.final_layer_norm if hasattr(model, "gpt_neox") else model.model.norm
+        if hasattr(model, "transformer"):
+            norm = model.transformer.ln_f
+        else:
+            neox = hasattr(model, "gpt_neox")
+            norm = model.gpt_neox.final_layer_norm if neox else model.model.norm
         handle = _hook(norm, "out", change)
     elif point in ("scores", "pattern"):
         module, _ = _named(model, step)["attention"]
@@ -187,10 +204,12 @@ def _linear(model: Any, layer: int, matrix: str) -> tuple[Any, Callable[[int], i
         return named[{"out": "z", "down": "mlp_hidden"}[matrix]][0], int
     if matrix in ("up", "gate"):
         return named[f"mlp_{matrix}"][0], int
+    place = "qkv".index(matrix[0])
+    if hasattr(model, "transformer"):
+        return wide.c_attn, lambda row: place * model.config.hidden_size + row
     if not hasattr(model, "gpt_neox"):
         return getattr(wide, f"{matrix[0]}_proj"), int
     width = model.config.hidden_size // model.config.num_attention_heads
-    place = "qkv".index(matrix[0])
     return wide.query_key_value, lambda row: (3 * (row // width) + place) * width + row % width
 
 
@@ -200,9 +219,10 @@ def weighed(model: Any, matrix: str, layer: int, scaled: dict[tuple[int, int], f
     torch, _ = torch_and_transformers()
     module, place = _linear(model, layer, matrix)
     kept = module.weight.detach().clone()
+    weight = module.weight.T if hasattr(model, "transformer") else module.weight  # Conv1D
     with torch.no_grad():
         for (row, column), factor in scaled.items():
-            module.weight[place(row), column] *= factor
+            weight[place(row), column] *= factor
     try:
         yield
     finally:

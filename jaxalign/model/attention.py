@@ -31,6 +31,8 @@ def rotate(
         config: base, scaling and ``rotary_dims``.
     """
     half = config.rotary_dims // 2
+    if half == 0:
+        return x
     frequency = frequencies(config.rotary_dims, config.rotary_base, config.rotary_scaling)
     angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     cos, sin = lead(jnp.cos(angle), x), lead(jnp.sin(angle), x)

@@ -44,6 +44,7 @@ class ModelConfig:
         hidden_size: ``D``, the width of the residual stream.
         intermediate_size: ``F``, the width of the MLP.
         max_positions: longest sequence the model was trained on.
+        learned_positions: a learned vector of each position is added to its embedding.
         rotary_dims: how many of a head's ``h`` coordinates are rotated (even).
         rotary_base: base of the rotary frequencies.
         parallel_residual: attention and MLP both read the block's input and are added together.
@@ -82,6 +83,7 @@ class ModelConfig:
     hidden_size: int
     intermediate_size: int
     max_positions: int = 2048
+    learned_positions: bool = False
     rotary_dims: int = 16
     rotary_base: float = 10000.0
     parallel_residual: bool = True
@@ -183,6 +185,11 @@ class ModelConfig:
     def attention_width(self) -> int:
         """``H · h``, the width of all heads' ``z`` together."""
         return self.num_heads * self.head_size
+
+    @property
+    def bounded(self) -> bool:
+        """Whether nothing says what a position from ``max_positions`` on would be."""
+        return self.learned_positions
 
     @property
     def edge_size(self) -> int:

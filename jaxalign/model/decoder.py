@@ -85,15 +85,25 @@ def real_positions(lengths: Lengths, size: int) -> Bool[Array, "B S"]:
     return jnp.arange(size)[None] < lengths[:, None]
 
 
-def embed(params: Params, tokens: Tokens, run: Pass) -> Float[Array, "B S D"]:
+def embed(
+    params: Params, tokens: Tokens, run: Pass, positions: Int[Array, "#B S"] | None = None
+) -> Float[Array, "B S D"]:
     """The residual stream before the first block.
 
     Args:
         params: in the scheme's dtype.
         tokens: int ``[B, S]``.
         run: the pass.
+        positions: where the tokens stand; from 0 on by default.
     """
     x = params.embed[tokens]
+    if params.positions is not None:
+        x = (
+            x
+            + params.positions[
+                jnp.arange(tokens.shape[1])[None] if positions is None else positions
+            ]
+        )
     if run.config.scaled_embedding:
         x = x * jnp.asarray(math.sqrt(run.config.hidden_size), x.dtype)
     return _rounded(x, "embed", run)

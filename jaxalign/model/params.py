@@ -100,13 +100,15 @@ class Block:
 class Params:
     """``embed`` ``[V, D]``, ``blocks`` stacked, ``final_norm``, ``unembed`` ``[V, D]``.
 
-    ``unembed`` is None where the embedding serves as the unembedding.
+    ``unembed`` is None where the embedding serves as the unembedding. ``positions``
+    ``[positions, D]`` are added to the embeddings; None in models that know positions otherwise.
     """
 
     embed: ArrayLeaf
     blocks: Block
     final_norm: Norm
     unembed: ArrayLeaf | None
+    positions: ArrayLeaf | None = None
 
     @property
     def dtype(self) -> Any:
@@ -150,6 +152,7 @@ def param_shapes(config: ModelConfig) -> Params:
         ),
         final_norm=norm("final_norm"),
         unembed=None if config.tied_embeddings else leaf(TOKEN_MATRICES["unembed"]),
+        positions=leaf(TOKEN_MATRICES["positions"]) if config.learned_positions else None,
     )
 
 

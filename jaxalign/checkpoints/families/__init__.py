@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxalign.checkpoints.families import gemma2, llama, mistral, neox, olmo, olmo2, phi3, qwen
+from jaxalign.checkpoints.families import (
+    gemma2,
+    gpt2,
+    llama,
+    mistral,
+    neox,
+    olmo,
+    olmo2,
+    phi3,
+    qwen,
+)
 from jaxalign.checkpoints.families.settings import Family, Settings
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
@@ -22,6 +32,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": mistral.MISTRAL,
     "gemma2": gemma2.GEMMA2,
     "phi3": phi3.PHI3,
+    "gpt2": gpt2.GPT2,
     "olmo": olmo.OLMO,
     "olmo2": olmo2.OLMO2,
 }

@@ -169,13 +169,16 @@ class Settings:
                 "use a model without it; it changes what the model computes",
             )
 
-    def positions(self, default: int) -> int:
-        """``max_position_embeddings``; where it is missing, transformers' default and a note."""
-        if not self.has("max_position_embeddings"):
-            self.notes.append(
-                f"{self.where} has no max_position_embeddings: {default}, as transformers assumes"
-            )
-        return self.whole("max_position_embeddings", default)
+    def positions(self, default: int, name: str = "max_position_embeddings") -> int:
+        """The longest sequence; where it is missing, transformers' default and a note.
+
+        Args:
+            default: what transformers assumes.
+            name: the setting.
+        """
+        if not self.has(name):
+            self.notes.append(f"{self.where} has no {name}: {default}, as transformers assumes")
+        return self.whole(name, default)
 
     def rotary(self) -> tuple[float, RotaryScaling | None]:
         """``rope_theta`` and scaling, in the spelling of transformers 5 or the one before.
