@@ -44,6 +44,25 @@ GEMMA2 = {"head_dim": 16, "query_pre_attn_scalar": 9, "sliding_window": 4} | {
 # Its default padding token is beyond a vocabulary of 97.
 PHI3 = {"pad_token_id": 0, "rms_norm_eps": 1e-3}
 
+GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 9, "sliding_window": 4} | {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 2.5, "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+    },
+}
+# What sees pictures in a Gemma 3 that does.
+PICTURES = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    },
+    "mm_tokens_per_image": 4,
+}
 # GPT-2's names of sizes; its keys and values have as many heads as its queries.
 GPT2_NAMES = {
     "hidden_size": "n_embd",
@@ -100,6 +119,20 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("phi3", PHI3 | {"tie_word_embeddings": True}),
     "phi3, window": ("phi3", PHI3 | {"sliding_window": 4, "num_key_value_heads": 1}),
+    "gemma3": ("gemma3_text", GEMMA3),
+    "gemma3, untied": ("gemma3_text", GEMMA3 | {"tie_word_embeddings": False}),
+    "gemma3, all windows, cap": (
+        "gemma3_text",
+        {
+            "head_dim": 8,
+            "sliding_window": 5,
+            "final_logit_softcapping": 3.0,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma3, no windows": ("gemma3_text", GEMMA3 | {"layer_types": ["full_attention"] * 3}),
+    "gemma3, with pictures": ("gemma3", GEMMA3),
     "gpt2": ("gpt2", {"layer_norm_epsilon": 1e-3}),
     "gpt2, untied, relu": (
         "gpt2",
@@ -120,6 +153,7 @@ ONE_EACH = (
     "qwen3, biases, windows",
     "mistral, window",
     "gemma2",
+    "gemma3, untied",
     "phi3, window",
     "gpt2, untied, relu",
     "olmo, clipped, biases",
@@ -129,6 +163,8 @@ ONE_EACH = (
 
 def spelled(family: str, settings: dict[str, Any]) -> dict[str, Any]:
     """Settings of a model as its family spells them."""
+    if family == "gemma3":
+        return {"text_config": settings} | PICTURES
     if family != "gpt2":
         return settings
     renamed = {GPT2_NAMES.get(name, name): value for name, value in settings.items()}
@@ -147,6 +183,7 @@ def torch_and_transformers() -> tuple[Any, Any]:
         _ = transformers.MistralForCausalLM, transformers.GPTNeoXForCausalLM
         _ = transformers.Phi3ForCausalLM, transformers.OlmoForCausalLM
         _ = transformers.Olmo2ForCausalLM, transformers.GPT2LMHeadModel
+        _ = transformers.Gemma3ForCausalLM, transformers.Gemma3ForConditionalGeneration
     return torch, transformers
 
 
@@ -164,7 +201,7 @@ def theirs(variant: str, **overrides: Any) -> Any:
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=draw)
             norm = ("norm" in name or ".ln_" in name) and name.endswith("weight")
-            scaled = 0.3 * noise + (1 if norm and family != "gemma2" else 0)
+            scaled = 0.3 * noise + (1 if norm and not family.startswith("gemma") else 0)
             parameter.copy_(scaled if parameter.ndim == 1 else 0.25 * noise)
     return model
 

@@ -124,6 +124,37 @@ def test_settings_we_write_are_read_by_transformers_as_the_same_model(checkpoint
     assert np.array_equal(expected_logits(again, prompts()), expected_logits(model, prompts()))
 
 
+def test_gemma3_in_the_old_spelling_is_the_new_one(checkpoints):
+    new = settings_of(checkpoints("gemma3")[0])
+    rope, types = new.pop("rope_parameters"), new.pop("layer_types")
+    old = new | {
+        "rope_theta": 500.0,
+        "rope_local_base_freq": 20.0,
+        "rope_scaling": {"factor": 2.5, "rope_type": "linear"},
+        "sliding_window_pattern": 2,
+    }
+    assert config_from_hf(old) == config_from_hf(new | {"rope_parameters": rope}
+                                                 | {"layer_types": types})  # fmt: skip
+    assert config_of("gemma3_text").rotary_base == 1e6
+    assert config_of("gemma3_text").local_rotary_base == 1e4
+    assert config_of("gemma3_text", num_hidden_layers=7).windows == (*(4096,) * 5, None, 4096)
+
+
+def test_the_text_model_alone_is_read_of_one_that_sees_pictures(checkpoints):
+    folder, _ = checkpoints("gemma3, with pictures")
+    config, notes = read_settings(settings_of(folder))
+    assert config == config_from_hf(settings_of(checkpoints("gemma3")[0]))
+    assert notes == ("config.json is of a model that sees pictures, too: its text model alone is "
+                     "read",)  # fmt: skip
+    other = settings_of(folder) | {"tie_word_embeddings": False}
+    with pytest.raises(InputError, match="tie_word_embeddings is false, expected text_config's"):
+        read_settings(other)
+    other = settings_of(folder) | {"mystery": 1}
+    with pytest.raises(InputError, match="not known: mystery"):
+        read_settings(other)
+    assert read_settings(other, ignored=("mystery",))[0] == config
+
+
 @pytest.mark.parametrize("variant", ["llama, scaled like 3.1", "llama, scaled linearly", "qwen3"])
 def test_old_spelling_of_rotation_is_the_new_one(checkpoints, variant):
     folder, _ = checkpoints(variant)
@@ -219,7 +250,7 @@ def test_settings_that_cannot_change_the_computation_are_taken(family):
     assert config_of(family, **ADDED_BY_OTHER_TOOLS) == plain
     theirs = transformers.AutoConfig.for_model(family)
     ours = config_from_hf(theirs.to_dict())
-    assert ours.max_positions == theirs.max_position_embeddings
+    assert ours.max_positions == theirs.get_text_config().max_position_embeddings
     assert ours == config_from_hf(theirs.to_dict() | transformers.GenerationConfig().to_dict())
     for name, value in (("add_cross_attention", True), ("pruned_heads", {"0": [1]})):
         with pytest.raises(InputError, match=name):
@@ -229,12 +260,13 @@ def test_settings_that_cannot_change_the_computation_are_taken(family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_missing_context_is_the_one_that_transformers_assumes_and_is_noted(family):
     _, transformers = torch_and_transformers()
-    assumed = transformers.AutoConfig.for_model(family).max_position_embeddings
+    theirs = transformers.AutoConfig.for_model(family)
+    assumed = theirs.get_text_config().max_position_embeddings
     settings = {n: v for n, v in BARE.items() if n.startswith(("vocab", "hidden", "interm"))}
     settings |= {"num_hidden_layers": 2, "num_attention_heads": 32, "hidden_size": 256}
     given = {"model_type": family} | spelled(family, settings)
-    config, [note] = read_settings(given, "a/config.json")
-    [name] = spelled(family, {"max_position_embeddings": 0})
+    config, [*_, note] = read_settings(given, "a/config.json")
+    name = {"gpt2": "n_positions"}.get(family, "max_position_embeddings")
     assert config.max_positions == assumed
     assert note == f"a/config.json has no {name}: {assumed}, as transformers assumes"
 
@@ -343,6 +375,42 @@ LLAMA_31 = {
         ),
         (
             published(
+                "gemma3_text",
+                sizes=(4, 1, 1152, 6912, 26, 262144, 32768),
+                attn_logit_softcapping=None,
+                cache_implementation="hybrid",
+                final_logit_softcapping=None,
+                head_dim=256,
+                query_pre_attn_scalar=256,
+                rope_local_base_freq=10000,
+                rope_scaling=None,
+                rope_theta=1000000,
+                sliding_window=512,
+                sliding_window_pattern=6,
+            ),
+            999_885_952,
+        ),
+        (
+            {
+                "model_type": "gemma3",
+                "boi_token_index": 255999,
+                "eoi_token_index": 256000,
+                "image_token_index": 262144,
+                "mm_tokens_per_image": 256,
+                "text_config": {
+                    "hidden_size": 2560,
+                    "intermediate_size": 10240,
+                    "model_type": "gemma3_text",
+                    "num_hidden_layers": 34,
+                    "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+                    "sliding_window": 1024,
+                },
+                "vision_config": {"hidden_size": 1152, "model_type": "siglip_vision_model"},
+            },
+            3_880_263_168,
+        ),
+        (
+            published(
                 "gpt2",
                 sizes=(12, 12, 768, None, 12, 50257, 1024),
                 attn_pdrop=0.1,
@@ -391,6 +459,8 @@ LLAMA_31 = {
         "Mistral 7B",
         "Gemma 2 2B",
         "Phi-3 mini",
+        "Gemma 3 1B",
+        "Gemma 3 4B, its text model",
         "GPT-2",
         "OLMo 1B",
         "OLMo 2 1B",
@@ -430,6 +500,16 @@ def test_published_models_have_their_published_number_of_parameters(settings, pa
         ("phi3", {"original_max_position_embeddings": "long"}, "original_max_position_embeddings"),
         ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is"),
         ("phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "longrope"),
+        ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention true"),
+        ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50"),
+        ("gemma3_text", {"rope_parameters": {"rope_theta": 9.0}}, "expected sliding_attention and"),
+        (
+            "gemma3_text",
+            {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2.0}}},
+            "layers with a window do not have",
+        ),
+        ("gemma3_text", {"rope_local_base_freq": -1}, "rope_local_base_freq is -1"),
+        ("gemma3", {"vision": 1}, "not known: vision"),
         ("gpt2", {"scale_attn_weights": False}, "scale_attn_weights false"),
         ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "inverse_layer_idx true"),
         ("gpt2", {"reorder_and_upcast_attn": True}, "reorder_and_upcast_attn true"),
@@ -441,12 +521,20 @@ def test_published_models_have_their_published_number_of_parameters(settings, pa
         ("olmo2", {"clip_qkv": 8.0}, "not known: clip_qkv"),
         ("gemma2", {"hidden_act": "gelu"}, 'hidden_act "gelu"'),
         ("gemma2", {"final_logit_softcapping": -1.0}, "final_logit_softcapping is -1"),
-        ("gemma3_text", {}, "'gemma3_text'.*llama, qwen2, qwen3, mistral, gemma2"),
+        ("gemma4_text", {}, "'gemma4_text'.*llama, qwen2, qwen3, mistral, gemma2"),
     ],
 )
 def test_settings_that_change_the_computation_are_refused_by_name(family, setting, words):
     with pytest.raises(InputError, match=words):
         config_of(family, **setting)
+
+
+def test_the_base_of_layers_with_a_window_is_their_own(checkpoints):
+    params, config = read(checkpoints("gemma3")[0])
+    plain = forward(params, jnp.asarray(prompts()), config).logits
+    for change in ({"local_rotary_base": None}, {"rotary_base": 20.0}, {"rotary_scaling": None}):
+        other = forward(params, jnp.asarray(prompts()), replace(config, **change)).logits
+        assert np.abs(other - plain).max() > 1e-3, change
 
 
 def test_windows_and_caps_change_what_is_computed(checkpoints):

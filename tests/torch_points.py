@@ -11,7 +11,15 @@ import numpy as np
 from family_checkpoints import SIZES, theirs, torch_and_transformers
 
 NEOX = {"gpt_neox, parallel": True, "gpt_neox, sequential": False}
-MODELS = (*NEOX, "llama, scaled like 3.1", "gemma2", "gpt2", "olmo, clipped, biases", "olmo2")
+MODELS = (
+    *NEOX,
+    "llama, scaled like 3.1",
+    "gemma2",
+    "gemma3",
+    "gpt2",
+    "olmo, clipped, biases",
+    "olmo2",
+)
 PROBE = "probe"  # the attention whose scores and pattern can be changed
 Change = Callable[[Any], Any]  # from a tensor to what stands in its place
 

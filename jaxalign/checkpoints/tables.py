@@ -80,8 +80,8 @@ class Table:
     Attributes:
         rules: of every tensor that one of the family's models may have.
         embed, unembed: what it calls the embedding and the unembedding.
-        buffers: names of tensors that are no parameters: older versions of transformers saved
-            them with the weights, and the model computes them again.
+        buffers: names of tensors that are not read: older versions of transformers saved buffers
+            with the weights, which the model computes again; and parts of a larger model.
         renamed: how names of tensors may begin in memory or in other files, and how these tensors
             are published all the same.
         inputs_first: whether linear layers are published ``[in, out]``, as GPT-2's are.

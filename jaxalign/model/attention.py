@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from jaxalign.edits.site import NOTHING, Edits
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.layers import Pass, normalize, project, soft_cap
+from jaxalign.model.layers import EVERYTHING, Pass, normalize, project, soft_cap
 from jaxalign.model.params import Attention, Norm
 from jaxalign.model.rotary import frequencies
 from jaxalign.runtime.products import precision_for
@@ -17,7 +17,7 @@ from jaxalign.shapes import Array, Bool, Float, Int, lead
 
 
 def rotate(
-    x: Float[Array, "*rows B S H h"], positions: Int[Array, "#B S"], config: ModelConfig
+    x: Float[Array, "*rows B S H h"], positions: Int[Array, "#B S"], run: Pass
 ) -> Float[Array, "*rows B S H h"]:
     """Rotate the first ``rotary_dims`` coordinates by their position's angles.
 
@@ -28,12 +28,17 @@ def rotate(
     Args:
         x: queries or keys.
         positions: where they stand.
-        config: base, scaling and ``rotary_dims``.
+        run: the pass: ``rotary_dims``, base and scaling, and the layer's window, with which the
+            base may change.
     """
+    config = run.config
     half = config.rotary_dims // 2
     if half == 0:
         return x
     frequency = frequencies(config.rotary_dims, config.rotary_base, config.rotary_scaling)
+    if config.local_rotary_base is not None and run.window is not None:
+        local = frequencies(config.rotary_dims, config.local_rotary_base)
+        frequency = jnp.where(run.window == EVERYTHING, frequency, local)
     angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     cos, sin = lead(jnp.cos(angle), x), lead(jnp.sin(angle), x)
     first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
@@ -64,7 +69,7 @@ def keys_values(
     k, v = (_clipped(part, run.config) for part in (k, v))
     k = _normed(k, weights.key_norm, weights.key_norm_over_heads, run.config)
     positions = jnp.arange(x.shape[-2])[None] if positions is None else positions
-    return rotate(k, positions, run.config), v
+    return rotate(k, positions, run), v
 
 
 def queries(
@@ -86,7 +91,7 @@ def queries(
     q = _heads(project(x, weights.query, weights.query_bias, run.real), run.config)
     q = _clipped(edit.apply_at("q", q, x, weights.query), run.config)
     q = _normed(q, weights.query_norm, weights.query_norm_over_heads, run.config)
-    return rotate(q, positions, run.config)
+    return rotate(q, positions, run)
 
 
 def _clipped(x: Array, config: ModelConfig) -> Array:

@@ -47,6 +47,8 @@ class ModelConfig:
         learned_positions: a learned vector of each position is added to its embedding.
         rotary_dims: how many of a head's ``h`` coordinates are rotated (even).
         rotary_base: base of the rotary frequencies.
+        local_rotary_base: that of layers with a window, which no ``rotary_scaling`` slows;
+            ``rotary_base`` with its scaling by default.
         parallel_residual: attention and MLP both read the block's input and are added together.
         tied_embeddings: the unembedding is the embedding.
         attention_bias: whether queries, keys and values have biases.
@@ -86,6 +88,7 @@ class ModelConfig:
     learned_positions: bool = False
     rotary_dims: int = 16
     rotary_base: float = 10000.0
+    local_rotary_base: float | None = None
     parallel_residual: bool = True
     tied_embeddings: bool = False
     attention_bias: bool = True
@@ -156,7 +159,14 @@ class ModelConfig:
             object.__setattr__(self, field, value)  # the class is frozen
 
     def _check_numbers(self) -> None:
-        numbers = ("rotary_base", "query_scalar", "attention_cap", "logit_cap", "qkv_clip")
+        numbers = (
+            "rotary_base",
+            "local_rotary_base",
+            "query_scalar",
+            "attention_cap",
+            "logit_cap",
+            "qkv_clip",
+        )
         positive = [(name, getattr(self, name)) for name in numbers]
         positive += [("sliding_window", window) for window in self.windows]
         for name, number in positive:

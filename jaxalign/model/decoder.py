@@ -19,7 +19,7 @@ from jaxalign.errors import require_type
 from jaxalign.model.attention import attention, project_heads
 from jaxalign.model.checks import check_dtype, check_edit, check_prompts, points_of
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.layers import Pass, at_position, mlp, normalize, soft_cap
+from jaxalign.model.layers import EVERYTHING, Pass, at_position, mlp, normalize, soft_cap
 from jaxalign.model.params import Block, Params
 from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense, dot
@@ -113,8 +113,7 @@ def layer_windows(config: ModelConfig) -> Int[Array, " L"] | None:
     """Each layer's window, as data for the loop over layers; None where no layer has one."""
     if not any(config.windows):
         return None
-    everything = np.iinfo(np.int32).max
-    sizes = [everything if window is None else window for window in config.windows]
+    sizes = [EVERYTHING if window is None else window for window in config.windows]
     return jnp.asarray(np.array(sizes, np.int32))
 
 

@@ -6,6 +6,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 
@@ -18,6 +19,9 @@ from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, ArrayLeaf, Bool, Float, Int, lead
 
+# The window of a layer that sees all positions, in models where others have one.
+EVERYTHING = np.iinfo(np.int32).max
+
 
 @struct.dataclass
 class Pass:
@@ -28,8 +32,8 @@ class Pass:
         scheme: the precision (static).
         real: bool ``[B, S]``, True at positions that hold a token of the prompt; None where
             nothing is rounded over a whole example.
-        window: int, how many positions a query of this layer sees, its own the last; None for all
-            before it.
+        window: int, how many positions a query of this layer sees, its own the last; EVERYTHING, or
+            None where no layer has a window, for all before it.
         prefix: what stands before runs that hold the last positions of their prompts only; None
             where runs hold all.
     """

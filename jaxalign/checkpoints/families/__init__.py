@@ -11,6 +11,7 @@ from typing import Any
 
 from jaxalign.checkpoints.families import (
     gemma2,
+    gemma3,
     gpt2,
     llama,
     mistral,
@@ -31,6 +32,8 @@ FAMILIES: dict[str, Family] = {
     "qwen3": qwen.QWEN3,
     "mistral": mistral.MISTRAL,
     "gemma2": gemma2.GEMMA2,
+    "gemma3": gemma3.GEMMA3,
+    "gemma3_text": gemma3.GEMMA3_TEXT,
     "phi3": phi3.PHI3,
     "gpt2": gpt2.GPT2,
     "olmo": olmo.OLMO,
@@ -59,7 +62,7 @@ def read_settings(
             "use a checkpoint of one of these families",
         )
     reading = Settings(settings, where, ignored)
-    config = ModelConfig(family=family, **FAMILIES[family].read(reading))
+    config = ModelConfig(**({"family": family} | FAMILIES[family].read(reading)))
     reading.finish()
     return config, tuple(reading.notes)
 
