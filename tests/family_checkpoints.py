@@ -72,6 +72,16 @@ GPT2_NAMES = {
     "max_position_embeddings": "n_positions",
     "num_key_value_heads": None,
 }
+LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 500.0,
+        "partial_rotary_factor": 0.5,
+        "short_factor": [1.2, 3.5],
+        "long_factor": [2.0, 9.0],
+    },
+    "original_max_position_embeddings": 24,
+}
 # Missing, their padding token is one of the published vocabulary.
 OLMO = {"pad_token_id": None}
 
@@ -119,6 +129,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("phi3", PHI3 | {"tie_word_embeddings": True}),
     "phi3, window": ("phi3", PHI3 | {"sliding_window": 4, "num_key_value_heads": 1}),
+    "phi3, longrope": ("phi3", PHI3 | LONGROPE),
     "gemma3": ("gemma3_text", GEMMA3),
     "gemma3, untied": ("gemma3_text", GEMMA3 | {"tie_word_embeddings": False}),
     "gemma3, all windows, cap": (
@@ -155,6 +166,7 @@ ONE_EACH = (
     "gemma2",
     "gemma3, untied",
     "phi3, window",
+    "phi3, longrope",
     "gpt2, untied, relu",
     "olmo, clipped, biases",
     "olmo2",

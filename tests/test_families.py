@@ -169,6 +169,8 @@ def test_old_spelling_of_rotation_is_the_new_one(checkpoints, variant):
         config_from_hf(new | both)
 
 
+# Phi-3's scaling as its first files spell it.
+SU = {"type": "su", "short_factor": [1.0, 1.5, 2, 3], "long_factor": [2.0, 4.0, 8, 16]}
 BARE = {
     "vocab_size": 97,
     "hidden_size": 64,
@@ -375,6 +377,22 @@ LLAMA_31 = {
         ),
         (
             published(
+                "phi3",
+                sizes=(24, 8, 3072, 8192, 32, 200064, 131072),
+                attention_bias=False,
+                original_max_position_embeddings=4096,
+                partial_rotary_factor=0.75,
+                rms_norm_eps=1e-5,
+                rope_scaling={"type": "longrope"}
+                | {name: [1.5] * 48 for name in ("long_factor", "short_factor")},
+                rope_theta=10000.0,
+                sliding_window=262144,
+                tie_word_embeddings=True,
+            ),
+            3_836_021_760,
+        ),
+        (
+            published(
                 "gemma3_text",
                 sizes=(4, 1, 1152, 6912, 26, 262144, 32768),
                 attn_logit_softcapping=None,
@@ -459,6 +477,7 @@ LLAMA_31 = {
         "Mistral 7B",
         "Gemma 2 2B",
         "Phi-3 mini",
+        "Phi-4 mini",
         "Gemma 3 1B",
         "Gemma 3 4B, its text model",
         "GPT-2",
@@ -498,8 +517,21 @@ def test_published_models_have_their_published_number_of_parameters(settings, pa
         ("phi3", {"attention_bias": True}, "attention_bias true"),
         ("phi3", {"resid_pdrop": "none"}, 'resid_pdrop is "none"'),
         ("phi3", {"original_max_position_embeddings": "long"}, "original_max_position_embeddings"),
-        ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling is"),
-        ("phi3", {"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}, "longrope"),
+        ("phi3", {"rope_scaling": {"type": "linear", "factor": 2.0}}, "rope_scaling asks for"),
+        (
+            "phi3",
+            {"rope_scaling": {"type": "longrope"}},
+            "short_factor is null, expected a list of",
+        ),
+        ("phi3", {"rope_scaling": SU | {"long_factor": [1.0]}}, "long_factor is .*4 numbers"),
+        ("phi3", {"rope_scaling": SU | {"short_factor": [1, 1, 1, 0]}}, "short_factor is 0"),
+        ("phi3", {"rope_scaling": SU | {"short_mscale": 1.1}}, "not known: short_mscale"),
+        ("phi3", {"partial_rotary_factor": 0.4}, "turn 3 of 8 coordinates"),
+        (
+            "phi3",
+            {"rope_scaling": SU | {"original_max_position_embeddings": 9}},
+            "original_max_position_embeddings is 9, expected 4096",
+        ),
         ("gemma3_text", {"use_bidirectional_attention": True}, "use_bidirectional_attention true"),
         ("gemma3_text", {"attn_logit_softcapping": 50.0}, "attn_logit_softcapping 50"),
         ("gemma3_text", {"rope_parameters": {"rope_theta": 9.0}}, "expected sliding_attention and"),
@@ -572,6 +604,27 @@ def test_a_position_that_was_not_learned_is_refused(checkpoints):
         forward(params, jnp.ones((1, 65), int), config)
     with pytest.raises(InputError, match="a run of 67 positions, and the model knows 64"):
         generate(params, jnp.ones((1, 60), int), jnp.array([60]), config, steps=7)
+
+
+def test_longrope_is_read_up_to_the_context_of_pretraining(checkpoints):
+    folder, _ = checkpoints("phi3, longrope")
+    config, [note] = read_settings(settings_of(folder))
+    assert (config.max_positions, config.rotary_dims) == (24, 4)
+    assert "texts up to 24 tokens are read, with its short factors" in note
+    assert config.rotary_scaling.amplitude == np.sqrt(1 + np.log(64 / 24) / np.log(24))
+    params, _ = read(folder)
+    assert forward(params, jnp.ones((1, 24), int), config).logits.shape == (1, 24, 97)
+    with pytest.raises(InputError, match="a run of 25 positions, and the model knows 24"):
+        forward(params, jnp.ones((1, 25), int), config)
+
+
+def test_longrope_in_older_spellings_is_the_new_one():
+    long = {"max_position_embeddings": 8192}
+    new = config_of("phi3", rope_parameters=SU | {"type": None, "rope_type": "longrope"}, **long)
+    assert new == config_of("phi3", rope_scaling=SU, **long)
+    assert new.rotary_scaling.amplitude == np.sqrt(1 + np.log(2) / np.log(4096))
+    given = config_of("phi3", rope_scaling=SU | {"attention_factor": 1.25}, **long)
+    assert given.rotary_scaling.amplitude == 1.25
 
 
 def test_a_quantized_gpt2_is_refused_in_words(checkpoints, tmp_path):

@@ -41,6 +41,8 @@ def rotate(
         frequency = jnp.where(run.window == EVERYTHING, frequency, local)
     angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     cos, sin = lead(jnp.cos(angle), x), lead(jnp.sin(angle), x)
+    if config.rotary_scaling is not None and config.rotary_scaling.amplitude != 1:
+        cos, sin = (part * config.rotary_scaling.amplitude for part in (cos, sin))
     first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
     a, b = first.astype(jnp.float32), second.astype(jnp.float32)
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)

@@ -198,8 +198,10 @@ class ModelConfig:
 
     @property
     def bounded(self) -> bool:
-        """Whether nothing says what a position from ``max_positions`` on would be."""
-        return self.learned_positions
+        """Whether runs longer than ``max_positions`` are refused: their positions were not learned,
+        or the model would rotate all of them in another way (longrope)."""
+        scaling = self.rotary_scaling
+        return self.learned_positions or (scaling is not None and scaling.kind == "longrope")
 
     @property
     def edge_size(self) -> int:
