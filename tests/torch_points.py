@@ -16,6 +16,7 @@ MODELS = (
     "llama, scaled like 3.1",
     "gemma2",
     "gemma3",
+    "phi3, longrope",
     "gpt2",
     "olmo, clipped, biases",
     "olmo2",
@@ -81,6 +82,11 @@ def attention(
     return (pattern @ value).transpose(1, 2).contiguous(), None
 
 
+def _fused(model: Any) -> bool:
+    """Whether query, key and value are one linear layer, and gate and up another (Phi-3)."""
+    return bool(model.config.model_type == "phi3")
+
+
 def _named(model: Any, layer: int) -> dict[str, tuple[Any, str]]:
     """For each point of a block that a module has: the module, and which end of it."""
     if hasattr(model, "gpt_neox"):
@@ -97,17 +103,18 @@ def _named(model: Any, layer: int) -> dict[str, tuple[Any, str]]:
         norm = getattr(block, "pre_feedforward_layernorm", norm)
         if model.config.model_type == "olmo2":
             norm = block.mlp  # no norm before it: it reads the stream itself
-        out, up, gate, down = (
-            wide.o_proj,
-            *(getattr(block.mlp, f"{name}_proj") for name in ("up", "gate", "down")),
-        )
+        out, down = wide.o_proj, block.mlp.down_proj
+        if _fused(model):
+            up = gate = block.mlp.gate_up_proj
+        else:
+            up, gate = block.mlp.up_proj, block.mlp.gate_proj
     return {
         "z": (out, "in"),
         "attn_out": (out, "out"),
         "resid_mid": (norm, "in place"),
         "mlp_in": (block.mlp, "in"),
-        "mlp_gate": (gate, "out"),
-        "mlp_up": (up, "out"),
+        "mlp_gate": (gate, "first half" if _fused(model) else "out"),
+        "mlp_up": (up, "second half" if _fused(model) else "out"),
         "mlp_hidden": (down, "in"),
         "mlp_out": (block.mlp, "out"),
         "resid": (block, "out"),
@@ -116,8 +123,22 @@ def _named(model: Any, layer: int) -> dict[str, tuple[Any, str]]:
     }
 
 
+def _within(change: Change, start: int, width: int) -> Change:
+    """``change`` of some of the last axis, from ``start`` on."""
+
+    def some(x: Any) -> Any:
+        x = x.clone()
+        x[..., start : start + width] = change(x[..., start : start + width].clone())
+        return x
+
+    return some
+
+
 def _hook(module: Any, end: str, change: Change) -> Any:
-    if end == "out":
+    if "half" in end:
+        width = module.out_features // 2
+        change = _within(change, width if end == "second half" else 0, width)
+    if end == "out" or "half" in end:
 
         def after(module: Any, given: Any, out: Any) -> Any:
             return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
@@ -133,6 +154,14 @@ def _hook(module: Any, end: str, change: Change) -> Any:
     return module.register_forward_pre_hook(before)
 
 
+def _starts(model: Any) -> tuple[int, int, int]:
+    """Where queries, keys and values begin in Phi-3's one layer."""
+    config = model.config
+    width = config.hidden_size // config.num_attention_heads
+    queries, keys = config.num_attention_heads * width, config.num_key_value_heads * width
+    return 0, queries, queries + keys
+
+
 def _projection(model: Any, layer: int, point: str, heads: int, width: int, change: Change) -> Any:
     """A hook on queries, keys or values, ``[B, S, heads, width]``."""
 
@@ -141,23 +170,21 @@ def _projection(model: Any, layer: int, point: str, heads: int, width: int, chan
 
     place = "qkv".index(point)
     if hasattr(model, "transformer"):
-
-        def third(x: Any) -> Any:
-            parts = x.clone()
-            own = parts[..., place * heads * width : (place + 1) * heads * width]
-            own[...] = apart(own.clone())
-            return parts
-
+        third = _within(apart, place * heads * width, heads * width)
         return _hook(model.transformer.h[layer].attn.c_attn, "out", third)
+    if _fused(model):
+        start = _starts(model)[place]
+        fused = model.model.layers[layer].self_attn.qkv_proj
+        return _hook(fused, "out", _within(apart, start, heads * width))
     if not hasattr(model, "gpt_neox"):
         return _hook(getattr(model.model.layers[layer].self_attn, f"{point}_proj"), "out", apart)
 
-    def fused(x: Any) -> Any:
+    def each_head(x: Any) -> Any:
         parts = x.reshape(*x.shape[:2], heads, 3, width).clone()
         parts[..., place, :] = change(parts[..., place, :].clone())
         return parts.reshape(x.shape)
 
-    return _hook(model.gpt_neox.layers[layer].attention.query_key_value, "out", fused)
+    return _hook(model.gpt_neox.layers[layer].attention.query_key_value, "out", each_head)
 
 
 @contextlib.contextmanager
@@ -211,10 +238,14 @@ def _linear(model: Any, layer: int, matrix: str) -> tuple[Any, Callable[[int], i
     if matrix in ("out", "down"):
         return named[{"out": "z", "down": "mlp_hidden"}[matrix]][0], int
     if matrix in ("up", "gate"):
-        return named[f"mlp_{matrix}"][0], int
+        module, end = named[f"mlp_{matrix}"]
+        start = module.out_features // 2 if end == "second half" else 0
+        return module, lambda row: start + row
     place = "qkv".index(matrix[0])
     if hasattr(model, "transformer"):
         return wide.c_attn, lambda row: place * model.config.hidden_size + row
+    if _fused(model):
+        return wide.qkv_proj, lambda row: _starts(model)[place] + row
     if not hasattr(model, "gpt_neox"):
         return getattr(wide, f"{matrix[0]}_proj"), int
     width = model.config.hidden_size // model.config.num_attention_heads
