@@ -75,6 +75,8 @@ def _folded(high: Norm, low: Norm, config: ModelConfig) -> Float[Array, " D"]:
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         return jnp.where(a == b, 1, a / jnp.where(b == 0, 1, b))
 
+    assert high.scale is not None  # as ``scaling_norm`` says
+    assert low.scale is not None
     offset = norm_offset(config)
     scale = ratio(low.scale + offset, high.scale + offset)
     if high.bias is None or low.bias is None:
