@@ -44,6 +44,47 @@ GEMMA2 = {"head_dim": 16, "query_pre_attn_scalar": 9, "sliding_window": 4} | {
 # Its default padding token is beyond a vocabulary of 97.
 PHI3 = {"pad_token_id": 0, "rms_norm_eps": 1e-3}
 
+GEMMA3 = {"head_dim": 16, "query_pre_attn_scalar": 9, "sliding_window": 4} | {
+    "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    "rope_parameters": {
+        "full_attention": {"rope_type": "linear", "factor": 2.5, "rope_theta": 500.0},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 20.0},
+    },
+}
+# What sees pictures in a Gemma 3 that does.
+PICTURES = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 16,
+        "patch_size": 8,
+    },
+    "mm_tokens_per_image": 4,
+}
+# GPT-2's names of sizes; its keys and values have as many heads as its queries.
+GPT2_NAMES = {
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+    "num_key_value_heads": None,
+}
+LONGROPE = {
+    "rope_parameters": {
+        "rope_type": "longrope",
+        "rope_theta": 500.0,
+        "partial_rotary_factor": 0.5,
+        "short_factor": [1.2, 3.5],
+        "long_factor": [2.0, 9.0],
+    },
+    "original_max_position_embeddings": 24,
+}
+# Missing, their padding token is one of the published vocabulary.
+OLMO = {"pad_token_id": None}
+
 # By name: the family and the settings that differ from SIZES.
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -88,6 +129,33 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "phi3": ("phi3", PHI3 | {"tie_word_embeddings": True}),
     "phi3, window": ("phi3", PHI3 | {"sliding_window": 4, "num_key_value_heads": 1}),
+    "phi3, longrope": ("phi3", PHI3 | LONGROPE),
+    "gemma3": ("gemma3_text", GEMMA3),
+    "gemma3, untied": ("gemma3_text", GEMMA3 | {"tie_word_embeddings": False}),
+    "gemma3, all windows, cap": (
+        "gemma3_text",
+        {
+            "head_dim": 8,
+            "sliding_window": 5,
+            "final_logit_softcapping": 3.0,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma3, no windows": ("gemma3_text", GEMMA3 | {"layer_types": ["full_attention"] * 3}),
+    "gemma3, with pictures": ("gemma3", GEMMA3),
+    "gpt2": ("gpt2", {"layer_norm_epsilon": 1e-3}),
+    "gpt2, untied, relu": (
+        "gpt2",
+        {"tie_word_embeddings": False, "activation_function": "relu", "intermediate_size": None},
+    ),
+    "olmo": ("olmo", OLMO | {"tie_word_embeddings": True, "num_key_value_heads": 4}),
+    "olmo, clipped, biases": ("olmo", OLMO | {"clip_qkv": 1.5, "attention_bias": True}),
+    "olmo2": ("olmo2", OLMO | {"rms_norm_eps": 1e-3}),
+    "olmo2, biases, one key": (
+        "olmo2",
+        OLMO | {"attention_bias": True, "num_key_value_heads": 1, "tie_word_embeddings": True},
+    ),
 }
 # One of each family, with windows where the family has them.
 ONE_EACH = (
@@ -96,8 +164,23 @@ ONE_EACH = (
     "qwen3, biases, windows",
     "mistral, window",
     "gemma2",
+    "gemma3, untied",
     "phi3, window",
+    "phi3, longrope",
+    "gpt2, untied, relu",
+    "olmo, clipped, biases",
+    "olmo2",
 )
+
+
+def spelled(family: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings of a model as its family spells them."""
+    if family == "gemma3":
+        return {"text_config": settings} | PICTURES
+    if family != "gpt2":
+        return settings
+    renamed = {GPT2_NAMES.get(name, name): value for name, value in settings.items()}
+    return {name: value for name, value in renamed.items() if name is not None}
 
 
 def torch_and_transformers() -> tuple[Any, Any]:
@@ -110,7 +193,9 @@ def torch_and_transformers() -> tuple[Any, Any]:
         _ = transformers.LlamaForCausalLM, transformers.Gemma2ForCausalLM
         _ = transformers.Qwen2ForCausalLM, transformers.Qwen3ForCausalLM
         _ = transformers.MistralForCausalLM, transformers.GPTNeoXForCausalLM
-        _ = transformers.Phi3ForCausalLM
+        _ = transformers.Phi3ForCausalLM, transformers.OlmoForCausalLM
+        _ = transformers.Olmo2ForCausalLM, transformers.GPT2LMHeadModel
+        _ = transformers.Gemma3ForCausalLM, transformers.Gemma3ForConditionalGeneration
     return torch, transformers
 
 
@@ -118,14 +203,17 @@ def theirs(variant: str, **overrides: Any) -> Any:
     """transformers' model of a variant, every parameter random, in f32."""
     torch, transformers = torch_and_transformers()
     family, settings = VARIANTS[variant]
-    config = transformers.AutoConfig.for_model(family, **(SIZES | settings | overrides))
+    config = transformers.AutoConfig.for_model(
+        family, **spelled(family, SIZES | settings | overrides)
+    )
     config._attn_implementation = "eager"
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn(parameter.shape, generator=draw)
-            scaled = 0.3 * noise + (1 if "norm" in name and family != "gemma2" else 0)
+            norm = ("norm" in name or ".ln_" in name) and name.endswith("weight")
+            scaled = 0.3 * noise + (1 if norm and not family.startswith("gemma") else 0)
             parameter.copy_(scaled if parameter.ndim == 1 else 0.25 * noise)
     return model
 

@@ -11,7 +11,16 @@ import numpy as np
 from family_checkpoints import SIZES, theirs, torch_and_transformers
 
 NEOX = {"gpt_neox, parallel": True, "gpt_neox, sequential": False}
-MODELS = (*NEOX, "llama, scaled like 3.1", "gemma2")
+MODELS = (
+    *NEOX,
+    "llama, scaled like 3.1",
+    "gemma2",
+    "gemma3",
+    "phi3, longrope",
+    "gpt2",
+    "olmo, clipped, biases",
+    "olmo2",
+)
 PROBE = "probe"  # the attention whose scores and pattern can be changed
 Change = Callable[[Any], Any]  # from a tensor to what stands in its place
 
@@ -73,27 +82,39 @@ def attention(
     return (pattern @ value).transpose(1, 2).contiguous(), None
 
 
+def _fused(model: Any) -> bool:
+    """Whether query, key and value are one linear layer, and gate and up another (Phi-3)."""
+    return bool(model.config.model_type == "phi3")
+
+
 def _named(model: Any, layer: int) -> dict[str, tuple[Any, str]]:
     """For each point of a block that a module has: the module, and which end of it."""
     if hasattr(model, "gpt_neox"):
         block = model.gpt_neox.layers[layer]
         wide, norm = block.attention, block.post_attention_layernorm
         out, up, gate, down = wide.dense, block.mlp.dense_h_to_4h, None, block.mlp.dense_4h_to_h
+    elif hasattr(model, "transformer"):
+        block = model.transformer.h[layer]
+        wide, norm = block.attn, block.ln_2
+        out, up, gate, down = wide.c_proj, block.mlp.c_fc, None, block.mlp.c_proj
     else:
         block = model.model.layers[layer]
         wide, norm = block.self_attn, block.post_attention_layernorm
         norm = getattr(block, "pre_feedforward_layernorm", norm)
-        out, up, gate, down = (
-            wide.o_proj,
-            *(getattr(block.mlp, f"{name}_proj") for name in ("up", "gate", "down")),
-        )
+        if model.config.model_type == "olmo2":
+            norm = block.mlp  # no norm before it: it reads the stream itself
+        out, down = wide.o_proj, block.mlp.down_proj
+        if _fused(model):
+            up = gate = block.mlp.gate_up_proj
+        else:
+            up, gate = block.mlp.up_proj, block.mlp.gate_proj
     return {
         "z": (out, "in"),
         "attn_out": (out, "out"),
         "resid_mid": (norm, "in place"),
         "mlp_in": (block.mlp, "in"),
-        "mlp_gate": (gate, "out"),
-        "mlp_up": (up, "out"),
+        "mlp_gate": (gate, "first half" if _fused(model) else "out"),
+        "mlp_up": (up, "second half" if _fused(model) else "out"),
         "mlp_hidden": (down, "in"),
         "mlp_out": (block.mlp, "out"),
         "resid": (block, "out"),
@@ -102,8 +123,22 @@ def _named(model: Any, layer: int) -> dict[str, tuple[Any, str]]:
     }
 
 
+def _within(change: Change, start: int, width: int) -> Change:
+    """``change`` of some of the last axis, from ``start`` on."""
+
+    def some(x: Any) -> Any:
+        x = x.clone()
+        x[..., start : start + width] = change(x[..., start : start + width].clone())
+        return x
+
+    return some
+
+
 def _hook(module: Any, end: str, change: Change) -> Any:
-    if end == "out":
+    if "half" in end:
+        width = module.out_features // 2
+        change = _within(change, width if end == "second half" else 0, width)
+    if end == "out" or "half" in end:
 
         def after(module: Any, given: Any, out: Any) -> Any:
             return (change(out[0]), *out[1:]) if isinstance(out, tuple) else change(out)
@@ -119,22 +154,37 @@ def _hook(module: Any, end: str, change: Change) -> Any:
     return module.register_forward_pre_hook(before)
 
 
+def _starts(model: Any) -> tuple[int, int, int]:
+    """Where queries, keys and values begin in Phi-3's one layer."""
+    config = model.config
+    width = config.hidden_size // config.num_attention_heads
+    queries, keys = config.num_attention_heads * width, config.num_key_value_heads * width
+    return 0, queries, queries + keys
+
+
 def _projection(model: Any, layer: int, point: str, heads: int, width: int, change: Change) -> Any:
     """A hook on queries, keys or values, ``[B, S, heads, width]``."""
 
     def apart(x: Any) -> Any:
         return change(x.reshape(*x.shape[:2], heads, width)).reshape(x.shape)
 
+    place = "qkv".index(point)
+    if hasattr(model, "transformer"):
+        third = _within(apart, place * heads * width, heads * width)
+        return _hook(model.transformer.h[layer].attn.c_attn, "out", third)
+    if _fused(model):
+        start = _starts(model)[place]
+        fused = model.model.layers[layer].self_attn.qkv_proj
+        return _hook(fused, "out", _within(apart, start, heads * width))
     if not hasattr(model, "gpt_neox"):
         return _hook(getattr(model.model.layers[layer].self_attn, f"{point}_proj"), "out", apart)
-    place = "qkv".index(point)
 
-    def fused(x: Any) -> Any:
+    def each_head(x: Any) -> Any:
         parts = x.reshape(*x.shape[:2], heads, 3, width).clone()
         parts[..., place, :] = change(parts[..., place, :].clone())
         return parts.reshape(x.shape)
 
-    return _hook(model.gpt_neox.layers[layer].attention.query_key_value, "out", fused)
+    return _hook(model.gpt_neox.layers[layer].attention.query_key_value, "out", each_head)
 
 
 @contextlib.contextmanager
@@ -152,7 +202,11 @@ def changed(model: Any, point: str, step: int, shape: tuple[int, ...], change: C
 
         handle = model.register_forward_hook(last)
     elif point == "final_norm":
-        norm = model.gpt_neox.final_layer_norm if hasattr(model, "gpt_neox") else model.model.norm
+        if hasattr(model, "transformer"):
+            norm = model.transformer.ln_f
+        else:
+            neox = hasattr(model, "gpt_neox")
+            norm = model.gpt_neox.final_layer_norm if neox else model.model.norm
         handle = _hook(norm, "out", change)
     elif point in ("scores", "pattern"):
         module, _ = _named(model, step)["attention"]
@@ -184,11 +238,17 @@ def _linear(model: Any, layer: int, matrix: str) -> tuple[Any, Callable[[int], i
     if matrix in ("out", "down"):
         return named[{"out": "z", "down": "mlp_hidden"}[matrix]][0], int
     if matrix in ("up", "gate"):
-        return named[f"mlp_{matrix}"][0], int
+        module, end = named[f"mlp_{matrix}"]
+        start = module.out_features // 2 if end == "second half" else 0
+        return module, lambda row: start + row
+    place = "qkv".index(matrix[0])
+    if hasattr(model, "transformer"):
+        return wide.c_attn, lambda row: place * model.config.hidden_size + row
+    if _fused(model):
+        return wide.qkv_proj, lambda row: _starts(model)[place] + row
     if not hasattr(model, "gpt_neox"):
         return getattr(wide, f"{matrix[0]}_proj"), int
     width = model.config.hidden_size // model.config.num_attention_heads
-    place = "qkv".index(matrix[0])
     return wide.query_key_value, lambda row: (3 * (row // width) + place) * width + row % width
 
 
@@ -198,9 +258,10 @@ def weighed(model: Any, matrix: str, layer: int, scaled: dict[tuple[int, int], f
     torch, _ = torch_and_transformers()
     module, place = _linear(model, layer, matrix)
     kept = module.weight.detach().clone()
+    weight = module.weight.T if hasattr(model, "transformer") else module.weight  # Conv1D
     with torch.no_grad():
         for (row, column), factor in scaled.items():
-            module.weight[place(row), column] *= factor
+            weight[place(row), column] *= factor
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import block
 from jaxalign.model.layers import Pass
 from jaxalign.model.matrices import MATRICES, axes_of, reading_the_same
-from jaxalign.model.params import Block
+from jaxalign.model.params import Block, scaling_norm
 from jaxalign.numerics.probe import Observed
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32
@@ -26,7 +26,7 @@ class Group:
     Attributes:
         linears: dotted names of their matrices; those that a family lacks are passed over.
         norm: the norm whose output they, and nothing else, read: it can take a division of their
-            input; None where there is none.
+            input; None where there is none, or one without a scale.
         divisible: whether AWQ scales their input although no norm can take it.
     """
 
@@ -55,11 +55,13 @@ def groups_of(weights: Block) -> tuple[Group, ...]:
     """
     for path, _ in jax.tree_util.tree_leaves_with_path(weights, is_leaf=_whole):
         axes_of(path)
-    have = (
-        replace(group, linears=tuple(n for n in group.linears if get(weights, n) is not None))
-        for group in all_groups()
-    )
-    return tuple(group for group in have if group.linears)
+    found = []
+    for group in all_groups():
+        linears = tuple(n for n in group.linears if get(weights, n) is not None)
+        if linears:
+            norm = scaling_norm(weights, linears[0].split(".")[1])
+            found.append(replace(group, linears=linears, norm=norm))
+    return tuple(found)
 
 
 def _whole(leaf: Any) -> bool:

@@ -85,6 +85,7 @@ def calibrate(
     if not scheme.needs_texts and scheme.method != "hqq":
         return compiled_cast(params, scheme)
     check_dtype(params, F32)
+    _check_norms(params, scheme)
     given = check_texts(tokens, lengths, config, scheme) if scheme.needs_texts else ()
     texts = _Texts(_start(params, config, *given) if given else [], config)
     facts = _facts(params, config, scheme, given, damping) if folder else {}
@@ -102,6 +103,17 @@ def calibrate(
     blocks = jax.tree.map(lambda *parts: jnp.stack(parts), *chosen)
     # Matrices are packed already, so only the rest changes its dtype.
     return _in_dtype(replace(params, blocks=blocks), scheme)
+
+
+def _check_norms(params: Params, scheme: Scheme) -> None:
+    """SmoothQuant divides inputs by way of norms, so a model needs norms with a scale."""
+    norms = any(group.norm for group in groups_of(_layer_of(params, 0)))
+    if scheme.method == "smoothquant" and not norms:
+        raise InputError(
+            f"scheme {scheme.name!r} moves scales into the norms that linear layers read, and this "
+            "model has none with a scale there",
+            "use a scheme that rounds to the nearest, gptq or hqq",
+        )
 
 
 def _layer_of(params: Params, number: int) -> Block:

@@ -40,14 +40,13 @@ def rules_of(config: ModelConfig, leaves: Mapping[str, Any]) -> list[TensorRule]
 def unembeddings(config: ModelConfig) -> tuple[str, ...]:
     """What the unembedding is called: as published and, where it differs, in memory."""
     table = FAMILIES[config.family].table
-    return tuple(sorted({table.unembed, *(
-        new for new, old in table.renamed.items() if old == table.unembed)}))  # fmt: skip
+    return tuple(sorted({table.unembed, *table.others(table.unembed)}))
 
 
 def _published(names: Iterable[str], config: ModelConfig) -> dict[str, str]:
     """The names of tensors as they are stored, by the names that they are published under."""
-    found, renamed = dict.fromkeys(names), FAMILIES[config.family].table.renamed
-    usual = {name: renamed.get(name, name) for name in found}
+    found, table = dict.fromkeys(names), FAMILIES[config.family].table
+    usual = {name: table.usual(name) for name in found}
     return {name if usual[name] in found else usual[name]: name for name in found}
 
 

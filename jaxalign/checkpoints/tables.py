@@ -38,7 +38,7 @@ class TensorRule:
         targets: what it fills, in the order of ``load``'s results.
         load: from the tensor, ``[out]`` or ``[out, in]``, to what stands in each target. ``load``
             only moves rows and transposes the matrix, so that packed codes and scales,
-            ``[out, anything]``, go the same way.
+            ``[out, anything]``, go the same way (but for tables with ``inputs_first``).
         save: from what stands in the targets to the tensor.
     """
 
@@ -80,9 +80,11 @@ class Table:
     Attributes:
         rules: of every tensor that one of the family's models may have.
         embed, unembed: what it calls the embedding and the unembedding.
-        buffers: names of tensors that are no parameters: older versions of transformers saved
-            them with the weights, and the model computes them again.
-        renamed: what a tensor is called in memory, and how it is published all the same.
+        buffers: names of tensors that are not read: older versions of transformers saved buffers
+            with the weights, which the model computes again; and parts of a larger model.
+        renamed: how names of tensors may begin in memory or in other files, and how these tensors
+            are published all the same.
+        inputs_first: whether linear layers are published ``[in, out]``, as GPT-2's are.
     """
 
     rules: tuple[TensorRule, ...]
@@ -90,6 +92,22 @@ class Table:
     unembed: str
     buffers: re.Pattern[str]
     renamed: Mapping[str, str] = field(default_factory=dict)
+    inputs_first: bool = False
+
+    def usual(self, name: str) -> str:
+        """The name under which a stored tensor is published."""
+        for stored, published in self.renamed.items():
+            if name.startswith(stored):
+                return published + name.removeprefix(stored)
+        return name
+
+    def others(self, name: str) -> list[str]:
+        """The other names under which a published tensor may be stored."""
+        return [
+            stored + name.removeprefix(published)
+            for stored, published in self.renamed.items()
+            if name.startswith(published)
+        ]
 
     def rules_for(self, leaves: Mapping[str, object]) -> list[TensorRule]:
         """The rules of a model that has these parameters, by their dotted names.
@@ -156,4 +174,29 @@ def concatenated(
         targets=tuple(targets),
         load=load,
         save=lambda found, config: np.concatenate([part.T for part in found]),
+    )
+
+
+def side_by_side(
+    published: str,
+    targets: Sequence[Target],
+    outputs: Callable[[ModelConfig], Sequence[int]],
+) -> TensorRule:
+    """Linear layers in one ``[in, out]`` weight (or ``[out]`` bias), as GPT-2 has them.
+
+    Args:
+        published: the tensor's name.
+        targets: what each layer fills, ``[in, out]``, from the first column on.
+        outputs: how many columns of the tensor each target takes.
+    """
+
+    def load(x: np.ndarray, config: ModelConfig) -> list[np.ndarray]:
+        ends = list(itertools.accumulate(outputs(config)))
+        return [x[..., start:end] for start, end in zip([0, *ends], ends, strict=False)]
+
+    return TensorRule(
+        published=published,
+        targets=tuple(targets),
+        load=load,
+        save=lambda found, config: np.concatenate(found, axis=-1),
     )

@@ -10,10 +10,10 @@ import numpy as np
 from flax import struct
 
 from jaxalign.errors import InputError
-from jaxalign.model.config import ModelConfig
+from jaxalign.model.config import CENTRED, ModelConfig
 from jaxalign.model.decoder import forward, head_contributions, unembed
 from jaxalign.model.layers import at_position, normalize
-from jaxalign.model.params import Norm, Params
+from jaxalign.model.params import Norm, Params, norm_offset
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, ArrayLeaf, Float, Int, Lengths, Tokens, lead
 
@@ -157,14 +157,17 @@ def _held(norm: Norm | None, x: Array, config: ModelConfig) -> Callable[[Array],
     bias is left out. The identity where there is no norm."""
     if norm is None:
         return lambda part: part
-    centred = config.norm == "layer"
+    centred = config.norm in CENTRED
 
     def centre(a: Array) -> Array:
         return a - a.mean(axis=-1, keepdims=True) if centred else a
 
-    scale = norm.scale.astype(jnp.float32) + float(config.norm == "rms+1")
     size = jnp.sqrt(jnp.square(centre(x)).mean(axis=-1, keepdims=True) + config.norm_eps)
-    by = scale[..., None, :] / size if scale.ndim > 1 else lead(scale, x) / size
+    if norm.scale is None:
+        by = 1 / size
+    else:
+        scale = norm.scale.astype(jnp.float32) + norm_offset(config)
+        by = scale[..., None, :] / size if scale.ndim > 1 else lead(scale, x) / size
     return lambda part: centre(part) * lead(by, part)
 
 

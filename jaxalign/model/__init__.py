@@ -1,4 +1,4 @@
-"""Decoders as pure functions of arrays: GPT-NeoX, the Llama line, Gemma 2."""
+"""Decoders as pure functions of arrays: GPT-NeoX, GPT-2, the Llama line, OLMo, Gemma, Phi-3."""
 
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import CAPTURES, Output, forward, head_contributions

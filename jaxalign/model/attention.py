@@ -9,15 +9,15 @@ import jax.numpy as jnp
 
 from jaxalign.edits.site import NOTHING, Edits
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.layers import Pass, normalize, project, soft_cap
-from jaxalign.model.params import Attention
+from jaxalign.model.layers import EVERYTHING, Pass, normalize, project, soft_cap
+from jaxalign.model.params import Attention, Norm
 from jaxalign.model.rotary import frequencies
 from jaxalign.runtime.products import precision_for
 from jaxalign.shapes import Array, Bool, Float, Int, lead
 
 
 def rotate(
-    x: Float[Array, "*rows B S H h"], positions: Int[Array, "#B S"], config: ModelConfig
+    x: Float[Array, "*rows B S H h"], positions: Int[Array, "#B S"], run: Pass
 ) -> Float[Array, "*rows B S H h"]:
     """Rotate the first ``rotary_dims`` coordinates by their position's angles.
 
@@ -28,12 +28,21 @@ def rotate(
     Args:
         x: queries or keys.
         positions: where they stand.
-        config: base, scaling and ``rotary_dims``.
+        run: the pass: ``rotary_dims``, base and scaling, and the layer's window, with which the
+            base may change.
     """
+    config = run.config
     half = config.rotary_dims // 2
+    if half == 0:
+        return x
     frequency = frequencies(config.rotary_dims, config.rotary_base, config.rotary_scaling)
+    if config.local_rotary_base is not None and run.window is not None:
+        local = frequencies(config.rotary_dims, config.local_rotary_base)
+        frequency = jnp.where(run.window == EVERYTHING, frequency, local)
     angle = positions[..., None, None].astype(jnp.float32) * frequency[None, None, None]
     cos, sin = lead(jnp.cos(angle), x), lead(jnp.sin(angle), x)
+    if config.rotary_scaling is not None and config.rotary_scaling.amplitude != 1:
+        cos, sin = (part * config.rotary_scaling.amplitude for part in (cos, sin))
     first, second, rest = jnp.split(x, (half, 2 * half), axis=-1)
     a, b = first.astype(jnp.float32), second.astype(jnp.float32)
     turned = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], axis=-1)
@@ -59,10 +68,10 @@ def keys_values(
     y = project(x, weights.key_value, weights.key_value_bias, run.real)
     k, v = (_heads(part, run.config) for part in jnp.moveaxis(y, -2, 0))
     k, v = (edit.apply_at(p, part, x, weights.key_value) for p, part in (("k", k), ("v", v)))
-    if weights.key_norm is not None:
-        k = normalize(k, weights.key_norm, run.config)
+    k, v = (_clipped(part, run.config) for part in (k, v))
+    k = _normed(k, weights.key_norm, weights.key_norm_over_heads, run.config)
     positions = jnp.arange(x.shape[-2])[None] if positions is None else positions
-    return rotate(k, positions, run.config), v
+    return rotate(k, positions, run), v
 
 
 def queries(
@@ -82,10 +91,21 @@ def queries(
         edit: of this layer; nothing by default.
     """
     q = _heads(project(x, weights.query, weights.query_bias, run.real), run.config)
-    q = edit.apply_at("q", q, x, weights.query)
-    if weights.query_norm is not None:
-        q = normalize(q, weights.query_norm, run.config)
-    return rotate(q, positions, run.config)
+    q = _clipped(edit.apply_at("q", q, x, weights.query), run.config)
+    q = _normed(q, weights.query_norm, weights.query_norm_over_heads, run.config)
+    return rotate(q, positions, run)
+
+
+def _clipped(x: Array, config: ModelConfig) -> Array:
+    """Queries, keys or values as some models bound them, after their edits."""
+    return x if config.qkv_clip is None else jnp.clip(x, -config.qkv_clip, config.qkv_clip)
+
+
+def _normed(x: Array, each: Norm | None, together: Norm | None, config: ModelConfig) -> Array:
+    """Queries or keys ``[…, H, h]`` after the norm of each head, or of all heads together."""
+    if together is not None:
+        return normalize(x.reshape(*x.shape[:-2], -1), together, config).reshape(x.shape)
+    return normalize(x, each, config)
 
 
 def _heads(y: Array, config: ModelConfig) -> Array:

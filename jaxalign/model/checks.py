@@ -9,6 +9,7 @@ import numpy as np
 from jaxalign.edits.batch import check
 from jaxalign.edits.points import POINTS
 from jaxalign.edits.site import Edit
+from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.params import Params
 from jaxalign.numerics.qtensor import QTensor
@@ -56,11 +57,13 @@ def check_prompts(
     Raises:
         ValueError: another shape or dtype, no prompt, or a number that is no token: JAX would take
             the last row of the embedding for it.
+        InputError: more positions than the model knows.
     """
     tokens = jnp.asarray(tokens)
     if tokens.ndim != 2 or not tokens.size or not jnp.issubdtype(tokens.dtype, jnp.integer):
         raise ValueError(f"tokens are {tokens.dtype}{list(tokens.shape)}, expected int [B, S]")
     count, size = tokens.shape
+    check_positions(size, config)
     lengths = jnp.full(count, size) if lengths is None else jnp.asarray(lengths)
     if lengths.shape != (count,) or not jnp.issubdtype(lengths.dtype, jnp.integer):
         raise ValueError(
@@ -77,6 +80,23 @@ def check_prompts(
             found = f"{values.min()} … {values.max()}"
             raise ValueError(f"{name} are {found}, expected {least} … {most}")
     return tokens, lengths
+
+
+def check_positions(size: int, config: ModelConfig) -> None:
+    """Check that a model that knows a certain number of positions is not asked for more.
+
+    Args:
+        size: how many positions a run has.
+        config: the architecture.
+
+    Raises:
+        InputError: they are more: JAX would take the last position's vector for them.
+    """
+    if config.bounded and size > config.max_positions:
+        raise InputError(
+            f"a run of {size} positions, and the model knows {config.max_positions}",
+            "shorten the texts, or generate fewer tokens",
+        )
 
 
 def check_edit(

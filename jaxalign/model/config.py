@@ -19,8 +19,9 @@ Activation = Literal[
     "relu",
     "silu",
 ]
-NormKind = Literal["layer", "rms", "rms+1"]
+NormKind = Literal["layer", "nonparametric", "rms", "rms+0", "rms+1"]
 ACTIVATIONS, NORMS = get_args(Activation), get_args(NormKind)
+CENTRED = ("layer", "nonparametric")  # norms that take the mean away first
 if not TYPE_CHECKING:
     # Another word is refused below, by an error that a user reads.
     Activation = NormKind = str
@@ -43,8 +44,11 @@ class ModelConfig:
         hidden_size: ``D``, the width of the residual stream.
         intermediate_size: ``F``, the width of the MLP.
         max_positions: longest sequence the model was trained on.
+        learned_positions: a learned vector of each position is added to its embedding.
         rotary_dims: how many of a head's ``h`` coordinates are rotated (even).
         rotary_base: base of the rotary frequencies.
+        local_rotary_base: that of layers with a window, which no ``rotary_scaling`` slows;
+            ``rotary_base`` with its scaling by default.
         parallel_residual: attention and MLP both read the block's input and are added together.
         tied_embeddings: the unembedding is the embedding.
         attention_bias: whether queries, keys and values have biases.
@@ -54,13 +58,17 @@ class ModelConfig:
         num_kv_heads: ``K``, heads of keys and values, each serving ``H / K`` query heads; ``H`` by
             default.
         head_size: ``h``, the width of a head; ``D / H`` by default.
-        norm: "layer", "rms" (Zhang and Sennrich 2019, arXiv 1910.07467) or "rms+1" (scaled by
-            ``1 + w``).
+        norm: "layer", "nonparametric" (a layer norm without scale and bias), "rms" (Zhang and
+            Sennrich 2019, arXiv 1910.07467), or "rms+0" and "rms+1" (scaled by ``w`` and by
+            ``1 + w`` before the result is rounded, not after).
         gated: the MLP multiplies its activation of one projection with another (Shazeer 2020,
             arXiv 2002.05202).
         mlp_bias: whether the MLP has biases.
         out_bias: whether ``W_O`` has one; as ``attention_bias`` by default.
-        query_key_norms: each head's queries and keys are normed before they are rotated.
+        query_key_norms: queries and keys are normed before they are rotated, each head's alone.
+        norms_over_heads: those norms are taken over all heads together.
+        qkv_clip: queries, keys and values are kept within plus and minus this number.
+        pre_norms: attention and MLP read the stream through a norm.
         post_norms: norms behind attention and MLP, before they are added to the stream.
         windows: of each layer, how many positions up to its own a query sees, None for all; empty
             where no layer has one.
@@ -77,8 +85,10 @@ class ModelConfig:
     hidden_size: int
     intermediate_size: int
     max_positions: int = 2048
+    learned_positions: bool = False
     rotary_dims: int = 16
     rotary_base: float = 10000.0
+    local_rotary_base: float | None = None
     parallel_residual: bool = True
     tied_embeddings: bool = False
     attention_bias: bool = True
@@ -92,6 +102,9 @@ class ModelConfig:
     mlp_bias: bool = True
     out_bias: bool = None  # type: ignore[assignment]
     query_key_norms: bool = False
+    norms_over_heads: bool = False
+    qkv_clip: float | None = None
+    pre_norms: bool = True
     post_norms: bool = False
     windows: tuple[int | None, ...] = ()
     rotary_scaling: RotaryScaling | None = None
@@ -146,7 +159,14 @@ class ModelConfig:
             object.__setattr__(self, field, value)  # the class is frozen
 
     def _check_numbers(self) -> None:
-        numbers = ("rotary_base", "query_scalar", "attention_cap", "logit_cap")
+        numbers = (
+            "rotary_base",
+            "local_rotary_base",
+            "query_scalar",
+            "attention_cap",
+            "logit_cap",
+            "qkv_clip",
+        )
         positive = [(name, getattr(self, name)) for name in numbers]
         positive += [("sliding_window", window) for window in self.windows]
         for name, number in positive:
@@ -175,6 +195,13 @@ class ModelConfig:
     def attention_width(self) -> int:
         """``H · h``, the width of all heads' ``z`` together."""
         return self.num_heads * self.head_size
+
+    @property
+    def bounded(self) -> bool:
+        """Whether runs longer than ``max_positions`` are refused: their positions were not learned,
+        or the model would rotate all of them in another way (longrope)."""
+        scaling = self.rotary_scaling
+        return self.learned_positions or (scaling is not None and scaling.kind == "longrope")
 
     @property
     def edge_size(self) -> int:

@@ -19,8 +19,8 @@ from jaxalign.errors import require_type
 from jaxalign.model.attention import attention, project_heads
 from jaxalign.model.checks import check_dtype, check_edit, check_prompts, points_of
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.layers import Pass, at_position, mlp, normalize, soft_cap
-from jaxalign.model.params import Block, Norm, Params
+from jaxalign.model.layers import EVERYTHING, Pass, at_position, mlp, normalize, soft_cap
+from jaxalign.model.params import Block, Params
 from jaxalign.numerics.activation_rounding import round_activation
 from jaxalign.numerics.dot import dense, dot
 from jaxalign.numerics.qtensor import QTensor
@@ -85,15 +85,25 @@ def real_positions(lengths: Lengths, size: int) -> Bool[Array, "B S"]:
     return jnp.arange(size)[None] < lengths[:, None]
 
 
-def embed(params: Params, tokens: Tokens, run: Pass) -> Float[Array, "B S D"]:
+def embed(
+    params: Params, tokens: Tokens, run: Pass, positions: Int[Array, "#B S"] | None = None
+) -> Float[Array, "B S D"]:
     """The residual stream before the first block.
 
     Args:
         params: in the scheme's dtype.
         tokens: int ``[B, S]``.
         run: the pass.
+        positions: where the tokens stand; from 0 on by default.
     """
     x = params.embed[tokens]
+    if params.positions is not None:
+        x = (
+            x
+            + params.positions[
+                jnp.arange(tokens.shape[1])[None] if positions is None else positions
+            ]
+        )
     if run.config.scaled_embedding:
         x = x * jnp.asarray(math.sqrt(run.config.hidden_size), x.dtype)
     return _rounded(x, "embed", run)
@@ -103,8 +113,7 @@ def layer_windows(config: ModelConfig) -> Int[Array, " L"] | None:
     """Each layer's window, as data for the loop over layers; None where no layer has one."""
     if not any(config.windows):
         return None
-    everything = np.iinfo(np.int32).max
-    sizes = [everything if window is None else window for window in config.windows]
+    sizes = [EVERYTHING if window is None else window for window in config.windows]
     return jnp.asarray(np.array(sizes, np.int32))
 
 
@@ -132,7 +141,7 @@ def add_to_stream(
             can use, and only where no edit reads what the MLP has read.
     """
     config = run.config
-    middle = attended = _post_norm(attn_out, weights.attention_post_norm, config)
+    middle = attended = normalize(attn_out, weights.attention_post_norm, config)
     hidden, others = None, None
     if not config.parallel_residual:
         middle = edit.apply_at("resid_mid", attended + x)
@@ -142,7 +151,7 @@ def add_to_stream(
         hidden, mlp_out = mlp(normed, weights.mlp, config, run.real, edit)
         mlp_out, others = _rounded(mlp_out, "mlp_out", run), {"mlp_in": normed}
     edited = edit.apply_at("mlp_out", mlp_out, hidden, weights.mlp.down, others)
-    added = _post_norm(edited, weights.mlp_post_norm, config)
+    added = normalize(edited, weights.mlp_post_norm, config)
     y = (added + attended) + x if config.parallel_residual else added + middle
     return edit.apply_at("resid", _rounded(y, "resid", run)), mlp_out
 
@@ -150,11 +159,6 @@ def add_to_stream(
 def _rounded(x: Array, site: str, run: Pass) -> Array:
     """``x`` as the scheme leaves it at ``site``."""
     return x if run.real is None else round_activation(x, site, run.scheme, run.real)
-
-
-def _post_norm(x: Array, norm: Norm | None, config: ModelConfig) -> Array:
-    """What is added to the stream: ``x`` after the norm that some families have there."""
-    return x if norm is None else normalize(x, norm, config)
 
 
 def block(

@@ -21,7 +21,7 @@ from jax import lax
 from jaxalign.edits.site import NOTHING, Edit
 from jaxalign.errors import InputError
 from jaxalign.model.attention import attend, keys_values, project_heads, queries
-from jaxalign.model.checks import check_dtype, check_edit
+from jaxalign.model.checks import check_dtype, check_edit, check_positions
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.decoder import add_to_stream, embed, layer_windows, logits_at, real_positions
 from jaxalign.model.layers import Pass, at_position, normalize
@@ -85,7 +85,7 @@ def _extend(
         return y, (keys, values)
 
     first = edit.at_embedding().at_positions(positions)
-    x = first.apply_at("resid", embed(params, tokens, run))
+    x = first.apply_at("resid", embed(params, tokens, run, positions))
     layers = params.blocks, cache.keys, cache.values, layer_windows(config), edit.layered()
     x, (keys, values) = lax.scan(layer, x, layers)
     lengths = cache.lengths + run.real.sum(axis=1, dtype=cache.lengths.dtype)
@@ -116,9 +116,11 @@ def prefill(
         edit: what to change, with ``T`` in the place of ``S``.
 
     Raises:
-        InputError: a scheme that rounds over a whole example, which a cache cannot know.
+        InputError: a scheme that rounds over a whole example, which a cache cannot know; more
+            positions than the model knows.
         ValueError: parameters of another dtype than the scheme's, or an edit that does not fit.
     """
+    check_positions(positions, config)
     check_edit(edit, config, (len(tokens), positions))
     scheme = check_dtype(params, scheme)
     if scheme.rounds_activations:

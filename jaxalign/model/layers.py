@@ -6,17 +6,21 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax import lax
 
 from jaxalign.edits.site import NOTHING, Edits
-from jaxalign.model.config import ModelConfig
+from jaxalign.model.config import CENTRED, ModelConfig, NormKind
 from jaxalign.model.params import MLP, Norm
 from jaxalign.model.prefix import Prefix
 from jaxalign.numerics.dot import dot
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import F32, Scheme
 from jaxalign.shapes import Array, ArrayLeaf, Bool, Float, Int, lead
+
+# The window of a layer that sees all positions, in models where others have one.
+EVERYTHING = np.iinfo(np.int32).max
 
 
 @struct.dataclass
@@ -28,8 +32,8 @@ class Pass:
         scheme: the precision (static).
         real: bool ``[B, S]``, True at positions that hold a token of the prompt; None where
             nothing is rounded over a whole example.
-        window: int, how many positions a query of this layer sees, its own the last; None for all
-            before it.
+        window: int, how many positions a query of this layer sees, its own the last; EVERYTHING, or
+            None where no layer has a window, for all before it.
         prefix: what stands before runs that hold the last positions of their prompts only; None
             where runs hold all.
     """
@@ -46,13 +50,15 @@ def layer_norm(x: Float[Array, "*rows D"], norm: Norm, eps: float) -> Float[Arra
 
     Args:
         x: what is normalised, over its last axis.
-        norm: scale and bias, ``[D]`` each.
+        norm: scale and bias, ``[D]`` each, or neither.
         eps: added to the variance.
     """
     wide = x.astype(jnp.float32)
     centred = wide - wide.mean(axis=-1, keepdims=True)
     variance = jnp.square(centred).mean(axis=-1, keepdims=True)
     unit = centred * lax.rsqrt(variance + eps)
+    if norm.scale is None:
+        return unit.astype(x.dtype)
     assert norm.bias is not None
     scale, bias = (lead(p.astype(jnp.float32), x) for p in (norm.scale, norm.bias))
     scaled = unit * scale + bias
@@ -60,40 +66,46 @@ def layer_norm(x: Float[Array, "*rows D"], norm: Norm, eps: float) -> Float[Arra
 
 
 def rms_norm(
-    x: Float[Array, "*rows D"], norm: Norm, eps: float, from_one: bool = False
+    x: Float[Array, "*rows D"], norm: Norm, eps: float, kind: NormKind = "rms"
 ) -> Float[Array, "*rows D"]:
-    """``x / sqrt(mean x² + eps)`` in f32, times ``w`` or (``from_one``) ``1 + w``.
+    """``x / sqrt(mean x² + eps)`` in f32, times ``w`` or ("rms+1") ``1 + w``.
 
     As in each reference implementation: Llama rounds ``x / rms`` to ``x.dtype`` and then multiplies
-    by ``w``; Gemma multiplies by ``1 + w`` in f32 and then rounds.
+    by ``w`` ("rms"); OLMo 2 multiplies by ``w`` in f32 and then rounds ("rms+0"), Gemma by
+    ``1 + w`` ("rms+1").
 
     Args:
         x: what is normalised, over its last axis.
         norm: its ``scale`` ``w``, ``[D]``.
         eps: added to the mean square.
-        from_one: whether ``w`` is stored as a difference from 1.
+        kind: which of the three.
     """
+    assert norm.scale is not None
     wide = x.astype(jnp.float32)
     unit = wide * lax.rsqrt(jnp.square(wide).mean(axis=-1, keepdims=True) + eps)
     scale = lead(norm.scale, x)
-    if from_one:
+    if kind == "rms+1":
         return (unit * (1 + scale.astype(jnp.float32))).astype(x.dtype)
+    if kind == "rms+0":
+        return (unit * scale.astype(jnp.float32)).astype(x.dtype)
     return scale.astype(x.dtype) * unit.astype(x.dtype)
 
 
 def normalize(
-    x: Float[Array, "*rows D"], norm: Norm, config: ModelConfig
+    x: Float[Array, "*rows D"], norm: Norm | None, config: ModelConfig
 ) -> Float[Array, "*rows D"]:
-    """``x`` after a norm of the model's kind.
+    """``x`` after a norm of the model's kind; ``x`` itself where the model has no norm there.
 
     Args:
         x: what is normalised, over its last axis.
-        norm: scale, and bias where the kind has one.
+        norm: scale and bias where the kind has them; None where there is no norm.
         config: the kind and its epsilon.
     """
-    if config.norm == "layer":
+    if norm is None:
+        return x
+    if config.norm in CENTRED:
         return layer_norm(x, norm, config.norm_eps)
-    return rms_norm(x, norm, config.norm_eps, from_one=config.norm == "rms+1")
+    return rms_norm(x, norm, config.norm_eps, config.norm)
 
 
 def at_position(

@@ -13,6 +13,7 @@ axis      what it counts                                         sharded
 ``D``     width of the residual stream                           no
 ``F``     hidden units of the MLP                                yes
 ``V``     tokens of the vocabulary                               yes
+``at``    positions of the context, where they are learned       no
 ``H·h``   query heads times the width of a head                  yes
 ``K·h``   key and value heads times the width of a head          yes
 ``h``     width of a head                                        no
@@ -102,9 +103,15 @@ NORMS: dict[str, tuple[str, ...]] = {
     "mlp_post_norm": ("L", "D"),
     "query_norm": ("L", "h"),
     "key_norm": ("L", "h"),
+    "query_norm_over_heads": ("L", "H·h"),
+    "key_norm_over_heads": ("L", "K·h"),
     "final_norm": ("D",),
 }
-TOKEN_MATRICES: dict[str, tuple[str, ...]] = {"embed": ("V", "D"), "unembed": ("V", "D")}
+TOKEN_MATRICES: dict[str, tuple[str, ...]] = {
+    "embed": ("V", "D"),
+    "unembed": ("V", "D"),
+    "positions": ("at", "D"),
+}
 
 
 def shape_of(axes: Sequence[str], config: ModelConfig) -> tuple[int, ...]:
@@ -118,6 +125,7 @@ def shape_of(axes: Sequence[str], config: ModelConfig) -> tuple[int, ...]:
         "D": config.hidden_size,
         "F": config.intermediate_size,
         "V": config.vocab_size,
+        "at": config.max_positions,
         "H·h": config.attention_width,
         "K·h": config.num_kv_heads * config.head_size,
         "h": config.head_size,

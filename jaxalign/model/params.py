@@ -31,9 +31,10 @@ from jaxalign.shapes import Array, ArrayLeaf, Float, outline
 
 @struct.dataclass
 class Norm:
-    """A norm. ``scale``, ``bias``: ``[L, D]`` (the final norm ``[D]``); RMS norms have no bias."""
+    """A norm. ``scale``, ``bias``: ``[L, D]`` (the final norm ``[D]``); RMS norms have no bias,
+    norms without parameters neither."""
 
-    scale: ArrayLeaf
+    scale: ArrayLeaf | None
     bias: ArrayLeaf | None = None
 
     __repr__ = outline
@@ -46,7 +47,8 @@ class Attention:
     ``query`` ``[L, D, H·h]``; ``key_value`` ``[L, D, 2, K·h]``: the key heads and the value heads;
     ``out`` ``[L, H·h, D]``: rows ``i·h … (i+1)·h`` are ``W_O`` of head ``i``;
     ``query_bias`` ``[L, H·h]``, ``key_value_bias`` ``[L, 2, K·h]`` and ``out_bias`` ``[L, D]``, or
-    None; ``query_norm`` and ``key_norm``, whose scale is ``[L, h]``, or None.
+    None; ``query_norm`` and ``key_norm`` of each head, whose scale is ``[L, h]``, or those over all
+    heads together, ``[L, H·h]`` and ``[L, K·h]``; None where there is none.
     """
 
     query: MatrixLeaf
@@ -57,6 +59,8 @@ class Attention:
     out_bias: ArrayLeaf | None
     query_norm: Norm | None = None
     key_norm: Norm | None = None
+    query_norm_over_heads: Norm | None = None
+    key_norm_over_heads: Norm | None = None
 
     __repr__ = outline
 
@@ -80,11 +84,11 @@ class MLP:
 
 @struct.dataclass
 class Block:
-    """One decoder block, or all of them stacked; post norms only in families that have them."""
+    """One decoder block, or all of them stacked; norms that a family lacks are None."""
 
-    attention_norm: Norm
+    attention_norm: Norm | None
     attention: Attention
-    mlp_norm: Norm
+    mlp_norm: Norm | None
     mlp: MLP
     attention_post_norm: Norm | None = None
     mlp_post_norm: Norm | None = None
@@ -96,13 +100,15 @@ class Block:
 class Params:
     """``embed`` ``[V, D]``, ``blocks`` stacked, ``final_norm``, ``unembed`` ``[V, D]``.
 
-    ``unembed`` is None where the embedding serves as the unembedding.
+    ``unembed`` is None where the embedding serves as the unembedding. ``positions``
+    ``[positions, D]`` are added to the embeddings; None in models that know positions otherwise.
     """
 
     embed: ArrayLeaf
     blocks: Block
     final_norm: Norm
     unembed: ArrayLeaf | None
+    positions: ArrayLeaf | None = None
 
     @property
     def dtype(self) -> Any:
@@ -119,30 +125,34 @@ def param_shapes(config: ModelConfig) -> Params:
         return None if axes is None else jax.ShapeDtypeStruct(shape_of(axes, config), jnp.float32)
 
     def norm(name: str, present: bool = True) -> Any:
-        axes = NORMS[name]
+        axes = None if config.norm == "nonparametric" else NORMS[name]
         bias = leaf(axes) if config.norm == "layer" else None
         return Norm(leaf(axes), bias) if present else None
 
     def part(name: str) -> dict[str, Any]:
         return {leaf_name: leaf(axes) for leaf_name, axes in layer_leaves(config, name).items()}
 
-    head_norm = config.query_key_norms
+    head_norm = config.query_key_norms and not config.norms_over_heads
+    wide_norm = config.query_key_norms and config.norms_over_heads
     return Params(
         embed=leaf(TOKEN_MATRICES["embed"]),
         blocks=Block(
-            attention_norm=norm("attention_norm"),
+            attention_norm=norm("attention_norm", config.pre_norms),
             attention=Attention(
                 **part("attention"),
                 query_norm=norm("query_norm", head_norm),
                 key_norm=norm("key_norm", head_norm),
+                query_norm_over_heads=norm("query_norm_over_heads", wide_norm),
+                key_norm_over_heads=norm("key_norm_over_heads", wide_norm),
             ),
-            mlp_norm=norm("mlp_norm"),
+            mlp_norm=norm("mlp_norm", config.pre_norms),
             mlp=MLP(**part("mlp")),
             attention_post_norm=norm("attention_post_norm", config.post_norms),
             mlp_post_norm=norm("mlp_post_norm", config.post_norms),
         ),
         final_norm=norm("final_norm"),
         unembed=None if config.tied_embeddings else leaf(TOKEN_MATRICES["unembed"]),
+        positions=leaf(TOKEN_MATRICES["positions"]) if config.learned_positions else None,
     )
 
 
@@ -248,14 +258,28 @@ def norm_offset(config: ModelConfig) -> float:
     return 1.0 if config.norm == "rms+1" else 0.0
 
 
+def scaling_norm(weights: Block, matrix: str) -> str | None:
+    """The name of the norm that scales what a matrix reads; None where a model has none there, or
+    one without parameters.
+
+    Args:
+        weights: of one layer or of all.
+        matrix: its name in ``MATRICES``.
+    """
+    name = MATRICES[matrix].reads
+    norm = None if name is None else getattr(weights, name)
+    return None if norm is None or norm.scale is None else name
+
+
 def divided_norm(norm: Norm, by: Float[Array, "*L D"], config: ModelConfig) -> Norm:
     """The norm whose output is that of ``norm`` divided by ``by``.
 
     Args:
-        norm: of one layer or of all, with ``L`` in front.
+        norm: of one layer or of all, with ``L`` in front; it has a scale.
         by: divisor of each coordinate.
         config: the architecture, which says whether the norm adds one to its scale (Gemma).
     """
+    assert norm.scale is not None
     offset = norm_offset(config)
     bias = None if norm.bias is None else norm.bias / by
     return Norm((norm.scale + offset) / by - offset, bias)

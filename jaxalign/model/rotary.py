@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxalign.errors import InputError
 from jaxalign.shapes import Array, Float
 
-ScalingKind = Literal["linear", "llama3"]
+ScalingKind = Literal["linear", "llama3", "longrope"]
 SCALINGS = get_args(ScalingKind)
 if not TYPE_CHECKING:
     ScalingKind = str  # another word is refused below, by an error that a user reads
@@ -25,19 +25,28 @@ class RotaryScaling:
     ``llama3`` divides those that turn less than ``low`` times within the context of pretraining,
     keeps those that turn more than ``high`` times, and passes from one to the other in between
     (Llama Team 2024, arXiv 2407.21783, and the code published with it).
+    ``longrope`` divides each frequency by a factor of its own, and has other factors for texts
+    longer than ``original_positions``, which are not run here (Ding et al. 2024, arXiv 2402.13753).
 
     Attributes:
         kind: one of ``SCALINGS``.
-        factor: by how much.
+        factor: by how much; 1 for longrope.
         low, high: turns within ``original_positions`` (``low_freq_factor``, ``high_freq_factor``).
         original_positions: context of pretraining.
+        short, long: longrope's factors up to ``original_positions`` and beyond.
+        amplitude: rotated queries and keys are longer by it.
+        longest: the context that longrope's long factors are for.
     """
 
     kind: ScalingKind
-    factor: float
+    factor: float = 1.0
     low: float = 1.0
     high: float = 4.0
     original_positions: int = 8192
+    short: tuple[float, ...] = ()
+    long: tuple[float, ...] = ()
+    amplitude: float = 1.0
+    longest: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in SCALINGS:
@@ -71,6 +80,8 @@ def frequencies(
     plain = base ** (-jnp.arange(half, dtype=jnp.float32) / max(half, 1))
     if scaling is None:
         return plain
+    if scaling.kind == "longrope":
+        return plain / jnp.asarray(scaling.short, jnp.float32)
     slow = plain / scaling.factor
     if scaling.kind == "linear":
         return slow

@@ -12,7 +12,7 @@ from jax import lax
 
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.matrices import MATRICES, Matrix, matrix_name
-from jaxalign.model.params import Block, Norm, Params, norm_offset
+from jaxalign.model.params import Block, Norm, Params, norm_offset, scaling_norm
 from jaxalign.numerics.dot import dense
 from jaxalign.numerics.qtensor import QTensor
 from jaxalign.numerics.scheme import Scheme
@@ -45,7 +45,7 @@ def low_matrices(high: Block, low: Block, config: ModelConfig) -> dict[str, Arra
         array = dense(w, jnp.float32)
         if isinstance(w, QTensor) and w.input_divisor is not None:
             array = array / _rows(w.input_divisor, array)
-        if (norm := MATRICES[name].reads) is not None:
+        if (norm := scaling_norm(high, name)) is not None:
             folded = _folded(getattr(high, norm), getattr(low, norm), config)
             array = array * _rows(folded, array)
         found[name] = array
@@ -75,6 +75,8 @@ def _folded(high: Norm, low: Norm, config: ModelConfig) -> Float[Array, " D"]:
         a, b = a.astype(jnp.float32), b.astype(jnp.float32)
         return jnp.where(a == b, 1, a / jnp.where(b == 0, 1, b))
 
+    assert high.scale is not None  # as ``scaling_norm`` says
+    assert low.scale is not None
     offset = norm_offset(config)
     scale = ratio(low.scale + offset, high.scale + offset)
     if high.bias is None or low.bias is None:

@@ -15,7 +15,7 @@ from typing import Any
 import gguf
 import jax
 import numpy as np
-from family_checkpoints import ONE_EACH, SIZES, VARIANTS
+from family_checkpoints import ONE_EACH, SIZES, VARIANTS, spelled
 from llama_gguf import random_tensors, write_llama
 from packed_files import (
     write_awq,
@@ -110,7 +110,7 @@ def _architectures(folder: Path) -> None:
     (folder / "neox.json").write_text(json.dumps(tiny_config()), encoding="utf-8")
     for variant in ONE_EACH:
         family, settings = VARIANTS[variant]
-        content = {"model_type": family, **SIZES, **settings}
+        content = {"model_type": family, **spelled(family, SIZES | settings)}
         (folder / f"{family}.json").write_text(json.dumps(content), encoding="utf-8")
 
 

@@ -9,7 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxalign.checkpoints.families import gemma2, llama, mistral, neox, phi3, qwen
+from jaxalign.checkpoints.families import (
+    gemma2,
+    gemma3,
+    gpt2,
+    llama,
+    mistral,
+    neox,
+    olmo,
+    olmo2,
+    phi3,
+    qwen,
+)
 from jaxalign.checkpoints.families.settings import Family, Settings
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
@@ -21,7 +32,12 @@ FAMILIES: dict[str, Family] = {
     "qwen3": qwen.QWEN3,
     "mistral": mistral.MISTRAL,
     "gemma2": gemma2.GEMMA2,
+    "gemma3": gemma3.GEMMA3,
+    "gemma3_text": gemma3.GEMMA3_TEXT,
     "phi3": phi3.PHI3,
+    "gpt2": gpt2.GPT2,
+    "olmo": olmo.OLMO,
+    "olmo2": olmo2.OLMO2,
 }
 
 
@@ -46,7 +62,7 @@ def read_settings(
             "use a checkpoint of one of these families",
         )
     reading = Settings(settings, where, ignored)
-    config = ModelConfig(family=family, **FAMILIES[family].read(reading))
+    config = ModelConfig(**({"family": family} | FAMILIES[family].read(reading)))
     reading.finish()
     return config, tuple(reading.notes)
 

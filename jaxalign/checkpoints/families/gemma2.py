@@ -78,12 +78,12 @@ def _write(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-# Gemma 2's name for what stands behind the attention is Llama's for what stands before the MLP.
-_GEMMA2_NORMS = (
+# Gemma's name for what stands behind the attention is Llama's for what stands before the MLP.
+NORMS = (
     norm("post_attention_layernorm", "attention_post_norm"),
     norm("pre_feedforward_layernorm", "mlp_norm"),
     norm("post_feedforward_layernorm", "mlp_post_norm"),
 )
 
-_TABLE = Table(rules=(*COMMON, *_GEMMA2_NORMS), embed=EMBED, unembed=UNEMBED, buffers=BUFFERS)
+_TABLE = Table(rules=(*COMMON, *NORMS), embed=EMBED, unembed=UNEMBED, buffers=BUFFERS)
 GEMMA2 = Family(title="Gemma 2", read=_read, write=_write, table=_TABLE)

@@ -1,4 +1,4 @@
-"""Llama 2 and 3, and what Mistral, Qwen and Gemma 2 share with them.
+"""Llama 2 and 3, and what Mistral, Qwen, OLMo and Gemma share with them.
 
 One block: RMS norm, grouped-query attention with rotary embeddings over the whole head, sequential
 residual, a gated MLP. Sources: Llama 2 (arXiv 2307.09288), Llama 3 (arXiv 2407.21783).
@@ -7,26 +7,32 @@ residual, a gated MLP. Sources: Llama 2 (arXiv 2307.09288), Llama 3 (arXiv 2407.
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
-from jaxalign.checkpoints.families.settings import Family, Settings, rotary_settings, sizes
+from jaxalign.checkpoints.families.rotation import rotary, rotary_settings
+from jaxalign.checkpoints.families.settings import Family, Settings, sizes
 from jaxalign.checkpoints.tables import Table, TensorRule, same, transposed
 from jaxalign.model.config import ModelConfig
 
 
 def common(
-    settings: Settings, positions: int, kv_heads: int | None = None, head_dim: int | None = None
+    settings: Settings,
+    positions: int,
+    kv_heads: int | None = None,
+    head_dim: int | None = None,
+    rotation: Callable[[Settings], dict[str, Any]] = rotary,
 ) -> dict[str, Any]:
-    """What the line shares, with Gemma 2: sizes, heads, rotation, biases that are mostly absent.
+    """What the line shares, with Gemma: sizes, heads, rotation, biases that are mostly absent.
 
     Args:
         settings: of the file.
         positions: what a missing ``max_position_embeddings`` means to transformers.
         kv_heads: what a missing ``num_key_value_heads`` means: as many as query heads by default.
         head_dim: what a missing ``head_dim`` means: ``D / H`` by default.
+        rotation: reads the base and scaling of rotation.
     """
     fields = sizes(settings)
-    base, scaling = settings.rotary()
     width = settings.whole("head_dim", head_dim or fields["hidden_size"] // fields["num_heads"])
     settings.only("rope_interleaved", False)
     settings.only("pretraining_tp", 1)
@@ -35,8 +41,7 @@ def common(
         "num_kv_heads": settings.whole("num_key_value_heads", kv_heads or fields["num_heads"]),
         "head_size": width,
         "rotary_dims": width,
-        "rotary_base": base,
-        "rotary_scaling": scaling,
+        **rotation(settings),
         "parallel_residual": False,
         "attention_bias": False,
         "mlp_bias": False,
@@ -46,9 +51,9 @@ def common(
     }
 
 
-def line(settings: Settings, positions: int, **missing: int) -> dict[str, Any]:
+def line(settings: Settings, positions: int, **how: Any) -> dict[str, Any]:
     """What Llama, Mistral and Qwen share; arguments as ``common``'s."""
-    return common(settings, positions, **missing) | {
+    return common(settings, positions, **how) | {
         "tied_embeddings": settings.flag("tie_word_embeddings", False),
         "activation": settings.word("hidden_act", "silu"),
     }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 # Settings that do not reach the forward pass of a trained model: bookkeeping, token numbers,
-# initialisation, dropout (off outside training), how text is generated, and how transformers
-# returns its results.
+# initialisation, dropout (off outside training), how text is generated, heads of other tasks, and
+# how transformers returns its results.
 _NEUTRAL = """
 architectures assistant_confidence_threshold assistant_early_exit assistant_ensemble_weight
 assistant_lookbehind attention_dropout attn_implementation auto_map bad_words_ids
@@ -21,7 +21,9 @@ min_new_tokens min_p model_max_length model_type no_repeat_ngram_size num_assist
 num_assistant_tokens_schedule num_beam_groups num_beams num_return_sequences output_attentions
 output_hidden_states output_logits output_scores penalty_alpha prefill_chunk_size prefix
 problem_type prompt_lookup_num_tokens remove_invalid_values renormalize_logits repetition_penalty
-return_dict return_dict_in_generate sequence_bias speculation_type stop_strings suppress_tokens
+return_dict return_dict_in_generate sequence_bias speculation_type stop_strings
+summary_activation summary_first_dropout summary_proj_to_labels summary_type summary_use_proj
+suppress_tokens
 target_lookbehind task_specific_params temperature tf_legacy_loss token_healing tokenizer_class
 top_h top_k top_p torch_dtype torchscript typical_p use_bfloat16 use_cache use_mtp
 watermarking_config

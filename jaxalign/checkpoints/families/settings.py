@@ -11,7 +11,6 @@ from jaxalign.checkpoints.families.neutral import PLAIN, neutral
 from jaxalign.checkpoints.tables import Table
 from jaxalign.errors import InputError, shown
 from jaxalign.model.config import MOST, ModelConfig
-from jaxalign.model.rotary import RotaryScaling
 
 MOST_LAYERS = 100_000  # no model has nearly as many
 
@@ -26,7 +25,8 @@ class Family:
 
     Attributes:
         title: what people call it.
-        read: from settings to the fields of ``ModelConfig``.
+        read: from settings to the fields of ``ModelConfig``; with ``family`` where the model is of
+            another one's (the text model inside of a larger one).
         write: from a configuration to the settings that ``read`` takes.
         table: from its published tensors to our parameters and back.
     """
@@ -169,49 +169,16 @@ class Settings:
                 "use a model without it; it changes what the model computes",
             )
 
-    def positions(self, default: int) -> int:
-        """``max_position_embeddings``; where it is missing, transformers' default and a note."""
-        if not self.has("max_position_embeddings"):
-            self.notes.append(
-                f"{self.where} has no max_position_embeddings: {default}, as transformers assumes"
-            )
-        return self.whole("max_position_embeddings", default)
+    def positions(self, default: int, name: str = "max_position_embeddings") -> int:
+        """The longest sequence; where it is missing, transformers' default and a note.
 
-    def rotary(self) -> tuple[float, RotaryScaling | None]:
-        """``rope_theta`` and scaling, in the spelling of transformers 5 or the one before.
-
-        Raises:
-            InputError: a kind of scaling, or a setting of one, that is not known; or both
-                spellings at once.
+        Args:
+            default: what transformers assumes.
+            name: the setting.
         """
-        given = {name: rope for name in ROTARY if (rope := self.inner(name)).given}
-        if len(given) > 1:
-            raise InputError(
-                f"{self.where} has both rope_parameters and rope_scaling", "keep one of the two"
-            )
-        [(name, rope)] = given.items() or [("rope_parameters", self.inner("rope_parameters"))]
-        base = rope.number("rope_theta", self.number("rope_theta", 10000.0))
-        kind = rope.kind()
-        if rope.number("partial_rotary_factor", 1.0) != 1.0:
-            raise InputError(
-                f"{rope.where} asks for a partial_rotary_factor, which this family does not have",
-                self.as_published,
-            )
-        fields = {"linear": ("factor",), "llama3": tuple(LLAMA3)}.get(kind, ())
-        if kind not in ("default", "linear", "llama3") or set(rope.left) != set(fields):
-            raise InputError(
-                f"{name} asks for rotary scaling ({', '.join([kind, *sorted(rope.left)])}), "
-                "expected default, linear (factor) or llama3 (" + ", ".join(LLAMA3) + ")",
-                "use a model with one of these",
-            )
-        if kind == "default":
-            return base, None
-        whole = "original_max_position_embeddings"
-        values = {
-            LLAMA3[field]: rope.whole(field) if field == whole else rope.number(field)
-            for field in fields
-        }
-        return base, RotaryScaling(kind, **values)  # type: ignore[arg-type]
+        if not self.has(name):
+            self.notes.append(f"{self.where} has no {name}: {default}, as transformers assumes")
+        return self.whole(name, default)
 
     def kind(self) -> str:
         """The kind of rotary scaling: ``rope_type``, or ``type`` in the old spelling."""
@@ -297,25 +264,6 @@ def _finite(value: Any) -> bool:
 def _same(value: Any, known: Any) -> bool:
     """Equality that tells 1 from true."""
     return value == known and isinstance(value, bool) == isinstance(known, bool)
-
-
-LLAMA3 = {
-    "factor": "factor",
-    "low_freq_factor": "low",
-    "high_freq_factor": "high",
-    "original_max_position_embeddings": "original_positions",
-}
-
-
-def rotary_settings(config: ModelConfig) -> dict[str, Any]:
-    """The rotary settings in the spelling that old and new versions of transformers read."""
-    scaling = config.rotary_scaling
-    settings: dict[str, Any] = {"rope_theta": config.rotary_base}
-    if scaling is not None:
-        fields = LLAMA3 if scaling.kind == "llama3" else {"factor": "factor"}
-        stretched = {name: getattr(scaling, field) for name, field in fields.items()}
-        settings["rope_scaling"] = {"rope_type": scaling.kind, **stretched}
-    return settings
 
 
 def layer_types(config: ModelConfig) -> list[str]:

@@ -39,6 +39,8 @@ def moved_norms(
     """
     by: dict[str, np.ndarray] = {}
     for norm, matrices in READERS.items():
+        if f"{norm}.scale" not in wanted:
+            continue  # the family has no such norm, or one without parameters
         pairs = [(wanted[f"{norm}.scale"] + offset, found[f"{norm}.scale"] + offset)]
         if f"{norm}.bias" in wanted:
             pairs.append((wanted[f"{norm}.bias"], found[f"{norm}.bias"]))

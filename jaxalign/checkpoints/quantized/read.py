@@ -115,6 +115,12 @@ def load_quantized(
             notes=(),
         )
     form = format_of(path)
+    if _table(config).inputs_first:
+        raise InputError(
+            f"{path} is a quantized {FAMILIES[config.family].title}, whose linear layers are "
+            "published [in, out]; quantized checkpoints are read [out, in]",
+            "quantize the original here, by one of the schemes",
+        )
     tensors = Tensors(_weights(path))
     leaves = _leaves(tensors, form, config, jnp.dtype(compute_dtype))
     _check_left_over(tensors, config)
@@ -236,8 +242,8 @@ def _read(
     """One published tensor, quantized or not, of the shape that the table expects."""
     shape = rule.shape(shapes, config)
     # Tools that save a model from memory write the names that it has there.
-    for memory, usual in _table(config).renamed.items():
-        name = memory if name == usual and name not in tensors and memory in tensors else name
+    if name not in tensors:
+        name = next((other for other in _table(config).others(name) if other in tensors), name)
     base = name.removesuffix(".weight")
     if len(shape) == 2 and base != name:
         outputs, inputs = shape
@@ -250,7 +256,9 @@ def _check_left_over(tensors: Tensors, config: ModelConfig) -> None:
     """Every tensor was used, but for buffers and biases of zeros that some tools add."""
     table = _table(config)
     for name in sorted(set(tensors.checkpoint.files) - tensors.used):
-        if table.buffers.fullmatch(name) or (config.tied_embeddings and name == table.unembed):
+        if table.buffers.fullmatch(name) or (
+            config.tied_embeddings and table.usual(name) == table.unembed
+        ):
             continue
         if name.endswith(".bias") and not tensors.checkpoint.read(name).any():
             continue
