@@ -18,6 +18,7 @@ from jaxalign.numerics.qtensor import QTensor, unpack, unpack_nibbles
 from jaxalign.numerics.quantize import power_of_two, quantize, to_e2m1
 from jaxalign.numerics.storage import packed_bits
 from jaxalign.studies.features.floors import group_noisy
+from jaxalign.studies.plan.recipes import llm_compressor
 
 NAMES = ("nvfp4", "mxfp4", "fp8-block")
 # How compressed-tensors calls them.
@@ -152,6 +153,22 @@ def test_mxfp4_and_nvfp4_are_what_gguf_reads_in_its_own_layout():
     theirs = gguf.dequantize(blocks, gguf.GGMLQuantizationType.NVFP4)
     assert np.array_equal(published(unpack(ours)), theirs)
     assert np.abs(theirs - w).max() < np.abs(w).max() / 6
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("name", "preset"), [("nvfp4", "NVFP4A16"), ("mxfp4", "MXFP4A16"), ("fp8-block", "FP8_BLOCK")]
+)
+def test_a_plans_recipe_says_what_compressed_tensors_calls_the_format(name, preset):
+    yaml = real_package("yaml")
+    quantization = real_package("compressed_tensors.quantization")
+    recipe = yaml.safe_load(llm_compressor(["lm_head"], scheme_named(name)))
+    [modifier] = recipe["quant_stage"]["quant_modifiers"].values()
+    found = quantization.QuantizationConfig(**modifier).config_groups["group_0"].weights
+    wanted = quantization.preset_name_to_scheme(preset, ["Linear"]).weights
+    for field in ("num_bits", "type", "strategy", "group_size", "block_structure", "scale_dtype"):
+        assert getattr(found, field) == getattr(wanted, field), field
+    assert found.symmetric
 
 
 def test_ties_of_e2m1_go_to_the_even_code_and_what_is_too_large_to_6():
