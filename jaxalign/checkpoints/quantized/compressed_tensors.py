@@ -37,7 +37,6 @@ from jaxalign.checkpoints.quantized.linear import (
     integers,
 )
 from jaxalign.checkpoints.quantized.settings import (
-    Format,
     bits_of,
     block_of,
     flag,
@@ -77,7 +76,7 @@ class CompressedTensors:
     block: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> Format:
+    def of(cls, settings: Mapping[str, Any]) -> CompressedTensors | Float4:
         """From a ``quantization_config``.
 
         Raises:
