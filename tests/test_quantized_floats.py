@@ -4,6 +4,7 @@ read to the bit, and refused in one line where they lie."""
 import json
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,10 @@ from test_quantized_checkpoints import TOKENS, assert_computes, assert_stands_fo
 import jaxalign
 from jaxalign import InputError
 from jaxalign.checkpoints.quantized import load_beside, load_quantized
+from jaxalign.checkpoints.quantized.closeness import rounding_of
+from jaxalign.checkpoints.quantized.linear import block_float8, checked
+from jaxalign.numerics import scheme_named
+from jaxalign.numerics.quantize import quantize
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -441,6 +446,27 @@ def test_settings_that_are_not_the_formats_are_refused(folders, source, tmp_path
 def test_settings_of_fine_grained_float8_are_known_or_refused(folders, source, tmp_path, case):
     settings, expected = OF_FP8[case]
     assert expected in refusal(edited(folders["fp8"][0], tmp_path / "q", None, settings), source)
+
+
+def test_a_scale_of_zero_belongs_to_its_own_block_where_the_last_is_smaller():
+    codes = np.ones((2, 100), jnp.float8_e4m3fn)
+    codes[:, 64:] = 0
+    scale = np.array([[1, 0]], np.float32)
+    layer = checked(block_float8(codes, scale, (2, 64)), "a layer")
+    assert (layer.groups == np.arange(100) // 64).all()
+    codes[1, 70] = 1
+    with pytest.raises(InputError, match="2 scales of zero over codes that are not zero"):
+        checked(block_float8(codes, scale, (2, 64)), "a layer")
+
+
+def test_steps_of_rounding_are_those_of_each_block():
+    w = np.ones((100, 4), np.float32)
+    w[128 - 64 :] = 1000
+    form = replace(scheme_named("fp8-block").weights, group=64, block=4)
+    step = rounding_of(quantize(jnp.asarray(w), form)).step
+    assert (step[:64] == step[0]).all()
+    assert (step[64:] == step[99]).all()
+    assert step[99, 0] == pytest.approx(1000 * step[0, 0])
 
 
 @pytest.mark.parity
