@@ -22,6 +22,7 @@ from jaxalign.numerics.qtensor import QTensor, pack_nibbles, unpack, unpack_nibb
 from jaxalign.numerics.quantize import quantize
 
 PACKED = ("int4-g32", "int4-sym-g32", "w4a16-g32", "nf4", "fp4", "nf4-dq", "hqq-g32")
+PACKED += ("nvfp4", "mxfp4", "fp8-block")
 ROUNDED = ("int8", "w8a8", "llm-int8", "fp8-e4m3", "fp8-e5m2")
 
 
@@ -62,6 +63,10 @@ def put(field, value):
         (lambda: spoilt("nf4", scale=put("scale", jnp.nan)), r"scale\[0, 3\] is nan"),
         (lambda: spoilt("int4-g32", scale=put("scale", jnp.inf)), r"scale\[0, 3\] is inf"),
         (lambda: spoilt("nf4", scale=put("scale", 0)), "the scale of weight"),
+        (lambda: spoilt("nvfp4", scale=put("scale", 0)), "the scale of weight"),
+        (lambda: spoilt("mxfp4", scale=put("scale", 0.75)), "a scale is 0.75, expected a power"),
+        (lambda: spoilt("mxfp4", scale=put("scale", -1)), "a scale is -1.0, expected a power"),
+        (lambda: spoilt("fp8-block", scale=lambda q: q.scale[:, :1]), "scale's shape is"),
         (lambda: spoilt("int4-g32", scale=put("scale", 0)), "the scale of weight"),
         (lambda: spoilt("int4-g32", zero=put("zero", jnp.nan)), r"zero\[0, 3\] is nan"),
         (lambda: spoilt("int4-g32", zero=None), "the presence of zero points is False"),

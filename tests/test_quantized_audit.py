@@ -312,7 +312,10 @@ def matrix(inputs=256, outputs=48):
     return w.astype(np.float32)
 
 
-@pytest.mark.parametrize("name", ["int4-channel", "int8", "nf4", "nf4-dq", "fp8-e4m3"])
+@pytest.mark.parametrize(
+    "name",
+    ["int4-channel", "int8", "nf4", "nf4-dq", "fp8-e4m3", "nvfp4", "mxfp4", "fp8-block"],
+)
 def test_rounding_to_the_nearest_is_never_taken_for_a_lie(name):
     w = matrix()
     scheme = scheme_named(name)

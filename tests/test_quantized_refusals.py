@@ -195,7 +195,7 @@ SETTINGS = {
     "other codes": ("nf4", {"bnb_4bit_quant_type": "fp4"}, "codes that config.json calls fp4"),
     "unknown codes": ("nf4", {"bnb_4bit_quant_type": "nf5"}, "bnb_4bit_quant_type is 'nf5'"),
     "both": ("nf4", {"load_in_8bit": True}, "expected one"),
-    "ct format": ("ct", {"format": "nvfp4-pack-quantized"}, "'nvfp4-pack-quantized'"),
+    "ct format": ("ct", {"format": "mxfp8-quantized"}, "'mxfp8-quantized', expected one"),
     "ct status": ("ct", {"quantization_status": "thawed"}, "quantization_status is 'thawed'"),
     "ct status of a number": ("ct", {"quantization_status": 1}, "quantization_status is 1"),
     "ct format of a list": ("ct", {"format": ["dense"]}, "format is ['dense'], expected a text"),

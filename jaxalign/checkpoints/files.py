@@ -65,9 +65,21 @@ class Checkpoint:
         """
         return self._tensor(name, types, "use the file as the quantizing tool wrote it")
 
+    def type(self, name: str) -> str:
+        """A tensor's type on disk by its safetensors name (``I32``, ``F8_E4M3``).
+
+        Args:
+            name: the tensor's.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        kind: str = _with_file(self.files[name], lambda file: file.get_slice(name).get_dtype())
+        return kind
+
     def _tensor(self, name: str, types: Sequence[str], remedy: str) -> np.ndarray:
         path = self.files[name]
-        dtype = _with_file(path, lambda file: file.get_slice(name).get_dtype())
+        dtype = self.type(name)
         if dtype not in types:
             raise InputError(
                 f"{path}: tensor {name!r} is of type {dtype}, expected {' or '.join(types)}",

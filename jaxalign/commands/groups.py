@@ -174,7 +174,7 @@ def quantized(parser: Parser) -> None:
         type=path,
         metavar="PATH",
         help="audit a checkpoint that another tool quantized (AutoAWQ, GPTQ, bitsandbytes, "
-        "compressed-tensors: a folder; GGUF: a file) against --model, its original",
+        "compressed-tensors, FP8: a folder; GGUF: a file) against --model, its original",
     )
 
 

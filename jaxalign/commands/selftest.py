@@ -18,7 +18,7 @@ from jaxalign.commands.opening import keep_programs
 from jaxalign.edits.ready import zero_ablation
 from jaxalign.engine import ENGINES, sweep
 from jaxalign.measures.metrics import logit_difference
-from jaxalign.numerics.codebooks import NF4
+from jaxalign.numerics.codebooks import E2M1, NF4
 from jaxalign.numerics.qtensor import unpack
 from jaxalign.numerics.quantize import quantize
 from jaxalign.numerics.scheme import as_scheme
@@ -123,11 +123,21 @@ def _nf4(w: np.ndarray, group: int) -> np.ndarray:
     return (NF4.astype(np.float64)[nearest] * largest).reshape(w.shape)
 
 
+def _mxfp4(w: np.ndarray, group: int) -> np.ndarray:
+    x = _grouped(w, group)
+    # Rounded up where 7 of 8 would round to 8.
+    power = np.floor(np.log2(np.abs(x).max(axis=1, keepdims=True) * 8 / 7))
+    scale = np.exp2(power - 2)
+    nearest = np.abs((x / scale)[..., None] - E2M1.astype(np.float64)).argmin(axis=-1)
+    return (E2M1.astype(np.float64)[nearest] * scale).reshape(w.shape)
+
+
 PLAIN: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
     "int8": _symmetric(127, -127, 127),
     "int4-g32": _with_zero,
     "int4-sym-g64": _symmetric(7, -8, 7),
     "nf4": _nf4,
+    "mxfp4": _mxfp4,
 }
 
 

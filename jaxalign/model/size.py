@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxalign.model.config import ModelConfig
 from jaxalign.model.matrices import MATRICES, shape_of
 from jaxalign.model.params import Params, param_shapes
-from jaxalign.numerics.scheme import Scheme, as_scheme
+from jaxalign.numerics.scheme import Scheme, WeightFormat, as_scheme
 from jaxalign.numerics.storage import packed_bits
 
 DEPLOYED_REST = 16  # bits of embeddings, norms and biases beside packed matrices
@@ -31,10 +31,28 @@ def matrix_bits(config: ModelConfig, scheme: Scheme | str) -> int:
     Raises:
         InputError: the scheme's groups do not divide a matrix's inputs.
     """
-    sizes, scheme = matrix_sizes(config).values(), as_scheme(scheme)
+    sizes, scheme = matrix_sizes(config), as_scheme(scheme)
     if scheme.weights is None:
         return _dtype_bits(scheme) * _count(config)
-    return config.num_layers * sum(packed_bits(*size, scheme.weights) for size in sizes)
+    form = scheme.weights
+    return config.num_layers * sum(bits_of_matrix(name, config, form) for name in sizes)
+
+
+def bits_of_matrix(name: str, config: ModelConfig, form: WeightFormat) -> int:
+    """Bits of one packed matrix of one layer as deployed.
+
+    Keys and values, which lie in one array, are two matrices with blocks of their own.
+
+    Args:
+        name: the matrix's, of ``model.matrices``.
+        config: the architecture.
+        form: how it is packed.
+
+    Raises:
+        InputError: the format's groups do not divide the matrix's inputs.
+    """
+    inputs, *several, outputs = shape_of(MATRICES[name].axes, config)
+    return math.prod(several) * packed_bits(inputs, outputs, form)
 
 
 def mean_bits(config: ModelConfig, scheme: Scheme | str) -> float:

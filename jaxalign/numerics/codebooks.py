@@ -1,4 +1,4 @@
-"""The values of 4-bit float codes: NF4 (QLoRA, arXiv 2305.14314, appendix E) and FP4."""
+"""The values of 4-bit codes: NF4 (QLoRA, arXiv 2305.14314, appendix E), FP4 and E2M1."""
 
 from __future__ import annotations
 
@@ -29,4 +29,8 @@ NF4 = np.array(
 _FP4 = [0, 0.0625, 8, 12, 4, 6, 2, 3]
 FP4 = (np.array(_FP4 + [-value for value in _FP4]) / 12).astype(np.float32)
 
-CODEBOOKS = {"nf4": NF4, "fp4": FP4}
+# FP4 of OCP's Microscaling Formats v1.0: sign, exponent and mantissa are the bits of the code.
+_E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+E2M1 = np.array(_E2M1 + [-float(value) for value in _E2M1], np.float32)
+
+CODEBOOKS = {"nf4": NF4, "fp4": FP4, "e2m1": E2M1}

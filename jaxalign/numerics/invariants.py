@@ -20,8 +20,9 @@ def check(q: QTensor, name: str) -> QTensor:
     """``q``, if what ``numerics.qtensor`` says of its fields is true of it.
 
     Checked are dtypes, shapes and their relations, that scales and zero points are finite, that a
-    scale of 0 belongs to a group whose codes are all 0, and that inputs are rounded in a way that
-    the weights allow. Reads values, so it is for arrays, not inside ``jit``.
+    scale of 0 belongs to a group whose codes are all 0, that scales are powers of two where the
+    format says so, and that inputs are rounded in a way that the weights allow. Reads values, so it
+    is for arrays, not inside ``jit``.
 
     Args:
         name: what the matrix is called, for messages.
@@ -108,6 +109,11 @@ def _check_values(q: QTensor, name: str) -> None:
         codes = np.asarray(q.codes.astype(jnp.float32))
         if not np.isfinite(codes).all():
             raise InputError(f"{name}: {(~np.isfinite(codes)).sum()} codes are not finite", REMEDY)
+    if q.format.scales == "e8m0":
+        scale = np.asarray(q.scale).astype(np.float32)
+        other = scale[(np.frexp(scale)[0] != 0.5)]
+        if other.size:
+            raise InputError(f"{name}: a scale is {other[0]}, expected a power of two", REMEDY)
     _check_zero_scales(q, name)
 
 

@@ -7,7 +7,8 @@ For a matrix ``[…, A, *out]`` of ``A`` inputs:
                                                half of byte ``i``, input ``2i + 1`` in the low half
                    uint8 ``[…, A, *out]``      codes of 5 to 7 bits
                    int8 ``[…, A, *out]``       8-bit codes; float8 codes in their own dtype
-``scale``          ``[…, G, *out]``            one a group of ``A/G`` inputs that stand together
+``scale``          ``[…, G, *out]``            one a group of ``A/G`` inputs that stand together;
+                                               of a block of outputs, the same for each of them
 ``zero``           ``[…, G, *out]`` or None    zero points
 ``group_of``       int32 ``[…, A]`` or None    the group of each input, where those of a group do
                                                not stand together (GPTQ's act-order)
@@ -19,7 +20,8 @@ For a matrix ``[…, A, *out]`` of ``A`` inputs:
 A weight is ``value(code) · scale``, ``(value(code) − zero) · scale``, or, where the format says
 ``absmax``, ``(value(code) · scale) · (1 / levels)``: computed in f32, rounded to ``scale``'s dtype,
 then to the dtype of the run. ``value`` is the code itself for int8, float8 and for fewer bits with
-zero points, ``code − 2ⁿ⁻¹`` for n bits without, and the codebook's entry for nf4 and fp4. Leading
+zero points, ``code − 2ⁿ⁻¹`` for n bits without, and the codebook's entry for nf4, fp4 and e2m1.
+Scales that are quantized themselves stand as the f32 numbers that they mean. Leading
 axes (layers) are those of an array, so ``scan``, ``vmap`` and indexing over layers treat a
 ``QTensor`` as they treat an array. ``invariants.check`` checks all of the above.
 """
@@ -32,6 +34,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax import lax
 
 from jaxalign.numerics.codebooks import CODEBOOKS
 from jaxalign.numerics.scheme import WeightFormat
@@ -136,4 +139,8 @@ def spread(w: QTensor, part: Array) -> Array:
     if w.group_of is not None:
         index = w.group_of.reshape(*w.group_of.shape, *[1] * w.outputs)
         return jnp.take_along_axis(part, index, axis=w.axis)
-    return jnp.repeat(part, w.shape[w.axis] // part.shape[w.axis], axis=w.axis)
+    inputs, block = w.shape[w.axis], w.format.block is not None
+    size = w.format.group if block else inputs // part.shape[w.axis]
+    assert size is not None
+    # The last block may have fewer inputs.
+    return lax.slice_in_dim(jnp.repeat(part, size, axis=w.axis), 0, inputs, axis=w.axis)

@@ -30,7 +30,10 @@ SOLVES = ("awq", "gptq")
 # Codes of packed weights, with the bits of each.
 WHOLE_NUMBERS = range(2, 9)  # bits of whole-number codes
 CODES = {f"int{bits}": bits for bits in WHOLE_NUMBERS}
-CODES |= {"nf4": 4, "fp4": 4, "e4m3fn": 8, "e5m2": 8}
+CODES |= {"nf4": 4, "fp4": 4, "e2m1": 4, "e4m3fn": 8, "e5m2": 8}
+# How scales are held: as they are; in e4m3 beside one f32 scale of the whole matrix (NVFP4); as
+# powers of two (MXFP4).
+SCALES = ("float", "e4m3", "e8m0")
 
 COMPUTE = {"f32": "float32", "f16": "float16", "bf16": "bfloat16"}
 
@@ -51,6 +54,9 @@ class WeightFormat:
         double: whether the scales are quantized, too (QLoRA, arXiv 2305.14314, section 3).
         absmax: whether ``scale`` holds ``max|w|`` itself, so that a weight is
             ``code · scale / levels``, multiplied in that order (bitsandbytes' int8).
+        block: outputs that share a scale, too, where a scale belongs to a block of the matrix. The
+            last block of a row or a column may then be smaller.
+        scales: how scales are held, of ``SCALES``.
         scale_bits: bits of a scale in the files of the tools that deploy the format (a scale that
             is quantized, too, takes 8 and its share of another scale).
         zero_bits: bits of a zero point in those files.
@@ -62,6 +68,8 @@ class WeightFormat:
     zero: bool = False
     double: bool = False
     absmax: bool = False
+    block: int | None = None
+    scales: str = "float"
     scale_bits: int = 32
     zero_bits: int = 4
 
@@ -80,6 +88,10 @@ class WeightFormat:
         """The lowest code beside a zero point: 0, or −128 of int8, which is stored signed."""
         return -128 if self.bits == 8 else 0
 
+    def fits(self, inputs: int) -> bool:
+        """Whether the group size divides the inputs of a channel, or need not."""
+        return self.block is not None or inputs % (self.group or inputs) == 0
+
     def groups(self, inputs: int) -> int:
         """How many groups the inputs of a channel make.
 
@@ -87,13 +99,13 @@ class WeightFormat:
             InputError: the group size does not divide them.
         """
         group = self.group or inputs
-        if inputs % group:
+        if not self.fits(inputs):
             raise InputError(
                 f"a linear layer has {inputs} inputs, which groups of {group} do not divide",
                 f"leave out the scheme with groups of {group}, or name one whose groups divide "
                 f"{inputs}",
             )
-        return inputs // group
+        return -(-inputs // group)
 
 
 @dataclass(frozen=True)
@@ -182,6 +194,9 @@ _FLOAT8 = {
     name: WeightFormat(codes, levels=levels)
     for name, codes, levels in (("e4m3", "e4m3fn", 448.0), ("e5m2", "e5m2", 57344.0))
 }
+_FP8_BLOCK = replace(_FLOAT8["e4m3"], group=128, block=128)
+_NVFP4 = WeightFormat("e2m1", group=16, levels=6.0, scales="e4m3", scale_bits=8)
+_MXFP4 = WeightFormat("e2m1", group=32, levels=6.0, scales="e8m0", scale_bits=8)
 
 SCHEMES = {
     scheme.name: scheme
@@ -192,6 +207,7 @@ SCHEMES = {
         INT8_SIM,
         Scheme("fp8-e4m3", weights=_FLOAT8["e4m3"], inputs="e4m3fn-token"),
         Scheme("fp8-e5m2", weights=_FLOAT8["e5m2"], inputs="e5m2-token"),
+        Scheme("fp8-block", weights=_FP8_BLOCK),
         Scheme("int8", weights=_INT8, inputs="int8-token"),
         Scheme("w8a8", weights=WeightFormat("int8", levels=127.5), inputs="int8-token"),
         Scheme("llm-int8", weights=_LLM_INT8, inputs="llm-int8"),
@@ -202,6 +218,8 @@ SCHEMES = {
             for codes in ("nf4", "fp4")
             for suffix, double in (("", False), ("-dq", True))
         ),
+        Scheme("nvfp4", weights=_NVFP4),
+        Scheme("mxfp4", weights=_MXFP4),
     )
 }
 

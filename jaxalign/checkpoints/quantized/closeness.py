@@ -93,7 +93,8 @@ def rounding_of(w: QTensor) -> Rounding:
     as for the largest: codes are 1 at most, so such a step counts as one of the weights.
     """
     inputs, groups = w.shape[0], w.scale.shape[0]
-    together = np.arange(inputs) // (inputs // groups)
+    size = w.format.group if w.format.block else inputs // groups
+    together = np.arange(inputs) // (size or inputs)
     of_input = together if w.group_of is None else np.asarray(w.group_of)
     scales = np.asarray(w.scale).astype(np.float32)
     scale = np.abs(scales)[of_input]

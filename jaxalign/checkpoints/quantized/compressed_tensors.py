@@ -13,6 +13,8 @@
 
 ``int-quantized``, ``float-quantized``, ``naive-quantized``: ``weight`` i8 or float8
 ``[out, in]``, ``weight_scale`` ``[out, G]``, ``[out, 1]`` or ``[1]``, ``weight_zero_point`` i8.
+``float-quantized`` and ``naive-quantized`` of float8 also by blocks: ``weight_scale`` is then
+``[⌈out/r⌉, ⌈in/c⌉]`` of a ``block_structure`` ``[r, c]``. 4-bit floats are in ``float4``.
 ``W = (q − z) · s``, rounded to the scale's dtype. Symmetric scales are ``max|w|`` over 7.5, 127.5
 or 448, and those of activations, too.
 """
@@ -25,8 +27,25 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.checkpoints.quantized.linear import PackedLinear, checked, fields, float8, integers
-from jaxalign.checkpoints.quantized.settings import bits_of, flag, integer, refused, shown, text
+from jaxalign.checkpoints.quantized.float4 import SCHEMES, Float4
+from jaxalign.checkpoints.quantized.linear import (
+    PackedLinear,
+    block_float8,
+    checked,
+    fields,
+    float8,
+    integers,
+)
+from jaxalign.checkpoints.quantized.settings import (
+    bits_of,
+    block_of,
+    flag,
+    integer,
+    known_alone,
+    refused,
+    shown,
+    text,
+)
 from jaxalign.checkpoints.quantized.tensors import Tensors
 from jaxalign.errors import InputError
 
@@ -35,6 +54,11 @@ PLAIN = ("int-quantized", "float-quantized", "naive-quantized")
 SCALES = ("F16", "BF16", "F32")
 STATUSES = ("initialized", "calibration", "frozen", "compressed", "decompressed")
 FLOAT8 = ("F8_E4M3", "F8_E5M2")
+# What compressed-tensors 0.20 says of weights. Observers and the like chose codes and scales.
+KNOWN = (
+    *("num_bits", "type", "symmetric", "strategy", "group_size", "block_structure", "dynamic"),
+    *("actorder", "scale_dtype", "zp_dtype", "observer", "observer_kwargs"),
+)
 
 
 @dataclass(frozen=True)
@@ -49,9 +73,10 @@ class CompressedTensors:
     title: str = "compressed-tensors"
     inputs: str | None = None
     rescales: bool = True
+    block: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, settings: Mapping[str, Any]) -> CompressedTensors:
+    def of(cls, settings: Mapping[str, Any]) -> CompressedTensors | Float4:
         """From a ``quantization_config``.
 
         Raises:
@@ -59,15 +84,22 @@ class CompressedTensors:
         """
         one = _one_group(settings)
         layout = text(one, "format") or text(settings, "format")
-        if layout not in (PACKED, *PLAIN):
+        layouts = (PACKED, *PLAIN, *SCHEMES)
+        if layout not in layouts:
             raise InputError(
                 f"the compressed-tensors checkpoint has the format {shown(layout)}, expected one "
-                f"of {', '.join((PACKED, *PLAIN))}",
+                f"of {', '.join(layouts)}",
                 "other formats are not read; quantize the model to one that is",
             )
         weights = one.get("weights")
         if not isinstance(weights, Mapping):
             raise refused("its config group says nothing of weights")
+        rounded = _inputs(one.get("input_activations"))
+        if layout in SCHEMES:
+            known_alone(weights, KNOWN)
+            return Float4.of(layout, weights, rounded)
+        if text(weights, "strategy") == "block":
+            return cls._by_blocks(layout, weights, rounded)
         bits, kind = bits_of(weights, 4, 8), text(weights, "type", "int")
         allowed = (4, 8) if layout == PACKED else (8,)
         if bits not in allowed or kind not in (("int",) if layout == PACKED else ("int", "float")):
@@ -84,8 +116,23 @@ class CompressedTensors:
         sides = "symmetric" if symmetric else "asymmetric"
         by = f"groups of {group}" if group else f"one scale a {strategy}"
         title = f"compressed-tensors {layout}, {called}, {sides}, {by}"
-        rounded = _inputs(one.get("input_activations"))
         return cls(bits, group, kind, symmetric, layout == PACKED, title, rounded)
+
+    @classmethod
+    def _by_blocks(
+        cls, layout: str, weights: Mapping[str, Any], inputs: str | None
+    ) -> CompressedTensors:
+        known_alone(weights, KNOWN)
+        kind, symmetric = text(weights, "type", "int"), flag(weights, "symmetric", True)
+        bits, block = integer(weights, "num_bits"), block_of(weights, "block_structure")
+        if (bits, kind, symmetric) != (8, "float", True) or layout == PACKED:
+            sides = "symmetric" if symmetric else "asymmetric"
+            raise refused(
+                f"blocks of {sides} {kind} weights of {bits} bits as {layout}, expected symmetric "
+                "float weights of 8 bits as float-quantized"
+            )
+        title = f"compressed-tensors {layout}, float8, blocks of {block[0]} × {block[1]}"
+        return cls(bits, block[1], kind, True, False, title, inputs, block=block)
 
     def read(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear | None:
         """One layer, or None where it is not quantized.
@@ -131,6 +178,10 @@ class CompressedTensors:
     def _plain(self, tensors: Tensors, base: str, shape: tuple[int, int]) -> PackedLinear:
         outputs, inputs = shape
         codes = tensors.take(f"{base}.weight", FLOAT8 if self.kind == "float" else ["I8"], shape)
+        if self.block:
+            blocks = tuple(-(-size // of) for size, of in zip(shape, self.block, strict=True))
+            scale = tensors.take(f"{base}.weight_scale", SCALES, blocks)
+            return block_float8(codes, scale, self.block)
         groups = self._groups(tensors, base, inputs)
         shapes = ((outputs, groups),) if self.group else ((outputs, 1), (outputs,), (1,), ())
         scale = tensors.take(f"{base}.weight_scale", SCALES, *shapes)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +23,8 @@ class PackedLinear:
     Attributes:
         codes: ``[out, A]``: uint8 of 0 to 15 for 4-bit codes (two to a byte only later), int8, or
             float8.
-        scale: ``[out, G]``, of the dtype in which the tool that wrote it dequantizes.
+        scale: ``[out, G]``, of the dtype in which the tool that wrote it dequantizes; that of a
+            block of outputs stands at each of them.
         zero: ``[out, G]`` in the codes' dtype, or None for symmetric codes.
         group_of: int32 ``[A]``, the group of each input, or None where those of a group stand
             together.
@@ -41,13 +42,20 @@ class PackedLinear:
     @property
     def groups(self) -> np.ndarray:
         """The group of each input, ``[A]``."""
-        standing = in_order(self.codes.shape[1], self.scale.shape[1])
+        size = self.format.group if self.format.block else None
+        standing = in_order(self.codes.shape[1], self.scale.shape[1], size)
         return standing if self.group_of is None else self.group_of
 
 
-def in_order(inputs: int, groups: int) -> np.ndarray:
-    """The group of each input where those of a group stand together, int32 ``[A]``."""
-    return (np.arange(inputs) // (inputs // groups)).astype(np.int32)
+def in_order(inputs: int, groups: int, size: int | None = None) -> np.ndarray:
+    """The group of each input where those of a group stand together, int32 ``[A]``.
+
+    Args:
+        inputs: ``A``.
+        groups: how many groups there are.
+        size: inputs of a group, where the last may have fewer; None where all have as many.
+    """
+    return (np.arange(inputs) // (size or inputs // groups)).astype(np.int32)
 
 
 def checked(layer: PackedLinear, where: str) -> PackedLinear:
@@ -172,6 +180,19 @@ def float8(codes: np.ndarray, scale: np.ndarray) -> PackedLinear:
     levels = float(jnp.finfo(codes.dtype).max)
     form = WeightFormat(name, _group(codes, scale), levels, scale_bits=8 * scale.itemsize)
     return PackedLinear(codes, scale, None, None, form)
+
+
+def block_float8(codes: np.ndarray, scale: np.ndarray, block: tuple[int, int]) -> PackedLinear:
+    """A layer of float8 codes with a scale for each block.
+
+    Args:
+        codes: ``[out, A]``.
+        scale: ``[⌈out/r⌉, ⌈A/c⌉]``.
+        block: ``r`` outputs and ``c`` inputs of a block.
+    """
+    rows, columns = block
+    layer = float8(codes, np.repeat(scale, rows, axis=0)[: len(codes)])
+    return replace(layer, format=replace(layer.format, group=columns, block=rows))
 
 
 def _group(codes: np.ndarray, scale: np.ndarray) -> int | None:

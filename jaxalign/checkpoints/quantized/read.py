@@ -20,6 +20,7 @@ from jaxalign.checkpoints.parameters import leaf_shapes
 from jaxalign.checkpoints.quantized.autoawq import AutoAWQ
 from jaxalign.checkpoints.quantized.bitsandbytes import BitsAndBytes
 from jaxalign.checkpoints.quantized.compressed_tensors import CompressedTensors
+from jaxalign.checkpoints.quantized.fine_grained_fp8 import FineGrainedFP8
 from jaxalign.checkpoints.quantized.gptq import GPTQ
 from jaxalign.checkpoints.quantized.settings import Format, shown, text
 from jaxalign.checkpoints.quantized.stack import Leaf, Piece, leaf, params_of
@@ -36,6 +37,7 @@ FORMATS: dict[str, Any] = {
     "gptq": GPTQ,
     "bitsandbytes": BitsAndBytes,
     "compressed-tensors": CompressedTensors,
+    "fp8": FineGrainedFP8,
 }
 SCHEME_NAME = "quantized"
 # Files of settings that older tools wrote, and the format that they are of.
@@ -76,7 +78,7 @@ def load_quantized(
     compute_dtype: str = "float32",
     deployed_inputs: bool = False,
 ) -> Quantized:
-    """Read a folder of AutoAWQ, GPTQ, bitsandbytes or compressed-tensors, or a ``.gguf`` file.
+    """Read a folder of AutoAWQ, GPTQ, bitsandbytes, compressed-tensors or FP8, or a ``.gguf`` file.
 
     Weights stay packed as they are on disk (GGUF's blocks are unpacked to ``compute_dtype``).
     Layers that the tool left in floating point stay so. Layers stand in one array for all of a
@@ -287,6 +289,8 @@ def _stored(value: Any) -> str:
         return str(value.dtype)
     form, groups = value.format, value.scale.shape[value.axis]
     suffix = f"-g{form.group}" if groups > 1 else "-channel"
+    suffix = f", blocks of {form.block} × {form.group}" if form.block else suffix
+    suffix += "" if form.scales == "float" else f", {form.scales} scales"
     return form.codes + suffix + ("" if value.zero is None else ", zero points")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from jaxalign.checkpoints.quantized.linear import PackedLinear
@@ -120,6 +120,53 @@ def group_of_settings(settings: Mapping[str, Any]) -> int | None:
     if size < 1:
         raise refused(f"group_size is {size}, expected −1 or a positive number")
     return size
+
+
+def block_of(settings: Mapping[str, Any], name: str) -> tuple[int, int]:
+    """The sizes of a block, outputs and inputs.
+
+    Args:
+        settings: all of them.
+        name: the setting's.
+
+    Raises:
+        InputError: it is missing, or no list of two positive whole numbers.
+    """
+    value = settings.get(name)
+    whole = isinstance(value, list) and all(type(size) is int and size > 0 for size in value)
+    if not isinstance(value, list) or not whole or len(value) != 2:
+        raise refused(f"{name} is {shown(value)}, expected a list of two positive numbers")
+    return value[0], value[1]
+
+
+def known_alone(settings: Mapping[str, Any], known: Collection[str]) -> None:
+    """Check that there is no setting whose meaning is not known.
+
+    Args:
+        settings: all of them; names that begin with ``_`` are tools' own marks.
+        known: the names that may be there.
+
+    Raises:
+        InputError: another one is there, and says something.
+    """
+    for name, value in settings.items():
+        if name not in known and not name.startswith("_") and value is not None:
+            raise refused(f"{name} is {shown(value)}, and that setting is not known")
+
+
+def one_of(name: str, found: str, allowed: Sequence[str]) -> None:
+    """Check that a setting has one of the values that are read here.
+
+    Args:
+        name: the setting's.
+        found: its value.
+        allowed: what it may be.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if found not in allowed:
+        raise refused(f"{name} is {shown(found)}, expected {' or '.join(map(repr, allowed))}")
 
 
 def by_group(size: int | None) -> str:

@@ -51,13 +51,16 @@ def group_noisy(
             if name not in target:
                 return w
             own = jax.random.fold_in(key, list(MATRICES).index(name))
-            size = group or w.shape[0]
-            shape = (w.shape[0] // size, size, *w.shape[1:])
+            inputs, size = len(w), group or len(w)
+            # The last group of a format of blocks may be smaller.
+            rest = [(0, -inputs % size), *[(0, 0)] * (w.ndim - 1)]
+            shape = (-1, size, *w.shape[1:])
             error, draw = (
-                a.reshape(shape) for a in (target[name] - w, jax.random.normal(own, w.shape))
+                jnp.pad(a, rest).reshape(shape)
+                for a in (target[name] - w, jax.random.normal(own, w.shape))
             )
             norm, drawn = (jnp.sqrt((a**2).sum(axis=1, keepdims=True)) for a in (error, draw))
-            return w + (draw * norm / drawn).reshape(w.shape)
+            return w + (draw * norm / drawn).reshape(-1, *w.shape[1:])[:inputs]
 
         return jax.tree_util.tree_map_with_path(leaf, weights)
 

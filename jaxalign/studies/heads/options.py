@@ -43,7 +43,7 @@ class HeadsOptions(Common):
         default=(F16, INT8_SIM, SCHEMES["nf4"]),
         metadata=schemes_option(
             "low precisions such as f16, bf16, int8-sim, int8, llm-int8, nf4, fp4, int4-g128, "
-            "awq-g128, gptq-g128, hqq-g64, smoothquant, fp8-e4m3"
+            "awq-g128, gptq-g128, hqq-g64, smoothquant, fp8-e4m3, fp8-block, nvfp4, mxfp4"
         ),
     )
     repaired: tuple[str, ...] = ("f16", "nf4")

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from jaxalign.checkpoints.linear_layers import linear_layers
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.size import matrix_sizes
+from jaxalign.model.size import bits_of_matrix, matrix_sizes
 from jaxalign.numerics.scheme import WeightFormat
-from jaxalign.numerics.storage import packed_bits
 
 HIGH_BITS = 16
 UNITS = {"b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
@@ -62,7 +61,8 @@ def units_of(config: ModelConfig, form: WeightFormat) -> list[Unit]:
             modules = group[2] + modules
         groups.append((layer, matrices, modules))
     sizes = matrix_sizes(config)
-    return [_unit(*group, sizes, form) for group in groups]
+    bits = {name: bits_of_matrix(name, config, form) for name in sizes}
+    return [_unit(*group, sizes, bits) for group in groups]
 
 
 def _unit(
@@ -70,11 +70,10 @@ def _unit(
     matrices: Sequence[str],
     modules: Sequence[str],
     all_sizes: Mapping[str, tuple[int, int]],
-    form: WeightFormat,
+    all_bits: Mapping[str, int],
 ) -> Unit:
-    sizes = [all_sizes[name] for name in matrices]
-    weights = sum(inputs * outputs for inputs, outputs in sizes)
-    bits = sum(packed_bits(inputs, outputs, form) for inputs, outputs in sizes)
+    weights = sum(math.prod(all_sizes[name]) for name in matrices)
+    bits = sum(all_bits[name] for name in matrices)
     high = weights * HIGH_BITS // 8
     return Unit(layer, tuple(matrices), tuple(modules), weights, math.ceil(bits / 8), high)
 

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from jaxalign.checkpoints.linear_layers import output_modules
 from jaxalign.model.config import ModelConfig
-from jaxalign.numerics.scheme import Scheme
+from jaxalign.numerics.scheme import Scheme, WeightFormat
 from jaxalign.runtime.files import replace_file
 from jaxalign.studies.plan.options import PlanOptions
 from jaxalign.studies.plan.result import PlanResult
@@ -95,18 +95,25 @@ def llm_compressor(skipped: Sequence[str], scheme: Scheme) -> str:
     lines = ["quant_stage:", "  quant_modifiers:", "    QuantizationModifier:"]
     lines += ["      ignore:", *(f"        - {json.dumps(name)}" for name in skipped)]
     form = scheme.weights
-    if form is not None and form.codes.startswith("int"):
-        weights = {
-            "num_bits": form.bits,
-            "type": "int",
-            "symmetric": not form.zero,
-            "strategy": "group" if form.group else "channel",
-            **({"group_size": form.group} if form.group else {}),
-        }
+    if form is not None and (form.codes.startswith("int") or form.codes == "e2m1" or form.block):
+        weights = _llm_compressor_weights(form)
         lines += ["      config_groups:", "        group_0:", '          targets: ["Linear"]']
         lines += ["          weights:"]
         lines += [f"            {name}: {json.dumps(value)}" for name, value in weights.items()]
     return "\n".join(lines) + "\n"
+
+
+def _llm_compressor_weights(form: WeightFormat) -> dict[str, Any]:
+    """The format in the words of compressed-tensors' ``QuantizationArgs``."""
+    kind = "int" if form.codes.startswith("int") else "float"
+    weights = {"num_bits": form.bits, "type": kind, "symmetric": not form.zero}
+    if form.block:
+        return weights | {"strategy": "block", "block_structure": [form.block, form.group]}
+    if form.group is None:
+        return weights | {"strategy": "channel"}
+    beside = {"e4m3": "torch.float8_e4m3fn", "e8m0": "torch.uint8"}.get(form.scales)
+    weights |= {"strategy": "tensor_group" if form.scales == "e4m3" else "group"}
+    return weights | {"group_size": form.group} | ({"scale_dtype": beside} if beside else {})
 
 
 def _json(content: Any) -> str:

@@ -53,7 +53,7 @@ class Uniform:
 
 def size_of_format(config: ModelConfig, form: WeightFormat) -> int | None:
     """Bytes of all matrices in a format; None where its groups do not divide their inputs."""
-    if any(inputs % (form.group or inputs) for inputs, _ in matrix_sizes(config).values()):
+    if not all(form.fits(inputs) for inputs, _ in matrix_sizes(config).values()):
         return None
     return sum(unit.low for unit in units_of(config, form))
 
