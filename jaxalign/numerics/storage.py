@@ -31,5 +31,6 @@ def packed_bits(inputs: int, outputs: int, form: WeightFormat) -> int:
     scales = form.groups(inputs) * outputs
     each = 8 if form.double else form.scale_bits
     blocks = math.ceil(scales / SCALES_PER_BLOCK) if form.double else 0
-    bits = scales * (each + form.zero_bits * form.zero) + blocks * form.scale_bits
+    each += form.zero_bits * form.zero + form.offset_bits
+    bits = scales * each + blocks * form.scale_bits
     return inputs * outputs * form.bits + bits

@@ -12,6 +12,8 @@ from jaxalign.errors import InputError
 from jaxalign.numerics.codebooks import CODEBOOKS
 from jaxalign.numerics.scheme import WeightFormat
 
+# What a layer may have beside its codes, one a group or block and output.
+BESIDE_CODES = ("scale", "zero", "offset", "block_scale", "block_offset")
 # The zero point that symmetric codes stand around.
 MIDDLE = {4: 8, 8: 0}
 
@@ -29,6 +31,7 @@ class PackedLinear:
             together.
         format: what the codes mean.
         input_divisor: f32 ``[A]``, what the layer's input is divided by, or None.
+        offset, block_scale, block_offset: as ``QTensor``'s, ``[out, …]``, or None.
     """
 
     codes: np.ndarray
@@ -37,6 +40,9 @@ class PackedLinear:
     group_of: np.ndarray | None
     format: WeightFormat
     input_divisor: np.ndarray | None = None
+    offset: np.ndarray | None = None
+    block_scale: np.ndarray | None = None
+    block_offset: np.ndarray | None = None
 
     @property
     def groups(self) -> np.ndarray:
