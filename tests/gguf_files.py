@@ -29,6 +29,13 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 128,
 }
+# K-quants have 256 weights a block, so every matrix has as many inputs, or a multiple.
+WIDE_CASES = {
+    "gptneox": WIDE,
+    "gemma2": WIDE | {"head_dim": 64, "query_pre_attn_scalar": 64},
+    **dict.fromkeys(("llama, scaled like 3.1", "mistral", "qwen2", "qwen3", "phi3"),
+                    WIDE | {"head_dim": 64}),
+}  # fmt: skip
 GEMMA2 = {"head_dim": 16, "query_pre_attn_scalar": 16, "tie_word_embeddings": True}
 # By name: the architecture, the variant of ``family_checkpoints``, what differs from it.
 CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -52,7 +59,13 @@ def model_of(case: str, **overrides: Any) -> Any:
     """transformers' model of a case, every parameter random."""
     _, variant, changes = CASES[case]
     overrides = {"vocab_size": len(TOKENS)} | changes | overrides
-    return neox(**overrides) if variant == "gpt_neox" else theirs(variant, **overrides)
+    torch, _ = torch_and_transformers()
+    model = neox(**overrides) if variant == "gpt_neox" else theirs(variant, **overrides)
+    if model.config.hidden_size >= WIDE["hidden_size"]:  # as many summands, as large sums
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter *= 0.25 if parameter.ndim == 2 else 1
+    return model
 
 
 def neox(**settings: Any) -> Any:

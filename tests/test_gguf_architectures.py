@@ -13,6 +13,7 @@ from gguf_files import (
     HALVES,
     ONE_EACH,
     WIDE,
+    WIDE_CASES,
     add,
     model_of,
     original_of,
@@ -64,9 +65,16 @@ def test_a_file_on_its_own_computes_what_transformers_does(tmp_path, case):
 @pytest.mark.parametrize("case", ["qwen2, untied", "qwen3", "phi3"])
 def test_transformers_reads_the_same_from_the_file(tmp_path, case):
     torch, transformers = torch_and_transformers()
-    write_case(tmp_path / "m.gguf", case, hidden_size=64)
+    # What transformers' reader assumes where the file says otherwise: Qwen 3's heads of 128, and
+    # Phi-3's padding token beyond this vocabulary.
+    sizes = {"head_dim": 128} if case == "qwen3" else {"hidden_size": 64}
+    write_case(tmp_path / "m.gguf", case, **sizes)
     read = transformers.AutoModelForCausalLM.from_pretrained(
-        tmp_path, gguf_file="m.gguf", dtype=torch.float32, attn_implementation="eager"
+        tmp_path,
+        gguf_file="m.gguf",
+        dtype=torch.float32,
+        attn_implementation="eager",
+        **({"pad_token_id": 0} if case == "phi3" else {}),
     ).eval()
     model = jaxalign.load(tmp_path / "m.gguf")
     assert_close(ours(model.params, model.config), of_transformers(read))
@@ -75,8 +83,8 @@ def test_transformers_reads_the_same_from_the_file(tmp_path, case):
 @pytest.mark.parametrize("case", ONE_EACH)
 @pytest.mark.parametrize("kind", ["Q4_1", "Q6_K"])
 def test_beside_its_original_a_file_stays_packed_and_computes_the_same(tmp_path, case, kind):
-    before = model_of(case, **WIDE)
-    quantized_model = write_case(tmp_path / "m.gguf", case, kind, **WIDE)
+    before = model_of(case, **WIDE_CASES[case])
+    quantized_model = write_case(tmp_path / "m.gguf", case, kind, **WIDE_CASES[case])
     original = original_of(tmp_path / "original", before, tmp_path / "m.gguf")
     found = load_beside(tmp_path / "m.gguf", original)
     packed = jax.tree.leaves(found.params, is_leaf=lambda x: isinstance(x, QTensor))
