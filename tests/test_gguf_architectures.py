@@ -27,7 +27,7 @@ from jaxalign.checkpoints.gguf_architectures import ARCHITECTURES
 from jaxalign.checkpoints.gguf_file import open_gguf
 from jaxalign.checkpoints.quantized import load_beside
 from jaxalign.checkpoints.quantized.gguf_blocks import PACKED, in_one_format, packed_blocks
-from jaxalign.checkpoints.quantized.stack import arrays_of, packed_matrix
+from jaxalign.checkpoints.quantized.stack import packed_matrix
 from jaxalign.errors import InputError
 from jaxalign.model.size import mean_bits
 from jaxalign.numerics.invariants import check
@@ -161,9 +161,9 @@ def test_packed_blocks_are_the_packages_values_to_the_bit(kind):
         np.testing.assert_array_equal(np.asarray(unpacked).T.view(np.uint32), expected)
     assert packed_bits(3 * block, 7, found.format) == 8 * 7 * 3 * size
     if block == 256:
-        layer = type(found)(**vars(found) | {n: x.T for n, x in arrays_of(found).items()})
+        layer = found.with_arrays({n: x.T for n, x in found.arrays.items()})
         [wide] = in_one_format([layer])
-        wide = type(found)(**vars(wide) | {n: x.T for n, x in arrays_of(wide).items()})
+        wide = wide.with_arrays({n: x.T for n, x in wide.arrays.items()})
         values = np.asarray(jax.jit(unpack)(packed_matrix(wide))).T
         np.testing.assert_array_equal(values.view(np.uint32), expected)
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxalign.checkpoints.families.settings import MOST_LAYERS, Settings
+from jaxalign.checkpoints.families.settings import MOST_LAYERS, NEEDED, Settings
 from jaxalign.checkpoints.gguf_file import GGUFFile
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
@@ -44,13 +44,13 @@ class Reading:
         """A key of the architecture."""
         return f"{self.architecture}.{name}"
 
-    def whole(self, name: str, *default: Any, **bounds: int) -> int:
+    def whole(self, name: str, default: Any = NEEDED, **bounds: int) -> int:
         """``Settings.whole`` of a key of the architecture."""
-        return self.settings.whole(self.key(name), *default, **bounds)
+        return self.settings.whole(self.key(name), default, **bounds)
 
-    def number(self, name: str, *default: Any, zero: bool = False) -> float:
+    def number(self, name: str, default: Any = NEEDED, zero: bool = False) -> float:
         """``Settings.number`` of a key of the architecture."""
-        return self.settings.number(self.key(name), *default, zero=zero)
+        return self.settings.number(self.key(name), default, zero=zero)
 
     def only(self, name: str, *values: Any) -> None:
         """``Settings.only`` of a key of the architecture."""

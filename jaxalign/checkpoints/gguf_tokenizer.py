@@ -29,6 +29,7 @@ KINDS = {"gpt2": (NORMAL, CONTROL, USER_DEFINED, UNUSED),
 SPACE = "▁"  # SentencePiece's
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
               "use_regex": True}  # fmt: skip
+FOLDER = "use the model's folder with tokenizer.json and safetensors"
 TEMPLATES = "tokenizer.chat_template"
 # Models whose special tokens take the white space behind them along, by their name in the file, and
 # those of their tokens that do not; llama.cpp knows them by this name, too, for no key says so.
@@ -50,7 +51,7 @@ def read_gguf_tokenizer(file: GGUFFile, settings: Settings) -> Tokenizer:
         raise InputError(
             f"{file.path}: {PREFIX}model is {shown(kind)}, expected 'gpt2' (byte-level BPE) or "
             "'llama' (SentencePiece)",
-            "use the model's folder with config.json, tokenizer.json and safetensors",
+            FOLDER,
         )
     tokens, kinds = _vocabulary(file, settings, kind)
     for name in [name for name in settings.left if name.startswith(TEMPLATES)]:
@@ -118,7 +119,7 @@ def _split(settings: Settings) -> Split:
     if name not in SPLITS:
         raise InputError(
             f"{settings.where}: {PREFIX}pre is {shown(name)}, expected one of {', '.join(SPLITS)}",
-            "use the model's folder with config.json, tokenizer.json and safetensors",
+            FOLDER,
         )
     return SPLITS[name]
 

@@ -20,7 +20,7 @@ from jaxalign.checkpoints.gguf_tensors import GGUFTensors, Published, published
 from jaxalign.checkpoints.parameters import check_names, check_tied, leaf_shapes
 from jaxalign.checkpoints.quantized.gguf_blocks import packed_blocks
 from jaxalign.checkpoints.quantized.settings import shown
-from jaxalign.checkpoints.quantized.stack import Leaf, Piece, arrays_of, leaf
+from jaxalign.checkpoints.quantized.stack import Leaf, Piece, leaf
 from jaxalign.checkpoints.tables import TensorRule
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
@@ -46,7 +46,7 @@ class GGUFLeaves:
     """
 
     leaves: Mapping[str, Leaf]
-    types: Mapping[str, str]
+    types: dict[str, str]
     title: str
     matrix_bits: int
     notes: tuple[str, ...]
@@ -130,7 +130,7 @@ def _read(
     if rule.layered and len(found) == 2:
         packed = packed_blocks(tensors.blocks(name), tensors.kind(name))
     piece: Piece = tensors[name] if packed is None else packed
-    parts = [piece] if isinstance(piece, np.ndarray) else [*arrays_of(piece).values()]
+    parts = [piece] if isinstance(piece, np.ndarray) else [*piece.arrays.values()]
     if not all(np.isfinite(part).all() for part in parts):
         raise InputError(f"{where} has values that are NaN or infinite", "download it again")
     return piece

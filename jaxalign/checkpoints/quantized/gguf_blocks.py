@@ -36,7 +36,8 @@ def packed_blocks(blocks: np.ndarray, kind: str) -> PackedLinear | None:
     rows, count, size = blocks.shape
     parts = read(np.ascontiguousarray(blocks).reshape(rows * count, size))
     whole = {name: part.reshape(rows, -1) for name, part in parts.items()}
-    return PackedLinear(**{"zero": None, "group_of": None, "format": form} | whole)
+    plain = PackedLinear(whole["codes"], whole["scale"], None, None, form)
+    return plain.with_arrays(whole)
 
 
 def in_one_format(layers: Sequence[PackedLinear]) -> list[PackedLinear] | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,20 @@ class PackedLinear:
     offset: np.ndarray | None = None
     block_scale: np.ndarray | None = None
     block_offset: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The codes and what the layer has beside them, by field."""
+        parts = {name: getattr(self, name) for name in ("codes", *BESIDE_CODES)}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> PackedLinear:
+        """The layer with other codes and other arrays beside them.
+
+        Args:
+            arrays: by field.
+        """
+        return replace(self, **arrays)  # type: ignore[arg-type]
 
     @property
     def groups(self) -> np.ndarray:

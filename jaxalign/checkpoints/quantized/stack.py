@@ -125,17 +125,11 @@ def transposed(tensor: Piece, rule: TensorRule, config: ModelConfig) -> list[Pie
     """
     if not isinstance(tensor, PackedLinear):
         return list(rule.load(tensor, config))
-    loaded = {name: rule.load(part, config) for name, part in arrays_of(tensor).items()}
+    loaded = {name: rule.load(part, config) for name, part in tensor.arrays.items()}
     return [
-        replace(tensor, **{name: parts[i] for name, parts in loaded.items()})
+        tensor.with_arrays({name: parts[i] for name, parts in loaded.items()})
         for i in range(len(rule.targets))
     ]
-
-
-def arrays_of(layer: PackedLinear) -> dict[str, np.ndarray]:
-    """A layer's codes and what it has beside them, by field."""
-    parts = {name: getattr(layer, name) for name in ("codes", *BESIDE_CODES)}
-    return {name: part for name, part in parts.items() if part is not None}
 
 
 def alike(layers: Sequence[PackedLinear]) -> bool:
@@ -159,9 +153,9 @@ def _each(join: Callable[..., np.ndarray], layers: Sequence[PackedLinear]) -> Pa
     """Layers joined to one, codes with codes and scales with scales."""
     if any(one.zero is not None for one in layers):
         layers = [replace(one, zero=_zero(one)) for one in layers]
-    parts = [arrays_of(one) for one in layers]
+    parts = [one.arrays for one in layers]
     joined = {name: join(*(part[name] for part in parts)) for name in parts[0]}
-    return replace(layers[0], **joined)
+    return layers[0].with_arrays(joined)
 
 
 def _zero(layer: PackedLinear) -> np.ndarray:
@@ -219,12 +213,12 @@ def _dense(layer: PackedLinear) -> np.ndarray:
 
 def packed_matrix(layer: PackedLinear) -> QTensor:
     """A layer as it is published, ``[out, …]``, as the matrix ``[A, out]`` of its inputs."""
-    return _qtensor(replace(layer, **{name: x.T for name, x in arrays_of(layer).items()}), 1)
+    return _qtensor(layer.with_arrays({name: x.T for name, x in layer.arrays.items()}), 1)
 
 
 def rows_of(layer: PackedLinear) -> np.ndarray:
     """A layer as it is published, ``[out, in]``, unpacked to f32."""
-    return _dense(replace(layer, **{name: x.T for name, x in arrays_of(layer).items()})).T
+    return _dense(layer.with_arrays({name: x.T for name, x in layer.arrays.items()})).T
 
 
 def params_of(loaded: Mapping[str, Leaf], shapes: Any) -> Any:
