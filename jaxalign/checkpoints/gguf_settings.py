@@ -15,7 +15,7 @@ import numpy as np
 from jaxalign.checkpoints.families.settings import MOST_LAYERS, NEEDED, Settings
 from jaxalign.checkpoints.gguf_file import GGUFFile
 from jaxalign.errors import InputError
-from jaxalign.model.config import ModelConfig
+from jaxalign.model.config import MOST, ModelConfig
 from jaxalign.model.rotary import RotaryScaling, frequencies
 
 # By how much Llama 3.1's way of stretching the rotation divides each of its frequencies.
@@ -182,13 +182,15 @@ def llama3_scaling(file: GGUFFile, dims: int, base: float) -> RotaryScaling:
     Raises:
         InputError: no such scaling has these factors.
     """
-    factors = file.decoded(STRETCHED).astype(np.float64)
-    plain = base ** (-np.arange(dims // 2) / max(dims // 2, 1))
     refusal = InputError(
         f"{file.path}: tensor {STRETCHED!r} stretches the rotation in another way than Llama 3.1's",
         FOLDER,
     )
-    largest = float(factors.max()) if factors.shape == plain.shape else 0.0
+    if file.tensors[STRETCHED].shape != (dims // 2,):
+        raise refusal
+    factors = file.decoded(STRETCHED).astype(np.float64)
+    plain = base ** (-np.arange(dims // 2) / (dims // 2))
+    largest = float(factors.max())
     if not (np.isfinite(factors).all() and (factors > 0).all() and largest > 1):
         raise refusal
     between = (factors > 1 + CLOSE) & (factors < largest * (1 - CLOSE))
@@ -199,11 +201,11 @@ def llama3_scaling(file: GGUFFile, dims: int, base: float) -> RotaryScaling:
     if not (slope > 0 and intercept < 0):
         raise refusal
     high = _near_whole(1 - 1 / intercept)
+    context = slope * 2 * math.pi * (high - 1)
+    if not 1 <= context <= MOST:
+        raise refusal
     scaling = RotaryScaling(
-        "llama3",
-        factor=_near_whole(largest),
-        high=high,
-        original_positions=max(1, round(slope * 2 * math.pi * (high - 1))),
+        "llama3", factor=_near_whole(largest), high=high, original_positions=round(context)
     )
     check_stretch(file, dims, base, scaling, refusal)
     return scaling
