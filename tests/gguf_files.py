@@ -49,6 +49,12 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "qwen2, untied": ("qwen2", "qwen2", {"tie_word_embeddings": False}),
     "qwen3": ("qwen3", "qwen3", {}),
     "gemma2": ("gemma2", "gemma2", GEMMA2),
+    # llama.cpp knows Gemma 2 27B by its layers.
+    "gemma2, 46 layers": (
+        "gemma2",
+        "gemma2",
+        GEMMA2 | {"num_hidden_layers": 46, "query_pre_attn_scalar": 8},
+    ),
     "phi3": ("phi3", "phi3", {}),
     "phi3, window": ("phi3", "phi3, window", {}),
 }

@@ -62,6 +62,14 @@ def test_a_file_on_its_own_computes_what_transformers_does(tmp_path, case):
     assert_close(ours(model.params, model.config), expected)
 
 
+def test_a_window_that_a_mistral_file_names_is_one(tmp_path):
+    windows = {"sliding_window": 4, "changes": {"llama.attention.sliding_window": 4}}
+    expected = of_transformers(write_case(tmp_path / "m.gguf", "mistral", **windows))
+    model = jaxalign.load(tmp_path / "m.gguf")
+    assert (model.config.family, model.config.windows) == ("mistral", (4, 4, 4))
+    assert_close(ours(model.params, model.config), expected)
+
+
 @pytest.mark.parametrize("case", ["qwen2, untied", "qwen3", "phi3"])
 def test_transformers_reads_the_same_from_the_file(tmp_path, case):
     torch, transformers = torch_and_transformers()
