@@ -42,6 +42,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # What a file of tests imports says which tier it belongs to, so that no file can be forgotten.
 TIERS = {
     "parity": "torch transformers bitsandbytes torchao compressed_tensors hqq gguf llama_gguf "
+    "gguf_files "
     "torch_replay real_packages family_checkpoints",
     "processes": "subprocess multiprocessing loopback",
 }

@@ -391,7 +391,7 @@ def gguf_file(path, architecture="gptneox", **settings):
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({"architecture": "llama"}, "architecture 'llama', expected 'gptneox'"),
+        ({"architecture": "llama"}, "architecture 'llama', and the original is of GPT-NeoX"),
         ({"blocks": 7}, "block_count 7, but the original has 2"),
         ({"tensor": "blk.0.attn_q.weight"}, "'blk.0.attn_q.weight' is not known"),
         ({}, "is missing"),

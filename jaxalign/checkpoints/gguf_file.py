@@ -81,6 +81,14 @@ class GGUFFile:
         check_unchanged(self.path, self.state)
         return digest
 
+    def blocks(self, name: str) -> np.ndarray:
+        """One matrix as it is stored, uint8 ``[rows, blocks, bytes]``."""
+        import gguf
+
+        tensor = self.tensors[name]
+        stored = self.data[tensor.start : tensor.start + tensor.size]
+        return stored.reshape(tensor.shape[0], -1, gguf.GGML_QUANT_SIZES[tensor.kind][1])
+
     def decoded(self, name: str) -> np.ndarray:
         """One tensor, f32.
 

@@ -1,87 +1,41 @@
-"""Tensors of a GGUF file under the names that they are published by, decoded when asked for."""
+"""Tensors of a GGUF file under the names and in the order of rows that they are published in."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from jaxalign.checkpoints.files import StateDict
+from jaxalign.checkpoints.gguf_architectures import Architecture
 from jaxalign.checkpoints.gguf_file import GGUFFile
-from jaxalign.errors import InputError, shortened
-
-NAME = re.compile(r"(?:blk\.(?P<layer>0|[1-9][0-9]{0,4})\.)?(?P<part>\w+)\.(?P<kind>weight|bias)")
-# From a tensor's published name and what its blocks say to the tensor as it is published.
-Arrange = Callable[[str, np.ndarray], np.ndarray]
+from jaxalign.checkpoints.gguf_names import part_of
+from jaxalign.model.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spelling:
-    """llama.cpp's names of a family's tensors, and the published ones.
+class Published(Mapping[str, Any]):
+    """Tensors by their published names; one is decoded when it is asked for.
 
     Attributes:
-        outside: of the tensors outside of the blocks.
-        layer: what the published names of a block begin with, with ``{layer}`` for its number.
-        inside: of a block's tensors.
-    """
-
-    outside: Mapping[str, str]
-    layer: str
-    inside: Mapping[str, str]
-
-    def names(self, file: GGUFFile, remedy: str) -> dict[str, str]:
-        """The names in the file by the published ones.
-
-        Args:
-            file: whose tensors.
-            remedy: for a file with a tensor that the family does not have.
-
-        Raises:
-            InputError: there is such a tensor.
-        """
-        names: dict[str, str] = {}
-        for name in file.tensors:
-            published = self._published(name)
-            if published is None or published in names:
-                raise InputError(
-                    f"{file.path}: tensor {shortened(repr(name), 60)} is not known", remedy
-                )
-            names[published] = name
-        return names
-
-    def _published(self, name: str) -> str | None:
-        found = NAME.fullmatch(name)
-        if found is None:
-            return None
-        layer, part, kind = found.group("layer", "part", "kind")
-        if layer is None:
-            return f"{self.outside[part]}.{kind}" if part in self.outside else None
-        block = self.layer.format(layer=layer)
-        return f"{block}{self.inside[part]}.{kind}" if part in self.inside else None
-
-
-def tensors_of(file: GGUFFile, names: Mapping[str, str], arrange: Arrange) -> StateDict:
-    """The tensors of a file for ``load_params``; one at a time is in memory.
-
-    Args:
         file: the file.
         names: those in the file by the published ones.
-        arrange: puts the rows of a decoded tensor in their published order.
+        architecture: of the file.
+        config: of the model.
     """
-    return _Tensors(_Decoded(file, names, arrange), str(file.path))
 
-
-@dataclass(frozen=True)
-class _Decoded(Mapping[str, Any]):
     file: GGUFFile
     names: Mapping[str, str]
-    arrange: Arrange
+    architecture: Architecture
+    config: ModelConfig
 
     def __getitem__(self, name: str) -> np.ndarray:
-        return self.arrange(name, self.file.decoded(self.names[name]))
+        stored = self.names[name]
+        tensor = self._ordered(stored, self.file.decoded(stored))
+        norm = part_of(stored).endswith("norm") and stored.endswith(".weight")
+        return tensor - np.float32(self.architecture.norms_add) if norm else tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
@@ -89,13 +43,47 @@ class _Decoded(Mapping[str, Any]):
     def __len__(self) -> int:
         return len(self.names)
 
+    def kind(self, name: str) -> str:
+        """The block type of a tensor."""
+        return str(self.file.tensors[self.names[name]].kind.name)
 
-class _Tensors(StateDict):
-    """Tensors whose shapes are known before one is decoded."""
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor."""
+        return self.file.tensors[self.names[name]].shape
+
+    def blocks(self, name: str) -> np.ndarray:
+        """A matrix as it is stored, uint8 ``[out, blocks, bytes]``.
+
+        Args:
+            name: as published.
+        """
+        return self._ordered(self.names[name], self.file.blocks(self.names[name]))
+
+    def _ordered(self, stored: str, rows: np.ndarray) -> np.ndarray:
+        order = self.architecture.order(part_of(stored), len(rows), self.config)
+        return rows if order is None else rows[order]
+
+
+def published(file: GGUFFile, architecture: Architecture, config: ModelConfig) -> Published:
+    """The tensors of a file.
+
+    Args:
+        file: the file.
+        architecture: of the file.
+        config: of the model.
+
+    Raises:
+        InputError: there is a tensor that the architecture does not have.
+    """
+    names = architecture.spelling.names(file.tensors, str(file.path))
+    return Published(file=file, names=names, architecture=architecture, config=config)
+
+
+class GGUFTensors(StateDict):
+    """``Published`` tensors for ``load_params``; shapes are known before one is decoded."""
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every tensor."""
-        assert isinstance(self.files, _Decoded)
-        tensors = self.files.file.tensors
-        return {published: tensors[name].shape for published, name in self.files.names.items()}
+        assert isinstance(self.files, Published)
+        return {name: self.files.shape(name) for name in self.files}

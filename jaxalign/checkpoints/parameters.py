@@ -50,13 +50,23 @@ def _published(names: Iterable[str], config: ModelConfig) -> dict[str, str]:
     return {name if usual[name] in found else usual[name]: name for name in found}
 
 
-def _check_names(
+def check_names(
     checkpoint: Checkpoint | StateDict,
     config: ModelConfig,
     rules: list[TensorRule],
     names: Iterable[str],
 ) -> None:
-    """Every tensor is expected and every expected tensor is there, or an error that names one."""
+    """Refuse tensors that are not all that a model has, or more than that.
+
+    Args:
+        checkpoint: whose tensors, for messages.
+        config: the architecture.
+        rules: of the family's table, for what the model has.
+        names: of the tensors, as published.
+
+    Raises:
+        InputError: one is missing or not known; named.
+    """
     table = FAMILIES[config.family].table
     expected = {name for rule in rules for name in rule.names(config)}
     present = {name for name in names if not table.buffers.fullmatch(name)}
@@ -95,10 +105,10 @@ def load_params(
     shapes = leaf_shapes(config)
     rules = rules_of(config, shapes)
     stored = _published(checkpoint.files, config)
-    _check_names(checkpoint, config, rules, stored)
+    check_names(checkpoint, config, rules, stored)
     table = FAMILIES[config.family].table
     if config.tied_embeddings and table.unembed in stored:
-        _check_tied(checkpoint, stored[table.embed], stored[table.unembed])
+        check_tied(checkpoint, stored[table.embed], stored[table.unembed])
     loaded = {
         name: _load_leaf(checkpoint, config, rules, name, shapes, dtype, stored) for name in shapes
     }
@@ -174,7 +184,16 @@ def _aligned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     return memory[start : start + size].view(dtype).reshape(shape)
 
 
-def _check_tied(checkpoint: Checkpoint | StateDict, embed: str, unembed: str) -> None:
+def check_tied(checkpoint: Checkpoint | StateDict, embed: str, unembed: str) -> None:
+    """Refuse an unembedding that differs from the embedding in a model that ties them.
+
+    Args:
+        checkpoint: with both.
+        embed, unembed: the tensors' names in it.
+
+    Raises:
+        InputError: it differs.
+    """
     if not np.array_equal(checkpoint.read(embed), checkpoint.read(unembed)):
         raise InputError(
             f"{checkpoint.folder}: config.json ties the embeddings, but tensor {unembed!r} differs "

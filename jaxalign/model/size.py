@@ -32,6 +32,8 @@ def matrix_bits(config: ModelConfig, scheme: Scheme | str) -> int:
         InputError: the scheme's groups do not divide a matrix's inputs.
     """
     sizes, scheme = matrix_sizes(config), as_scheme(scheme)
+    if scheme.matrix_bits is not None:
+        return scheme.matrix_bits
     if scheme.weights is None:
         return _dtype_bits(scheme) * _count(config)
     form = scheme.weights
@@ -73,7 +75,8 @@ def deployed_bytes(config: ModelConfig, scheme: Scheme | str) -> float:
     """
     numbers = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(param_shapes(config)))
     scheme = as_scheme(scheme)
-    rest = _dtype_bits(scheme) if scheme.weights is None else DEPLOYED_REST
+    packed = scheme.weights is not None or scheme.matrix_bits is not None
+    rest = DEPLOYED_REST if packed else _dtype_bits(scheme)
     return (matrix_bits(config, scheme) + (numbers - _count(config)) * rest) / 8
 
 

@@ -12,6 +12,8 @@ from jaxalign.numerics.qtensor import QTensor, code_values, spread
 from jaxalign.numerics.scheme import CODES, INPUTS
 
 DTYPES = {"int8": "int8", "e4m3fn": "float8_e4m3fn", "e5m2": "float8_e5m2"}
+# Fields whose every number must be finite.
+NUMBERS = ("scale", "zero", "offset", "block_scale", "block_offset", "input_divisor", "input_scale")
 FLOATS = ("float32", "float16", "bfloat16")
 REMEDY = "the file is damaged, or was read by another layout than it was written in"
 
@@ -65,10 +67,12 @@ def _check_groups(q: QTensor, name: str) -> None:
         groups = q.format.groups(inputs)
     except InputError as error:
         raise InputError(f"{name}: {error.problem}", error.remedy) from None
-    if str(q.scale.dtype) not in FLOATS:
+    known = FLOATS if q.block_scale is None else ("int8",)
+    if str(q.scale.dtype) not in known:
         raise InputError(
-            f"{name}: scale's dtype is {q.scale.dtype}, expected one of {FLOATS}", REMEDY
+            f"{name}: scale's dtype is {q.scale.dtype}, expected one of {known}", REMEDY
         )
+    _check_blocks(q, name, groups)
     _expect(name, "the scale's shape", tuple(q.scale.shape), (*front, groups, *out))
     _expect(name, "the presence of zero points", q.zero is not None, q.format.zero)
     if q.zero is not None:
@@ -88,8 +92,23 @@ def _check_groups(q: QTensor, name: str) -> None:
             )
 
 
+def _check_blocks(q: QTensor, name: str, groups: int) -> None:
+    """Offsets and what multiplies scales and offsets have their groups' shapes, or blocks'."""
+    if q.offset is not None:
+        _expect(name, "the offset's shape", tuple(q.offset.shape), tuple(q.scale.shape))
+    for field in ("block_scale", "block_offset"):
+        part = getattr(q, field)
+        if part is None:
+            continue
+        blocks = part.shape[q.axis]
+        shape = list(q.scale.shape)
+        shape[q.axis] = blocks
+        _expect(name, f"{field}'s shape", list(part.shape), shape)
+        _expect(name, f"what is left of {groups} groups in {blocks} blocks", groups % blocks, 0)
+
+
 def _check_values(q: QTensor, name: str) -> None:
-    for field in ("scale", "zero", "input_divisor", "input_scale"):
+    for field in NUMBERS:
         part = getattr(q, field)
         if part is None:
             continue
@@ -119,7 +138,8 @@ def _check_values(q: QTensor, name: str) -> None:
 
 def _check_zero_scales(q: QTensor, name: str) -> None:
     """A scale of 0 makes zeros of its group, and a quantizer writes it for zeros alone."""
-    if q.format.double or bool(jnp.all(q.scale != 0)):  # double: scales are rounded, too
+    # Scales that are rounded, too, may come out as 0, and GGUF's packers leave the codes then.
+    if q.format.double or q.format.wide or bool(jnp.all(q.scale != 0)):
         return
     values = code_values(q)
     if q.zero is not None:

@@ -12,18 +12,24 @@ For a matrix ``[…, A, *out]`` of ``A`` inputs:
 ``zero``           ``[…, G, *out]`` or None    zero points
 ``group_of``       int32 ``[…, A]`` or None    the group of each input, where those of a group do
                                                not stand together (GPTQ's act-order)
+``offset``         ``[…, G, *out]`` or None    what is added to every weight of a group (GGUF)
+``block_scale``    f16 ``[…, B, *out]`` / None what the scales of the groups of a block are
+                                               multiplied by, where those are int8 (GGUF)
+``block_offset``   f16 ``[…, B, *out]`` / None the same of offsets
 ``input_divisor``  f32 ``[…, A]`` or None      what the layer's input is divided by (AWQ,
                                                SmoothQuant, where no norm before it can take it)
 ``input_scale``    f32 ``[…]`` or None         the fixed scale of static int8 inputs
 =================  ==========================  =================================================
 
 A weight is ``value(code) · scale``, ``(value(code) − zero) · scale``, or, where the format says
-``absmax``, ``(value(code) · scale) · (1 / levels)``: computed in f32, rounded to ``scale``'s dtype,
-then to the dtype of the run. ``value`` is the code itself for int8, float8 and for fewer bits with
-zero points, ``code − 2ⁿ⁻¹`` for n bits without, and the codebook's entry for nf4, fp4 and e2m1.
-Scales that are quantized themselves stand as the f32 numbers that they mean. Leading
-axes (layers) are those of an array, so ``scan``, ``vmap`` and indexing over layers treat a
-``QTensor`` as they treat an array. ``invariants.check`` checks all of the above.
+``absmax``, ``(value(code) · scale) · (1 / levels)``: computed in f32, rounded to ``scale``'s dtype
+(a format that is ``wide`` keeps f32), then to the dtype of the run. With offsets it is
+``value(code) · scale + offset``; blocks multiply the scales and offsets of their groups. ``value``
+is the code itself for int8, float8 and for fewer bits with zero points or offsets, ``code − 2ⁿ⁻¹``
+for n bits without, and the codebook's entry for nf4, fp4 and e2m1. Scales that are quantized
+themselves stand as the f32 numbers that they mean. Leading axes (layers) are those of an array, so
+``scan``, ``vmap`` and indexing over layers treat a ``QTensor`` as they treat an array.
+``invariants.check`` checks all of the above.
 """
 
 from __future__ import annotations
@@ -57,6 +63,9 @@ class QTensor:
     group_of: ArrayLeaf | None = None
     input_divisor: ArrayLeaf | None = None
     input_scale: ArrayLeaf | None = None
+    offset: ArrayLeaf | None = None
+    block_scale: ArrayLeaf | None = None
+    block_offset: ArrayLeaf | None = None
     format: WeightFormat = struct.field(pytree_node=False, default=WeightFormat("int8"))
     inputs: str | None = struct.field(pytree_node=False, default=None)
     outputs: int = struct.field(pytree_node=False, default=1)
@@ -113,14 +122,31 @@ def _without(shape: tuple[int, ...], axis: int) -> tuple[int, ...]:
 
 
 def unpack(w: QTensor) -> Float[Array, "..."]:
-    """The matrix ``[…, A, *out]`` that ``w`` stands for, in ``w.scale``'s dtype."""
+    """The matrix ``[…, A, *out]`` that ``w`` stands for, in its scale's dtype or, if wide, f32."""
     values = code_values(w)
     if w.zero is not None:
         values = values - spread(w, w.zero.astype(jnp.float32))
-    values = values * spread(w, w.scale.astype(jnp.float32))
+    values = values * spread(w, group_scales(w))
     if w.format.absmax:
         values = values * (1 / w.format.levels)
-    return values.astype(w.scale.dtype)
+    if w.offset is not None:
+        # The products have at most 24 bits, so that a fused multiply and add rounds as two steps.
+        values = values + spread(w, _of_groups(w, w.offset, w.block_offset))
+    return values if w.format.wide else values.astype(w.scale.dtype)
+
+
+def group_scales(w: QTensor) -> Float[Array, "..."]:
+    """The scale of every group, f32 ``[…, G, *out]``, with its block's where it has one."""
+    return _of_groups(w, w.scale, w.block_scale)
+
+
+def _of_groups(w: QTensor, part: Array, block: Array | None) -> Array:
+    """What every group has, f32, from a number a group and one a block."""
+    part = part.astype(jnp.float32)
+    if block is None:
+        return part
+    count = part.shape[w.axis] // block.shape[w.axis]
+    return part * jnp.repeat(block.astype(jnp.float32), count, axis=w.axis)
 
 
 def code_values(w: QTensor) -> Float[Array, "..."]:
@@ -131,7 +157,8 @@ def code_values(w: QTensor) -> Float[Array, "..."]:
     if w.format.codes in CODEBOOKS:
         return jnp.asarray(CODEBOOKS[w.format.codes])[codes]
     values = codes.astype(jnp.float32)
-    return values if w.zero is not None else values - 2 ** (w.format.bits - 1)
+    from_zero = w.zero is not None or w.offset is not None
+    return values if from_zero else values - 2 ** (w.format.bits - 1)
 
 
 def spread(w: QTensor, part: Array) -> Array:

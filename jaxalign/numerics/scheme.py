@@ -60,6 +60,9 @@ class WeightFormat:
         scale_bits: bits of a scale in the files of the tools that deploy the format (a scale that
             is quantized, too, takes 8 and its share of another scale).
         zero_bits: bits of a zero point in those files.
+        offset_bits: bits of an offset that is added to the weights of a group, in those files,
+            where the format has offsets; with their share of a block's offset, as of its scale.
+        wide: whether a weight is computed and kept in f32, whatever the scale's dtype (GGUF).
     """
 
     codes: str
@@ -72,6 +75,8 @@ class WeightFormat:
     scales: str = "float"
     scale_bits: int = 32
     zero_bits: int = 4
+    offset_bits: int = 0
+    wide: bool = False
 
     @property
     def bits(self) -> int:
@@ -126,6 +131,8 @@ class Scheme:
         act_order: GPTQ takes columns by falling second moment of their input.
         alpha: SmoothQuant's exponent, how much of the range goes from activations to weights.
         from_file: whether codes and scales are a checkpoint's, which rounding would not find.
+        matrix_bits: bits of the matrices of all blocks in a checkpoint that packs them in more
+            than one way; None where ``weights`` says it.
     """
 
     name: str
@@ -137,6 +144,7 @@ class Scheme:
     act_order: bool = False
     alpha: float = 0.5
     from_file: bool = False
+    matrix_bits: int | None = None
 
     def __post_init__(self) -> None:
         unknown = [site for site in self.int8_sites if site not in SITES]

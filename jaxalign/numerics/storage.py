@@ -34,6 +34,7 @@ def packed_bits(inputs: int, outputs: int, form: WeightFormat) -> int:
     scales = form.groups(inputs) * -(-outputs // (form.block or 1))
     each = 8 if form.double else form.scale_bits
     blocks = math.ceil(scales / SCALES_PER_BLOCK) if form.double else 0
-    bits = scales * (each + form.zero_bits * form.zero) + blocks * form.scale_bits
+    each += form.zero_bits * form.zero + form.offset_bits
+    bits = scales * each + blocks * form.scale_bits
     bits += OF_MATRIX if form.scales == "e4m3" else 0
     return inputs * outputs * form.bits + bits

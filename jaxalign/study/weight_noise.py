@@ -191,7 +191,7 @@ def moves_matrices(high: Params, scheme: Scheme) -> bool:
         high: f32.
         scheme: the precision.
     """
-    if scheme.weights is not None:
+    if scheme.weights is not None or scheme.matrix_bits is not None:
         return True
     if high.dtype == scheme.compute_dtype:
         return False

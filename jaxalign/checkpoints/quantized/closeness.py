@@ -17,7 +17,7 @@ import numpy as np
 from jaxalign.errors import InputError
 from jaxalign.numerics.codebooks import CODEBOOKS
 from jaxalign.numerics.double_quantization import dynamic_map
-from jaxalign.numerics.qtensor import QTensor
+from jaxalign.numerics.qtensor import QTensor, group_scales
 from jaxalign.shapes import Float
 
 # The largest relative error by the bits of a code: four bits leave about 0.1, two bits (GGUF) 0.4,
@@ -96,7 +96,7 @@ def rounding_of(w: QTensor) -> Rounding:
     size = w.format.group if w.format.block else inputs // groups
     together = np.arange(inputs) // (size or inputs)
     of_input = together if w.group_of is None else np.asarray(w.group_of)
-    scales = np.asarray(w.scale).astype(np.float32)
+    scales = np.asarray(group_scales(w)).astype(np.float32)
     scale = np.abs(scales)[of_input]
     if w.format.codes in CODEBOOKS:
         step = scale * np.diff(np.sort(CODEBOOKS[w.format.codes])).max()
@@ -108,9 +108,11 @@ def rounding_of(w: QTensor) -> Rounding:
         step = scale * np.maximum(codes * float(kind.eps), float(kind.smallest_subnormal))
     if w.format.double:
         step = step + np.diff(dynamic_map()).max() * np.abs(scales - scales.mean()).max()
+    # Codes of fewer bits stand in bytes beside those of more, and have offsets there.
+    bits = 8 if w.format.bits == 8 and not w.format.offset_bits else 4
     if w.input_divisor is not None:
         step = step / np.asarray(w.input_divisor).reshape(-1, *[1] * w.outputs)
-    return Rounding(step=step.reshape(inputs, -1), groups=of_input, bits=w.format.bits)
+    return Rounding(step=step.reshape(inputs, -1), groups=of_input, bits=bits)
 
 
 def _check_shift(error: np.ndarray, step: np.ndarray, known: bool, where: str) -> None:

@@ -1,81 +1,139 @@
-"""GGUF files of GPT-NeoX models, whose blocks the ``gguf`` package decodes.
-
-Names are llama.cpp's; ``attn_qkv`` has all queries, then all keys, then all values, where the
-published tensor has each head's three together. A tensor's dimensions are stored fastest first.
-"""
+"""A GGUF file beside the model that it was made from; blocks stay packed where JAX holds them."""
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from jaxalign.checkpoints.families import FAMILIES
+from jaxalign.checkpoints.gguf_architectures import architecture_of
 from jaxalign.checkpoints.gguf_file import GGUFFile, open_gguf
-from jaxalign.checkpoints.gguf_tensors import Spelling, tensors_of
-from jaxalign.checkpoints.parameters import load_params
+from jaxalign.checkpoints.gguf_model import EXACT, check_readable
+from jaxalign.checkpoints.gguf_settings import check_stretch, expected
+from jaxalign.checkpoints.gguf_tensors import GGUFTensors, Published, published
+from jaxalign.checkpoints.parameters import check_names, check_tied, leaf_shapes
+from jaxalign.checkpoints.quantized.gguf_blocks import packed_blocks
 from jaxalign.checkpoints.quantized.settings import shown
+from jaxalign.checkpoints.quantized.stack import Leaf, Piece, leaf
+from jaxalign.checkpoints.tables import TensorRule
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
-from jaxalign.model.params import Params
 
-ARCHITECTURE = "gptneox"
-SPELLING = Spelling(
-    outside={
-        "token_embd": "gpt_neox.embed_in",
-        "output_norm": "gpt_neox.final_layer_norm",
-        "output": "embed_out",
-    },
-    layer="gpt_neox.layers.{layer}.",
-    inside={
-        "attn_norm": "input_layernorm",
-        "attn_qkv": "attention.query_key_value",
-        "attn_output": "attention.dense",
-        "ffn_norm": "post_attention_layernorm",
-        "ffn_up": "mlp.dense_h_to_4h",
-        "ffn_down": "mlp.dense_4h_to_h",
-    },
-)
 # Of what a file says of the model: what changes no number. ``context_of`` has the context.
-PASSED_OVER = ("context_length", "tensor_data_layout")
+PASSED_OVER = ("context_length", "tensor_data_layout", "rope.scaling.original_context_length")
 REMEDY = "convert and quantize the original again"
+ANOTHER = "give the original that this file was made from to --model"
 TOKENS = "tokenizer.ggml.tokens"
 
 
-def load_gguf(path: Path, config: ModelConfig, dtype: Any) -> tuple[Params, str, dict[str, str]]:
-    """The parameters of a file, a title, and the block type of each kind of matrix.
+@dataclass(frozen=True, kw_only=True)
+class GGUFLeaves:
+    """The parameters of a file.
+
+    Attributes:
+        leaves: by dotted name.
+        types: the block types of each kind of matrix, by dotted name.
+        title: for people.
+        matrix_bits: of the matrices of all blocks in the file.
+        notes: what a reader of a result has to know.
+        file: its head.
+    """
+
+    leaves: Mapping[str, Leaf]
+    types: dict[str, str]
+    title: str
+    matrix_bits: int
+    notes: tuple[str, ...]
+    file: GGUFFile
+
+
+def load_gguf(path: Path, config: ModelConfig, dtype: Any) -> GGUFLeaves:
+    """The parameters of a file that was made from a model.
 
     Args:
         path: the file.
         config: the architecture of the original.
-        dtype: of the parameters.
+        dtype: of the parameters that are not packed.
 
     Raises:
         InputError: the ``gguf`` package is missing, the file is damaged, of another architecture,
             or disagrees with ``config``.
     """
     file = open_gguf(path)
+    check_readable(file)
+    _, architecture = architecture_of(file)
     _check_architecture(file, config)
+    tensors = published(file, architecture, config)
+    shapes = leaf_shapes(config)
+    rules = FAMILIES[config.family].table.rules_for(shapes)
+    whole, table = GGUFTensors(tensors, str(path)), FAMILIES[config.family].table
+    check_names(whole, config, rules, tensors)
+    if config.tied_embeddings and table.unembed in tensors:
+        check_tied(whole, table.embed, table.unembed)
+    read = functools.partial(_read, tensors, config, shapes)
+    leaves = {name: leaf(name, shapes[name], rules, config, read, dtype) for name in shapes}
+    kinds = _kinds(tensors, rules, config)
+    types = {name: " and ".join(sorted(count)) for name, count in kinds.items()}
+    inside = [name for name in kinds if name.startswith("blocks.")]
+    blocks = sum((kinds[name] for name in inside), Counter())
+    layered = [name for rule in rules if rule.layered for name in rule.names(config)]
+    return GGUFLeaves(
+        leaves=leaves,
+        types=types,
+        title=f"GGUF, mostly {blocks.most_common(1)[0][0]}",
+        matrix_bits=sum(
+            8 * file.tensors[tensors.names[name]].size
+            for name in layered
+            if len(tensors.shape(name)) == 2
+        ),
+        notes=tuple(
+            f"{name} is of {types[name]}, which is not kept packed: it has the values that it was "
+            "quantized to"
+            for name in inside
+            if not set(kinds[name]) <= {*EXACT} and not any(leaves[name].quantized)
+        ),
+        file=file,
+    )
 
-    def arranged(name: str, decoded: np.ndarray) -> np.ndarray:
-        """Each head's three parts together."""
-        if "query_key_value" not in name or decoded.shape[0] % (3 * config.num_heads):
-            return decoded  # a shape that does not fit is the table's to refuse
-        heads = decoded.reshape(3, config.num_heads, -1, *decoded.shape[1:])
-        return heads.swapaxes(0, 1).reshape(decoded.shape)
 
-    names = SPELLING.names(file, REMEDY)
-    params = load_params(tensors_of(file, names, arranged), config, dtype)
-    types: dict[str, Counter[str]] = {}
-    for rule in FAMILIES[config.family].table.rules:
-        for tensor in (file.tensors[names[name]] for name in rule.names(config) if name in names):
-            for target in rule.targets if len(tensor.shape) == 2 else ():
-                types.setdefault(target.leaf, Counter())[tensor.kind.name] += 1
-    blocks = sum((count for leaf, count in types.items() if "." in leaf), Counter())
-    title = f"GGUF, mostly {blocks.most_common(1)[0][0]}"
-    return params, title, {leaf: " and ".join(sorted(count)) for leaf, count in types.items()}
+def _kinds(
+    tensors: Published, rules: Sequence[TensorRule], config: ModelConfig
+) -> dict[str, Counter[str]]:
+    """How many tensors of each block type fill a matrix, by the matrix's dotted name."""
+    kinds: dict[str, Counter[str]] = {}
+    for rule in rules:
+        for name in rule.names(config):
+            for target in rule.targets if len(tensors.shape(name)) == 2 else ():
+                kinds.setdefault(target.leaf, Counter())[tensors.kind(name)] += 1
+    return kinds
+
+
+def _read(
+    tensors: Published,
+    config: ModelConfig,
+    shapes: Mapping[str, tuple[int, ...]],
+    rule: TensorRule,
+    name: str,
+) -> Piece:
+    """One published tensor, packed where its rule's targets are matrices of a block."""
+    found, wanted = tensors.shape(name), rule.shape(shapes, config)
+    where = f"{tensors.file.path}: tensor {tensors.names[name]!r}"
+    if found != wanted:
+        raise InputError(f"{where} has shape {list(found)}, expected {list(wanted)}", ANOTHER)
+    packed = None
+    if rule.layered and len(found) == 2:
+        packed = packed_blocks(tensors.blocks(name), tensors.kind(name))
+    piece: Piece = tensors[name] if packed is None else packed
+    parts = [piece] if isinstance(piece, np.ndarray) else [*piece.arrays.values()]
+    if not all(np.isfinite(part).all() for part in parts):
+        raise InputError(f"{where} has values that are NaN or infinite", "download it again")
+    return piece
 
 
 def tokens_of(path: Path) -> list[str] | None:
@@ -94,39 +152,30 @@ def tokens_of(path: Path) -> list[str] | None:
 
 def context_of(path: Path) -> Any:
     """The longest sequence that a file names; None where it names none."""
-    return open_gguf(path).settings.get(f"{ARCHITECTURE}.context_length")
+    file = open_gguf(path)
+    return file.settings.get(f"{file.settings.get('general.architecture')}.context_length")
 
 
 def _check_architecture(file: GGUFFile, config: ModelConfig) -> None:
     """Whatever the file says of the model is true of it."""
-    found = file.settings.get("general.architecture")
-    if found != ARCHITECTURE:
+    found, architecture = architecture_of(file)
+    if config.family not in architecture.families:
         raise InputError(
-            f"{file.path} is of the architecture {shown(found)}, expected {ARCHITECTURE!r}",
-            "GGUF is read for GPT-NeoX models only",
+            f"{file.path} is of the architecture {shown(found)}, and the original is of "
+            f"{FAMILIES[config.family].title}",
+            ANOTHER,
         )
-    expected = {
-        "block_count": config.num_layers,
-        "embedding_length": config.hidden_size,
-        "feed_forward_length": config.intermediate_size,
-        "attention.head_count": config.num_heads,
-        "attention.head_count_kv": config.num_kv_heads,
-        "attention.key_length": config.head_size,
-        "attention.value_length": config.head_size,
-        "attention.layer_norm_epsilon": float(np.float32(config.norm_eps)),
-        "rope.dimension_count": config.rotary_dims,
-        "rope.freq_base": float(np.float32(config.rotary_base)),
-        "rope.scaling.type": "none",
-        "use_parallel_residual": config.parallel_residual,
-        "vocab_size": config.vocab_size,
-    }
+    values = expected(config)
     for key, said in file.settings.items():
-        name = key.removeprefix(f"{ARCHITECTURE}.")
+        name = key.removeprefix(f"{found}.")
         if name == key or name in PASSED_OVER:
             continue
-        value = expected.get(name, "nothing of it")
+        value = values.get(name, "nothing of it")
         if type(said) is not type(value) or said != value:
             raise InputError(
-                f"{file.path} says {name} {shown(said)}, but the original has {value}",
-                "give the original that this file was made from to --model",
+                f"{file.path} says {name} {shown(said)}, but the original has {value}", ANOTHER
             )
+    refusal = InputError(
+        f"{file.path} stretches the rotation in another way than the original", ANOTHER
+    )
+    check_stretch(file, config.rotary_dims, config.rotary_base, config.rotary_scaling, refusal)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import jax.numpy as jnp
@@ -12,6 +13,8 @@ from jaxalign.errors import InputError
 from jaxalign.numerics.codebooks import CODEBOOKS
 from jaxalign.numerics.scheme import WeightFormat
 
+# What a layer may have beside its codes, one a group or block and output.
+BESIDE_CODES = ("scale", "zero", "offset", "block_scale", "block_offset")
 # The zero point that symmetric codes stand around.
 MIDDLE = {4: 8, 8: 0}
 
@@ -30,6 +33,7 @@ class PackedLinear:
             together.
         format: what the codes mean.
         input_divisor: f32 ``[A]``, what the layer's input is divided by, or None.
+        offset, block_scale, block_offset: as ``QTensor``'s, ``[out, …]``, or None.
     """
 
     codes: np.ndarray
@@ -38,6 +42,23 @@ class PackedLinear:
     group_of: np.ndarray | None
     format: WeightFormat
     input_divisor: np.ndarray | None = None
+    offset: np.ndarray | None = None
+    block_scale: np.ndarray | None = None
+    block_offset: np.ndarray | None = None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The codes and what the layer has beside them, by field."""
+        parts = {name: getattr(self, name) for name in ("codes", *BESIDE_CODES)}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def with_arrays(self, arrays: Mapping[str, np.ndarray]) -> PackedLinear:
+        """The layer with other codes and other arrays beside them.
+
+        Args:
+            arrays: by field.
+        """
+        return replace(self, **arrays)  # type: ignore[arg-type]
 
     @property
     def groups(self) -> np.ndarray:

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from jaxalign.checkpoints.gguf_tokenizer import SPACE
 from jaxalign.checkpoints.load import Model, config_from, read_json, read_tokenizer
 from jaxalign.checkpoints.quantized.compare import REMEDY, check_weights
 from jaxalign.checkpoints.quantized.gguf import context_of, tokens_of
@@ -91,6 +92,9 @@ def check_vocabularies(path: Path, original: Model) -> str:
     if not path.is_dir():
         tokens = tokens_of(path)
         found = None if tokens is None else {token: i for i, token in enumerate(tokens)}
+        # llama.cpp writes the spaces of tokens that SentencePiece's users have added as spaces.
+        spaced = {t.replace(" ", SPACE): i for t, i in (found or {}).items() if " " in t}
+        found = None if found is None else spaced | found
     elif (path / "tokenizer.json").is_file():
         tokenizer = read_tokenizer(path / "tokenizer.json")
         found = tokenizer.get_vocab(with_added_tokens=True)

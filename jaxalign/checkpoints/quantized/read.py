@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.checkpoints.families import FAMILIES
-from jaxalign.checkpoints.files import SINGLE, Checkpoint, open_checkpoint, sha256_of
+from jaxalign.checkpoints.files import SINGLE, Checkpoint, open_checkpoint
 from jaxalign.checkpoints.load import read_json
 from jaxalign.checkpoints.parameters import leaf_shapes
 from jaxalign.checkpoints.quantized.autoawq import AutoAWQ
@@ -80,7 +80,7 @@ def load_quantized(
 ) -> Quantized:
     """Read a folder of AutoAWQ, GPTQ, bitsandbytes, compressed-tensors or FP8, or a ``.gguf`` file.
 
-    Weights stay packed as they are on disk (GGUF's blocks are unpacked to ``compute_dtype``).
+    Weights stay packed as they are on disk, but for GGUF's block types that ``gguf_blocks`` lacks.
     Layers that the tool left in floating point stay so. Layers stand in one array for all of a
     kind, so a kind that is quantized in some layers only, or not alike in all, is unpacked to
     ``compute_dtype`` with the values it was quantized to, which ``notes`` says.
@@ -104,17 +104,18 @@ def load_quantized(
     if path.is_file():
         from jaxalign.checkpoints.quantized.gguf import load_gguf
 
-        params, title, matrices = load_gguf(path, config, jnp.dtype(compute_dtype))
+        found = load_gguf(path, config, jnp.dtype(compute_dtype))
+        scheme = _scheme(found.leaves, compute_dtype, None)
         return Quantized(
-            params=params,
-            scheme=Scheme(SCHEME_NAME, compute_dtype),
-            title=title,
-            matrices=matrices,
+            params=params_of(found.leaves, param_shapes(config)),
+            scheme=replace(scheme, matrix_bits=found.matrix_bits),
+            title=found.title,
+            matrices=found.types,
             inputs=None,
             rescaled=False,
-            disk_bytes=path.stat().st_size,
-            weights_sha256=sha256_of([path]),
-            notes=(),
+            disk_bytes=found.file.state[2],
+            weights_sha256=found.file.sha256(),
+            notes=(*_notes(found.leaves), *found.notes),
         )
     form = format_of(path)
     if _table(config).inputs_first:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.checkpoints.quantized.linear import MIDDLE, PackedLinear, in_order
+from jaxalign.checkpoints.quantized.gguf_blocks import in_one_format
+from jaxalign.checkpoints.quantized.linear import BESIDE_CODES, MIDDLE, PackedLinear, in_order
 from jaxalign.checkpoints.tables import TensorRule
 from jaxalign.model.config import ModelConfig
 from jaxalign.numerics.qtensor import QTensor, pack_nibbles, unpack
@@ -59,7 +60,7 @@ def leaf(
     own = [rule for rule in rules if any(target.leaf == name for target in rule.targets)]
     layered = own[0].layered
     layers = range(config.num_layers if layered else 1)
-    parts = [_parts(name, layer, own, config, read) for layer in layers]
+    parts = _one_format([_parts(name, layer, own, config, read) for layer in layers])
     pieces = [_side_by_side(sides) for sides in parts]
     quantized = tuple(any(isinstance(side, PackedLinear) for side in sides) for sides in parts)
     if not layered and isinstance(
@@ -90,6 +91,19 @@ def _parts(
     return [parts[None]] if None in parts else [parts[i] for i in range(len(parts))]
 
 
+def _one_format(parts: list[list[Piece]]) -> list[list[Piece]]:
+    """The pieces of all layers, in one format where their formats differ and one holds them."""
+    flat = [side for sides in parts for side in sides]
+    packed = [side for side in flat if isinstance(side, PackedLinear)]
+    if len(packed) < len(flat) or len({side.format for side in packed}) == 1:
+        return parts
+    found = in_one_format(packed)
+    if found is None:
+        return parts
+    count = len(parts[0])
+    return [list(found[start : start + count]) for start in range(0, len(found), count)]
+
+
 def _side_by_side(sides: Sequence[Piece]) -> Piece:
     """The parts of a leaf (keys and values) as one piece, packed if they are alike."""
     if len(sides) == 1:
@@ -111,10 +125,11 @@ def transposed(tensor: Piece, rule: TensorRule, config: ModelConfig) -> list[Pie
     """
     if not isinstance(tensor, PackedLinear):
         return list(rule.load(tensor, config))
-    codes, scale = rule.load(tensor.codes, config), rule.load(tensor.scale, config)
-    zero = [None] * len(codes) if tensor.zero is None else rule.load(tensor.zero, config)
-    return [replace(tensor, codes=codes[i], scale=scale[i], zero=zero[i])
-            for i in range(len(codes))]  # fmt: skip
+    loaded = {name: rule.load(part, config) for name, part in tensor.arrays.items()}
+    return [
+        tensor.with_arrays({name: parts[i] for name, parts in loaded.items()})
+        for i in range(len(rule.targets))
+    ]
 
 
 def alike(layers: Sequence[PackedLinear]) -> bool:
@@ -136,12 +151,11 @@ def _same(a: np.ndarray | None, b: np.ndarray | None) -> bool:
 
 def _each(join: Callable[..., np.ndarray], layers: Sequence[PackedLinear]) -> PackedLinear:
     """Layers joined to one, codes with codes and scales with scales."""
-    return replace(
-        layers[0],
-        codes=join(*(one.codes for one in layers)),
-        scale=join(*(one.scale for one in layers)),
-        zero=None if all(one.zero is None for one in layers) else join(*map(_zero, layers)),
-    )
+    if any(one.zero is not None for one in layers):
+        layers = [replace(one, zero=_zero(one)) for one in layers]
+    parts = [one.arrays for one in layers]
+    joined = {name: join(*(part[name] for part in parts)) for name in parts[0]}
+    return layers[0].with_arrays(joined)
 
 
 def _zero(layer: PackedLinear) -> np.ndarray:
@@ -176,22 +190,16 @@ def _groups(layer: PackedLinear) -> np.ndarray:
 def _qtensor(layer: PackedLinear, outputs: int) -> QTensor:
     """Transposed arrays as a ``QTensor``, 4-bit codes two to a byte."""
     codes, zero, form = jnp.asarray(layer.codes), layer.zero, layer.format
-    if form.bits == 4:
+    if form.per_byte == 2:
         codes = pack_nibbles(codes, -1 - outputs)
     # Zero points that all stand in the middle are what symmetric codes are.
     if zero is not None and (zero == MIDDLE[form.bits]).all():
         zero = None
     form = replace(form, zero=zero is not None)
-    order, divisor = layer.group_of, layer.input_divisor
-    return QTensor(
-        codes,
-        jnp.asarray(layer.scale),
-        None if zero is None else jnp.asarray(zero),
-        None if order is None else jnp.asarray(order),
-        None if divisor is None else jnp.asarray(divisor),
-        format=form,
-        outputs=outputs,
-    )
+    names = (*BESIDE_CODES, "group_of", "input_divisor")
+    parts = {name: getattr(replace(layer, zero=zero), name) for name in names}
+    arrays = {name: None if part is None else jnp.asarray(part) for name, part in parts.items()}
+    return QTensor(codes, **arrays, format=form, outputs=outputs)  # type: ignore[arg-type]
 
 
 def _dense(layer: PackedLinear) -> np.ndarray:
@@ -203,13 +211,17 @@ def _dense(layer: PackedLinear) -> np.ndarray:
     return dense / layer.input_divisor.reshape(-1, *[1] * (dense.ndim - 1))
 
 
+def packed_matrix(layer: PackedLinear) -> QTensor:
+    """A layer as it is published, ``[out, …]``, as the matrix ``[A, out]`` of its inputs."""
+    return _qtensor(layer.with_arrays({name: x.T for name, x in layer.arrays.items()}), 1)
+
+
 def rows_of(layer: PackedLinear) -> np.ndarray:
     """A layer as it is published, ``[out, in]``, unpacked to f32."""
-    zero = None if layer.zero is None else layer.zero.T
-    return _dense(replace(layer, codes=layer.codes.T, scale=layer.scale.T, zero=zero)).T
+    return _dense(layer.with_arrays({name: x.T for name, x in layer.arrays.items()})).T
 
 
-def params_of(loaded: dict[str, Leaf], shapes: Any) -> Any:
+def params_of(loaded: Mapping[str, Leaf], shapes: Any) -> Any:
     """Leaves by dotted name as the tree of parameters."""
     paths, tree = jax.tree_util.tree_flatten_with_path(shapes)
     names = [".".join(key.name for key in path) for path, _ in paths]
