@@ -396,12 +396,12 @@ class FeaturesResult(Result, rows="rows"):
                     for name in kinds
                     for floor in [getattr(row, name)]
                 },
-                one_more=row.tensor and row.tensor.one_more,
-                verdict=row.tensor and row.tensor.verdict,
-                random=drawn and drawn.tensor and drawn.tensor.ratio,
-                tokens=token and token.tensor and token.tensor.ratio,
-                random_survives=drawn and drawn.survives,
-                tokens_survive=token and token.survives,
+                one_more=row.tensor.one_more if row.tensor else None,
+                verdict=row.tensor.verdict if row.tensor else None,
+                random=drawn.tensor.ratio if drawn and drawn.tensor else None,
+                tokens=token.tensor.ratio if token and token.tensor else None,
+                random_survives=drawn.survives if drawn else None,
+                tokens_survive=token.survives if token else None,
             )
             for own in self.dictionaries
             for row in own.rows

@@ -106,7 +106,9 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
         session=session, options=options, added=added, shares=shares, seen=seen, labels=labels,
         weights=stats.bootstrap_weights(work.groups, rng),
     )  # fmt: skip
-    reports = [report(found, source, place) for place, source in enumerate(sources)]
+    numbered = list(enumerate(sources))
+    reports = [report(found, source, place)
+               for place, source in session.log.track(numbered, "statistics")]  # fmt: skip
     return FeaturesResult(
         dictionaries=tuple(reports),
         predictions=tuple(predictions(found)),

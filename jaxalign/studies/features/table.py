@@ -135,7 +135,7 @@ def _line(own: DictionaryReport, row: FeatureRow) -> list[str]:
         plain(row.slope, ".3f"),
         plain(row.destroyed, ".1%"),
         plain(row.survives, ".1%"),
-        *(plain(one and one.survives, ".1%") for one in map(beside.get, CONTROLS)),
+        *(plain(one.survives if one else None, ".1%") for one in map(beside.get, CONTROLS)),
     ]
 
 
