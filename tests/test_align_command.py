@@ -206,12 +206,12 @@ def test_two_more_seeds_are_as_alike_as_seeds_and_a_farther_one_is_less(made, tm
     floor = ("--floor", ",".join(folders[f"seed{i}"] for i in range(4)))
     out, result = aligned(tmp_path, folders["a"], folders["b"], *floor)
     said = (
-        "The two dictionaries are more alike than chance, as alike as two seeds of one precision."
+        "The two dictionaries are more alike than chance; as alike as two seeds of one precision."
     )
     assert said in in_one_line(out)
     assert {beside_seeds(own) for own in result.measures.values()} == {"as"}
     out, result = aligned(tmp_path, folders["a"], folders["far"], *floor)
-    assert "more alike than chance, less alike than two seeds of one precision" in in_one_line(out)
+    assert "more alike than chance; less alike than two seeds of one precision" in in_one_line(out)
     assert beside_seeds(result.measures["raw"]) == "less"
     _, result = aligned(tmp_path, folders["a"], folders["a"], *floor, "--draws", 0)
     assert beside_seeds(result.measures["raw"]) == "more"

@@ -110,7 +110,7 @@ def test_pythia_70m_has_its_published_number_of_parameters():
         ("rope_scaling", {"type": "linear", "factor": 2.0}),
         ("rope_parameters", {"rope_type": "yarn", "factor": 4.0}),
         ("hidden_act", "gelu_10"),
-        ("model_type", "gpt2"),
+        ("model_type", "bloom"),
     ],
 )
 def test_settings_that_change_the_computation_are_refused_by_name(setting, value):

@@ -85,10 +85,8 @@ class ModelConfig:
     hidden_size: int
     intermediate_size: int
     max_positions: int = 2048
-    learned_positions: bool = False
     rotary_dims: int = 16
     rotary_base: float = 10000.0
-    local_rotary_base: float | None = None
     parallel_residual: bool = True
     tied_embeddings: bool = False
     attention_bias: bool = True
@@ -102,9 +100,6 @@ class ModelConfig:
     mlp_bias: bool = True
     out_bias: bool = None  # type: ignore[assignment]
     query_key_norms: bool = False
-    norms_over_heads: bool = False
-    qkv_clip: float | None = None
-    pre_norms: bool = True
     post_norms: bool = False
     windows: tuple[int | None, ...] = ()
     rotary_scaling: RotaryScaling | None = None
@@ -112,6 +107,11 @@ class ModelConfig:
     attention_cap: float | None = None
     logit_cap: float | None = None
     scaled_embedding: bool = False
+    learned_positions: bool = False
+    local_rotary_base: float | None = None
+    norms_over_heads: bool = False
+    qkv_clip: float | None = None
+    pre_norms: bool = True
 
     def __post_init__(self) -> None:
         self._check_sizes("vocab_size", "num_layers", "num_heads", "hidden_size",
