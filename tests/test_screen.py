@@ -14,7 +14,7 @@ from tiny_run import PROMPTS, refusal, run, write_model, write_prompts
 from jaxalign import load, read
 from jaxalign.commands.main import main
 from jaxalign.numerics.scheme import scheme_named
-from jaxalign.prompts import read_prompts
+from jaxalign.prompts import SINGLE, read_prompts
 from jaxalign.studies.registry import STUDIES
 from jaxalign.study import codec, estimate
 from jaxalign.study.call_log import operations
@@ -165,8 +165,12 @@ def test_an_input_that_a_figure_would_be_drawn_over_is_refused(inputs, tmp_path)
 # Estimates.
 
 
+# Studies of single prompts; a study of texts counts its calls in a test of its own.
+OF_PROMPTS = [name for name, study in STUDIES.items() if study.prompts is SINGLE]
+
+
 @pytest.mark.parametrize(
-    "name", [n if n == "schemes" else pytest.param(n, marks=pytest.mark.slow) for n in STUDIES]
+    "name", [n if n == "schemes" else pytest.param(n, marks=pytest.mark.slow) for n in OF_PROMPTS]
 )
 def test_an_estimate_counts_the_calls_that_the_study_makes(inputs, name, tmp_path, monkeypatch):
     """Zeros in the place of results: every study makes all of its calls, and computes none."""

@@ -35,7 +35,10 @@ class Published(Mapping[str, Any]):
         stored = self.names[name]
         tensor = self._ordered(stored, self.file.decoded(stored))
         norm = part_of(stored).endswith("norm") and stored.endswith(".weight")
-        return tensor - np.float32(self.architecture.norms_add) if norm else tensor
+        if not norm:
+            return tensor
+        with np.errstate(invalid="ignore"):  # what is not finite is refused where it is used
+            return tensor - np.float32(self.architecture.norms_add)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.names)
