@@ -11,7 +11,7 @@ from typing import Any
 import gguf
 import numpy as np
 from family_checkpoints import SIZES, theirs, torch_and_transformers
-from llama_gguf import TOKENIZER, TOKENS, interleaved
+from llama_gguf import TOKENIZER, TOKENS, add, interleaved
 
 import jaxalign
 
@@ -309,17 +309,3 @@ def original_of(folder: Path, model: Any, file: Path) -> jaxalign.Model:
     model.save_pretrained(folder)
     jaxalign.load(file).tokenizer.save(str(folder / "tokenizer.json"))
     return jaxalign.load(folder)
-
-
-def add(writer: Any, key: str, value: Any) -> None:
-    """One setting, of its type."""
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
-        writer.add_array(key, value)

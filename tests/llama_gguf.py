@@ -109,7 +109,7 @@ def write_llama(
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in {**SETTINGS, **changes}.items():
         if value is not None:
-            _add(writer, key, value)
+            add(writer, key, value)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, LAYERS)
     expected = {}
     for name, tensor in tensors.items():
@@ -150,7 +150,8 @@ def halves(rows: np.ndarray, heads: int) -> np.ndarray:
     return out
 
 
-def _add(writer: Any, key: str, value: Any) -> None:
+def add(writer: Any, key: str, value: Any) -> None:
+    """One setting, of its type."""
     if isinstance(value, bool):
         writer.add_bool(key, value)
     elif isinstance(value, int):

@@ -10,7 +10,7 @@ import gguf
 import numpy as np
 import pytest
 from family_checkpoints import torch_and_transformers
-from gguf_files import add
+from llama_gguf import add
 from shared_texts import DATA, require
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 

@@ -24,19 +24,17 @@ from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
 
 
-def _read(settings: Settings) -> dict[str, Any]:
-    fields = common(settings, 8192, kv_heads=4, head_dim=256)
+def read_gemma(settings: Settings, logit_cap: float | None) -> dict[str, Any]:
+    """What Gemma 2 and 3 share beside the Llama line's fields.
+
+    Args:
+        settings: of the file.
+        logit_cap: what a missing ``final_logit_softcapping`` means.
+    """
     settings.only("use_bidirectional_attention", False)
     activation = settings.word("hidden_activation", "gelu_pytorch_tanh")
     settings.only("hidden_act", activation)  # older files repeat it here
-    caps = {
-        field: settings.optional_number(name, default)
-        for field, name, default in (
-            ("attention_cap", "attn_logit_softcapping", 50.0),
-            ("logit_cap", "final_logit_softcapping", 30.0),
-        )
-    }
-    return fields | {
+    return {
         "tied_embeddings": settings.flag("tie_word_embeddings", True),
         "attention_bias": settings.flag("attention_bias", False),
         "activation": activation,
@@ -44,9 +42,16 @@ def _read(settings: Settings) -> dict[str, Any]:
         "post_norms": True,
         "scaled_embedding": True,
         "query_scalar": settings.number("query_pre_attn_scalar", 256),
-        **caps,
-        "windows": _windows(settings, fields["num_layers"]),
+        "logit_cap": settings.optional_number("final_logit_softcapping", logit_cap),
     }
+
+
+def _read(settings: Settings) -> dict[str, Any]:
+    fields = common(settings, 8192, kv_heads=4, head_dim=256)
+    return fields | read_gemma(settings, 30.0) | {
+        "attention_cap": settings.optional_number("attn_logit_softcapping", 50.0),
+        "windows": _windows(settings, fields["num_layers"]),
+    }  # fmt: skip
 
 
 def _windows(settings: Settings, layers: int) -> tuple[int | None, ...]:
@@ -64,18 +69,23 @@ def _windows(settings: Settings, layers: int) -> tuple[int | None, ...]:
     return windows if any(windows) else ()
 
 
-def _write(config: ModelConfig) -> dict[str, Any]:
+def write_gemma(config: ModelConfig, architecture: str) -> dict[str, Any]:
+    """The settings that Gemma 2 and 3 share."""
     sizes = [window for window in config.windows if window is not None]
     scalar = config.query_scalar
-    return write_common(config, "Gemma2ForCausalLM") | {
+    return write_common(config, architecture) | {
         "hidden_activation": config.activation,
         "attention_bias": config.attention_bias,
         "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
-        "attn_logit_softcapping": config.attention_cap,
         "final_logit_softcapping": config.logit_cap,
         "sliding_window": sizes[0] if sizes else None,
         "layer_types": layer_types(config),
     }
+
+
+def _write(config: ModelConfig) -> dict[str, Any]:
+    capped = {"attn_logit_softcapping": config.attention_cap}
+    return write_gemma(config, "Gemma2ForCausalLM") | capped
 
 
 # Gemma's name for what stands behind the attention is Llama's for what stands before the MLP.

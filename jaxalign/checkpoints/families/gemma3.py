@@ -10,17 +10,16 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from jaxalign.checkpoints.families.gemma2 import NORMS
+from jaxalign.checkpoints.families.gemma2 import NORMS, read_gemma, write_gemma
 from jaxalign.checkpoints.families.llama import (
     COMMON,
     EMBED,
     UNEMBED,
     common,
     norm,
-    write_common,
 )
 from jaxalign.checkpoints.families.rotation import rope_of, scaling_of
-from jaxalign.checkpoints.families.settings import Family, Settings, layer_types
+from jaxalign.checkpoints.families.settings import Family, Settings
 from jaxalign.checkpoints.tables import Table
 from jaxalign.errors import InputError
 from jaxalign.model.config import ModelConfig
@@ -68,25 +67,14 @@ def _by_layer_type(rope: Settings) -> tuple[Settings, Settings]:
 
 def _read(settings: Settings) -> dict[str, Any]:
     fields = common(settings, 131072, kv_heads=4, head_dim=256, rotation=_rotation)
-    settings.only("use_bidirectional_attention", False)
     settings.only("attn_logit_softcapping", None)  # transformers takes it and does not apply it
-    activation = settings.word("hidden_activation", "gelu_pytorch_tanh")
-    settings.only("hidden_act", activation)
     windows = _windows(settings, fields["num_layers"])
-    return fields | {
+    return fields | read_gemma(settings, None) | {
         "family": "gemma3_text",
-        "tied_embeddings": settings.flag("tie_word_embeddings", True),
-        "attention_bias": settings.flag("attention_bias", False),
-        "activation": activation,
-        "norm": "rms+1",
-        "post_norms": True,
         "query_key_norms": True,
-        "scaled_embedding": True,
-        "query_scalar": settings.number("query_pre_attn_scalar", 256),
-        "logit_cap": settings.optional_number("final_logit_softcapping", None),
         "windows": windows,
         "local_rotary_base": fields["local_rotary_base"] if windows else None,
-    }
+    }  # fmt: skip
 
 
 def _windows(settings: Settings, layers: int) -> tuple[int | None, ...]:
@@ -117,18 +105,9 @@ def _read_with_pictures(settings: Settings) -> dict[str, Any]:
 
 
 def _write(config: ModelConfig) -> dict[str, Any]:
-    sizes = [window for window in config.windows if window is not None]
-    scalar = config.query_scalar
     local = config.local_rotary_base
-    return write_common(config, "Gemma3ForCausalLM") | {
-        "hidden_activation": config.activation,
-        "attention_bias": config.attention_bias,
-        "query_pre_attn_scalar": int(scalar) if scalar == int(scalar) else scalar,
-        "final_logit_softcapping": config.logit_cap,
-        "sliding_window": sizes[0] if sizes else None,
-        "layer_types": layer_types(config),
-        **({} if local is None else {"rope_local_base_freq": local}),
-    }
+    own = {} if local is None else {"rope_local_base_freq": local}
+    return write_gemma(config, "Gemma3ForCausalLM") | own
 
 
 _HEAD_NORMS = (
