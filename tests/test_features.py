@@ -28,7 +28,7 @@ from jaxalign.studies.features.calls import work_of
 from jaxalign.studies.features.floors import group_noisy, pruned, share_of
 from jaxalign.studies.features.moments import compare
 from jaxalign.studies.features.quality import first_left_out, measure_quality
-from jaxalign.studies.features.result import CONTROLS, Floor
+from jaxalign.studies.features.rows import CONTROLS, Floor
 from jaxalign.studies.features.sources import Source, open_sources
 from jaxalign.studies.features.survival import (
     judged,
@@ -261,7 +261,10 @@ def test_kendalls_w_is_that_of_friedmans_test():
 def test_the_share_of_removed_weights_is_found_between_those_measured():
     shares, found = np.array([0.1, 0.2, 0.4]), np.array([1.9, 2.2, 3.0])
     assert share_of(2.2, 2.0, shares, found) == pytest.approx(0.2)
-    assert share_of(2.6, 2.0, shares, found) == pytest.approx(0.3)
+    part = np.log(0.6 / 0.2) / np.log(1.0 / 0.2)  # rises grow by a factor a step
+    assert share_of(2.6, 2.0, shares, found) == pytest.approx(0.2 + 0.2 * part)
+    # Below the first rise there is no factor: a line from where nothing is removed.
+    assert share_of(2.1, 2.0, shares, found) == pytest.approx(0.15)
     assert share_of(1.95, 2.0, shares, found) is None
     assert share_of(3.5, 2.0, shares, found) is None
 
@@ -554,7 +557,9 @@ def test_pruned_weights_of_the_same_perplexity_stand_beside_a_scheme(folder, stu
             result.provenance.notes
         )
     else:
-        assert row.pruning.perplexity == pytest.approx(wanted, rel=0.02)
+        clean = result.predictions[0].perplexity.value
+        rise = np.log(row.pruning.perplexity / clean) / np.log(wanted / clean)
+        assert rise == pytest.approx(1, abs=0.03)
         assert 0 < row.pruning.share < 0.8
 
 

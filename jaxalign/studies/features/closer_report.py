@@ -20,7 +20,7 @@ from jaxalign.studies.features.labelled import Group, groups_of
 from jaxalign.studies.features.moments import Moments
 from jaxalign.studies.features.options import FeaturesOptions
 from jaxalign.studies.features.predictors import predict, statistics
-from jaxalign.studies.features.result import FeatureRow
+from jaxalign.studies.features.rows import FeatureRow
 from jaxalign.studies.features.sources import Source
 from jaxalign.studies.features.survival import sums_of, survival
 from jaxalign.study.session import Session

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from jaxalign.measures.estimates import Estimate
 from jaxalign.studies.features.findings import Closer
-from jaxalign.studies.features.result import DictionaryReport, FeaturesResult, Floor
+from jaxalign.studies.features.result import DictionaryReport, FeaturesResult
+from jaxalign.studies.features.rows import Floor
 from jaxalign.studies.features.table import plain, ratio_text, small
 from jaxalign.study.tables import estimate_text, one_line, p_text, text_table
 

@@ -137,10 +137,14 @@ def share_of(loss: float, clean: float, shares: np.ndarray, losses: np.ndarray) 
         None where the scheme costs nothing, or more than the largest share.
     """
     # Removing few weights may help: what is beyond the first rise is read.
-    rising, at = np.maximum.accumulate([clean, *losses]), np.array([0.0, *shares])
-    if not rising[0] < loss <= rising[-1]:
+    rises, at = np.maximum.accumulate([0.0, *(losses - clean)]), np.array([0.0, *shares])
+    wanted = loss - clean
+    if not 0 < wanted <= rises[-1]:
         return None
-    after = int(np.searchsorted(rising, loss))
+    after = int(np.searchsorted(rises, wanted))
     before = after - 1
-    part = (loss - rising[before]) / (rising[after] - rising[before])
+    ends = rises[before], rises[after]
+    if ends[0] > 0:  # costs grow by a factor a step
+        wanted, ends = np.log(wanted), (np.log(ends[0]), np.log(ends[1]))
+    part = (wanted - ends[0]) / (ends[1] - ends[0])
     return float(at[before] + part * (at[after] - at[before]))

@@ -30,14 +30,8 @@ from jaxalign.studies.features.closer_report import closer_report
 from jaxalign.studies.features.moments import Moments, Predictions
 from jaxalign.studies.features.options import FeaturesOptions
 from jaxalign.studies.features.quality import DEAD, explained, measure_quality, rates
-from jaxalign.studies.features.result import (
-    CONTROLS,
-    DictionaryReport,
-    FeatureRow,
-    Floor,
-    SchemePredictions,
-    Untrained,
-)
+from jaxalign.studies.features.result import DictionaryReport, SchemePredictions
+from jaxalign.studies.features.rows import CONTROLS, FeatureRow, Floor, Untrained
 from jaxalign.studies.features.sources import Source
 from jaxalign.studies.features.survival import (
     THRESHOLDS,

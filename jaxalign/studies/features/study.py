@@ -16,6 +16,7 @@ from jaxalign.measures import stats
 from jaxalign.model.size import mean_bits
 from jaxalign.numerics.scheme import BF16, F32, Scheme
 from jaxalign.prompts import Windows, bos_token, cut_windows, first_tokens
+from jaxalign.shapes import Int
 from jaxalign.studies.features.calls import (
     BATCHING,
     CHANCE,
@@ -40,7 +41,8 @@ from jaxalign.studies.features.report import (
     predictions,
     report,
 )
-from jaxalign.studies.features.result import CONTROLS, FeaturesResult, Texts
+from jaxalign.studies.features.result import FeaturesResult, Texts
+from jaxalign.studies.features.rows import CONTROLS
 from jaxalign.studies.features.sources import Source, check_basis, open_sources
 from jaxalign.studies.features.survival import THRESHOLDS
 from jaxalign.studies.features.untrained import controls
@@ -64,30 +66,14 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
     check_basis((source.place[0] for source in sources), options.schemes)
     for scheme in options.schemes:
         mean_bits(session.config, scheme)  # refuses groups that do not divide, before any work
+    labels = _labels(options, sources)
     windows = _windows(session, options, sources)
-    work = work_of(session, [*sources] * (1 + len(CONTROLS)), windows, options.positions == "last")
-    if options.least_firings > work.counted.sum():
-        raise InputError(
-            f"--least-firings {options.least_firings} is more than the {int(work.counted.sum())} "
-            "tokens that are read",
-            "give more --tokens or longer --texts, or a lower --least-firings",
-        )
+    # A control takes as much memory as the dictionary that it stands beside.
+    held = [*sources] * (1 + len(CONTROLS))
+    work = work_of(session, held, windows, options.positions == "last")
+    _check_tokens(options, work)
+    session.notes += _notes(session, sources, work)
     beside = [*sources, *controls(sources, session, work, options.seed)]
-    labels = {}
-    if options.labels is not None:
-        [only] = sources
-        labels = read_labels(Path(options.labels), only.dictionary.features, only.place)
-    session.notes += [note for source in sources for note in source.notes]
-    session.notes += windows.notes
-    session.notes += [
-        f"{source.name} was trained on these texts, of which every tenth document was held out"
-        for source in sources
-        if source.trained.facts.training.get("texts_sha256") == windows.texts_sha256
-    ]
-    if session.inputs.prompts.file == "shipped" and session.model.source.model != BUNDLED_NAME:
-        session.notes.append(
-            "the texts are documents of the bundled model's kinds; --texts gives others"
-        )
     added = Added(work=work)
     every = [
         call
@@ -100,8 +86,6 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
     shares = _pruned(session, options, work, beside, added) if options.pruning else {}
     session.end_of_calls()
     rng = stats.generator(options.seed, "features", "documents")
-    if work.groups < 2:
-        session.notes.append("the texts are one document, so no interval can be given")
     found = Found(
         session=session, options=options, added=added, shares=shares, seen=seen, labels=labels,
         weights=stats.bootstrap_weights(work.groups, rng),
@@ -117,12 +101,55 @@ def run(session: Session, options: FeaturesOptions) -> FeaturesResult:
         survives=options.survives,
         destroyed=options.destroyed,
         least_firings=options.least_firings,
-        texts=Texts(
-            windows=len(windows.tokens), documents=windows.documents,
-            tokens=int(work.counted.sum()), window=windows.window, stride=windows.stride,
-            bos=windows.bos is not None, sha256=windows.texts_sha256, groups=work.groups,
-        ),
+        texts=_texts(work),
         provenance=session.provenance(windows.documents),
+    )
+
+
+def _labels(
+    options: FeaturesOptions, sources: Sequence[Source]
+) -> dict[str, Int[np.ndarray, " group"]]:
+    """Features by label, of the only dictionary; nothing without a file of labels."""
+    if options.labels is None:
+        return {}
+    [only] = sources
+    return read_labels(Path(options.labels), only.dictionary.features, only.place)
+
+
+def _check_tokens(options: FeaturesOptions, work: Work) -> None:
+    """Refuse, before any work, texts on which no feature can be judged."""
+    read = int(work.counted.sum())
+    if options.least_firings > read:
+        raise InputError(
+            f"--least-firings {options.least_firings} is more than the {read} tokens that are read",
+            "give more --tokens or longer --texts, or a lower --least-firings",
+        )
+
+
+def _notes(session: Session, sources: Sequence[Source], work: Work) -> Iterator[str]:
+    """What a reader has to know of dictionaries and texts."""
+    windows = work.windows
+    for source in sources:
+        yield from source.notes
+    yield from windows.notes
+    for source in sources:
+        if source.trained.facts.training.get("texts_sha256") == windows.texts_sha256:
+            yield (
+                f"{source.name} was trained on these texts, of which every tenth document was "
+                "held out"
+            )
+    if session.inputs.prompts.file == "shipped" and session.model.source.model != BUNDLED_NAME:
+        yield "the texts are documents of the bundled model's kinds; --texts gives others"
+    if work.groups < 2:
+        yield "the texts are one document, so no interval can be given"
+
+
+def _texts(work: Work) -> Texts:
+    windows = work.windows
+    return Texts(
+        windows=len(windows.tokens), documents=windows.documents, tokens=int(work.counted.sum()),
+        window=windows.window, stride=windows.stride, bos=windows.bos is not None,
+        sha256=windows.texts_sha256, groups=work.groups,
     )  # fmt: skip
 
 

@@ -7,14 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from jaxalign.errors import counted
 from jaxalign.measures.estimates import Estimate
 from jaxalign.studies.features.findings import NOISE_OF, Closer, EffectRow
-from jaxalign.studies.features.result import (
-    CONTROLS,
-    DictionaryReport,
-    FeatureRow,
-    FeaturesResult,
-    Floor,
-    SchemePredictions,
-)
+from jaxalign.studies.features.result import DictionaryReport, FeaturesResult, SchemePredictions
+from jaxalign.studies.features.rows import CONTROLS, FeatureRow, Floor
 from jaxalign.study.tables import estimate_text, header, one_line, text_table
 
 NAMED = 4  # dictionaries on the screen

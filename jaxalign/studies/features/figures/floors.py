@@ -19,13 +19,8 @@ from jaxalign.studies.features.figures.shared import (
     names_of,
     panels,
 )
-from jaxalign.studies.features.result import (
-    CONTROLS,
-    DictionaryReport,
-    FeatureRow,
-    FeaturesResult,
-    Floor,
-)
+from jaxalign.studies.features.result import DictionaryReport, FeaturesResult
+from jaxalign.studies.features.rows import CONTROLS, FeatureRow, Floor
 
 LINES = ("-", ":", "--")  # the dictionary, and each of its controls
 
